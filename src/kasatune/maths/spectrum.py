@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kasatune.maths.update import Factors
+
+
+class ThinSVD(NamedTuple):
+    """Singular triplets U (out, q), S (q,) descending, Vh (q, in)."""
+
+    U: Tensor
+    S: Tensor
+    Vh: Tensor
+
+
+def singular_values(W: Tensor) -> Tensor:
+    """All min(out, in) singular values of W (out, in), descending, float64: computed in float64 whatever W's dtype."""
+    return torch.linalg.svdvals(W.detach().double())
+
+
+def energy_share(S: Tensor, first: int, count: int) -> float:
+    """sum_{i = first}^{first + count - 1} S_i^2 / sum_i S_i^2: the part of ||W||_F^2 that those triplets hold.
+
+    0 for a weight that is zero.
+    """
+    energy = S.detach().double().square()
+    total = energy.sum()
+    return float(energy[first : first + count].sum() / total) if total > 0 else 0.0
+
+
+def effective_rank(S: Tensor) -> float:
+    """exp(-sum p_i log p_i), p = S / sum S: the effective rank of Roy and Vetterli (2007); 0 for the zero matrix."""
+    S = S.detach().double()
+    total = S.sum()
+    return float(torch.special.entr(S / total).sum().exp()) if total > 0 else 0.0
+
+
+def product_svd(left: Tensor, right: Tensor) -> ThinSVD:
+    """The thin SVD of left @ right, (out, q) times (q, in), without forming the (out, in) product.
+
+    left = Q_l R_l, right^T = Q_r R_r, R_l R_r^T = U S Vh; q <= min(out, in). Computed in float64; returned in float32,
+    or float64 where a factor is float64.
+    """
+    dtype = torch.promote_types(torch.promote_types(left.dtype, right.dtype), torch.float32)
+    Q_left, R_left = torch.linalg.qr(left.detach().double())
+    Q_right, R_right = torch.linalg.qr(right.detach().double().mT)
+    U, S, Vh = torch.linalg.svd(R_left @ R_right.mT, full_matrices=False)
+    return ThinSVD((Q_left @ U).to(dtype), S.to(dtype), (Vh @ Q_right.mT).to(dtype))
+
+
+def update_svd(factors: Factors, scaling: float) -> ThinSVD:
+    """The SVD of dW = s B diag(sigma) A (or s B sigma A), r triplets, from the factors alone; see `product_svd`."""
+    A, sigma, B = factors
+    core = torch.diag(sigma) if sigma.ndim == 1 else sigma
+    dtype = torch.promote_types(B.dtype, torch.float32)
+    triplets = product_svd(scaling * (B.detach().double() @ core.detach().double()), A)
+    return ThinSVD(*(t.to(dtype) for t in triplets))
+
+
+def subspace_alignment(X: Tensor, Y: Tensor) -> float:
+    """||Q_X^T Q_Y||_F^2 / min(p, q): the mean squared cosine of the principal angles between two column spaces.
+
+    X (n, p) and Y (n, q) need not be orthonormal, but of full column rank. 1: one space holds the other; 0: orthogonal.
+    """
+    Q_X, _ = torch.linalg.qr(X.detach().double())
+    Q_Y, _ = torch.linalg.qr(Y.detach().double())
+    return float((Q_X.mT @ Q_Y).square().sum() / min(X.shape[1], Y.shape[1]))

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kasatune.errors import ModelError
+
+
+class TailSVD(NamedTuple):
+    """Singular triplets U (out, r), S (r,) descending, Vh (r, in); the component is U diag(S) Vh."""
+
+    U: Tensor
+    S: Tensor
+    Vh: Tensor
+
+
+def tail_svd(W: Tensor, r: int, *, name: str | None = None) -> TailSVD:
+    """W = U S Vh, its r smallest singular triplets of min(out, in): what KaSA drops from a weight.
+
+    Args:
+        W: weight (out, in), of any floating dtype. Left as it is.
+        r: number of triplets, 1 <= r < min(out, in).
+        name: of the layer, for the error messages.
+
+    Returns:
+        U (out, r), S (r,) in descending order, Vh (r, in), on W's device; float64 for a float64 weight, otherwise
+        float32. The same weight gives the same bytes.
+
+    Raises:
+        ModelError: W is not a matrix of finite floating-point numbers in memory, or r is out of range.
+    """
+    _check(W, r, name)
+    return _full(W.detach(), r)
+
+
+def tail_svd_many(
+    weights: Sequence[Tensor],
+    ranks: Sequence[int],
+    *,
+    names: Sequence[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[TailSVD]:
+    """`tail_svd` of each weight with its rank, in the order given.
+
+    Args:
+        weights: matrices, of any shapes.
+        ranks: one for each weight.
+        names: of the layers, for the error messages.
+        progress: called as progress(done, total) after each weight.
+
+    Raises:
+        ModelError: as tail_svd, before any weight is decomposed.
+        ValueError: as many ranks and names as weights are needed.
+    """
+    layer_names = list(names) if names is not None else [None] * len(weights)
+    for W, r, name in zip(weights, ranks, layer_names, strict=True):
+        _check(W, r, name)
+    tails = []
+    for done, (W, r) in enumerate(zip(weights, ranks, strict=True), start=1):
+        tails.append(_full(W.detach(), r))
+        if progress is not None:
+            progress(done, len(weights))
+    return tails
+
+
+def _full(W: Tensor, r: int) -> TailSVD:
+    """The tail of the full float64 SVD: float32 singular vectors of small singular values are off by far too much."""
+    U, S, Vh = torch.linalg.svd(W.double(), full_matrices=False)
+    dtype = torch.promote_types(W.dtype, torch.float32)
+    return TailSVD(*(t.to(dtype).contiguous() for t in (U[:, -r:], S[-r:], Vh[-r:])))
+
+
+def _check(W: Tensor, r: int, name: str | None) -> None:
+    layer = f"layer {name!r}" if name else "the weight"
+    if W.ndim != 2:
+        raise ModelError(
+            f"{layer} has shape {tuple(W.shape)}, but singular values need a matrix (2 dimensions): "
+            "leave the layer out of target_modules"
+        )
+    if not W.is_floating_point():
+        raise ModelError(f"{layer} has dtype {W.dtype}, but a floating-point weight is needed: dequantize it first")
+    if W.is_meta:
+        raise ModelError(
+            f"{layer} is on the meta device, but its values are needed: load the checkpoint before decomposing"
+        )
+    limit = min(W.shape) - 1
+    if not 1 <= r <= limit:
+        raise ModelError(
+            f"{layer} of shape {tuple(W.shape)} cannot drop r = {r} singular triplets, r must lie between 1 and "
+            f"{limit}: choose another rank, or leave the layer out of target_modules"
+        )
+    if not torch.isfinite(W).all():
+        bad = int((~torch.isfinite(W)).sum())
+        raise ModelError(
+            f"{layer} holds {bad} values that are NaN or infinite of {W.numel()}, but all must be finite: "
+            "check the checkpoint, or load it in a wider dtype"
+        )
