@@ -1,0 +1,44 @@
+# Every target makes .venv first if it is missing. Needs: Python 3.11 or newer with venv and pip, make.
+# A package index other than pip's default goes in PIP_FLAGS: make demo PIP_FLAGS="--find-links /wheels"
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+PYTEST_FLAGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check install clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(STAMP) ## fine-tune a small real encoder with KaSA, evaluate it, write runs/demo
+	@$(BIN)/kasatune demo
+
+test: $(STAMP) ## the tests
+	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 $(PYTEST_FLAGS)
+
+check: $(STAMP) ## format, lint, types, direction of imports
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/pyright
+	@$(BIN)/lint-imports
+
+install: $(STAMP) ## .venv with everything at the pinned versions
+
+clean: ## remove .venv and caches; runs/ stays
+	rm -rf $(VENV) build dist src/kasatune.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+
+# torch comes first and by itself, so that no other package's range can fetch a second build of it.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "kasatune needs Python 3.11 or newer, found $$($(PYTHON) --version 2>&1): make PYTHON=python3.11 ..." >&2; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV), minutes on the first run ..."
+	@$(PIP) setuptools torch
+	@$(PIP) --no-build-isolation -e '.[dev]'
+	@touch $@
