@@ -1,4 +1,4 @@
-"""The paper's equations as they are written, in float64: slow and plain; every other function is tested against them."""
+"""The paper's equations as they are written, in float64: slow and plain, for the tests of every other function."""
 
 from __future__ import annotations
 
