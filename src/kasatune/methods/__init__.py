@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from kasatune.errors import InputError
 from kasatune.methods.table import METHODS, MethodInfo
 
-
 if TYPE_CHECKING:
     from kasatune.methods.base import Method
 

@@ -1,0 +1,128 @@
+"""What the methods that live in a PEFT adapter share."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft import PeftConfig, PeftModel, get_peft_model
+from peft.utils import TaskType
+from torch import nn
+
+from kasatune.errors import AdapterError, KasatuneError, ModelError
+from kasatune.methods.base import Method, MethodSettings, TaskKind
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ADAPTER_FOLDER = "adapter"
+_TASK_TYPES = {
+    "classification": TaskType.SEQ_CLS,
+    "regression": TaskType.SEQ_CLS,
+    "generation": TaskType.CAUSAL_LM,
+}
+# PEFT adds these two names to `modules_to_save` of every SEQ_CLS adapter by itself, once more at each load.
+_ADDED_BY_PEFT = ("classifier", "score")
+
+
+class AdapterMethod(Method):
+    """A method whose trained state is one PEFT adapter, beside the newly made modules, in `modules_to_save`."""
+
+    folder = ADAPTER_FOLDER
+
+    @abstractmethod
+    def config(self, settings: MethodSettings, targets: list[str] | str | None, common: dict[str, Any]) -> PeftConfig:
+        """The adapter's configuration; `common` holds `task_type` and `modules_to_save`, to be passed on."""
+
+    def attach(
+        self, model: PreTrainedModel, settings: MethodSettings, kind: TaskKind, new_modules: Sequence[str]
+    ) -> nn.Module:
+        """See `Method.attach`."""
+        common = {
+            "task_type": _TASK_TYPES[kind],
+            "modules_to_save": [name for name in new_modules if name not in _ADDED_BY_PEFT] or None,
+        }
+        try:
+            wrapped = get_peft_model(model, self.config(settings, peft_targets(settings.target_modules), common))
+        except KasatuneError:
+            raise
+        except ValueError as fault:
+            raise ModelError(f"method {self.info.name!r} cannot adapt {type(model).__name__}: {fault}") from fault
+        check_every_target(wrapped, settings.target_modules)
+        return wrapped
+
+    def save(self, model: nn.Module, run_dir: Path, base_name: str) -> None:
+        """See `Method.save`."""
+        save_peft(model, run_dir / self.folder, base_name)
+
+    def load(self, base: PreTrainedModel, run_dir: Path, settings: MethodSettings) -> nn.Module:
+        """See `Method.load`."""
+        return load_peft(base, run_dir / self.folder)
+
+
+def peft_targets(target_modules: str | Sequence[str]) -> list[str] | str | None:
+    """PEFT's own form of a recipe's targets: None stands for what PEFT adapts by default in this architecture."""
+    if target_modules == "default":
+        return None
+    return target_modules if isinstance(target_modules, str) else list(target_modules)
+
+
+def check_every_target(model: nn.Module, target_modules: str | Sequence[str]) -> None:
+    """Every listed target names a layer that was adapted.
+
+    PEFT is content when one of several names matches.
+
+    Raises:
+        ModelError: some match nothing.
+    """
+    if isinstance(target_modules, str):
+        return
+    adapted: list[str] = model.base_model.targeted_module_names  # type: ignore[union-attr,assignment]
+    unmatched = [name for name in target_modules if not any(f".{layer}".endswith(f".{name}") for layer in adapted)]
+    if unmatched:
+        endings = sorted({layer.rsplit(".", 1)[-1] for layer in adapted})
+        raise ModelError(
+            f"method.target_modules: {', '.join(unmatched)} match no layer of the model; "
+            f"those that matched end in: {', '.join(endings)}. Remove or correct the names."
+        )
+
+
+def save_peft(model: nn.Module, folder: Path, base_name: str) -> None:
+    """Write the adapter with `base_name` as its base, the same bytes whatever the order of hashing."""
+    if not isinstance(model, PeftModel):
+        raise TypeError(f"a PeftModel is needed, {type(model).__name__} was given")
+    model.peft_config["default"].base_model_name_or_path = base_name
+    # "auto" asks the hub whether the base's vocabulary has another size; nothing here resizes it.
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    sort_config(folder)
+
+
+def sort_config(folder: Path) -> None:
+    """Write adapter_config.json again with its keys in order, and the lists that PEFT holds as sets sorted."""
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for key, value in config.items():
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            config[key] = sorted(set(value))
+    path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load_peft(base: PreTrainedModel, folder: Path) -> PeftModel:
+    """`base` with the adapter in `folder`.
+
+    Raises:
+        AdapterError: a file is missing or damaged, or belongs to another base.
+    """
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            raise AdapterError(f"{folder} holds no {name}: give the run directory of a finished run")
+    try:
+        return PeftModel.from_pretrained(base, str(folder))
+    except KasatuneError:
+        raise
+    except Exception as fault:  # safetensors and PEFT raise a dozen unrelated types for a damaged file
+        reason = str(fault).strip().splitlines()[0] if str(fault).strip() else type(fault).__name__
+        raise AdapterError(f"{folder} cannot be loaded on {type(base).__name__}: {reason}") from fault

@@ -1,0 +1,68 @@
+"""The folder checkpoint/ of methods that are not LoRA-shaped but train far less than the whole model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from kasatune.errors import AdapterError
+
+CHECKPOINT_FOLDER = "checkpoint"
+_TENSORS = "trained.safetensors"
+_CONFIG = "checkpoint.json"
+
+
+def save_tensors(
+    run_dir: Path, method: str, base_name: str, tensors: Mapping[str, torch.Tensor], **details: Any
+) -> None:
+    """Write `tensors`, named as in the base model, and a JSON file that says what they belong to."""
+    folder = run_dir / CHECKPOINT_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()},
+        folder / _TENSORS,
+        metadata={"format": "pt"},
+    )
+    config = {"base_model_name_or_path": base_name, "method": method, "tensors": sorted(tensors), **details}
+    (folder / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def load_tensors(run_dir: Path) -> dict[str, torch.Tensor]:
+    """What `save_tensors` wrote.
+
+    Raises:
+        AdapterError: the file is missing or damaged.
+    """
+    path = run_dir / CHECKPOINT_FOLDER / _TENSORS
+    if not path.is_file():
+        raise AdapterError(f"{path} is missing: give the run directory of a finished run")
+    try:
+        return load_file(path)
+    except SafetensorError as fault:
+        raise AdapterError(f"{path} is damaged ({fault}): copy it again from where it was made") from fault
+
+
+def put_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor], source: Path) -> None:
+    """Copy `tensors` into the parameters of these names, converting to their dtype.
+
+    Raises:
+        AdapterError: a parameter does not exist or has another shape: the tensors belong to another base.
+    """
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        if name not in parameters or parameters[name].shape != tensor.shape:
+            found = tuple(parameters[name].shape) if name in parameters else "nothing"
+            raise AdapterError(
+                f"{source}: {name} has shape {tuple(tensor.shape)}, the base model has {found} there; "
+                "load it on the base that checkpoint.json names"
+            )
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            parameters[name].copy_(tensor)

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from kasatune.errors import AdapterError
+from kasatune.methods.base import Method, MethodSettings, TaskKind
+from kasatune.methods.checkpoint import CHECKPOINT_FOLDER
+from kasatune.methods.table import METHODS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Full(Method):
+    """Every parameter is trained; the result is a checkpoint of its own, which needs no base."""
+
+    info = METHODS["full"]
+
+    def attach(
+        self, model: PreTrainedModel, settings: MethodSettings, kind: TaskKind, new_modules: Sequence[str]
+    ) -> nn.Module:
+        """See `Method.attach`."""
+        model.requires_grad_(True)
+        return model
+
+    def save(self, model: nn.Module, run_dir: Path, base_name: str) -> None:
+        """See `Method.save`."""
+        model.save_pretrained(run_dir / CHECKPOINT_FOLDER)  # type: ignore[operator]
+
+    def load(self, base: PreTrainedModel, run_dir: Path, settings: MethodSettings) -> nn.Module:
+        """See `Method.load`."""
+        folder = run_dir / CHECKPOINT_FOLDER
+        if not (folder / "config.json").is_file():
+            raise AdapterError(f"{folder} holds no config.json: give the run directory of a finished run")
+        try:
+            return type(base).from_pretrained(str(folder), dtype="auto").to(base.device)  # type: ignore[arg-type]
+        except Exception as fault:  # safetensors and transformers raise a dozen unrelated types for a damaged file
+            raise AdapterError(f"{folder} cannot be loaded: {fault}") from fault
+
+
+METHOD = Full()

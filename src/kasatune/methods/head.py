@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kasatune.errors import AdapterError, WorkError
+from kasatune.methods.base import Method, MethodSettings, TaskKind, head_name
+from kasatune.methods.checkpoint import load_tensors, put_tensors, save_tensors
+from kasatune.methods.table import METHODS
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
+    from transformers import PreTrainedModel
+
+_FOLDS = 5
+_C = tuple(10.0**power for power in range(-5, 4))
+_ALPHA = tuple(10.0 ** (power / 2) for power in range(-8, 13))
+_ABSENT_LOGIT = -1e4  # of a class without a training example: representable in float16, and e^-1e4 = 0
+
+
+class FittedHead(nn.Module):
+    """logits = linear(features); hands the features through until `linear` is there.
+
+    Args:
+        first_token: the features are those of the first token of (batch, tokens, hidden), as the head that this
+            module replaces took them.
+        companions: names of the other newly made modules, whose random weights shape the features.
+    """
+
+    def __init__(self, first_token: bool, companions: Sequence[str]) -> None:
+        super().__init__()
+        self._first_token = first_token
+        self.companions = tuple(companions)
+        self.linear: nn.Linear | None = None
+
+    def forward(self, features: Tensor, **_: Any) -> Tensor:
+        """(batch, hidden) or (batch, tokens, hidden) -> features or logits."""
+        if self._first_token and features.ndim == 3:
+            features = features[:, 0]
+        return features if self.linear is None else self.linear(features.to(self.linear.weight.dtype))
+
+    def put(self, weight: np.ndarray, bias: np.ndarray, device: torch.device) -> None:
+        """From now on, logits = weight @ features + bias; weight (labels, hidden), bias (labels,), kept in float32."""
+        self.linear = nn.Linear(weight.shape[1], weight.shape[0], device=device).requires_grad_(False)
+        self.linear.weight.copy_(torch.from_numpy(weight))
+        self.linear.bias.copy_(torch.from_numpy(bias))
+
+
+class Head(Method):
+    """The model stays frozen; a linear map of what its head sees is fitted to convergence on the training set.
+
+    Classification: multinomial logistic regression, its C by cross-validation of the log loss. Regression: ridge
+    regression, its alpha by leave-one-out. Features are standardised, and the standardisation is folded into the
+    weights. What every adapter must beat.
+    """
+
+    info = METHODS["head"]
+    fitted = True
+
+    def attach(
+        self, model: PreTrainedModel, settings: MethodSettings, kind: TaskKind, new_modules: Sequence[str]
+    ) -> nn.Module:
+        """See `Method.attach`; the model's logits are its features until `fit`."""
+        model.requires_grad_(False)
+        name = head_name(model)
+        first_token = not isinstance(getattr(model, name), nn.Linear)
+        setattr(model, name, FittedHead(first_token, [other for other in new_modules if other != name]))
+        return model
+
+    def fit(
+        self, model: nn.Module, features: np.ndarray, labels: Sequence[int] | Sequence[float], seed: int
+    ) -> Mapping[str, Any]:
+        """See `Method.fit`.
+
+        Raises:
+            WorkError: the fit did not converge.
+        """
+        config: Any = model.config
+        x = features.astype(np.float64)
+        if config.problem_type == "regression":
+            weight, bias, chosen = _ridge(x, np.asarray(labels, dtype=np.float64))
+        else:
+            weight, bias, chosen = _logistic(x, np.asarray(labels), config.num_labels, seed)
+        _, head = _fitted_head(model)
+        head.put(weight, bias, next(model.parameters()).device)
+        return chosen
+
+    def save(self, model: nn.Module, run_dir: Path, base_name: str) -> None:
+        """See `Method.save`."""
+        name, head = _fitted_head(model)
+        kept = tuple(f"{module}." for module in (name, *head.companions))
+        tensors = {key: value for key, value in model.named_parameters() if key.startswith(kept)}
+        save_tensors(run_dir, self.info.name, base_name, tensors)
+
+    def load(self, base: PreTrainedModel, run_dir: Path, settings: MethodSettings) -> nn.Module:
+        """See `Method.load`."""
+        tensors = load_tensors(run_dir)
+        model = self.attach(base, settings, "classification", ())
+        name, head = _fitted_head(model)
+        try:
+            weight, bias = (tensors[f"{name}.linear.{part}"].numpy() for part in ("weight", "bias"))
+        except KeyError as fault:
+            raise AdapterError(f"{run_dir} holds no {fault}: it was fitted on a model with another head") from fault
+        head.put(weight, bias, base.device)
+        put_tensors(model, tensors, run_dir)
+        return model
+
+
+def _fitted_head(model: nn.Module) -> tuple[str, FittedHead]:
+    """The head that `attach` put in, with its name."""
+    return next((name, child) for name, child in model.named_children() if isinstance(child, FittedHead))
+
+
+def _standardisation(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each feature; 1 for a feature that does not vary."""
+    deviation = x.std(axis=0)
+    return x.mean(axis=0), np.where(deviation > 0, deviation, 1.0)
+
+
+def _ridge(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Min ||y - Z w - b||^2 + alpha ||w||^2 over the standardised Z; alpha by the closed leave-one-out error."""
+    from sklearn.linear_model import RidgeCV
+
+    mean, deviation = _standardisation(x)
+    ridge: Any = RidgeCV(alphas=_ALPHA).fit((x - mean) / deviation, y)
+    weight = (ridge.coef_ / deviation)[None]
+    return weight, np.atleast_1d(ridge.intercept_) - weight @ mean, {"alpha": float(ridge.alpha_)}
+
+
+def _logistic(
+    x: np.ndarray, y: np.ndarray, num_labels: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Min sum_i -log softmax(W z_i + b)[y_i] + ||W||^2 / (2 C) over the standardised z.
+
+    Raises:
+        WorkError: the fit did not converge, or the training set holds one class only.
+    """
+    present, counts = np.unique(y, return_counts=True)
+    if len(present) < 2:
+        raise WorkError(f"the training set holds one class only ({present[0]}): a head needs two, add examples")
+    folds = min(_FOLDS, int(counts.min()))
+    C = _best_C(x, y, folds, seed) if folds >= 2 else 1.0
+    mean, deviation = _standardisation(x)
+    model = _regression(C).fit((x - mean) / deviation, y)
+    if int(model.n_iter_.max()) >= model.max_iter:
+        raise WorkError(f"logistic regression did not converge in {model.max_iter} iterations (C = {C:g})")
+    coefficients, intercepts = model.coef_, model.intercept_
+    if len(present) == 2:  # one row z of log odds; softmax([-z/2, z/2]) gives the same probabilities
+        coefficients = np.concatenate([-coefficients, coefficients]) / 2
+        intercepts = np.concatenate([-intercepts, intercepts]) / 2
+    weight = np.zeros((num_labels, x.shape[1]))
+    bias = np.full(num_labels, _ABSENT_LOGIT)
+    weight[present] = coefficients / deviation
+    bias[present] = intercepts - weight[present] @ mean
+    return weight, bias, {"C": C, "folds": folds, "iterations": int(model.n_iter_.max())}
+
+
+def _best_C(x: np.ndarray, y: np.ndarray, folds: int, seed: int) -> float:
+    """The C of the smallest mean log loss over the folds; each fold is standardised by its own training part."""
+    from sklearn.model_selection import GridSearchCV, StratifiedKFold
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    search = GridSearchCV(
+        make_pipeline(StandardScaler(), _regression(1.0)),
+        {"logisticregression__C": list(_C)},
+        scoring="neg_log_loss",
+        cv=StratifiedKFold(folds, shuffle=True, random_state=seed),
+    )
+    return float(search.fit(x, y).best_params_["logisticregression__C"])
+
+
+def _regression(C: float) -> LogisticRegression:
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=C, tol=1e-6, max_iter=20_000)
+
+
+METHOD = Head()
