@@ -50,22 +50,22 @@ class MethodSettings(Protocol):
 
     @property
     def target_modules(self) -> str | Sequence[str]:
-        """ "default", "all-linear", a regular expression, or a list of name endings."""
+        """Targets: "default", "all-linear", a regular expression, or a list of name endings."""
         ...
 
     @property
     def convention(self) -> str:
-        """ "paper" or "authors"."""
+        """The reading: "paper" or "authors"."""
         ...
 
     @property
     def core(self) -> str:
-        """ "diagonal" or "dense"."""
+        """The form of sigma: "diagonal" or "dense"."""
         ...
 
     @property
     def truncation(self) -> str:
-        """ "attach" or "fold"."""
+        """How the tail is held: "attach" or "fold"."""
         ...
 
     @property
