@@ -1,0 +1,117 @@
+"""The model cards of a run: README.md of the run directory and of its adapter."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from kasatune.reports import markdown, words
+from kasatune.reports.files import write_text
+from kasatune.reports.page import facts
+from kasatune.reports.record import RunRecord, read_run
+from kasatune.reports.snippet import loading_snippet
+from kasatune.reports.tables import scores_markdown
+
+
+def write_card(run_dir: Path) -> None:
+    """Write RUN_DIR/README.md, and RUN_DIR/adapter/README.md where the run has an adapter/.
+
+    Raises:
+        InputError: the directory is not a finished run, or one of its files cannot be read.
+    """
+    run = read_run(run_dir)
+    write_text(run.run_dir / "README.md", run_card(run))
+    if (run.run_dir / "adapter").is_dir():
+        write_text(run.run_dir / "adapter" / "README.md", adapter_card(run))
+
+
+def run_card(run: RunRecord) -> str:
+    """The model card of the run directory."""
+    return _template("card.md").render(
+        run=run,
+        front_matter=_front_matter(run),
+        scores=scores_markdown(run.metrics),
+        facts=markdown.table(["cost", "value"], [[markdown.text(n), markdown.text(v)] for n, v in facts(run)], 1),
+        versions=_versions(run),
+        settings=_settings(run),
+        has_adapter=(run.run_dir / "adapter").is_dir(),
+        has_native=(run.run_dir / "kasa").is_dir(),
+        has_checkpoint=(run.run_dir / "checkpoint").is_dir(),
+    )
+
+
+def adapter_card(run: RunRecord) -> str:
+    """The model card of the adapter, with the code that loads it where kasatune is not installed."""
+    return _template("adapter_card.md").render(
+        run=run,
+        front_matter=_front_matter(run),
+        scores=scores_markdown(run.metrics),
+        snippet=markdown.block(loading_snippet(run), "python"),
+        quantization=run.recipe.get("model", {}).get("quantization", "none"),
+    )
+
+
+def _template(name: str) -> jinja2.Template:
+    # Markdown, not HTML: every value goes through the filters `text` or `code`, which escape its marks.
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("kasatune.reports", ""),
+        autoescape=False,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(text=markdown.text, code=markdown.code, block=markdown.block, sentence=words.sentence)
+    return environment.get_template(name)
+
+
+def _front_matter(run: RunRecord) -> str:
+    """The metadata that a model hub reads; a licence is not known here and so not claimed."""
+    adapter = (run.run_dir / "adapter").is_dir()
+    tags = ["kasatune", run.method_name, *(["lora"] if run.method_name == "kasa" else [])]
+    results = [
+        {"type": name, "name": words.metric_title(name), "value": round(float(value), 6)}
+        for name, value in run.scores.items()
+        if value is not None and math.isfinite(value)
+    ]
+    matter: dict[str, Any] = {
+        "base_model": run.model_name,
+        "library_name": "peft" if adapter else "transformers",
+        "pipeline_tag": "text-classification",
+        "tags": list(dict.fromkeys(tags)),
+        "model-index": [
+            {
+                "name": f"{run.method_title} on {run.task_name}",
+                "results": [
+                    {
+                        "task": {"type": "text-classification", "name": run.task_title},
+                        "dataset": {
+                            "type": run.task_name,
+                            "name": run.task_name,
+                            "split": run.metrics.get("split", "validation"),
+                        },
+                        "metrics": results,
+                    }
+                ],
+            }
+        ],
+    }
+    return yaml.safe_dump(matter, sort_keys=False, allow_unicode=True).rstrip()
+
+
+def _settings(run: RunRecord) -> str:
+    rows = []
+    for section in ("method", "training"):
+        for key, value in run.recipe.get(section, {}).items():
+            if value not in (None, [], ""):
+                rows.append([markdown.code(f"{section}.{key}"), markdown.code(value)])
+    return markdown.table(["setting", "value"], rows)
+
+
+def _versions(run: RunRecord) -> str:
+    versions = run.metrics.get("versions") or {}
+    return ", ".join(f"{markdown.text(name)} {markdown.text(version)}" for name, version in versions.items())

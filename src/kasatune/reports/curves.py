@@ -1,0 +1,114 @@
+"""The curves of a run over its steps and epochs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kasatune.reports import words
+from kasatune.reports.record import RunRecord
+from kasatune.reports.svg import Chart, Line, thin
+
+_OWN_SCALE = ("loss", "perplexity", "mse", "nist", "cider")  # not between 0 and 1 or -1 and 1
+MANY_DOTS = 30  # evaluations beyond which single points are no longer marked
+
+
+def _numbers(events: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    return [math.nan if event.get(key) is None else float(event[key]) for event in events]
+
+
+def loss_chart(run: RunRecord) -> Chart | None:
+    """The task's loss over the optimizer steps, in training and where it was evaluated; None without training steps."""
+    events = run.events("train")
+    if not events:
+        return None
+    steps, losses = _numbers(events, "step"), _numbers(events, "loss")
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    if not finite:
+        return None
+    x, y = thin(steps, losses)
+    lines = [Line("training", x, y, "s1")]
+    for place, (split, group) in enumerate(_evaluations(run).items()):
+        points = [(float(e["step"]), e["metrics"].get("loss")) for e in group]
+        points = [(step, float(loss)) for step, loss in points if loss is not None]
+        if points:
+            at, values = zip(*points, strict=True)
+            lines.append(Line(split, at, values, f"s{min(place, 2) + 2}", dots=len(at) <= MANY_DOTS))
+    averaged = f"Each point of the training line is the mean of {math.ceil(len(steps) / len(x))} entries. "
+    return Chart(
+        title="Loss of the task",
+        description=f"Training: {finite[0]:.4g} at the start, {finite[-1]:.4g} at the end, lowest {min(finite):.4g}.",
+        lines=lines,
+        x_label="optimizer step",
+        note=(averaged if len(x) < len(steps) else "") + "Penalty terms are not in it.",
+    )
+
+
+def _evaluations(run: RunRecord) -> dict[str, list[Mapping[str, Any]]]:
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for event in run.events("evaluate"):
+        groups.setdefault(str(event.get("split", "validation")), []).append(event)
+    return groups
+
+
+def score_chart(run: RunRecord) -> Chart | None:
+    """The scores between -1 and 1 over the epochs, on the split that the run reports; None where there are none."""
+    groups = _evaluations(run)
+    if not groups:
+        return None
+    reported = str(run.metrics.get("split"))
+    split = reported if reported in groups else next(iter(groups))
+    events = groups[split]
+    names = [name for name in run.score_names if name in events[0]["metrics"] and name not in _OWN_SCALE]
+    if not names:
+        return None
+    lines = [
+        Line(
+            words.metric_title(name),
+            [float(e["epoch"]) for e in events],
+            _numbers([event["metrics"] for event in events], name),
+            f"s{place + 1}",
+            dots=len(events) <= MANY_DOTS,
+        )
+        for place, name in enumerate(names[:4])
+    ]
+    first = lines[0]
+    return Chart(
+        title=f"Scores on {split}",
+        description=f"{words.sentence(first.label)}: {first.y[0]:.4f} at epoch {first.x[0]:g}, "
+        f"{first.y[-1]:.4f} at epoch {first.x[-1]:g}.",
+        lines=lines,
+        x_label="epoch",
+    )
+
+
+def penalty_chart(run: RunRecord) -> Chart | None:
+    """The terms beta sum(sigma^2) and gamma L3 over the steps; None for methods without a penalty."""
+    events = [event for event in run.events("train") if event.get("penalty_sigma") is not None]
+    if not events:
+        return None
+    steps = _numbers(events, "step")
+    terms = {key: _numbers(events, f"penalty_{key}") for key in ("sigma", "orthogonality")}
+    method = run.recipe.get("method", {})
+    both = [value for values in terms.values() for value in values if value > 0]
+    apart = bool(both) and max(both) / min(both) > 50
+    lines = [
+        Line("\u03b2 term, sigma", *thin(steps, terms["sigma"]), style="s1"),
+        Line("\u03b3 term, orthogonality", *thin(steps, terms["orthogonality"]), style="s2"),
+    ]
+    return Chart(
+        title="Penalty terms",
+        description="; ".join(
+            f"{key}: {values[0]:.3g} at the start, {values[-1]:.3g} at the end" for key, values in terms.items()
+        )
+        + ".",
+        lines=lines,
+        x_label="optimizer step",
+        log_y=apart,
+        from_zero=not apart,
+        note=(
+            f"As they enter the objective: \u03b2 = {method.get('beta')}, \u03b3 = {method.get('gamma')}, "
+            f"convention {method.get('convention')}."
+        ),
+    )

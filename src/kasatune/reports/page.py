@@ -1,0 +1,120 @@
+"""report.html: one self-contained page about a run, readable without scripts, a network or kasatune."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from kasatune.reports import spectra, words
+from kasatune.reports.curves import loss_chart, penalty_chart, score_chart
+from kasatune.reports.files import write_text
+from kasatune.reports.record import RunRecord, read_run
+from kasatune.reports.svg import swatch
+
+SHOWN_LAYERS = 12  # the rest of a large model opens on demand
+
+
+def write_report(run_dir: Path) -> None:
+    """Write RUN_DIR/report.html from its recipe.yaml, metrics.json, history.jsonl and spectrum.json.
+
+    Raises:
+        InputError: the directory is not a finished run, or one of these files cannot be read.
+    """
+    run = read_run(run_dir)
+    write_text(run.run_dir / "report.html", render(run))
+
+
+def render(run: RunRecord) -> str:
+    """The page as HTML; everything that comes from the run is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("kasatune.reports", ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        score=words.score,
+        signed=words.signed,
+        count=words.count,
+        duration=words.duration,
+        size=words.size,
+        share=words.share,
+        metric=words.metric_title,
+        sentence=words.sentence,
+        breakable=breakable,
+    )
+    environment.globals["swatch"] = swatch
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    all_layers = spectra.layers(run)
+    return environment.get_template("page.html").render(
+        run=run,
+        style=Markup(style),
+        seed=run.recipe.get("training", {}).get("seed"),
+        baseline=_baseline(run),
+        rows=score_rows(run),
+        charts=[c for c in (loss_chart(run), score_chart(run), penalty_chart(run), spectra.sigma_summary(run)) if c],
+        epochs=_epoch_table(run),
+        layers=all_layers,
+        shown=all_layers[:SHOWN_LAYERS],
+        hidden=all_layers[SHOWN_LAYERS:],
+        facts=facts(run),
+    )
+
+
+def breakable(name: str) -> Markup:
+    """A dotted name that may break after its dots."""
+    return Markup(".<wbr>").join(name.split("."))
+
+
+def score_rows(run: RunRecord) -> list[tuple[str, float, float | None]]:
+    """(name, selected state, last state) of every score; the primary score first."""
+    last = (run.metrics.get("last") or {}).get("metrics") or {}
+    return [(name, run.scores[name], last.get(name)) for name in run.score_names]
+
+
+def facts(run: RunRecord) -> list[tuple[str, str]]:
+    """What the run cost, in words: (name, value)."""
+    metrics = run.metrics
+    trainable, head = metrics.get("trainable_parameters"), metrics.get("head_parameters")
+    lines = [("trainable parameters", words.count(trainable))]
+    if head is not None:
+        lines.append(("parameters of the newly made head", words.count(head)))
+    lines += [
+        (f"time, {name.replace('_', ' ')}", words.duration(value))
+        for name, value in (metrics.get("seconds") or {}).items()
+    ]
+    lines.append(("peak memory", words.size(metrics.get("peak_memory_bytes"))))
+    return lines
+
+
+def _baseline(run: RunRecord) -> Mapping[str, Any] | None:
+    """The fitted head on the frozen model, where the run measured it: {"metrics": {name: value}}."""
+    found = (run.metrics.get("baseline") or {}).get("metrics") or {}
+    if run.primary is None or found.get(run.primary) is None:
+        return None
+    return {"score": found[run.primary], "difference": run.scores[run.primary] - found[run.primary]}
+
+
+def _epoch_table(run: RunRecord) -> dict[str, Any] | None:
+    """The numbers behind the score chart, one row an evaluation."""
+    events = run.events("evaluate")
+    if not events:
+        return None
+    names = list(dict.fromkeys(name for event in events for name in event["metrics"]))
+    chosen = run.metrics.get("selected") or {}
+    rows = [
+        {
+            "epoch": event["epoch"],
+            "step": event["step"],
+            "split": event.get("split"),
+            "values": [event["metrics"].get(name) for name in names],
+            "selected": event["step"] == chosen.get("step"),
+        }
+        for event in events
+    ]
+    return {"names": names, "rows": rows}

@@ -1,0 +1,183 @@
+"""The adapted layers of a KaSA run: what was dropped of each spectrum, and how sigma moved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kasatune.reports.record import RunRecord
+from kasatune.reports.svg import Band, Chart, Line, Region
+
+WIDTH, HEIGHT = 250, 150  # of the small charts, one or two a layer
+MANY_COMPONENTS = 16  # more lines than this in one small chart cannot be told apart: quantiles are drawn instead
+EXACT_POSITIONS = 32  # smallest singular values drawn one by one; the rest at geometric distances
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One adapted layer in figures.
+
+    Attributes:
+        name: its name in the model.
+        shape: (out, in) of its weight.
+        rank: r.
+        dropped: how many singular triplets were dropped.
+        energy: share of sum(S^2) that was dropped.
+        largest_dropped: the largest singular value dropped; None where none was.
+        smallest_kept: the smallest singular value kept; None where none was.
+        sigma_start, sigma_end: Frobenius norm of sigma before and after training.
+        spectrum: chart of all singular values, the dropped part marked.
+        sigma: chart of sigma over the epochs; None where the history holds none.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    rank: int
+    dropped: int
+    energy: float
+    largest_dropped: float | None
+    smallest_kept: float | None
+    sigma_start: float
+    sigma_end: float
+    spectrum: Chart
+    sigma: Chart | None
+
+
+def layers(run: RunRecord) -> list[Layer]:
+    """Every adapted layer of the run, in the order of spectrum.json."""
+    moves = run.events("sigma")
+    return [_layer(entry, moves) for entry in run.spectrum]
+
+
+def sigma_summary(run: RunRecord) -> Chart | None:
+    """||sigma||_F over the epochs: median, 10th to 90th percentile and range over the layers.
+
+    None where fewer than two states of sigma are known.
+    """
+    start = {entry["name"]: entry["sigma_initial"] for entry in run.spectrum}
+    states = ([(0.0, start)] if start else []) + [(float(e["epoch"]), e["layers"]) for e in run.events("sigma")]
+    states = [(epoch, values) for epoch, values in states if values]
+    if len(states) < 2:
+        return None
+    epochs = [epoch for epoch, _ in states]
+    norms = [[_norm(sigma) for sigma in values.values()] for _, values in states]
+    low, ten, median, ninety, high = (
+        [float(v) for v in column]
+        for column in zip(*(np.quantile(n, [0, 0.1, 0.5, 0.9, 1]) for n in norms), strict=True)
+    )
+    return Chart(
+        title="Size of sigma",
+        description=(
+            f"The norm of sigma over {len(norms[0])} layers: median {median[0]:.3g} before training, "
+            f"{median[-1]:.3g} at the end; range at the end {low[-1]:.3g} to {high[-1]:.3g}."
+        ),
+        lines=[
+            Line("median layer", epochs, median, "s1", dots=True),
+            Line("largest and smallest layer", epochs, high, "fine"),
+            Line("largest and smallest layer", epochs, low, "fine"),
+        ],
+        bands=[Band("middle 80 % of the layers", epochs, ten, ninety)],
+        x_label="epoch",
+        note=f"Frobenius norm of sigma in each of {len(norms[0])} layers.",
+    )
+
+
+def _layer(entry: Mapping[str, Any], moves: Sequence[Mapping[str, Any]]) -> Layer:
+    values = np.asarray(entry["singular_values"], dtype=float)
+    first, dropped = (int(n) for n in entry["dropped"])
+    gone = values[first : first + dropped]
+    kept = np.delete(values, slice(first, first + dropped))
+    total = float(np.sum(values**2))
+    energy = float(np.sum(gone**2)) / total if total else 0.0
+    name = str(entry["name"])
+    return Layer(
+        name=name,
+        shape=(int(entry["shape"][0]), int(entry["shape"][1])),
+        rank=int(entry["rank"]),
+        dropped=dropped,
+        energy=energy,
+        largest_dropped=float(gone[0]) if dropped else None,
+        smallest_kept=float(kept[-1]) if len(kept) else None,
+        sigma_start=_norm(entry["sigma_initial"]),
+        sigma_end=_norm(entry["sigma"]),
+        spectrum=_spectrum_chart(name, values, first, dropped),
+        sigma=_sigma_chart(name, entry, moves),
+    )
+
+
+def _norm(sigma: Any) -> float:
+    return float(np.linalg.norm(np.asarray(sigma, dtype=float)))
+
+
+def _positions(k: int) -> list[int]:
+    exact = list(range(1, min(k, EXACT_POSITIONS) + 1))
+    if k <= EXACT_POSITIONS:
+        return exact
+    far = np.unique(np.geomspace(EXACT_POSITIONS, k, 32).round().astype(int))
+    return exact + [int(p) for p in far if p > EXACT_POSITIONS]
+
+
+def _spectrum_chart(name: str, values: np.ndarray, first: int, dropped: int) -> Chart:
+    """Singular values by their position counted from the smallest, so that the few that are dropped can be seen."""
+    k = len(values)
+    positions = _positions(k)
+    floor = float(values.max(initial=0.0)) * 1e-8
+    heights = [float(values[k - p]) if values[k - p] > floor else math.nan for p in positions]
+    regions = []
+    # A position p, from 1 for the smallest, is dropped when values[k - p] is: k - first is the last dropped position.
+    if dropped:
+        last, start = k - first, max(1, k - first - dropped + 1)
+        regions = [Region(f"dropped: {dropped} of {k}", start, min(k, last + 0.5))]
+        words = f"the {dropped} smallest of {k} are dropped"
+    else:
+        words = f"none of {k} is dropped"
+    return Chart(
+        title=name,
+        description=f"Singular values from {values[0]:.3g} down to {values[-1]:.3g}; {words}.",
+        lines=[Line("singular values", positions, heights, "s1")],
+        regions=regions,
+        x_label="position, 1 is the smallest",
+        log_x=True,
+        log_y=True,
+        reverse_x=True,
+        legend=False,
+        width=WIDTH,
+        height=HEIGHT,
+    )
+
+
+def _components(sigma: Any) -> np.ndarray:
+    """The r numbers that stand for sigma: itself, or the singular values of a dense core."""
+    array = np.asarray(sigma, dtype=float)
+    return array if array.ndim == 1 else np.linalg.svd(array, compute_uv=False)
+
+
+def _sigma_chart(name: str, entry: Mapping[str, Any], moves: Sequence[Mapping[str, Any]]) -> Chart | None:
+    states = [(0.0, entry["sigma_initial"])]
+    states += [(float(event["epoch"]), event["layers"][name]) for event in moves if name in event["layers"]]
+    if len(states) < 2:
+        return None
+    if len(states) > 24:
+        states = [states[i] for i in np.unique(np.linspace(0, len(states) - 1, 24).round().astype(int))]
+    epochs = [epoch for epoch, _ in states]
+    table = np.stack([_components(sigma) for _, sigma in states])
+    dense = np.asarray(entry["sigma"], dtype=float).ndim == 2
+    what = "singular values of the dense core" if dense else "entries of sigma"
+    if table.shape[1] > MANY_COMPONENTS:
+        table = np.quantile(table, [0, 0.25, 0.5, 0.75, 1], axis=1).T
+        what = f"range, quartiles and median of the {what}"
+    return Chart(
+        title=name,
+        description=f"{what}: from {table[0].min():.3g} to {table[0].max():.3g} before training, "
+        f"{table[-1].min():.3g} to {table[-1].max():.3g} at the end.",
+        lines=[Line("", epochs, [float(v) for v in column], "fine") for column in table.T],
+        x_label="epoch",
+        note=what,
+        legend=False,
+        width=WIDTH,
+        height=HEIGHT,
+    )

@@ -1,0 +1,102 @@
+"""How numbers and names are written in tables, pages and cards."""
+
+from __future__ import annotations
+
+import math
+
+_TITLES = {
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "matthews_correlation": "Matthews correlation",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+    "mse": "mean squared error",
+    "bleu": "BLEU",
+    "nist": "NIST",
+    "meteor": "METEOR",
+    "rouge_l": "ROUGE-L",
+    "cider": "CIDEr",
+    "loss": "loss",
+    "perplexity": "perplexity",
+}
+
+ABSENT = "-"
+
+
+def metric_title(name: str) -> str:
+    """The field's name of a score; the name itself where it is not known."""
+    return _TITLES.get(name, name.replace("_", " "))
+
+
+def sentence(text: str) -> str:
+    """`text` with its first letter in upper case and the rest untouched."""
+    return text[:1].upper() + text[1:]
+
+
+def score(value: object) -> str:
+    """A score with four decimals, "-" where there is none, "NaN" where it is not a number."""
+    if value is None:
+        return ABSENT
+    number = float(value)  # type: ignore[arg-type]
+    if math.isnan(number):
+        return "NaN"
+    return f"{number:.4f}" if abs(number) < 1000 else f"{number:.4g}"
+
+
+def signed(value: float) -> str:
+    """A difference of scores with its sign, four decimals."""
+    return f"{value:+.4f}"
+
+
+def count(value: object) -> str:
+    """A whole number with thousands separated by commas."""
+    return ABSENT if value is None else f"{int(value):,}"  # type: ignore[call-overload]
+
+
+def compact(value: float) -> str:
+    """A number in at most five signs or so, for axes: 12,000 is 12k, 0.0001 is 1e-4."""
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size >= 1e6 or size < 1e-3:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    if size >= 1e4:
+        return f"{value / 1e3:g}k"
+    return f"{value:.6g}"
+
+
+def duration(seconds: object) -> str:
+    """Seconds in the two largest units that matter."""
+    if seconds is None:
+        return ABSENT
+    value = float(seconds)  # type: ignore[arg-type]
+    if value < 1:
+        return f"{value * 1000:.0f} ms"
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
+
+
+def size(value: object) -> str:
+    """Bytes in binary units."""
+    if value is None:
+        return ABSENT
+    number = float(value)  # type: ignore[arg-type]
+    for unit in ("bytes", "KiB", "MiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:.2f} GiB"
+
+
+def share(value: float) -> str:
+    """A fraction as a percentage with two significant digits."""
+    percent = 100 * value
+    if 0 < percent < 0.01:
+        return "under 0.01 %"
+    return f"{percent:.2g} %"
