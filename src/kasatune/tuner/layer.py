@@ -1,0 +1,328 @@
+"""One adapted layer: the base layer, the tails that are dropped from it and the factors that are trained."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor, nn
+
+from kasatune.errors import AdapterError, CheckError, InputError
+from kasatune.maths import Factors, TailSVD, initial_factors, update
+from kasatune.tuner.base_weight import BaseWeight
+from kasatune.tuner.config import LayerSettings
+
+TRAINED = ("kasa_A", "kasa_B", "kasa_sigma")
+FROZEN = ("kasa_tail_U", "kasa_tail_V")
+
+LIVE_LAYERS: weakref.WeakSet[KasaLayer] = weakref.WeakSet()
+
+COMBINE = "export each adapter with export_adapter(model, out, to='lora') and combine the LoRA adapters with PEFT"
+
+
+class KasaLayer(nn.Module, BaseTunerLayer):
+    """y = W x - tail_U tail_V x + s B diag(sigma) A dropout(x): a linear layer with KaSA adapters.
+
+    W is untouched while an adapter is attached. It is replaced, and its original kept, while an adapter is folded
+    (truncation="fold": W - tail) or merged (W - tail + s B diag(sigma) A); disabling, switching, deleting and
+    unloading put the original back bit for bit.
+
+    Parameters of an adapter: kasa_A (r, in), kasa_B (out, r), kasa_sigma (r,) or (r, r), and the frozen tail
+    kasa_tail_U (out, r), singular values folded in, and kasa_tail_V (r, in). In the convention "authors" fewer than r
+    triplets may be dropped; the rest of the tail is zero.
+
+    Args:
+        base_layer: the layer to adapt.
+        weight: its weight.
+    """
+
+    adapter_layer_names = (*TRAINED, *FROZEN)
+    other_param_names = ("kasa_dropout", "scaling", "settings")
+
+    base_layer: nn.Module
+    kasa_A: nn.ParameterDict
+    kasa_B: nn.ParameterDict
+    kasa_sigma: nn.ParameterDict
+    kasa_tail_U: nn.ParameterDict
+    kasa_tail_V: nn.ParameterDict
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> KasaLayer:
+        """Register the layer for the step hook; copies and unpickled layers pass here and not through __init__."""
+        layer = super().__new__(cls)
+        LIVE_LAYERS.add(layer)
+        return layer
+
+    def __init__(self, base_layer: nn.Module, weight: BaseWeight) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.quantization_backend = weight.backend
+        self.out_features, self.in_features = weight.shape
+        self.fan_in_fan_out = weight.transposed
+        for name in self.adapter_layer_names:
+            setattr(self, name, nn.ParameterDict())
+        self.kasa_dropout = nn.ModuleDict()
+        self.scaling: dict[str, float] = {}
+        self.settings: dict[str, LayerSettings] = {}
+        self.frozen_peft_weight_names = {}
+        self.merged_adapters: list[str] = []
+        self.awaiting: set[str] = set()
+        self.needs_step = False
+        self._disable_adapters = False
+        self._active_adapter = []
+        self._folded: str | None = None
+        self._original: Any = None
+
+    # What an adapter is
+
+    @property
+    def base(self) -> BaseWeight:
+        """The weight of the base layer as it is now: original, folded or merged."""
+        return BaseWeight(self.get_base_layer(), self.quantization_backend)
+
+    def update_layer(self, adapter_name: str, settings: LayerSettings, dropout: float, tail: TailSVD | None) -> None:
+        """Add an adapter, or replace it.
+
+        Args:
+            adapter_name: its name.
+            settings: rank, scaling and the rest.
+            dropout: probability on the input of A.
+            tail: the triplets to drop; None where weights are about to be loaded.
+        """
+        if adapter_name in (self._folded, *self.merged_adapters):
+            self.restore_base()
+        device = self.base.device
+        dtype = torch.float64 if self.base.dtype == torch.float64 else torch.float32
+        # Drawn on the CPU whatever the device, so that one seed gives one adapter.
+        factors = initial_factors(self.out_features, self.in_features, settings.r, settings.core, dtype=dtype)
+        tail_U = torch.zeros(self.out_features, settings.r, dtype=dtype)
+        tail_V = torch.zeros(settings.r, self.in_features, dtype=dtype)
+        if tail is not None:
+            tail_U[:, : settings.dropped] = (tail.U * tail.S).to(tail_U)
+            tail_V[: settings.dropped] = tail.Vh.to(tail_V)
+        self.kasa_A[adapter_name] = nn.Parameter(factors.A.to(device))
+        self.kasa_B[adapter_name] = nn.Parameter(factors.B.to(device))
+        self.kasa_sigma[adapter_name] = nn.Parameter(factors.sigma.to(device))
+        self.kasa_tail_U[adapter_name] = nn.Parameter(tail_U.to(device), requires_grad=False)
+        self.kasa_tail_V[adapter_name] = nn.Parameter(tail_V.to(device), requires_grad=False)
+        self.kasa_dropout[adapter_name] = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
+        self.scaling[adapter_name] = settings.scaling
+        self.settings[adapter_name] = settings
+        self.frozen_peft_weight_names[adapter_name] = FROZEN
+        self.awaiting.discard(adapter_name)
+        if tail is None:
+            self.awaiting.add(adapter_name)
+        self.set_adapter(self.active_adapters)
+
+    def factors(self, adapter_name: str) -> Factors:
+        """A (r, in), sigma (r,) or (r, r), B (out, r) of an adapter, as they are trained."""
+        return Factors(self.kasa_A[adapter_name], self.kasa_sigma[adapter_name], self.kasa_B[adapter_name])
+
+    def tail(self, adapter_name: str) -> Tensor:
+        """The component dropped from W, (out, in), in the dtype of the tail."""
+        return self.kasa_tail_U[adapter_name] @ self.kasa_tail_V[adapter_name]
+
+    def change(self, adapter_name: str) -> Tensor:
+        """W' - W = s B diag(sigma) A - tail, (out, in), float32 or wider."""
+        wide = Factors(*(factor.detach().to(self._wide(factor)) for factor in self.factors(adapter_name)))
+        return update(wide, self.scaling[adapter_name]) - self.tail(adapter_name).detach().to(wide.A.dtype)
+
+    def get_delta_weight(self, adapter_name: str) -> Tensor:
+        """`change` in the layout of the base layer's weight; PEFT's conversion to LoRA reads it."""
+        return self.base.aligned(self.change(adapter_name))
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """True: W' - W is a matrix of rank 2r."""
+        return True
+
+    def original_weight(self) -> Tensor:
+        """W (out, in) as it was before any adapter, also while one is folded or merged."""
+        if self._original is None:
+            return self.base.read()
+        if self.quantization_backend is None:
+            return self.base.aligned(self._original)
+        now = self._original_swapped()
+        try:
+            return self.base.read().clone()
+        finally:
+            now()
+
+    @staticmethod
+    def _wide(tensor: Tensor) -> torch.dtype:
+        return torch.promote_types(tensor.dtype, torch.float32)
+
+    # Forward
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Apply the layer to x (..., in), of any number of leading dimensions.
+
+        Raises:
+            InputError: `adapter_names` was given: one forward pass uses one KaSA adapter.
+            AdapterError: the active adapter was made to be loaded and never was.
+        """
+        if kwargs.pop("adapter_names", None) is not None:
+            raise InputError(f"adapter_names: a KaSA model uses one adapter for the whole batch; {COMBINE}")
+        if self._disable_adapters or self.merged_adapters or not self.active_adapters:
+            if self._disable_adapters:
+                self.restore_base()
+            return self.base_layer(x, *args, **kwargs)
+        adapter = self.active_adapters[0]
+        if adapter not in self.kasa_A:
+            return self.base_layer(x, *args, **kwargs)
+        if self.awaiting and adapter in self.awaiting:
+            raise AdapterError(f"adapter {adapter!r}: its weights were never loaded; use PeftModel.from_pretrained")
+        folded = self.settings[adapter].truncation == "fold"
+        if folded and self._folded != adapter:
+            self._sync_fold()
+        if self.training and torch.is_grad_enabled():
+            self.needs_step = True
+        result = self.base_layer(x, *args, **kwargs)
+        return self._add_adapter(result, x, adapter, folded)
+
+    def _add_adapter(self, result: Tensor, x: Tensor, adapter: str, folded: bool) -> Tensor:
+        A, B, sigma = self.kasa_A[adapter], self.kasa_B[adapter], self.kasa_sigma[adapter]
+        x = self._cast_input_dtype(x, A.dtype)
+        hidden = F.linear(self.kasa_dropout[adapter](x), A)
+        # Scale and sigma act on the r-wide activation, in float32 even where a trainer has cast the adapter.
+        core = sigma.to(self._wide(sigma)) * self.scaling[adapter]
+        wide = hidden.to(core.dtype)
+        hidden = (wide * core if core.ndim == 1 else F.linear(wide, core)).to(B.dtype)
+        change = F.linear(hidden, B)
+        if self.settings[adapter].dropped and not folded:
+            tail_U, tail_V = self.kasa_tail_U[adapter], self.kasa_tail_V[adapter]
+            change = change - F.linear(F.linear(x.to(tail_V.dtype), tail_V), tail_U)
+        return (result + change).to(result.dtype)
+
+    # The base weight: original, folded or merged
+
+    def restore_base(self) -> None:
+        """Put the original weight back, bit for bit."""
+        if self._original is not None:
+            self.base.restore(self._original, self)
+        self._original, self._folded = None, None
+        self.merged_adapters = []
+
+    def _replace_base(self, matrix: Tensor) -> None:
+        self._original = self.base.replace(matrix, self)
+
+    def _original_swapped(self) -> Callable[[], None]:
+        """Put the original in place for a moment; the function returned undoes that."""
+        current = self.base.snapshot()
+        self.base.restore(self._original, self)
+        return lambda: self.base.restore(current, self)
+
+    def _sync_fold(self) -> None:
+        """Fold the active adapter's tail into W where it asks for that, or put W back where none does."""
+        adapter = self.active_adapters[0] if self.active_adapters else None
+        wanted = (
+            adapter
+            if adapter in self.settings
+            and not self._disable_adapters
+            and adapter not in self.awaiting
+            and self.settings[adapter].truncation == "fold"
+            else None
+        )
+        if self.merged_adapters or wanted == self._folded:
+            return
+        self.restore_base()
+        tail_U = None if wanted is None else self.kasa_tail_U[wanted]
+        if wanted is None or tail_U is None or tail_U.is_meta:
+            return
+        W = self.base.read()
+        self._replace_base(W.to(self._wide(W)) - self.tail(wanted).detach().to(self._wide(W)))
+        self._folded = wanted
+
+    def fold_error(self) -> float | None:
+        """|| rounded(W - tail) - (W - tail) || / || tail ||: what folding loses; None where nothing is folded."""
+        if self._folded is None:
+            return None
+        tail = self.tail(self._folded).detach().double()
+        exact = self.original_weight().double() - tail
+        return float((self.base.read().double() - exact).norm() / tail.norm().clamp_min(1e-300))
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """W <- W - tail + s B diag(sigma) A, rounded once to W's dtype; the original is kept until `unmerge`.
+
+        Args:
+            safe_merge: refuse, with nothing changed, when the result holds NaN or Inf.
+            adapter_names: the adapter to merge; the active one when None.
+
+        Raises:
+            InputError: more than one adapter.
+            CheckError: safe_merge, and the result is not finite.
+            ModelError: the quantization backend cannot take a merged weight.
+        """
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.kasa_A]
+        if not names:
+            return
+        if len(names) + len(self.merged_adapters) > 1:
+            raise InputError(f"one KaSA adapter can be merged at a time, got {self.merged_adapters + names}; {COMBINE}")
+        W = self.original_weight()
+        merged = W.to(self._wide(W)) + self.change(names[0]).to(W.device)
+        if safe_merge and not torch.isfinite(merged).all():
+            raise CheckError(f"merging adapter {names[0]!r} gives NaN or Inf; nothing was changed")
+        self.restore_base()
+        self._replace_base(merged)
+        self.merged_adapters = [names[0]]
+
+    def unmerge(self) -> None:
+        """Put the original weight back, bit for bit, and the adapter beside it."""
+        self.restore_base()
+        self._sync_fold()
+
+    def unload_and_optionally_merge_module(
+        self, merge: bool, safe_merge: bool = False, adapter_names: list[str] | None = None
+    ) -> nn.Module:
+        """The base layer without the adapter around it: merged, or bit for bit as it was."""
+        if merge:
+            if not self.merged_adapters:
+                self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
+            self._original, self._folded, self.merged_adapters = None, None, []
+        else:
+            self.restore_base()
+        return self.base_layer
+
+    # Which adapter is active
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Switch the adapters on or off; off, the base layer is bit for bit the original."""
+        super().enable_adapters(enabled)
+        if not enabled:
+            self.restore_base()
+        self._sync_fold()
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Make one adapter the active one.
+
+        Raises:
+            InputError: more than one adapter.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        if len(names) > 1:
+            raise InputError(f"one KaSA adapter can be active at a time, got {names}; {COMBINE}")
+        super().set_adapter(names, inference_mode=inference_mode)
+        self._sync_fold()
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove an adapter; the base and the other adapters stay as they were."""
+        if adapter_name in (self._folded, *self.merged_adapters):
+            self.restore_base()
+        self.awaiting.discard(adapter_name)
+        super().delete_adapter(adapter_name)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KasaLayer:
+        # The kept original is no parameter, and has to follow the model to another device or dtype all the same.
+        super()._apply(fn, recurse)
+        if isinstance(self._original, Tensor):
+            self._original = fn(self._original)
+        return self
+
+    def extra_repr(self) -> str:
+        """Rank, scaling and convention of each adapter."""
+        return ", ".join(
+            f"{name}: r={s.r}, scaling={s.scaling:g}, {s.convention}, {s.core}, {s.truncation}"
+            for name, s in self.settings.items()
+        )

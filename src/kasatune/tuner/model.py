@@ -1,0 +1,344 @@
+"""KaSA adapters on a whole model: what is matched, checked and decomposed before a layer is touched."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
+from peft.utils import (
+    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+    get_quantization_kwargs,
+)
+from peft.utils.other import get_pattern_key
+from torch import Tensor, nn
+
+from kasatune.errors import AdapterError, InputError, ModelError
+from kasatune.maths import TailSVD, dropped_count, tail_svd_many
+from kasatune.tuner.base_weight import BaseWeight, refusal
+from kasatune.tuner.config import KasaConfig, LayerSettings, scaling
+from kasatune.tuner.fingerprint import difference, sketch, tolerance
+from kasatune.tuner.layer import COMBINE, KasaLayer
+from kasatune.tuner.loading import is_loading, validated
+
+logger = logging.getLogger("kasatune")
+
+
+class _Target(NamedTuple):
+    """A layer about to be adapted."""
+
+    name: str
+    module: nn.Module
+    weight: BaseWeight
+    settings: LayerSettings
+
+
+class KasaModel(BaseTuner):
+    """W' = W - tail_r(W) + s B diag(sigma) A on every targeted layer of a model.
+
+    Made by `peft.get_peft_model(base, KasaConfig(...))` and `peft.PeftModel.from_pretrained(base, directory)`. Before
+    any layer is touched, the targets are matched and checked, and a new adapter's tails are decomposed; an adapter
+    that is loaded brings its tails along.
+
+    Raises:
+        ModelError: a target that cannot be adapted, or a rank that is too large for it; every one by name.
+        AdapterError: the adapter was made for another base.
+        InputError: settings that contradict each other.
+    """
+
+    prefix = "kasa_"
+    tuner_layer_cls = KasaLayer
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    # Making and loading adapters
+
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, Tensor] | None = None,
+    ) -> None:
+        """Put an adapter on the targeted layers of `model`; PEFT calls this."""
+        self._loading = low_cpu_mem_usage or state_dict is not None or is_loading()
+        self._loaded_keys = state_dict
+        self._targets: dict[str, _Target] = {}
+        self._tails: dict[str, TailSVD] = {}
+        super().inject_adapter(
+            model,
+            adapter_name,
+            autocast_adapter_dtype=autocast_adapter_dtype,
+            low_cpu_mem_usage=low_cpu_mem_usage,
+            state_dict=state_dict,
+        )
+        for target in self._targets.values():
+            layer = model.get_submodule(target.name)
+            assert isinstance(layer, KasaLayer)
+            layer.settings[adapter_name] = target.settings.counted(len(self._targets))
+        self._report_folding(model, adapter_name)
+        del self._targets, self._tails, self._loaded_keys
+
+    def _prepare_model(self, peft_config: KasaConfig, model: nn.Module) -> None:
+        """Match, check and decompose; PEFT calls this before it replaces the first layer."""
+        _maybe_include_all_linear_layers(peft_config, model)
+        targets = list(self._matched(peft_config, model))
+        self._refuse_unsuitable(peft_config, model, targets)
+        self._targets = {target.name: target for target in targets}
+        if self._loading:
+            _check_base(peft_config, targets)
+            return
+        _report_unmatched(peft_config, [target.name for target in targets])
+        self._tails = _decompose(targets)
+        peft_config.base_fingerprint = {t.name: sketch(_original(t)) for t in targets}
+
+    def _matched(self, config: KasaConfig, model: nn.Module) -> Iterator[_Target]:
+        adapted = tuple(f"{name}." for name, m in model.named_modules() if isinstance(m, BaseTunerLayer))
+        keys = None
+        if self._loaded_keys is not None:
+            keys = {key.rsplit("." + self.prefix, 1)[0].removeprefix("_orig_mod.") for key in self._loaded_keys}
+        refused = []
+        for name, module in model.named_modules():
+            if not name or (adapted and name.startswith(adapted)):
+                continue
+            wanted = name in keys if keys is not None else self._check_target_module_exists(config, name)
+            if not wanted:
+                continue
+            base = module.get_base_layer() if isinstance(module, KasaLayer) else module
+            weight = BaseWeight.of(base, **get_quantization_kwargs(model))
+            reason = None if weight.backend is not None else refusal(base)
+            if reason is not None:
+                refused.append(f"{name} is {reason}")
+                continue
+            yield _Target(name, module, weight, _layer_settings(config, name, weight.shape))
+        if refused:
+            raise ModelError(
+                f"target_modules={_shown(config.target_modules)} names what KaSA cannot adapt: {'; '.join(refused)}. "
+                "Name the layers that are meant, or leave these out with exclude_modules."
+            )
+
+    def _refuse_unsuitable(self, config: KasaConfig, model: nn.Module, targets: Sequence[_Target]) -> None:
+        faults = []
+        for name, _, weight, settings in targets:
+            limit = min(weight.shape)
+            if settings.r >= limit:
+                faults.append(f"{name}: rank {settings.r} must be below min(out, in) = {limit}")
+        if config.truncation == "fold":
+            shared = _shared_weights(model)
+            for name, _, weight, _ in targets:
+                if weight.backend is not None:
+                    faults.append(f"{name}: a quantized weight cannot be folded; use truncation='attach'")
+                elif id(weight.layer.weight) in shared:
+                    faults.append(f"{name}: its weight is tied to another module's; use truncation='attach'")
+        if faults:
+            raise ModelError("KaSA cannot be put on this model: " + "; ".join(faults))
+
+    def _create_and_replace(
+        self,
+        peft_config: KasaConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        planned = self._targets[current_key]
+        tail = self._tails.pop(current_key, None)
+        if not self._loading and tail is None:
+            tail = _no_tail(planned)
+        if isinstance(target, KasaLayer):
+            target.update_layer(adapter_name, planned.settings, peft_config.lora_dropout, tail)
+            return
+        layer = KasaLayer(target, planned.weight)
+        layer.train(target.training)
+        layer.update_layer(adapter_name, planned.settings, peft_config.lora_dropout, tail)
+        self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(new_module, KasaLayer):
+            # The layer makes its parameters where the base weight lies; PEFT's version would move them again.
+            setattr(parent, child_name, new_module)
+            return
+        setattr(parent, child_name, new_module)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: KasaConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Check what is about to be loaded, and leave the model as it was when it is not whole."""
+        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        try:
+            layers = validated(model, adapter_name, remapped)
+        except AdapterError:
+            _abandon(model, adapter_name)
+            raise
+        for layer in layers:
+            layer.awaiting.discard(adapter_name)
+            if layer._folded == adapter_name:
+                layer.restore_base()
+        return remapped
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """A and B in the base's dtype where the user switched PEFT's float32 adapters off; sigma and tail stay wide."""
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        for layer in self.modules():
+            if not isinstance(layer, KasaLayer) or adapter_name not in layer.kasa_A:
+                continue
+            if not autocast_adapter_dtype:
+                for factors in (layer.kasa_A, layer.kasa_B):
+                    factors[adapter_name].data = factors[adapter_name].data.to(layer.base.dtype)
+            # PEFT calls this last, after making and after loading: only now is a loaded tail there to be folded.
+            layer._sync_fold()
+
+    def _report_folding(self, model: nn.Module, adapter_name: str) -> None:
+        if self.peft_config[adapter_name].truncation != "fold" or self._loading:
+            return
+        layers = [(n, m) for n, m in model.named_modules() if isinstance(m, KasaLayer) and m._folded == adapter_name]
+        errors = {n: m.fold_error() for n, m in layers if m.base.dtype in (torch.float16, torch.bfloat16)}
+        if errors:
+            worst = max(errors, key=lambda n: errors[n] or 0.0)
+            warnings.warn(
+                f"truncation='fold' on a 16-bit base: rounding W - tail loses up to {errors[worst]:.2f} of the tail's "
+                f"own norm ({worst}). truncation='attach' loses none.",
+                stacklevel=2,
+            )
+
+    # Which adapter acts
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Make one adapter the active one.
+
+        Raises:
+            InputError: more than one adapter.
+        """
+        if not isinstance(adapter_name, str) and len(adapter_name) > 1:
+            raise InputError(f"one KaSA adapter can be active at a time, got {list(adapter_name)}; {COMBINE}")
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """PEFT enters this around every forward pass; it is where a mixed batch shows."""
+        if kwargs.get("adapter_names") is not None:
+            raise InputError(f"adapter_names: a KaSA model uses one adapter for the whole batch; {COMBINE}")
+        yield
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: a weighted sum of KaSA adapters would drop several tails.
+
+        Raises:
+            InputError: always, with the remedy.
+        """
+        raise InputError(f"add_weighted_adapter: KaSA adapters cannot be added up; {COMBINE}")
+
+
+def _layer_settings(config: KasaConfig, name: str, shape: tuple[int, int]) -> LayerSettings:
+    ranks, alphas = config.rank_pattern, config.alpha_pattern
+    r = ranks.get(get_pattern_key(list(ranks), name), config.r)
+    alpha = alphas.get(get_pattern_key(list(alphas), name), config.lora_alpha)
+    return LayerSettings(
+        r=r,
+        scaling=scaling(alpha, r, use_rslora=config.use_rslora),
+        dropped=dropped_count(*shape, r, config.convention),
+        convention=config.convention,
+        core=config.core,
+        beta=config.beta,
+        gamma=config.gamma,
+        penalty=config.penalty,
+        truncation=config.truncation,
+        tail_source=config.tail_source,
+    )
+
+
+def _original(target: _Target) -> Tensor:
+    """W of a target, also where another adapter is folded or merged into it."""
+    return target.module.original_weight() if isinstance(target.module, KasaLayer) else target.weight.read()
+
+
+def _decompose(targets: Sequence[_Target]) -> dict[str, TailSVD]:
+    """The tail of every target that drops anything; a quantized weight is opened for its turn alone."""
+    tails: dict[str, TailSVD] = {}
+    dropping = [target for target in targets if target.settings.dropped]
+    floating = [target for target in dropping if target.weight.backend is None]
+    for group in [floating, *([target] for target in dropping if target.weight.backend is not None)]:
+        names = [target.name for target in group]
+        found = tail_svd_many([_original(t) for t in group], [t.settings.dropped for t in group], names=names)
+        tails.update(zip(names, found, strict=True))
+    return tails
+
+
+def _no_tail(target: _Target) -> TailSVD:
+    rows, columns = target.weight.shape
+    return TailSVD(torch.zeros(rows, 0), torch.zeros(0), torch.zeros(0, columns))
+
+
+def _check_base(config: KasaConfig, targets: Sequence[_Target]) -> None:
+    """Hold the base against the fingerprint in the adapter's configuration."""
+    stored = config.base_fingerprint
+    if stored is None:
+        return
+    other_dtype = []
+    for target in targets:
+        name, _, weight, _ = target
+        if name not in stored or weight.device.type == "meta":
+            continue
+        bits = None if weight.backend is None else (8 if "8" in weight.backend.backend_name else 4)
+        found = difference(_original(target), stored[name])
+        limit = tolerance(weight.dtype, bits)
+        if found is not None and found <= limit:
+            if found > tolerance(torch.float32, None):
+                other_dtype.append(name)
+            continue
+        what = (
+            f"has shape {list(weight.shape)}, the adapter's base had {stored[name]['shape']}"
+            if found is None
+            else f"differs from the adapter's base by {found:.2g} of its norm (limit {limit:g})"
+        )
+        message = f"this is another base model than the adapter was trained on: {name} {what}"
+        if config.check_base or found is None:
+            raise AdapterError(f"{message}. Load the right base, or pass check_base=False to load it all the same.")
+        warnings.warn(message + "; loaded all the same, because check_base=False", stacklevel=2)
+        return
+    if other_dtype:
+        logger.info(
+            "the base is the adapter's own, held in another precision (%d layers, first %s)",
+            len(other_dtype),
+            other_dtype[0],
+        )
+
+
+def _report_unmatched(config: KasaConfig, names: Sequence[str]) -> None:
+    if not isinstance(config.target_modules, set | list):
+        return
+    idle = [t for t in sorted(config.target_modules) if not any(n == t or n.endswith(f".{t}") for n in names)]
+    if idle and names:
+        warnings.warn(f"target_modules: {', '.join(idle)} matched no layer of the model", RuntimeWarning, stacklevel=2)
+
+
+def _shared_weights(model: nn.Module) -> set[int]:
+    """Identities of the parameters that more than one module holds."""
+    seen: set[int] = set()
+    shared: set[int] = set()
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            (shared if id(parameter) in seen else seen).add(id(parameter))
+    return shared
+
+
+def _abandon(model: nn.Module, adapter_name: str) -> None:
+    """Take an adapter that could not be loaded off the model again."""
+    tuner = getattr(model, "base_model", None)
+    if not isinstance(tuner, KasaModel):
+        return
+    if list(tuner.peft_config) == [adapter_name]:
+        tuner.unload()
+    else:
+        tuner.delete_adapter(adapter_name)
+
+
+def _shown(target_modules: Any) -> Any:
+    return sorted(target_modules) if isinstance(target_modules, set) else target_modules
