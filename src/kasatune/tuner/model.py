@@ -196,7 +196,9 @@ class KasaModel(BaseTuner):
             layer._sync_fold()
 
     def _report_folding(self, model: nn.Module, adapter_name: str) -> None:
-        if self.peft_config[adapter_name].truncation != "fold" or self._loading:
+        config = self.peft_config[adapter_name]
+        assert isinstance(config, KasaConfig)
+        if config.truncation != "fold" or self._loading:
             return
         layers = [(n, m) for n, m in model.named_modules() if isinstance(m, KasaLayer) and m._folded == adapter_name]
         errors = {n: m.fold_error() for n, m in layers if m.base.dtype in (torch.float16, torch.bfloat16)}
