@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,9 @@ def run_card(run: RunRecord) -> str:
         scores=scores_markdown(run.metrics),
         facts=markdown.table(["cost", "value"], [[markdown.text(n), markdown.text(v)] for n, v in facts(run)], 1),
         versions=_versions(run),
-        settings=_settings(run),
+        predict=f"kasatune predict {shlex.quote(str(run.run_dir))} --text 'A text to score.'",
+        again=f"kasatune train {shlex.quote(str(run.run_dir / 'recipe.yaml'))} "
+        f"--out {shlex.quote(f'{run.run_dir}-again')}",
         has_adapter=(run.run_dir / "adapter").is_dir(),
         has_native=(run.run_dir / "kasa").is_dir(),
         has_checkpoint=(run.run_dir / "checkpoint").is_dir(),
@@ -101,15 +104,6 @@ def _front_matter(run: RunRecord) -> str:
         ],
     }
     return yaml.safe_dump(matter, sort_keys=False, allow_unicode=True).rstrip()
-
-
-def _settings(run: RunRecord) -> str:
-    rows = []
-    for section in ("method", "training"):
-        for key, value in run.recipe.get(section, {}).items():
-            if value not in (None, [], ""):
-                rows.append([markdown.code(f"{section}.{key}"), markdown.code(value)])
-    return markdown.table(["setting", "value"], rows)
 
 
 def _versions(run: RunRecord) -> str:

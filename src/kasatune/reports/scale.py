@@ -19,41 +19,40 @@ class Scale:
     """
 
     def __init__(self, values: Iterable[float], start: float, stop: float, *, log: bool, margin: float = 0.0) -> None:
-        usable = [v for v in values if math.isfinite(v) and (v > 0 or not log)]
-        low, high = (min(usable), max(usable)) if usable else (0.1 if log else 0.0, 1.0)
-        if low == high:
-            low, high = (low / 2, high * 2) if log else (low - 0.5 * abs(low or 1), high + 0.5 * abs(high or 1))
-        if log:
-            factor = (high / low) ** margin
-            low, high = low / factor, high * factor
-        else:
-            low, high = low - margin * (high - low), high + margin * (high - low)
-        self.log, self.low, self.high, self.start, self.stop = log, low, high, start, stop
+        self._log, self._start, self._stop = log, start, stop
+        places = [place for value in values if (place := self._place(value)) is not None]
+        low, high = min(places, default=0.0), max(places, default=1.0)
+        largest = max(abs(low), abs(high))
+        if high - low <= max(1e-12 * largest, 1e-100):  # one value, as far as a drawing can tell
+            room = 0.5 if log or largest < 1e-100 else 0.5 * largest
+            low, high = low - room, high + room
+        self._low, self._high = low - margin * (high - low), high + margin * (high - low)
 
     def __call__(self, value: float) -> float | None:
         """The pixel of `value`; None where it cannot be shown."""
-        if not math.isfinite(value) or (self.log and value <= 0):
+        place = self._place(value)
+        if place is None:
             return None
-        low, high, at = (
-            (math.log(self.low), math.log(self.high), math.log(value)) if self.log else (self.low, self.high, value)
-        )
-        return self.start + (at - low) / (high - low) * (self.stop - self.start)
+        return self._start + (place - self._low) / (self._high - self._low) * (self._stop - self._start)
 
     def ticks(self, wanted: int) -> list[float]:
-        """Round values within the scale, about as many as wanted."""
-        if self.log and math.log10(self.high / self.low) >= 1:
-            exponents = range(math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9) + 1)
-            step = max(1, math.ceil(len(exponents) / wanted))
-            decades = [10.0**e for e in exponents if (exponents[-1] - e) % step == 0]
-            if len(decades) > 1:
-                return decades
-        return _round_ticks(self.low, self.high, wanted)
+        """Round values within the axis, about as many as wanted: powers of ten where two of them fit."""
+        if not self._log:
+            return _round_ticks(self._low, self._high, wanted)
+        exponents = range(math.ceil(self._low - 1e-9), math.floor(self._high + 1e-9) + 1)
+        if len(exponents) < 2:
+            return _round_ticks(10.0**self._low, 10.0**self._high, wanted)
+        step = math.ceil(len(exponents) / wanted)
+        return [10.0**exponent for exponent in exponents if (exponents[-1] - exponent) % step == 0]
+
+    def _place(self, value: float) -> float | None:
+        if not math.isfinite(value) or (self._log and value <= 0):
+            return None
+        return math.log10(value) if self._log else float(value)
 
 
 def _round_ticks(low: float, high: float, wanted: int) -> list[float]:
-    raw = (high - low) / max(1, wanted)
+    raw = (high - low) / wanted
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    last = math.floor(high / step + 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    return [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]

@@ -59,10 +59,10 @@ def loading_snippet(run: RunRecord) -> str:
             "from peft import PeftModel",
             "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
             "",
-            f"places = {places!r}  # where this folder may be",
+            f"places = {_literal(places)}  # where this folder may be",
             'adapter = next(place for place in places if Path(place, "adapter_config.json").is_file())',
             f"base = {_base_expression(model)}",
-            *([] if regression else [f"labels = {names!r}"]),
+            *([] if regression else [f"labels = {_literal(names)}"]),
             "",
             f"tokenizer = AutoTokenizer.from_pretrained({', '.join(['base', *source])})",
             "model = AutoModelForSequenceClassification.from_pretrained(",
@@ -79,6 +79,11 @@ def loading_snippet(run: RunRecord) -> str:
     )
 
 
+def _literal(value: str | list[str]) -> str:
+    """Python for a string or a list of strings, in double quotes: JSON's form of them is Python's too."""
+    return json.dumps(value, ensure_ascii=False)
+
+
 def _is_package(model: Mapping[str, Any]) -> bool:
     return str(model.get("name", "")).startswith(_PACKAGE)
 
@@ -86,10 +91,10 @@ def _is_package(model: Mapping[str, Any]) -> bool:
 def _base_expression(model: Mapping[str, Any]) -> str:
     name = str(model.get("name"))
     if not _is_package(model):
-        return repr(name)
+        return _literal(name)
     package = name.removeprefix(_PACKAGE)
-    inside = "".join(f" / {part!r}" for part in _model_folder(package))
-    return f"str(Path(find_spec({package!r}).origin).parent{inside})"
+    inside = "".join(f" / {_literal(part)}" for part in _model_folder(package))
+    return f"str(Path(find_spec({_literal(package)}).origin).parent{inside})"
 
 
 def _model_folder(package: str) -> tuple[str, ...]:
@@ -113,7 +118,7 @@ def _model_folder(package: str) -> tuple[str, ...]:
 def _source_options(model: Mapping[str, Any]) -> list[str]:
     options = []
     if model.get("revision"):
-        options.append(f"revision={model['revision']!r}")
+        options.append(f"revision={_literal(model['revision'])}")
     if model.get("trust_remote_code"):
         options.append("trust_remote_code=True")
     return options

@@ -81,7 +81,7 @@ def scores_table(metrics: Mapping[str, Any], title: str = "") -> Table:
 def scores_markdown(metrics: Mapping[str, Any]) -> str:
     """The scores of one metrics.json as a Markdown table."""
     head, rows = _scores(metrics)
-    return markdown.table(head, [[markdown.text(cell) for cell in row] for row in rows], numbers=len(head) - 1)
+    return _markdown(head, rows)
 
 
 def comparison_table(lines: Sequence[Compared], title: str = "") -> Table:
@@ -93,7 +93,7 @@ def comparison_table(lines: Sequence[Compared], title: str = "") -> Table:
 def comparison_markdown(lines: Sequence[Compared]) -> str:
     """A comparison of methods as a Markdown table."""
     head, rows = _comparison(lines)
-    return markdown.table(head, [[markdown.text(cell) for cell in row] for row in rows], numbers=len(head) - 1)
+    return _markdown(head, rows)
 
 
 def _scores(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -112,7 +112,7 @@ def _comparison(lines: Sequence[Compared]) -> tuple[list[str], list[list[str]]]:
         "method",
         "runs",
         *(words.metric_title(name) for name in names),
-        "trained parameters",
+        "trained",
         "time",
         "peak memory",
     ]
@@ -130,6 +130,11 @@ def _comparison(lines: Sequence[Compared]) -> tuple[list[str], list[list[str]]]:
     return head, rows
 
 
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    cells = [[markdown.text(cell) for cell in row] for row in (head, *rows)]
+    return markdown.table(cells[0], cells[1:], numbers=len(head) - 1)
+
+
 def _rich(head: Sequence[str], rows: Sequence[Sequence[str]], title: str, *, numbers: int) -> Table:
     from rich import box
     from rich.table import Table
@@ -137,7 +142,7 @@ def _rich(head: Sequence[str], rows: Sequence[Sequence[str]], title: str, *, num
 
     table = Table(title=Text(title) if title else None, box=box.SIMPLE_HEAD, title_justify="left")
     for place, name in enumerate(head):
-        table.add_column(Text(name), justify="right" if place >= len(head) - numbers else "left")
+        table.add_column(Text(name), justify="right" if place >= len(head) - numbers else "left", no_wrap=place > 0)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     return table

@@ -73,7 +73,7 @@ def duration(seconds: object) -> str:
     value = float(seconds)  # type: ignore[arg-type]
     if value < 1:
         return f"{value * 1000:.0f} ms"
-    if value < 60:
+    if value < 120:
         return f"{value:.1f} s"
     minutes, rest = divmod(round(value), 60)
     if minutes < 60:

