@@ -86,9 +86,7 @@ _ROWS = (
         None,
         _OWN,
     ),
-    TaskInfo(
-        "regression", "your own text with a number", "regression", ("pearson", "spearman", "mse"), "pearson", None, _OWN
-    ),
+    TaskInfo("regression", "your own text with a number", "regression", ("pearson", "spearman"), "pearson", None, _OWN),
 )
 
 TASKS: Mapping[str, TaskInfo] = MappingProxyType({info.name: info for info in _ROWS})
