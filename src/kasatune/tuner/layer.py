@@ -96,13 +96,17 @@ class KasaLayer(nn.Module, BaseTunerLayer):
             self.restore_base()
         device = self.base.device
         dtype = torch.float64 if self.base.dtype == torch.float64 else torch.float32
-        # Drawn on the CPU whatever the device, so that one seed gives one adapter.
-        factors = initial_factors(self.out_features, self.in_features, settings.r, settings.core, dtype=dtype)
-        tail_U = torch.zeros(self.out_features, settings.r, dtype=dtype)
-        tail_V = torch.zeros(settings.r, self.in_features, dtype=dtype)
-        if tail is not None:
+        if tail is None:
+            factors, tail_U, tail_V = self._unwritten(settings, dtype)
+            self.awaiting.add(adapter_name)
+        else:
+            # Drawn on the CPU whatever the device, so that one seed gives one adapter.
+            factors = initial_factors(self.out_features, self.in_features, settings.r, settings.core, dtype=dtype)
+            tail_U = torch.zeros(self.out_features, settings.r, dtype=dtype)
+            tail_V = torch.zeros(settings.r, self.in_features, dtype=dtype)
             tail_U[:, : settings.dropped] = (tail.U * tail.S).to(tail_U)
             tail_V[: settings.dropped] = tail.Vh.to(tail_V)
+            self.awaiting.discard(adapter_name)
         self.kasa_A[adapter_name] = nn.Parameter(factors.A.to(device))
         self.kasa_B[adapter_name] = nn.Parameter(factors.B.to(device))
         self.kasa_sigma[adapter_name] = nn.Parameter(factors.sigma.to(device))
@@ -112,10 +116,22 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         self.scaling[adapter_name] = settings.scaling
         self.settings[adapter_name] = settings
         self.frozen_peft_weight_names[adapter_name] = FROZEN
-        self.awaiting.discard(adapter_name)
-        if tail is None:
-            self.awaiting.add(adapter_name)
         self.set_adapter(self.active_adapters)
+
+    def _unwritten(self, settings: LayerSettings, dtype: torch.dtype) -> tuple[Factors, Tensor, Tensor]:
+        """Tensors of NaN for weights that are about to be loaded: none that is left out goes unnoticed."""
+        r, rows, columns = settings.r, self.out_features, self.in_features
+        sigma = torch.full((r,) if settings.core == "diagonal" else (r, r), torch.nan, dtype=dtype)
+        across, down = torch.full((r, columns), torch.nan, dtype=dtype), torch.full((rows, r), torch.nan, dtype=dtype)
+        return Factors(across, sigma, down), down.clone(), across.clone()
+
+    def _arrived(self, adapter_name: str) -> bool:
+        """Whether an awaited adapter has been loaded, by a loader that reports nothing to the tuner."""
+        tensors = [getattr(self, kind)[adapter_name] for kind in self.adapter_layer_names]
+        if any(t.is_meta or not torch.isfinite(t).all() for t in tensors):
+            return False
+        self.awaiting.discard(adapter_name)
+        return True
 
     def factors(self, adapter_name: str) -> Factors:
         """A (r, in), sigma (r,) or (r, r), B (out, r) of an adapter, as they are trained."""
@@ -172,7 +188,7 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         adapter = self.active_adapters[0]
         if adapter not in self.kasa_A:
             return self.base_layer(x, *args, **kwargs)
-        if self.awaiting and adapter in self.awaiting:
+        if self.awaiting and adapter in self.awaiting and not self._arrived(adapter):
             raise AdapterError(f"adapter {adapter!r}: its weights were never loaded; use PeftModel.from_pretrained")
         folded = self.settings[adapter].truncation == "fold"
         if folded and self._folded != adapter:

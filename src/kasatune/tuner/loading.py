@@ -37,6 +37,13 @@ def is_loading() -> bool:
     return False
 
 
+def makes_empty_weights() -> bool:
+    """Whether new parameters go to the meta device just now, as under low_cpu_mem_usage: weights will follow."""
+    probe = nn.Module()
+    probe.register_parameter("weight", nn.Parameter(torch.empty(1)))
+    return probe.get_parameter("weight").is_meta
+
+
 def validated(model: nn.Module, adapter_name: str, state_dict: dict[str, Tensor]) -> list[KasaLayer]:
     """The KaSA layers of an adapter, once `state_dict` (model keys) was found to hold all of their tensors.
 

@@ -23,7 +23,7 @@ from kasatune.tuner.base_weight import BaseWeight, refusal
 from kasatune.tuner.config import KasaConfig, LayerSettings, scaling
 from kasatune.tuner.fingerprint import difference, sketch, tolerance
 from kasatune.tuner.layer import COMBINE, KasaLayer
-from kasatune.tuner.loading import is_loading, validated
+from kasatune.tuner.loading import is_loading, makes_empty_weights, validated
 
 logger = logging.getLogger("kasatune")
 
@@ -65,7 +65,7 @@ class KasaModel(BaseTuner):
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
         """Put an adapter on the targeted layers of `model`; PEFT calls this."""
-        self._loading = low_cpu_mem_usage or state_dict is not None or is_loading()
+        self._loading = low_cpu_mem_usage or state_dict is not None or makes_empty_weights() or is_loading()
         self._loaded_keys = state_dict
         self._targets: dict[str, _Target] = {}
         self._tails: dict[str, TailSVD] = {}
