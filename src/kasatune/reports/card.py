@@ -11,11 +11,12 @@ import jinja2
 import yaml
 
 from kasatune.reports import markdown, words
+from kasatune.reports.certainty import accuracy_interval, against_baseline
 from kasatune.reports.files import write_text
 from kasatune.reports.page import facts
 from kasatune.reports.record import RunRecord, read_run
 from kasatune.reports.snippet import loading_snippet
-from kasatune.reports.tables import scores_markdown
+from kasatune.reports.tables import as_markdown, scores
 
 
 def write_card(run_dir: Path) -> None:
@@ -35,12 +36,14 @@ def run_card(run: RunRecord) -> str:
     return _template("card.md").render(
         run=run,
         front_matter=_front_matter(run),
-        scores=scores_markdown(run.metrics),
+        scores=as_markdown(scores(run.metrics)),
         facts=markdown.table(["cost", "value"], [[markdown.text(n), markdown.text(v)] for n, v in facts(run)], 1),
         versions=_versions(run),
-        predict=f"kasatune predict {shlex.quote(str(run.run_dir))} --text 'A text to score.'",
-        again=f"kasatune train {shlex.quote(str(run.run_dir / 'recipe.yaml'))} "
-        f"--out {shlex.quote(f'{run.run_dir}-again')}",
+        interval=accuracy_interval(run),
+        against=against_baseline(run),
+        predict=f"kasatune predict {shlex.quote(str(run.output))} --text 'A text to score.'",
+        again=f"kasatune train {shlex.quote(str(run.output / 'recipe.yaml'))} "
+        f"--out {shlex.quote(f'{run.output}-again')}",
         has_adapter=(run.run_dir / "adapter").is_dir(),
         has_native=(run.run_dir / "kasa").is_dir(),
         has_checkpoint=(run.run_dir / "checkpoint").is_dir(),
@@ -52,7 +55,7 @@ def adapter_card(run: RunRecord) -> str:
     return _template("adapter_card.md").render(
         run=run,
         front_matter=_front_matter(run),
-        scores=scores_markdown(run.metrics),
+        scores=as_markdown(scores(run.metrics)),
         snippet=markdown.block(loading_snippet(run), "python"),
         quantization=run.recipe.get("model", {}).get("quantization", "none"),
     )
@@ -95,7 +98,7 @@ def _front_matter(run: RunRecord) -> str:
                         "dataset": {
                             "type": run.task_name,
                             "name": run.task_name,
-                            "split": run.metrics.get("split", "validation"),
+                            "split": run.split,
                         },
                         "metrics": results,
                     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import jinja2
 from markupsafe import Markup
 
 from kasatune.reports import spectra, words
+from kasatune.reports.certainty import accuracy_interval, against_baseline
 from kasatune.reports.curves import loss_chart, penalty_chart, score_chart
 from kasatune.reports.files import write_text
 from kasatune.reports.record import RunRecord, read_run
@@ -55,7 +55,8 @@ def render(run: RunRecord) -> str:
         run=run,
         style=Markup(style),
         seed=run.recipe.get("training", {}).get("seed"),
-        baseline=_baseline(run),
+        interval=accuracy_interval(run),
+        against=against_baseline(run),
         rows=score_rows(run),
         charts=[c for c in (loss_chart(run), score_chart(run), penalty_chart(run), spectra.sigma_summary(run)) if c],
         epochs=_epoch_table(run),
@@ -90,14 +91,6 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
     ]
     lines.append(("peak memory", words.size(metrics.get("peak_memory_bytes"))))
     return lines
-
-
-def _baseline(run: RunRecord) -> Mapping[str, Any] | None:
-    """The fitted head on the frozen model, where the run measured it: {"metrics": {name: value}}."""
-    found = (run.metrics.get("baseline") or {}).get("metrics") or {}
-    if run.primary is None or found.get(run.primary) is None:
-        return None
-    return {"score": found[run.primary], "difference": run.scores[run.primary] - found[run.primary]}
 
 
 def _epoch_table(run: RunRecord) -> dict[str, Any] | None:

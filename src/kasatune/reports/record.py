@@ -12,6 +12,7 @@ import yaml
 
 from kasatune.errors import InputError
 from kasatune.methods.table import METHODS
+from kasatune.reports.words import metric_title
 from kasatune.tasks.table import TASKS
 
 
@@ -26,6 +27,8 @@ class RunRecord:
         metrics: metrics.json.
         history: the events of history.jsonl in order; empty where the method has no training steps.
         spectrum: the layers of spectrum.json; empty for methods other than KaSA.
+        predictions: predictions.json: the labels and predictions of the scored split; empty where it is missing.
+        baseline: the run of the fitted head that lies in head/ of the run directory; None where there is none.
     """
 
     run_dir: Path
@@ -34,6 +37,13 @@ class RunRecord:
     metrics: Mapping[str, Any]
     history: tuple[Mapping[str, Any], ...]
     spectrum: tuple[Mapping[str, Any], ...]
+    predictions: Mapping[str, Any]
+    baseline: RunRecord | None
+
+    @property
+    def output(self) -> Path:
+        """Where the run directory belongs: the recipe's output, which may still be under a temporary name."""
+        return Path(self.recipe.get("output") or self.run_dir)
 
     @property
     def model_name(self) -> str:
@@ -82,6 +92,35 @@ class RunRecord:
         return next(iter(self.scores), None)
 
     @property
+    def split(self) -> str:
+        """The split that the scores were measured on."""
+        return str(self.metrics.get("split", "validation"))
+
+    @property
+    def selection(self) -> str:
+        """Which state was kept and scored, in words; "" where metrics.json does not say."""
+        chosen = self.metrics.get("selected") or {}
+        rule, epoch = str(chosen.get("rule", "")), chosen.get("epoch")
+        if rule == "best":
+            return f"best {metric_title(self.primary or 'score')} on {self.split}, epoch {epoch:g}"
+        if rule == "last":
+            return f"last state, epoch {epoch:g}"
+        return "fitted in one go" if rule == "fitted" else rule
+
+    @property
+    def flattered(self) -> bool:
+        """Whether the scored rows also chose the state."""
+        return (self.metrics.get("selected") or {}).get("rule") == "best"
+
+    @property
+    def correct(self) -> list[bool] | None:
+        """Which rows of the split were answered rightly; None where that is not known or not the score."""
+        labels, given = self.predictions.get("labels"), self.predictions.get("predictions")
+        if not labels or not given or len(labels) != len(given) or self.task_kind != "classification":
+            return None
+        return [label == answer for label, answer in zip(labels, given, strict=True)]
+
+    @property
     def score_names(self) -> list[str]:
         """The names of the scores, the primary one first."""
         return sorted(self.scores, key=lambda name: name != self.primary)
@@ -92,27 +131,32 @@ class RunRecord:
 
 
 def read_run(run_dir: Path) -> RunRecord:
-    """Read recipe.yaml and metrics.json, and history.jsonl and spectrum.json where they exist.
+    """Read recipe.yaml and metrics.json, and what else there is of history.jsonl, spectrum.json and predictions.json.
 
     Raises:
         InputError: the directory is not a finished run, or one of its files is not what it should be.
     """
     run_dir = Path(run_dir)
     recipe_text = _read(run_dir / "recipe.yaml", required=True)
-    recipe = _parse(run_dir / "recipe.yaml", recipe_text, yaml.safe_load, yaml.YAMLError)
-    metrics = _parse(
-        run_dir / "metrics.json", _read(run_dir / "metrics.json", required=True), json.loads, json.JSONDecodeError
+    lines = _read(run_dir / "history.jsonl").splitlines()
+    head = run_dir / "head"
+    return RunRecord(
+        run_dir=run_dir,
+        recipe=_parse(run_dir / "recipe.yaml", recipe_text, yaml.safe_load, yaml.YAMLError),
+        recipe_text=recipe_text,
+        metrics=_json(run_dir / "metrics.json", required=True),
+        history=tuple(
+            _parse(run_dir / "history.jsonl", line, json.loads, ValueError) for line in lines if line.strip()
+        ),
+        spectrum=tuple(_json(run_dir / "spectrum.json").get("layers", ())),
+        predictions=_json(run_dir / "predictions.json"),
+        baseline=read_run(head) if (head / "metrics.json").is_file() else None,
     )
-    history = [
-        _parse(run_dir / "history.jsonl", line, json.loads, json.JSONDecodeError)
-        for line in _read(run_dir / "history.jsonl").splitlines()
-        if line.strip()
-    ]
-    spectrum_text = _read(run_dir / "spectrum.json")
-    spectrum = (
-        _parse(run_dir / "spectrum.json", spectrum_text, json.loads, json.JSONDecodeError) if spectrum_text else {}
-    )
-    return RunRecord(run_dir, recipe, recipe_text, metrics, tuple(history), tuple(spectrum.get("layers", ())))
+
+
+def _json(path: Path, *, required: bool = False) -> Mapping[str, Any]:
+    text = _read(path, required=required)
+    return _parse(path, text, json.loads, ValueError) if text or required else {}
 
 
 def _read(path: Path, *, required: bool = False) -> str:

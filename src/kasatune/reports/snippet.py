@@ -49,7 +49,7 @@ def loading_snippet(run: RunRecord) -> str:
         if regression
         else "print(model.config.id2label[logits.argmax(-1).item()], logits.softmax(-1).tolist()[0])"
     )
-    places = [str(run.run_dir / "adapter"), "adapter", "."]
+    places = [str(run.output / "adapter"), "adapter", "."]
     return "\n".join(
         [
             *(["from importlib.util import find_spec"] if _is_package(model) else []),

@@ -1,16 +1,20 @@
-"""Tables for the terminal (rich) and for Markdown, from plain data."""
+"""Tables as cells of text, for the terminal and for Markdown, from plain data."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from kasatune.reports import markdown, words
 
-if TYPE_CHECKING:
-    from rich.table import Table
+
+class Cells(NamedTuple):
+    """A table as text: names of the columns, then rows as long as `head`."""
+
+    head: list[str]
+    rows: list[list[str]]
 
 
 @dataclass(frozen=True)
@@ -72,50 +76,21 @@ def spread(values: Sequence[float]) -> str:
     return f"{words.score(statistics.fmean(values))} \u00b1 {statistics.stdev(values):.4f}"
 
 
-def scores_table(metrics: Mapping[str, Any], title: str = "") -> Table:
-    """The scores of one metrics.json for the terminal, the last epoch beside the selected one."""
-    head, rows = _scores(metrics)
-    return _rich(head, rows, title, numbers=len(head) - 1)
-
-
-def scores_markdown(metrics: Mapping[str, Any]) -> str:
-    """The scores of one metrics.json as a Markdown table."""
-    head, rows = _scores(metrics)
-    return _markdown(head, rows)
-
-
-def comparison_table(lines: Sequence[Compared], title: str = "") -> Table:
-    """A comparison of methods for the terminal."""
-    head, rows = _comparison(lines)
-    return _rich(head, rows, title, numbers=len(head) - 1)
-
-
-def comparison_markdown(lines: Sequence[Compared]) -> str:
-    """A comparison of methods as a Markdown table."""
-    head, rows = _comparison(lines)
-    return _markdown(head, rows)
-
-
-def _scores(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    last = (metrics.get("last") or {}).get("metrics")
-    head = [f"score on {metrics.get('split', 'validation')}", "selected", *(["last epoch"] if last else [])]
+def scores(metrics: Mapping[str, Any]) -> Cells:
+    """The scores of one metrics.json, those of the last epoch beside those of the selected state."""
+    last = (metrics.get("last") or {}).get("metrics") or {}
+    head = [f"{metrics['task']}, {metrics['split']}", "selected", *(["last epoch"] if last else [])]
     rows = [
         [words.metric_title(name), words.score(value), *([words.score(last.get(name))] if last else [])]
         for name, value in metrics["metrics"].items()
     ]
-    return head, rows
+    return Cells(head, rows)
 
 
-def _comparison(lines: Sequence[Compared]) -> tuple[list[str], list[list[str]]]:
+def comparison(lines: Sequence[Compared]) -> Cells:
+    """Methods side by side: scores over the runs, and what a run costs."""
     names = list(dict.fromkeys(name for line in lines for name in line.scores))
-    head = [
-        "method",
-        "runs",
-        *(words.metric_title(name) for name in names),
-        "trained",
-        "time",
-        "peak memory",
-    ]
+    titles = [words.metric_title(name) for name in names]
     rows = [
         [
             line.method,
@@ -127,22 +102,10 @@ def _comparison(lines: Sequence[Compared]) -> tuple[list[str], list[list[str]]]:
         ]
         for line in lines
     ]
-    return head, rows
+    return Cells(["method", "runs", *titles, "trained parameters", "time", "peak memory"], rows)
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    cells = [[markdown.text(cell) for cell in row] for row in (head, *rows)]
-    return markdown.table(cells[0], cells[1:], numbers=len(head) - 1)
-
-
-def _rich(head: Sequence[str], rows: Sequence[Sequence[str]], title: str, *, numbers: int) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=Text(title) if title else None, box=box.SIMPLE_HEAD, title_justify="left")
-    for place, name in enumerate(head):
-        table.add_column(Text(name), justify="right" if place >= len(head) - numbers else "left", no_wrap=place > 0)
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    return table
+def as_markdown(cells: Cells) -> str:
+    """A table whose first column holds names and whose other columns hold numbers, as Markdown."""
+    head, *rows = [[markdown.text(cell) for cell in row] for row in (cells.head, *cells.rows)]
+    return markdown.table(head, rows, numbers=len(head) - 1)
