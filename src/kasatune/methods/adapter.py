@@ -97,6 +97,7 @@ def save_peft(model: nn.Module, folder: Path, base_name: str) -> None:
     model.peft_config["default"].base_model_name_or_path = base_name
     # "auto" asks the hub whether the base's vocabulary has another size; nothing here resizes it.
     model.save_pretrained(str(folder), save_embedding_layers=False)
+    (folder / "README.md").unlink()  # PEFT's empty form of a model card; the run writes a filled one
     sort_config(folder)
 
 

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from torch import Tensor, nn
+
+from kasatune.maths.spectrum import singular_values
+from kasatune.methods.adapter import ADAPTER_FOLDER, AdapterMethod, save_peft
+from kasatune.methods.base import MethodSettings
+from kasatune.methods.table import METHODS
+from kasatune.tuner import KasaConfig, KasaLayer, export_adapter, regularization_terms
+
+_ADAPTER_NAME = "default"
+_PREFIX = "base_model.model."
+
+
+class Kasa(AdapterMethod):
+    """y = W_world x + s B diag(sigma) A drop(x), with beta sum(sigma^2) + gamma (||A A^T - I|| + ||B^T B - I||).
+
+    Saved twice: natively in kasa/, and in adapter/ as the LoRA of rank 2r on the untouched base that it equals.
+
+    Source: Wang et al., arXiv 2412.06071; computed by kasatune.
+    """
+
+    info = METHODS["kasa"]
+    folder = "kasa"
+
+    def config(self, settings: MethodSettings, targets: list[str] | str | None, common: dict[str, Any]) -> PeftConfig:
+        """The KasaConfig of this package; its penalty acts by itself, once per optimizer step."""
+        return KasaConfig(
+            r=settings.r,
+            lora_alpha=settings.alpha,
+            lora_dropout=settings.dropout,
+            use_rslora=settings.use_rslora,
+            target_modules=targets,
+            beta=settings.beta,
+            gamma=settings.gamma,
+            convention=settings.convention,  # type: ignore[arg-type]
+            core=settings.core,  # type: ignore[arg-type]
+            truncation=settings.truncation,
+            **common,
+        )
+
+    def save(self, model: nn.Module, run_dir: Path, base_name: str) -> None:
+        """See `Method.save`."""
+        save_peft(model, run_dir / self.folder, base_name)
+        export_adapter(run_dir / self.folder, run_dir / ADAPTER_FOLDER, to="lora")
+
+    def penalties(self, model: nn.Module) -> dict[str, float]:
+        """See `Method.penalties`: the two terms, weighted by beta and gamma."""
+        with torch.no_grad():
+            terms = regularization_terms(model)
+        return {"penalty_sigma": float(terms.sigma), "penalty_orthogonality": float(terms.orthogonality)}
+
+    def singular_values(self, model: nn.Module) -> dict[str, list[float]]:
+        """See `Method.singular_values`: signed, as trained; the singular values of a dense core."""
+        return {name: _shown(layer.factors(_ADAPTER_NAME).sigma) for name, layer in _layers(model)}
+
+    def spectrum(self, model: nn.Module, initial: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
+        """See `Method.spectrum`: every singular value of each weight, those dropped, sigma before and after."""
+        found = []
+        for name, layer in _layers(model):
+            values = _rounded(singular_values(layer.original_weight()))
+            settings = layer.settings[_ADAPTER_NAME]
+            found.append(
+                {
+                    "name": name,
+                    "shape": [layer.out_features, layer.in_features],
+                    "rank": settings.r,
+                    "singular_values": values,
+                    "dropped": [len(values) - settings.dropped, settings.dropped],
+                    "sigma_initial": list(initial.get(name, ())),
+                    "sigma": _shown(layer.factors(_ADAPTER_NAME).sigma),
+                }
+            )
+        return found
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, KasaLayer]]:
+    for name, module in model.named_modules():
+        if isinstance(module, KasaLayer):
+            yield name.removeprefix(_PREFIX), module
+
+
+def _shown(sigma: Tensor) -> list[float]:
+    return _rounded(sigma.detach() if sigma.ndim == 1 else singular_values(sigma))
+
+
+def _rounded(values: Tensor) -> list[float]:
+    """Seven digits: what float32 holds."""
+    return [float(f"{value:.7g}") for value in values.tolist()]
+
+
+METHOD = Kasa()

@@ -1,0 +1,193 @@
+"""The files of a run: who may write where, and nothing that is half written."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kasatune.errors import InputError, OutputError
+from kasatune.runs.recipe import Recipe, load_recipe, to_yaml
+
+RECIPE = "recipe.yaml"
+METRICS = "metrics.json"
+HISTORY = "history.jsonl"
+PREDICTIONS = "predictions.json"
+SPECTRUM = "spectrum.json"
+WORK = "unfinished"  # checkpoints of a run that goes on; gone when it is done
+
+_WRITTEN = (RECIPE, METRICS, HISTORY, PREDICTIONS, SPECTRUM, WORK, "adapter", "kasa", "checkpoint", "report.html")
+_PLACE_ONLY = ("output", "training.report_to")  # a resumed run may be told to go elsewhere with these
+
+
+def check_output(out: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    """A run may be written to `out`; writes nothing itself.
+
+    Raises:
+        OutputError: `out` is a file, cannot be written, or holds something, and neither `overwrite` nor a `resume` of
+            the same recipe says that this is as it should be.
+    """
+    if resume and overwrite:
+        raise OutputError("--resume and --overwrite exclude each other: give one")
+    try:
+        occupied = out.is_dir() and any(out.iterdir())
+    except OSError as fault:
+        raise OutputError(f"{out} cannot be read ({fault.strerror}); give another directory") from fault
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file; give a directory")
+    nearest = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise OutputError(f"{out} cannot be made: {nearest} is not a directory that you can write to")
+    if not occupied or overwrite:
+        return
+    if not resume:
+        raise OutputError(f"{out} holds something already; give another directory, --resume or --overwrite")
+    if not (out / RECIPE).is_file():
+        raise OutputError(f"{out} holds no run to resume ({RECIPE} is missing); give another directory or --overwrite")
+    changed = _differences(read_recipe(out), recipe)
+    if changed:
+        raise OutputError(
+            f"{out} was begun with another recipe ({'; '.join(changed)}); resume with the same one, or give --overwrite"
+        )
+
+
+def read_recipe(run_dir: Path) -> Recipe:
+    """The recipe that a run was made with.
+
+    Raises:
+        InputError: `run_dir` is no run directory, or its recipe is damaged.
+    """
+    path = run_dir / RECIPE
+    if not path.is_file():
+        raise InputError(
+            f"{run_dir} is not a run directory: it holds no {RECIPE}; give one that `kasatune train` wrote"
+        )
+    return load_recipe(path)
+
+
+def read_metrics(run_dir: Path) -> dict[str, Any]:
+    """metrics.json of a run.
+
+    Raises:
+        InputError: missing or damaged: the run has not come so far.
+    """
+    path = run_dir / METRICS
+    if not path.is_file():
+        raise InputError(f"{run_dir} holds no {METRICS}: its training was not finished; use `kasatune train --resume`")
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as fault:
+        raise InputError(f"{path} is damaged ({fault}); train again") from fault
+    if not isinstance(metrics, dict):
+        raise InputError(f"{path} holds no JSON object; train again")
+    return metrics
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Whether a run came to its end, neither interrupted nor diverged."""
+    if not (run_dir / METRICS).is_file():
+        return False
+    metrics = read_metrics(run_dir)
+    return not metrics.get("interrupted") and not metrics.get("diverged")
+
+
+def begin(out: Path, recipe: Recipe, *, resume: bool) -> None:
+    """Make `out` ready: recipe.yaml in place, and, unless it is resumed, nothing left of an earlier run.
+
+    What an earlier run did not write is left where it is.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        for name in _WRITTEN:
+            remove(out / name)
+    write_text(out / RECIPE, to_yaml(recipe))
+    (out / WORK).mkdir(exist_ok=True)
+
+
+def publish(staged: Path, out: Path) -> None:
+    """Move everything in `staged` into `out`, in the place of what has the same name there."""
+    for source in sorted(staged.iterdir()):
+        target, old = out / source.name, staged.parent / f"{source.name}.replaced"
+        remove(old)
+        if target.exists():
+            target.rename(old)
+        source.rename(target)
+        remove(old)
+    staged.rmdir()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` under a temporary name, then rename."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+
+
+def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
+    """Write `value` as JSON; NaN and infinity, which JSON lacks, become null."""
+    write_text(path, json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """`value` with None for every number that is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return value
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder; a link is deleted, not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+class History:
+    """history.jsonl: one event a line, each written out before the run goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def add(self, event: str, **values: Any) -> None:
+        """Append one event."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": event, **finite(values)}, ensure_ascii=False, allow_nan=False) + "\n")
+            file.flush()
+
+    def events(self) -> list[dict[str, Any]]:
+        """All events so far; a line that was cut off by a kill is left out."""
+        if not self._path.is_file():
+            return []
+        found = []
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                continue
+        return found
+
+    def rewind(self, step: int) -> None:
+        """Drop the events after optimizer step `step`, which a resumed run makes again."""
+        kept = [event for event in self.events() if event.get("step", 0) <= step]
+        write_text(self._path, "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in kept))
+
+
+def _differences(before: Recipe, now: Recipe) -> list[str]:
+    old, new = _flat(before), _flat(now)
+    return [f"{key}: {old[key]!r} then, {new[key]!r} now" for key in old if old[key] != new[key]]
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in recipe.model_dump().items():
+        values |= {f"{key}.{inner}": item for inner, item in value.items()} if isinstance(value, dict) else {key: value}
+    return {key: value for key, value in values.items() if key not in _PLACE_ONLY}

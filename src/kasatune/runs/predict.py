@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kasatune.errors import InputError
+from kasatune.runs.directory import read_metrics, read_recipe
+from kasatune.runs.examples import encode
+from kasatune.runs.prepare import deterministic, prepare_saved
+from kasatune.runs.quiet import quiet
+from kasatune.runs.scoring import answers
+
+Text = str | Sequence[str]
+
+
+def predict(run_dir: Path, texts: Sequence[Text]) -> list[dict[str, Any]]:
+    """What a run's model makes of new texts.
+
+    Args:
+        run_dir: of a run that was finished, or interrupted.
+        texts: one or more; where the task is about pairs, two texts each, or one with a tab between them.
+
+    Returns:
+        For each text `input` as given and `prediction`: {"label": name, "scores": {name: probability}}, or a number;
+        and `truncated`: true where the text is longer than the model was trained for and its end was not read.
+
+    Raises:
+        InputError: the directory, its files or the base model is not to be had, or a text is not what the task needs.
+    """
+    run_dir = Path(run_dir)
+    recipe, metrics = read_recipe(run_dir), read_metrics(run_dir)
+    fields = [_fields(text, number, metrics["text_fields"]) for number, text in enumerate(texts, start=1)]
+    if not fields:
+        return []
+    names = tuple(metrics["label_names"]) if metrics.get("label_names") else None
+    with quiet(), deterministic():
+        prepared = prepare_saved(recipe, metrics["kind"], names, run_dir)
+        second = [pair[1] for pair in fields] if metrics["text_fields"] == 2 else None
+        examples = encode(prepared.base.tokenizer, [pair[0] for pair in fields], second, None, recipe.task.max_length)
+        predictions, scores = answers(prepared.logits(examples), prepared.kind)
+    found = []
+    for index, text in enumerate(texts):
+        prediction: Any = predictions[index]
+        if names is not None:
+            prediction = {"label": names[prediction], "scores": dict(zip(names, scores[index], strict=True))}
+        item: dict[str, Any] = {"input": text if isinstance(text, str) else list(text), "prediction": prediction}
+        found.append(item | ({"truncated": True} if index in examples.truncated else {}))
+    return found
+
+
+def _fields(text: Text, number: int, wanted: int) -> tuple[str, ...]:
+    """The text, or the pair of texts, that the task needs.
+
+    Raises:
+        InputError: another number of texts, an empty one, or no text at all.
+    """
+    if isinstance(text, str):
+        parts = tuple(text.split("\t")) if wanted == 2 else (text,)
+    else:
+        parts = tuple(text)
+    if not all(isinstance(part, str) for part in parts):
+        raise InputError(f"text {number}: {parts!r} is not text")
+    if len(parts) != wanted:
+        need = "two texts, with a tab between them" if wanted == 2 else "one text"
+        raise InputError(f"text {number}: the task needs {need}, {len(parts)} were given: {parts!r}")
+    if not all(part.strip() for part in parts):
+        raise InputError(f"text {number} is empty: leave it out")
+    return parts

@@ -1,0 +1,230 @@
+"""transformers' Trainer, told what a recipe says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from kasatune.errors import DivergedError, RecipeError
+from kasatune.methods.base import trainable
+from kasatune.runs.directory import write_json
+
+if TYPE_CHECKING:
+    from kasatune.runs.recipe import TrainingSection
+
+PROGRESS = "progress.json"
+_SCORE_PREFIX = "eval_"
+
+
+class RunTrainer(Trainer):
+    """The Trainer of a run.
+
+    Differs from its base in four public places: the loss of a step is the sum over its examples over their number,
+    however the step is cut into pieces; the head may have a learning rate of its own; checkpoints hold the trained
+    parameters and no others; evaluation is the run's own, so that it agrees with `kasatune evaluate`.
+
+    Args:
+        new_modules: names of the modules with the head's learning rate.
+        head_learning_rate: theirs; None for the common one.
+        scores: evaluates the model as it is and returns its scores by name.
+        progress: gives what is saved with every checkpoint, as plain data.
+        further: arguments of the Trainer.
+    """
+
+    def __init__(
+        self,
+        *,
+        new_modules: Sequence[str],
+        head_learning_rate: float | None,
+        scores: Callable[[], dict[str, float]],
+        progress: Callable[[], dict[str, Any]],
+        **further: Any,
+    ) -> None:
+        super().__init__(compute_loss_func=mean_loss, **further)
+        self._new_modules = tuple(new_modules)
+        self._head_learning_rate = head_learning_rate
+        self._scores = scores
+        self._progress = progress
+        self.remove_callback(PrinterCallback)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The base's step.
+
+        Raises:
+            DivergedError: the loss is not finite; the weights are still those of the step before.
+        """
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise diverged(f"the loss ({loss.item()})", self.state.global_step + 1)
+        return loss
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """The pieces of a step, and the number of examples in them over all processes.
+
+        The base counts labels that are not -100; a number to predict may well be -100.
+        """
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        count = torch.tensor(sum(len(batch["labels"]) for batch in batches), device=device)
+        if self.args.world_size > 1:
+            everywhere: Any = self.accelerator.gather(count)
+            count = everywhere.sum()
+        return batches, count
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW; a group for each learning rate and weight decay (biases and normalisations do not decay)."""
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            decaying = set(self.get_decay_parameter_names(model))  # type: ignore[arg-type]
+            head_rate = self._head_learning_rate
+            head_rate = self.args.learning_rate if head_rate is None else head_rate
+            groups: dict[tuple[float, float], list[Tensor]] = {}
+            for name, parameter in trainable(model).items():  # type: ignore[arg-type]
+                rate = head_rate if within(name, self._new_modules) else self.args.learning_rate
+                decay = self.args.weight_decay if name in decaying else 0.0
+                groups.setdefault((rate, decay), []).append(parameter)
+            self.optimizer = torch.optim.AdamW(
+                [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()],
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+                eps=self.args.adam_epsilon,
+            )
+        return self.optimizer
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """The run's own scores, logged like the base's."""
+        metrics = {f"{_SCORE_PREFIX}{name}": value for name, value in self._scores().items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the trained parameters under the name that the base looks for when it resumes, and the progress."""
+        if self.args.should_save:
+            folder = Path(output_dir or str(self.args.output_dir))
+            save_state(self.model, folder / "model.safetensors")  # type: ignore[arg-type]
+            write_json(folder / PROGRESS, self._progress())
+
+
+def mean_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """(1/N) sum_i loss_i over the examples of this piece, N the examples of the whole optimizer step.
+
+    Cross-entropy for integer labels, squared error for real ones; computed in float32.
+    """
+    logits = outputs.logits.float()
+    if labels.is_floating_point():
+        loss = functional.mse_loss(logits.squeeze(-1), labels.float(), reduction="sum")
+    else:
+        loss = functional.cross_entropy(logits, labels, reduction="sum")
+    return loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+
+
+def within(parameter: str, modules: Sequence[str]) -> bool:
+    """Whether a parameter, of a model that PEFT may have wrapped, belongs to one of `modules`."""
+    name = parameter.removeprefix("module.").removeprefix("base_model.model.")
+    return any(name.startswith(f"{module}.") for module in modules)
+
+
+def diverged(what: str, step: int) -> DivergedError:
+    """The error for a loss or gradient that is not finite at optimizer step `step`."""
+    return DivergedError(
+        f"training diverged: {what} is not finite at step {step}; the state before it is kept. "
+        "Lower training.learning_rate (or beta and gamma), set training.max_grad_norm, or use precision float32"
+    )
+
+
+def save_state(model: nn.Module, path: Path) -> None:
+    """Write the trained parameters of `model`, under a temporary name first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in trainable(model).items()}
+    save_file(tensors, unfinished, metadata={"format": "pt"})
+    unfinished.replace(path)
+
+
+def training_arguments(section: TrainingSection, checkpoints: Path) -> TrainingArguments:
+    """The recipe's `training` section in the Trainer's terms.
+
+    Raises:
+        RecipeError: the step cannot be cut into equal pieces over the processes, or the device or the precision is not
+            to be had on this machine.
+    """
+    device = find_device(section)
+    options: dict[str, Any] = {}
+    if section.max_steps is not None:
+        options["max_steps"] = section.max_steps
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        num_train_epochs=float(section.epochs),
+        gradient_accumulation_steps=section.gradient_accumulation,
+        learning_rate=section.learning_rate,
+        weight_decay=section.weight_decay,
+        # A ratio below 1 is a share of the steps, 1 would be a single step.
+        warmup_steps=min(section.warmup_ratio, 1 - 1e-9),
+        lr_scheduler_type=section.schedule,
+        max_grad_norm=section.max_grad_norm or 0.0,
+        bf16=section.precision == "bfloat16",
+        fp16=section.precision == "float16",
+        activation_checkpointing=section.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if section.gradient_checkpointing else None,
+        seed=section.seed,
+        data_seed=section.seed,
+        use_cpu=device.type == "cpu",
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=1,
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to=list(section.report_to) or "none",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        **options,
+    )
+    # Several visible GPUs without a launcher would mean DataParallel and another batch size: one is used.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    pieces = section.gradient_accumulation * arguments.world_size
+    if section.batch_size % pieces:
+        raise RecipeError(
+            [
+                f"training.batch_size: {section.batch_size} examples cannot be cut into {pieces} equal pieces "
+                f"(gradient_accumulation {section.gradient_accumulation} x {arguments.world_size} processes); "
+                "change one of them"
+            ]
+        )
+    arguments.per_device_train_batch_size = section.batch_size // pieces
+    return arguments
+
+
+def find_device(section: TrainingSection) -> torch.device:
+    """The device that a recipe asks for; "auto" is the accelerator where there is one.
+
+    Raises:
+        RecipeError: this machine lacks the device, or the device lacks the precision.
+    """
+    kind, _, number = section.device.partition(":")
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if kind == "cpu" or (kind == "auto" and accelerator is None):
+        device = torch.device("cpu")
+    elif accelerator is None or kind not in ("auto", accelerator.type):
+        raise RecipeError([f"training.device: {section.device} is not on this machine; use auto or cpu"])
+    elif int(number or 0) > 0:
+        raise RecipeError(
+            [
+                f"training.device: {section.device}: the Trainer uses the first visible GPU; "
+                f"set the environment variable CUDA_VISIBLE_DEVICES={number} and use cuda"
+            ]
+        )
+    else:
+        device = accelerator
+    if section.precision == "float16" and device.type == "cpu":
+        raise RecipeError(["training.precision: float16 needs a GPU and the run uses the CPU; use float32 or bfloat16"])
+    return device
