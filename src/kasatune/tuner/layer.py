@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from kasatune.errors import AdapterError, CheckError, InputError
 from kasatune.maths import Factors, TailSVD, initial_factors, update
 from kasatune.tuner.base_weight import BaseWeight
 from kasatune.tuner.config import LayerSettings
+from kasatune.tuner.kernel import Tail, adapted_linear
 
 TRAINED = ("kasa_A", "kasa_B", "kasa_sigma")
 FROZEN = ("kasa_tail_U", "kasa_tail_V")
@@ -195,11 +197,26 @@ class KasaLayer(nn.Module, BaseTunerLayer):
             self._sync_fold()
         if self.training and torch.is_grad_enabled():
             self.needs_step = True
-        result = self.base_layer(x, *args, **kwargs)
-        return self._add_adapter(result, x, adapter, folded)
+        tail = None
+        if self.settings[adapter].dropped and not folded:
+            tail = Tail(self.kasa_tail_U[adapter], self.kasa_tail_V[adapter])
+        if self._needs_plain_autograd(x, adapter):
+            return self._plain_forward(x, adapter, tail, *args, **kwargs)
+        return adapted_linear(x, self.base_layer, self.factors(adapter), tail, self.scaling[adapter], *args, **kwargs)
 
-    def _add_adapter(self, result: Tensor, x: Tensor, adapter: str, folded: bool) -> Tensor:
-        A, B, sigma = self.kasa_A[adapter], self.kasa_B[adapter], self.kasa_sigma[adapter]
+    def _needs_plain_autograd(self, x: Tensor, adapter: str) -> bool:
+        """Where the fused function does not reach: compilers and autocast rewrite plain operations themselves."""
+        dropout = self.kasa_dropout[adapter]
+        return (
+            torch.compiler.is_compiling()
+            or torch.is_autocast_enabled(x.device.type)
+            or (self.training and isinstance(dropout, nn.Dropout))
+            or isinstance(self.kasa_A[adapter], DTensor)
+        )
+
+    def _plain_forward(self, x: Tensor, adapter: str, tail: Tail | None, *args: Any, **kwargs: Any) -> Tensor:
+        result = self.base_layer(x, *args, **kwargs)
+        A, sigma, B = self.factors(adapter)
         x = self._cast_input_dtype(x, A.dtype)
         hidden = F.linear(self.kasa_dropout[adapter](x), A)
         # Scale and sigma act on the r-wide activation, in float32 even where a trainer has cast the adapter.
@@ -207,9 +224,8 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         wide = hidden.to(core.dtype)
         hidden = (wide * core if core.ndim == 1 else F.linear(wide, core)).to(B.dtype)
         change = F.linear(hidden, B)
-        if self.settings[adapter].dropped and not folded:
-            tail_U, tail_V = self.kasa_tail_U[adapter], self.kasa_tail_V[adapter]
-            change = change - F.linear(F.linear(x.to(tail_V.dtype), tail_V), tail_U)
+        if tail is not None:
+            change = change - F.linear(F.linear(x.to(tail.V.dtype), tail.V), tail.U)
         return (result + change).to(result.dtype)
 
     # The base weight: original, folded or merged
