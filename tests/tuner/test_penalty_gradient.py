@@ -39,8 +39,8 @@ def test_the_gradient_is_that_of_the_oracle(convention, core):
     task = train(adapted(convention=convention, core=core, penalty="none"))
     seen = train(model)
     assert_penalized_once(seen, task, convention)
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, KasaLayer)}
-    wide = {n: Factors(*(f.detach().double().requires_grad_() for f in m.factors("default"))) for n, m in layers.items()}
+    layers = {n: m.factors("default") for n, m in model.named_modules() if isinstance(m, KasaLayer)}
+    wide = {n: Factors(*(f.detach().double().requires_grad_() for f in layer)) for n, layer in layers.items()}
     oracle.penalty(list(wide.values()), BETA, GAMMA, convention).backward()
     for name, factors in wide.items():
         for part, field in PARTS.items():

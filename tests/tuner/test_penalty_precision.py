@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState
 from peft import get_peft_model
 
 from kasatune import KasaConfig, regularization
@@ -30,6 +31,12 @@ OPTIMIZERS = {
     "foreach": lambda parameters: torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0, foreach=True),
     "fused": lambda parameters: torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0, fused=True),
 }
+
+
+@pytest.fixture(autouse=True)
+def accelerate_starts_afresh():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def train_scaled(model, kind, *, unscale=False, wrap=False, steps=2, overflow_at=None):
