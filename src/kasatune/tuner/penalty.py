@@ -14,7 +14,6 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from kasatune.errors import InputError
 from kasatune.maths import Convention, Factors, PenaltyTerms, penalty_gradients, penalty_terms
-from kasatune.tuner.config import LayerSettings
 from kasatune.tuner.layer import LIVE_LAYERS, KasaLayer
 
 
@@ -65,16 +64,7 @@ def regularization_terms(model: nn.Module, adapter_name: str | None = None) -> P
     if not layers:
         wanted = "an active KaSA adapter" if adapter_name is None else f"a KaSA adapter named {adapter_name!r}"
         raise InputError(f"regularization: no layer of the model has {wanted}; make one with peft.get_peft_model")
-    sigma, orthogonality = [], []
-    for weights, members in _grouped(layers).items():
-        terms = penalty_terms([_whole(layer.factors(name)) for layer, name in members], weights.convention)
-        share = _share(weights, len(members))
-        sigma.append(weights.beta * share * terms.sigma)
-        orthogonality.append(weights.gamma * share * terms.orthogonality)
-    device = sigma[0].device
-    return PenaltyTerms(
-        torch.stack([t.to(device) for t in sigma]).sum(), torch.stack([t.to(device) for t in orthogonality]).sum()
-    )
+    return _weighted_terms(layers)
 
 
 def install_step_hook() -> None:
@@ -161,22 +151,19 @@ def _penalized_closure(
     def penalized() -> Any:
         loss = closure()
         _add_gradients(optimizer, served, held)
-        if loss is None:
-            return None
-        with torch.no_grad():
-            for layer in served:
-                terms = penalty_terms([_whole(_active(layer))], _settings(layer).convention)
-                weights = _weights(layer, layer.active_adapters[0])
-                loss = loss + _share(weights, 1) * (
-                    weights.beta * terms.sigma + weights.gamma * terms.orthogonality
-                ).to(loss.device)
-        return loss
+        for layer in served:
+            layer.needs_step = False
+        return None if loss is None else _added_to(loss, served)
 
     return penalized
 
 
-def _settings(layer: KasaLayer) -> LayerSettings:
-    return layer.settings[layer.active_adapters[0]]
+@torch.no_grad()
+def _added_to(loss: Any, served: list[KasaLayer]) -> Any:
+    """What a closure returned, a tensor or a number, with the penalty of the layers served."""
+    terms = _weighted_terms([(layer, layer.active_adapters[0]) for layer in served])
+    penalty = terms.sigma + terms.orthogonality
+    return loss + (penalty.to(loss.device) if isinstance(loss, Tensor) else penalty.item())
 
 
 def _weights(layer: KasaLayer, adapter_name: str) -> _Weights:
@@ -187,6 +174,20 @@ def _weights(layer: KasaLayer, adapter_name: str) -> _Weights:
         settings.convention,
         settings.layer_count,
         layer.kasa_A[adapter_name].device,
+    )
+
+
+def _weighted_terms(layers: Iterable[tuple[KasaLayer, str]]) -> PenaltyTerms:
+    """Both terms times beta and gamma, over adapters that differ in them; on the device of the first one."""
+    sigma, orthogonality = [], []
+    for weights, members in _grouped(layers).items():
+        terms = penalty_terms([_whole(layer.factors(name)) for layer, name in members], weights.convention)
+        share = _share(weights, len(members))
+        sigma.append(weights.beta * share * terms.sigma)
+        orthogonality.append(weights.gamma * share * terms.orthogonality)
+    device = sigma[0].device
+    return PenaltyTerms(
+        torch.stack([t.to(device) for t in sigma]).sum(), torch.stack([t.to(device) for t in orthogonality]).sum()
     )
 
 
