@@ -1,0 +1,138 @@
+"""What every benchmark shares: turns taken side by side, medians, ratios against a target, one Markdown page each."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure: ours against a peer's, and the bound it has to keep.
+
+    `target` bounds `ratio` = ours / peer from above; None where the figure is for information.
+    """
+
+    what: str
+    ours: str
+    peer: str
+    ratio: float
+    target: float | None
+
+    @property
+    def verdict(self) -> str:
+        if self.target is None:
+            return ""
+        return "met" if self.ratio <= self.target else "MISSED"
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """--quick for a smaller form of the same measurement."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="smaller shapes and fewer turns")
+    return parser.parse_args()
+
+
+def in_turn(candidates: Mapping[str, Callable[[], object]], turns: int, warmup: int = 1) -> dict[str, float]:
+    """Median seconds of each candidate, run in turn so that a drift of the machine's speed meets all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for turn in range(warmup + turns):
+        names = list(candidates)
+        for name in names if turn % 2 else reversed(names):
+            gc.collect()
+            start = time.perf_counter()
+            candidates[name]()
+            if turn >= warmup:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def ratio_in_turn(
+    ours: Callable[[], object], peer: Callable[[], object], turns: int, warmup: int = 1
+) -> tuple[float, float, float]:
+    """Median seconds of both and the median of the ratios turn by turn, which a drifting machine moves least."""
+    pairs = []
+    for turn in range(warmup + turns):
+        took = {}
+        for name, run in (("ours", ours), ("peer", peer))[:: 1 if turn % 2 else -1]:
+            gc.collect()
+            start = time.perf_counter()
+            run()
+            took[name] = time.perf_counter() - start
+        if turn >= warmup:
+            pairs.append((took["ours"], took["peer"]))
+    return (
+        statistics.median(a for a, _ in pairs),
+        statistics.median(b for _, b in pairs),
+        statistics.median(a / b for a, b in pairs),
+    )
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def machine() -> dict[str, str]:
+    """What a figure depends on: processor, threads, versions."""
+    names = ("torch", "transformers", "peft", "kasatune")
+    return {
+        "processor": _processor(),
+        "threads": str(torch.get_num_threads()),
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+    }
+
+
+def publish(name: str, title: str, command: str, rows: Sequence[Row], notes: str = "", *, quick: bool = False) -> None:
+    """Print the table; write it as results/NAME.md and .json, the quick form under names of its own."""
+    stem = f"{name}-quick" if quick else name
+    RESULTS.mkdir(exist_ok=True)
+    stamp = datetime.now(UTC).date().isoformat()
+    facts = machine()
+    lines = [
+        f"# {title}",
+        "",
+        f"{stamp}, {facts['processor']}, {facts['threads']} threads; "
+        + ", ".join(f"{key} {facts[key]}" for key in ("python", "torch", "transformers", "peft", "kasatune"))
+        + ".",
+        "",
+        f"Made by `{command}{' --quick' if quick else ''}`. The ratio is ours / peer, lower is better; the target is "
+        "its upper bound.",
+        "",
+        "| what | ours | peer | ratio | target | |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {r.what} | {r.ours} | {r.peer} | {r.ratio:.3f} | {'' if r.target is None else f'{r.target:g}'} "
+            f"| {r.verdict} |"
+            for r in rows
+        ),
+        *(["", notes.strip()] if notes else []),
+        "",
+    ]
+    text = "\n".join(lines)
+    (RESULTS / f"{stem}.md").write_text(text, encoding="utf-8")
+    record = {"date": stamp, "machine": facts, "command": command, "rows": [asdict(row) for row in rows]}
+    (RESULTS / f"{stem}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(text)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,161 @@
+"""A training step of KaSA, folded and attached, against PEFT's LoRA: operations, saved bytes, peak memory, time.
+
+python -m benchmarks.step [--quick]
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaModel
+
+from benchmarks.harness import Row, arguments, duration, publish, ratio_in_turn
+from kasatune import KasaConfig
+
+
+RANK = 16
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the storages that operations make, while they live; the peak of their sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.seen: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        known = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in known and storage._cdata not in self.seen:
+                    self._count(storage)
+        self.peak = max(self.peak, self.live)
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        size = storage.nbytes()
+        self.live += size
+        self.seen[storage._cdata] = storage
+
+        def freed(size: int = size) -> None:
+            self.live -= size
+
+        weakref.finalize(storage, freed)
+
+
+def llama(hidden: int, layers: int) -> LlamaModel:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=hidden,
+        intermediate_size=hidden * 11 // 4,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        max_position_embeddings=512,
+    )
+    return LlamaModel(config)
+
+
+def adapted(hidden: int, layers: int, config) -> nn.Module:
+    return get_peft_model(llama(hidden, layers), config).train()
+
+
+def step_of(model: nn.Module, ids: torch.Tensor) -> Callable[[], None]:
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+
+    def step() -> None:
+        model(input_ids=ids).last_hidden_state.square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def saved_bytes(model: nn.Module, ids: torch.Tensor) -> int:
+    """Bytes kept from forward for backward, each storage once, parameters not counted."""
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+    alive = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(input_ids=ids).last_hidden_state.square().mean()
+    return sum(kept.values())
+
+
+def measured(model: nn.Module, ids: torch.Tensor) -> dict[str, float]:
+    step = step_of(model, ids)
+    step()
+    with FlopCounterMode(display=False) as flops:
+        step()
+    gc.collect()
+    with LiveBytes() as memory:
+        step()
+    return {"operations": flops.get_total_flops(), "saved": saved_bytes(model, ids), "peak": memory.peak}
+
+
+def main() -> None:
+    quick = arguments(__doc__ or "").quick
+    hidden, layers, batch, length, turns = (512, 2, 4, 256, 9) if quick else (2048, 4, 4, 512, 5)
+    ids = torch.randint(0, 512, (batch, length))
+    targets = {"target_modules": "all-linear", "lora_alpha": 2 * RANK}
+    models = {
+        "LoRA": adapted(hidden, layers, LoraConfig(r=RANK, **targets)),
+        "LoRA of rank 2r": adapted(hidden, layers, LoraConfig(r=2 * RANK, **targets)),
+        "KaSA folded": adapted(hidden, layers, KasaConfig(r=RANK, truncation="fold", **targets)),
+        "KaSA attached": adapted(hidden, layers, KasaConfig(r=RANK, **targets)),
+    }
+    counts = {name: measured(model, ids) for name, model in models.items()}
+    rows = []
+    for name, limits in (("KaSA folded", (1.01, 1.005, 1.01)), ("KaSA attached", (None, None, None))):
+        for key, unit, limit in zip(("operations", "saved", "peak"), ("GFLOP", "MB", "MB"), limits, strict=True):
+            ours, peer = counts[name][key], counts["LoRA"][key]
+            scale = 1e9 if unit == "GFLOP" else 1e6
+            what = {"operations": "operations", "saved": "bytes saved for backward", "peak": "peak of live bytes"}[key]
+            rows.append(
+                Row(
+                    f"{name} / LoRA: {what}",
+                    f"{ours / scale:.2f} {unit}",
+                    f"{peer / scale:.2f} {unit}",
+                    ours / peer,
+                    limit,
+                )
+            )
+    for name, peer, limit in (
+        ("KaSA folded", "LoRA", 1.02),
+        ("KaSA attached", "LoRA", 1.03),
+        ("KaSA attached", "LoRA of rank 2r", 1.00),
+    ):
+        ours_s, peer_s, ratio = ratio_in_turn(step_of(models[name], ids), step_of(models[peer], ids), turns)
+        rows.append(Row(f"{name} / {peer}: time of a step", duration(ours_s), duration(peer_s), ratio, limit))
+    publish(
+        "step",
+        "A training step: KaSA against PEFT's LoRA",
+        "python -m benchmarks.step",
+        rows,
+        f"Llama blocks of hidden size {hidden}, {layers} layers, all linear layers adapted, rank {RANK}, sequence "
+        f"{length}, batch {batch}, float32, AdamW, the penalty included. The original weights that folding keeps for "
+        "unloading are not counted.",
+        quick=quick,
+    )
+
+
+if __name__ == "__main__":
+    main()
