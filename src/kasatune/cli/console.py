@@ -1,0 +1,99 @@
+"""Where the command line writes: results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, Literal
+
+Side = Literal["left", "right"]
+
+
+def say(text: str = "") -> None:
+    """One line of the result."""
+    print(text)
+
+
+def note(text: str) -> None:
+    """One line beside the result."""
+    print(text, file=sys.stderr)
+
+
+def complain(text: str) -> None:
+    """A message of what went wrong, red on a terminal that has colours."""
+    from rich.console import Console
+    from rich.text import Text
+
+    message = Text.assemble(("error: ", "bold red"), text)
+    Console(stderr=True, soft_wrap=True, highlight=False).print(message)
+
+
+def print_json(value: Any) -> None:
+    """`value` as JSON that every reader takes: ASCII, and null for numbers that JSON does not have."""
+    print(json.dumps(_finite(value), indent=2))
+
+
+@contextmanager
+def results_only() -> Iterator[None]:
+    """Send to standard error what libraries print meanwhile, so that standard output holds the result alone."""
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", numbers: int = 0) -> None:
+    """A table: with rules on a terminal, as aligned plain lines elsewhere.
+
+    Args:
+        head: names of the columns.
+        rows: cells as text.
+        title: a line above it.
+        numbers: how many of the last columns hold numbers, which stand on the right.
+    """
+    sides: list[Side] = ["right" if place >= len(head) - numbers else "left" for place in range(len(head))]
+    if _on_terminal():
+        _print_rich(head, rows, title, sides)
+    else:
+        _print_plain(head, rows, title, sides)
+
+
+def _on_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def _print_rich(head: Sequence[str], rows: Sequence[Sequence[str]], title: str, sides: Sequence[Side]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title, style="bold") if title else None, title_justify="left", box=box.SIMPLE_HEAD)
+    for name, side in zip(head, sides, strict=True):
+        table.add_column(Text(name), justify=side, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(highlight=False).print(table)
+
+
+def _print_plain(head: Sequence[str], rows: Sequence[Sequence[str]], title: str, sides: Sequence[Side]) -> None:
+    if title:
+        print(title)
+    widths = [max(len(line[place]) for line in (head, *rows)) for place in range(len(head))]
+    for line in (head, *rows):
+        cells = [
+            cell.rjust(width) if side == "right" else cell.ljust(width)
+            for cell, width, side in zip(line, widths, sides, strict=True)
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): _finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return value

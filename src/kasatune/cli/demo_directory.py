@@ -1,0 +1,66 @@
+"""The demo's output directory: a marker in it says what a demo wrote, and only that is ever replaced."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from kasatune.errors import OutputError
+
+_MARKER = ".kasatune-demo.json"
+
+
+def check_replaceable(out: Path) -> None:
+    """`out` is free, or holds what an earlier demo wrote.
+
+    Raises:
+        OutputError: it holds something else, or is no directory.
+    """
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise OutputError(f"{out}: is not a plain directory; choose another one with --out")
+    if out.is_dir() and any(out.iterdir()) and not _written(out):
+        raise OutputError(f"{out}: holds something that no demo wrote; choose another directory with --out")
+
+
+def replace(out: Path, finished: Path, *, later: Sequence[str] = ()) -> None:
+    """Put what is in `finished` into `out` and take out what an earlier demo wrote; the rest of `out` stays.
+
+    Args:
+        out: the demo's directory.
+        finished: holds what the new demo wrote.
+        later: names of what it will still write.
+
+    Raises:
+        OutputError: something in `out` that no demo wrote is in the way; `out` is as it was.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    made = sorted(entry.name for entry in finished.iterdir())
+    entries, before = [*made, *later], _written(out)
+    in_the_way = [name for name in entries if name not in before and (out / name).exists()]
+    if in_the_way:
+        raise OutputError(f"{out}: holds {', '.join(in_the_way)}, which no demo wrote; choose another --out")
+    for name in before:
+        _remove(out / name)
+    marker = finished / _MARKER
+    marker.write_text(json.dumps({"written_by": "kasatune demo", "entries": entries}, indent=2), encoding="utf-8")
+    marker.replace(out / _MARKER)
+    for name in made:
+        (finished / name).rename(out / name)
+
+
+def _written(out: Path) -> list[str]:
+    """The entries of `out` that the demo of its marker wrote; none without a marker that can be read."""
+    try:
+        entries = json.loads((out / _MARKER).read_text(encoding="utf-8"))["entries"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [name for name in entries if isinstance(name, str) and name == Path(name).name]
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,129 @@
+"""The `kasatune` command: one file of `commands` for each subcommand, and one place that turns errors into words."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+import kasatune
+from kasatune.cli.console import complain, say
+from kasatune.errors import KasatuneError
+
+# Name on the command line: module of kasatune.cli.commands whose `command` it runs, in the order of the help.
+COMMANDS = {
+    "demo": "demo",
+    "train": "train",
+    "evaluate": "evaluate",
+    "predict": "predict",
+    "plan": "plan",
+    "list": "listing",
+    "export": "export",
+}
+
+_HELP = """Fine-tune language models with KaSA, compare it honestly with other methods, hand over plain LoRA adapters.
+
+Start with `kasatune demo`, then `kasatune list recipes`.
+
+Exit status: 0 done, 1 the work failed, 2 the input was wrong, 130 interrupted.
+"""
+
+
+def build_app() -> typer.Typer:
+    """The application with every command; importing a command's module imports nothing heavy."""
+    app = typer.Typer(
+        name="kasatune",
+        help=_HELP,
+        rich_markup_mode="markdown",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback(invoke_without_command=True)
+    def top(
+        context: typer.Context,
+        version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+    ) -> None:
+        if version:
+            say(f"kasatune {kasatune.__version__}")
+        elif context.invoked_subcommand is None:
+            say(context.get_help())
+
+    for name, module in COMMANDS.items():
+        app.command(name)(importlib.import_module(f"kasatune.cli.commands.{module}").command)
+    top.__doc__ = _HELP
+    return app
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status; every error is a message on standard error.
+
+    Args:
+        argv: the arguments after the command's name; those of the process by default.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        status = _invoke(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        _close_output()
+        return 1
+    except (Exception, KeyboardInterrupt) as error:
+        if os.environ.get("KASATUNE_DEBUG"):
+            traceback.print_exc()
+        message, status = describe(error)
+        complain(message)
+        return status
+
+
+def describe(error: BaseException) -> tuple[str, int]:
+    """What to tell the user about `error`, and the exit status."""
+    if isinstance(error, KasatuneError):
+        return str(error), error.exit_status
+    if isinstance(error, KeyboardInterrupt):
+        return "; ".join(["interrupted", *getattr(error, "__notes__", ())]), 130
+    if hasattr(error, "format_message"):  # typer's and click's own exceptions, which have no common public base
+        context = getattr(error, "ctx", None)
+        hint = f"; see `{context.command_path} --help`" if context else ""
+        message = " ".join(error.format_message().split()).rstrip(".")  # pyright: ignore
+        return f"{message}{hint}", getattr(error, "exit_code", 2)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out of memory; raise training.gradient_accumulation, or lower training.batch_size, task.max_length", 1
+    if isinstance(error, OSError) and error.errno is not None:
+        what = f"{error.filename}: " if error.filename else ""
+        hint = "; free some space and run the command again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return f"{what}{error.strerror}{hint}", 1
+    reason = str(error).strip() or "no reason given"
+    return f"unexpected {type(error).__name__}: {reason} (KASATUNE_DEBUG=1 shows where)", 1
+
+
+def _invoke(arguments: list[str]) -> int:
+    command = typer.main.get_command(build_app())
+    if "_KASATUNE_COMPLETE" in os.environ:  # the shell asks for completions
+        command.main(arguments, prog_name="kasatune")
+    try:
+        with command.make_context("kasatune", arguments) as context:
+            command.invoke(context)
+    except typer.Exit as finished:
+        return finished.exit_code
+    except typer.Abort:
+        return 130
+    return 0
+
+
+def _close_output() -> None:
+    """The reader of standard output has gone: let the interpreter's last flush go nowhere."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - it lives as long as the process

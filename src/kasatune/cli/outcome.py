@@ -1,0 +1,45 @@
+"""What is done with a run once it is there: its pages are written and its scores shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kasatune.cli.console import print_table, say
+
+PAGES = ("report.html", "README.md")
+
+
+def write_pages(run_dir: Path) -> None:
+    """report.html and the model cards of a finished run."""
+    from kasatune.reports.card import write_card
+    from kasatune.reports.page import write_report
+
+    write_report(run_dir)
+    write_card(run_dir)
+
+
+def show_run(run_dir: Path) -> None:
+    """The scores of a finished run, what it trained, and where its pages are."""
+    from kasatune.reports import words
+    from kasatune.runs.directory import read_metrics
+
+    metrics = read_metrics(run_dir)
+    show_scores(metrics)
+    trained, head = words.count(metrics["trainable_parameters"]), words.count(metrics["head_parameters"])
+    say(f"\ntrained parameters: {trained}, and {head} of the head")
+    say(f"report: {run_dir / 'report.html'}")
+
+
+def show_scores(metrics: Mapping[str, Any]) -> None:
+    """The scores of an object like metrics.json; those of the last state beside the selected one's."""
+    from kasatune.reports import words
+
+    last = (metrics.get("last") or {}).get("metrics") or {}
+    head = [f"{metrics['task']}, {metrics['split']}", "selected", *(["last epoch"] if last else [])]
+    rows = [
+        [words.metric_title(name), words.score(value), *([words.score(last.get(name))] if last else [])]
+        for name, value in metrics["metrics"].items()
+    ]
+    print_table(head, rows, numbers=len(head) - 1)

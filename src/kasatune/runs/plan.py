@@ -1,0 +1,225 @@
+"""What a run would adapt, cost and trip over, from the model's configuration alone: no weight is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from kasatune import methods
+from kasatune.errors import InputError, KasatuneError, ModelError
+from kasatune.methods.adapter import AdapterMethod
+from kasatune.methods.base import head_name, trainable
+from kasatune.runs.models import find_model
+from kasatune.runs.plan_layers import LayerPlan, match
+from kasatune.runs.plan_memory import estimate
+from kasatune.runs.quiet import quiet
+from kasatune.runs.recipe_checks import comes_from_hub
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from kasatune.runs.recipe import Recipe
+    from kasatune.tasks import TaskData
+
+_FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run before it happens.
+
+    Attributes:
+        model: architecture and number of its parameters, the head included.
+        layers: the adapted layers; empty for methods that adapt none by name.
+        trainable_parameters: without the head; None where it is known only once weights are loaded.
+        head_parameters: of the newly made head.
+        adapter_bytes: size of each adapter file, by its folder in the run directory.
+        memory_bytes: rough peak memory by what it holds, and in all; None where the architecture hides its sizes.
+        rows: training rows that are used; None where they are not here yet.
+        steps_per_epoch: optimizer steps.
+        steps: optimizer steps in all.
+        notes: what is assumed, defaulted or ignored.
+        problems: what would make the run fail.
+    """
+
+    model: Mapping[str, Any]
+    layers: tuple[LayerPlan, ...]
+    trainable_parameters: int | None
+    head_parameters: int
+    adapter_bytes: Mapping[str, int]
+    memory_bytes: Mapping[str, int] | None
+    rows: int | None = None
+    steps_per_epoch: int | None = None
+    steps: int | None = None
+    notes: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return asdict(self)
+
+
+@dataclass
+class _Findings:
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def make_plan(recipe: Recipe, *, read_data: bool = True) -> Plan:
+    """The plan of a recipe.
+
+    Args:
+        recipe: checked.
+        read_data: also read the task's rows, where they are on this machine, to count steps and labels.
+
+    Raises:
+        ModelError: the model's configuration cannot be had, or no model can be built from it.
+    """
+    found = _Findings()
+    data = _read(recipe, found) if read_data else None
+    config = _config(recipe, data, found)
+    model = _build(recipe, config)
+    head = head_name(model)
+    method = methods.load(recipe.method.name)
+    layers: tuple[LayerPlan, ...] = ()
+    if isinstance(method, AdapterMethod):
+        layers, problems = match(model, recipe.method, head)
+        found.problems += problems
+    total = sum(parameter.numel() for parameter in model.parameters())
+    head_parameters = sum(parameter.numel() for parameter in model.get_submodule(head).parameters())
+    trained = None if found.problems else _trained(recipe, model, head, layers, found)
+    _check_limits(recipe, config, found)
+    rows, per_epoch, steps = _steps(recipe, data)
+    return Plan(
+        model={"name": recipe.model.name, "architecture": type(model).__name__, "parameters": total},
+        layers=layers,
+        trainable_parameters=trained,
+        head_parameters=head_parameters,
+        adapter_bytes=_adapter_bytes(recipe, layers, trained, head_parameters),
+        memory_bytes=estimate(recipe, config, layers, total, (trained or 0) + head_parameters),
+        rows=rows,
+        steps_per_epoch=per_epoch,
+        steps=steps,
+        notes=tuple(found.notes),
+        problems=tuple(found.problems),
+    )
+
+
+def require_feasible(recipe: Recipe) -> Plan:
+    """The plan of a recipe that nothing speaks against, made without reading rows or weights.
+
+    Raises:
+        InputError: every reason why the run would fail.
+    """
+    plan = make_plan(recipe, read_data=False)
+    if plan.problems:
+        raise InputError("the run would fail:\n" + "\n".join(f"  - {problem}" for problem in plan.problems))
+    return plan
+
+
+def _read(recipe: Recipe, found: _Findings) -> TaskData | None:
+    if comes_from_hub(recipe.task):
+        found.notes.append(f"the rows of {recipe.task.name} come from the hub: steps are counted once task.data is set")
+        return None
+    from kasatune.tasks import load_task
+
+    try:
+        return load_task(recipe.task)
+    except KasatuneError as error:
+        found.problems.append(str(error))
+        return None
+
+
+def _config(recipe: Recipe, data: TaskData | None, found: _Findings) -> PreTrainedConfig:
+    section = recipe.model
+    folder = find_model(section.name)
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(
+                folder, revision=section.revision, trust_remote_code=section.trust_remote_code
+            )
+    except Exception as error:  # transformers and the hub client raise dozens of unrelated types
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"model.name: {section.name}: its configuration cannot be had ({reason})") from error
+    if data is None:
+        found.notes.append(f"the head is counted for {config.num_labels} labels: the rows were not read")
+    else:
+        config.num_labels = len(data.label_names) if data.label_names else 1
+    return config
+
+
+def _build(recipe: Recipe, config: PreTrainedConfig) -> PreTrainedModel:
+    """The model with its head, every weight without storage."""
+    try:
+        with quiet(), torch.device("meta"):
+            return AutoModelForSequenceClassification.from_config(
+                config, trust_remote_code=recipe.model.trust_remote_code
+            )
+    except Exception as error:  # whatever an architecture's constructor raises for a configuration it cannot take
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"model.name: {recipe.model.name}: no classifier can be built from it ({reason})") from error
+
+
+def _trained(
+    recipe: Recipe, model: PreTrainedModel, head: str, layers: tuple[LayerPlan, ...], found: _Findings
+) -> int | None:
+    """Trainable parameters without the head."""
+    settings = recipe.method
+    if settings.name == "kasa":  # its attach decomposes the weights, which are not there
+        core = settings.r**2 if settings.core == "dense" else settings.r
+        return sum(settings.r * sum(layer.shape) + core for layer in layers)
+    try:
+        with quiet(), torch.device("meta"):
+            attached = methods.load(settings.name).attach(model, settings, "classification", [head])
+    except KasatuneError as error:
+        found.problems.append(str(error))
+        return None
+    names = trainable(attached)
+    return sum(parameter.numel() for name, parameter in names.items() if f".{head}." not in f".{name}")
+
+
+def _adapter_bytes(
+    recipe: Recipe, layers: tuple[LayerPlan, ...], trained: int | None, head_parameters: int
+) -> dict[str, int]:
+    """Float32 files: the native adapter carries the tail, r (out + in); the LoRA has rank 2r."""
+    if not layers or trained is None:
+        return {}
+    tail = sum(recipe.method.r * sum(layer.shape) for layer in layers)
+    if recipe.method.name == "kasa":
+        return {
+            "kasa": _FLOAT32 * (trained + tail + head_parameters),
+            "adapter": _FLOAT32 * (2 * tail + head_parameters),
+        }
+    return {"adapter": _FLOAT32 * (trained + head_parameters)}
+
+
+def _steps(recipe: Recipe, data: TaskData | None) -> tuple[int | None, int | None, int | None]:
+    """(rows, steps per epoch, steps in all)."""
+    training = recipe.training
+    if data is None:
+        return None, None, training.max_steps
+    rows = len(data.splits["train"].labels)
+    per_epoch = math.ceil(rows / training.batch_size)
+    return rows, per_epoch, training.max_steps or math.ceil(training.epochs * per_epoch)
+
+
+def _check_limits(recipe: Recipe, config: PreTrainedConfig, found: _Findings) -> None:
+    for problem in _limits(recipe, config):
+        found.problems.append(problem)
+    if recipe.training.max_steps is not None:
+        found.notes.append("training.max_steps is set: training.epochs is not used")
+    if recipe.method.name not in ("kasa", "peft-kasa"):
+        ignored = [key for key in ("beta", "gamma") if key in recipe.method.model_fields_set]
+        if ignored:
+            found.notes.append(f"method.{', method.'.join(ignored)}: not used by {recipe.method.name}")
+
+
+def _limits(recipe: Recipe, config: PreTrainedConfig) -> Iterator[str]:
+    positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(positions, int) and recipe.task.max_length > positions:
+        yield f"task.max_length: {recipe.task.max_length} received; the model has {positions} positions; lower it"
