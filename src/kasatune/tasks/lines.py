@@ -1,0 +1,92 @@
+"""Text files read line by line, within stated bounds of memory, every fault with its place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from kasatune.errors import DataError
+
+MAX_FILE_BYTES = 2 * 1024**3
+MAX_LINE_BYTES = 10 * 1024**2
+
+_NEWLINE = b"\n"
+_OTHER_KINDS = {
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+    b"\x1f\x8b": "a gzip archive",
+    b"PK\x03\x04": "a zip archive",
+    b"PAR1": "Parquet",
+}
+
+
+def require_file(path: Path, limit: int = MAX_FILE_BYTES) -> None:
+    """Refuse what is no readable file, what is empty, and what holds more than `limit` bytes.
+
+    Raises:
+        DataError: as said; the message names path, limit and remedy.
+    """
+    if "\0" in str(path):
+        raise DataError(f"{str(path)!r}: a path holds no NUL character")
+    if path.is_dir():
+        raise DataError(f"{path}: this is a folder; name a file in it")
+    if not path.is_file():
+        what = "not a regular file" if path.exists() else f"no such file (relative paths start at {Path.cwd()})"
+        raise DataError(f"{path}: {what}")
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{path}: no permission to read this file")
+    size = path.stat().st_size
+    if size == 0:
+        raise DataError(f"{path}: the file is empty")
+    if size > limit:
+        raise DataError(
+            f"{path}: {size / 1024**2:,.0f} MiB; the limit is {limit / 1024**2:,.0f} MiB; give a part of it"
+        )
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    r"""The lines of a UTF-8 file with their line ends; a byte order mark before the first is dropped.
+
+    No more than one line is held at a time.
+
+    Raises:
+        DataError: the file is missing, empty or over 2 GiB; a line is over 10 MiB, not UTF-8, or holds a NUL byte.
+    """
+    require_file(path)
+    offset = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
+            if len(line) > MAX_LINE_BYTES:
+                raise DataError(
+                    f"{path}, line {number}: over {MAX_LINE_BYTES / 1024**2:.0f} MiB, the limit of a line;"
+                    " is this text with one row a line?"
+                )
+            yield _decode(path, number, offset, line)
+            offset += len(line)
+
+
+def read_text(path: Path, limit: int) -> str:
+    """The whole of a UTF-8 file of `limit` bytes at most, without a byte order mark.
+
+    Raises:
+        DataError: as `read_lines` has it, without a limit on lines.
+    """
+    require_file(path, limit)
+    return _decode(path, 1, 0, path.read_bytes())
+
+
+def _decode(path: Path, line: int, offset: int, data: bytes) -> str:
+    """Text of `data`, which begins at byte `offset` and line `line` of the file."""
+    kind = next((kind for mark, kind in _OTHER_KINDS.items() if not offset and data.startswith(mark)), None)
+    remedy = f"it looks like {kind}; save it as UTF-8 text" if kind else "save the file as UTF-8 text"
+    try:
+        text = data.decode("utf-8")
+        nul = data.find(b"\0")
+    except UnicodeDecodeError as error:
+        place = f"line {line + data.count(_NEWLINE, 0, error.start)}, byte {offset + error.start} of the file"
+        raise DataError(f"{path}, {place}: 0x{data[error.start]:02x} is not UTF-8; {remedy}") from None
+    if nul >= 0:
+        place = f"line {line + data.count(_NEWLINE, 0, nul)}, byte {offset + nul} of the file"
+        raise DataError(f"{path}, {place}: a NUL byte, which no text holds; {remedy}")
+    return text.removeprefix("\ufeff") if not offset else text

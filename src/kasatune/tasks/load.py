@@ -1,0 +1,70 @@
+"""The rows of a task, from the name in a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kasatune.errors import DataError
+from kasatune.tasks.data import TaskData, TaskSettings, make_task_data
+from kasatune.tasks.faults import nearest
+from kasatune.tasks.table import TASKS, TaskInfo
+
+_OWN = ("classification", "regression")
+
+
+def load_task(settings: TaskSettings) -> TaskData:
+    """Read the rows of a task.
+
+    Args:
+        settings: the `task` section of a recipe, or anything with its attributes.
+
+    Raises:
+        DataError: the task is unknown, or its data is missing, unreadable or inconsistent.
+        WorkError: the hub cannot be reached.
+    """
+    info = _info(settings.name)
+    if info.name in _OWN:
+        from kasatune.tasks.own import load_own
+
+        return load_own(info, settings)
+    if info.name == "demo":
+        from kasatune.tasks.demo import load_demo
+
+        return load_demo(info, settings)
+    from kasatune.tasks.glue import load_glue
+
+    return load_glue(info, settings)
+
+
+def load_evaluation(settings: TaskSettings, data: str | Path, label_names: tuple[str, ...] | None) -> TaskData:
+    """Rows of the same task from elsewhere, to score a trained model on; their only split is "validation".
+
+    Args:
+        settings: what the model was trained with; `max_eval` counts here too.
+        data: your file for `classification` and `regression`; for GLUE a folder of the release, whose development set
+            is read (MNLI: both, "validation" and "validation_mismatched").
+        label_names: what the model was trained on, in the order of its label numbers; None for a regression.
+
+    Raises:
+        DataError: the data is missing, unreadable or inconsistent, or a label is not among `label_names`.
+    """
+    info = _info(settings.name)
+    if info.name in _OWN:
+        from kasatune.tasks.own import read_own_rows
+
+        splits, notes = {"validation": read_own_rows(Path(data), settings, label_names)}, []
+    elif info.name == "demo":
+        raise DataError("the task demo makes its own rows from installed packages; it takes no other data")
+    else:
+        from kasatune.tasks.glue_files import read_release
+
+        splits, notes = read_release(info.name, Path(data), train=False)
+    return make_task_data(
+        info, splits, label_names=label_names, source=str(data), notes=notes, max_eval=settings.max_eval
+    )
+
+
+def _info(name: str) -> TaskInfo:
+    if name not in TASKS:
+        raise DataError(f"task.name: {name!r} is not a task{nearest(name, list(TASKS))} (tasks: {', '.join(TASKS)})")
+    return TASKS[name]
