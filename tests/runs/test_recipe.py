@@ -152,7 +152,7 @@ seed: 3
         "task.max_length": "at least 1",
         "method.r": "at least 1",
         "method.alpha": "finite",
-        "method.dropout": "less than 1",
+        "method.dropout": "below 1",
         "method.core": "did you mean diagonal?",
         "method.target_modules": "at least 1",
         "method.gamma": "a number",
@@ -182,9 +182,9 @@ def test_a_fault_names_the_value_the_limit_and_the_remedy(write):
         ("training: {seed: 4294967296}", "at most"),
         ("training: {learning_rate: .nan}", "finite"),
         ("training: {learning_rate: '1e-4'}", "a number"),
-        ("training: {epochs: 0}", "more than 0"),
+        ("training: {epochs: 0}", "above 0"),
         ("training: {max_steps: 2.5}", "whole number"),
-        ("training: {max_grad_norm: 0}", "more than 0"),
+        ("training: {max_grad_norm: 0}", "above 0"),
         ("training: {schedule: constant, warmup_ratio: 0.1}", "constant_with_warmup"),
         ("training: {device: gpu}", "cuda"),
         ("training: {device: cpu, precision: float16}", "bfloat16"),
@@ -304,6 +304,14 @@ def test_own_data_that_contradicts_itself_is_refused(write, change, place):
     text = "model: {name: m}\ntask: {name: classification, train: a.csv, validation: b.csv, text: sentence, label: l}"
     (fault,) = faults(write(text), [change])
     assert fault.startswith(f"{place}:")
+
+
+def test_validation_may_be_a_share_of_the_training_rows(write):
+    text = "model: {name: m}\ntask: {name: classification, train: a.csv, validation: 0.1, text: sentence, label: l}"
+    assert load_recipe(write(text)).task.validation == 0.1
+    for share in ("0", "1.5"):
+        (fault,) = faults(write(text), [f"task.validation={share}"])
+        assert fault.startswith(f"task.validation: {share} received")
 
 
 def test_quantised_bases_are_refused_where_they_cannot_work(write):

@@ -82,7 +82,8 @@ def make_plan(recipe: Recipe, *, read_data: bool = True) -> Plan:
     """
     found = _Findings()
     data = _read(recipe, found) if read_data else None
-    config = _config(recipe, data, found)
+    config = _config(recipe)
+    config.num_labels = _labels(recipe, data)
     model = _build(recipe, config)
     head = head_name(model)
     method = methods.load(recipe.method.name)
@@ -129,28 +130,35 @@ def _read(recipe: Recipe, found: _Findings) -> TaskData | None:
     from kasatune.tasks import load_task
 
     try:
-        return load_task(recipe.task)
+        data = load_task(recipe.task)
     except KasatuneError as error:
         found.problems.append(str(error))
         return None
+    found.notes += data.notes
+    return data
 
 
-def _config(recipe: Recipe, data: TaskData | None, found: _Findings) -> PreTrainedConfig:
+def _labels(recipe: Recipe, data: TaskData | None) -> int:
+    """Numbers that the head gives; two where only the rows tell, which were not read."""
+    from kasatune.tasks.glue import GLUE
+
+    if data is None and recipe.task.name not in GLUE:
+        return 2
+    names = GLUE[recipe.task.name].label_names if data is None else data.label_names
+    return len(names) if names else 1
+
+
+def _config(recipe: Recipe) -> PreTrainedConfig:
     section = recipe.model
     folder = find_model(section.name)
     try:
         with quiet():
-            config = AutoConfig.from_pretrained(
+            return AutoConfig.from_pretrained(
                 folder, revision=section.revision, trust_remote_code=section.trust_remote_code
             )
     except Exception as error:  # transformers and the hub client raise dozens of unrelated types
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"model.name: {section.name}: its configuration cannot be had ({reason})") from error
-    if data is None:
-        found.notes.append(f"the head is counted for {config.num_labels} labels: the rows were not read")
-    else:
-        config.num_labels = len(data.label_names) if data.label_names else 1
-    return config
 
 
 def _build(recipe: Recipe, config: PreTrainedConfig) -> PreTrainedModel:

@@ -36,6 +36,7 @@ def _no_dropout(value: float | None) -> float | None:
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 Rate = Annotated[float, Field(ge=0)]
 Amount = Annotated[float, Field(gt=0), AfterValidator(_whole)]
 
@@ -56,12 +57,15 @@ class ModelSection(_Section):
 
 
 class TaskSection(_Section):
-    """The task and its rows; `train` to `completion` belong to your own data. Lengths are in tokens, sizes in rows."""
+    """The task and its rows; `train` to `completion` belong to your own data. Lengths are in tokens, sizes in rows.
+
+    `validation` is a file, or the share of the training rows to keep for it.
+    """
 
     name: Text = Field(description="name a task of `kasatune list tasks`")
     data: Text | None = None
     train: Text | None = None
-    validation: Text | None = None
+    validation: Text | Share | None = None
     text: Text | Annotated[list[Text], Field(min_length=1, max_length=2)] | None = None
     label: Text | None = None
     prompt: Text | None = None

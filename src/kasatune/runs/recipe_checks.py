@@ -129,9 +129,8 @@ for _key in ("data", "train", "validation", "text", "label", "prompt", "completi
 
 @_rule("task.train", "task.validation")
 def _files_are_tables(recipe: Recipe) -> Iterator[str]:
-    for key in ("train", "validation"):
-        name = getattr(recipe.task, key)
-        if name is not None and Path(name).suffix.lower() not in _FILE_KINDS:
+    for key, name in _files(recipe.task):
+        if Path(name).suffix.lower() not in _FILE_KINDS:
             yield f"task.{key}: {show(name)} received; must end in one of {', '.join(_FILE_KINDS)}; convert the file"
     if recipe.task.train is not None and recipe.task.train == recipe.task.validation:
         yield f"task.validation: {show(recipe.task.validation)} is the training file too; score on rows not trained on"
@@ -242,9 +241,8 @@ def _data_is_there(recipe: Recipe) -> Iterator[str]:
 
 @_input("task.train", "task.validation")
 def _files_are_there(recipe: Recipe) -> Iterator[str]:
-    for key in ("train", "validation"):
-        name = getattr(recipe.task, key)
-        if name is not None and not _is(Path.is_file, name):
+    for key, name in _files(recipe.task):
+        if not _is(Path.is_file, name):
             what = "is a folder, not a file" if _is(Path.is_dir, name) else "no such file"
             yield f"task.{key}: {show(name)}: {what}; check the path (relative ones start at {Path.cwd()})"
 
@@ -263,6 +261,11 @@ def _trackers_are_installed(recipe: Recipe) -> Iterator[str]:
         package = _TRACKERS.get(tracker)
         if package and importlib.util.find_spec(package) is None:
             yield f"training.report_to: {show(tracker)} is not installed: pip install {package}"
+
+
+def _files(task: TaskSection) -> list[tuple[str, str]]:
+    """The keys of your own data that name a file, with the name."""
+    return [(key, name) for key in ("train", "validation") if isinstance(name := getattr(task, key), str)]
 
 
 def _is(test: Callable[[Path], bool], name: str) -> bool:
