@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import peft
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -116,11 +117,17 @@ class Probe:
         scale = getattr(optimizer, "grad_scale", None)
         held = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = {
-            self.names[id(p)]: p.grad.detach().clone() / (1 if scale is None else scale)
+            self.names[id(p)]: plain(p.grad).clone() / (1 if scale is None else scale)
             for p in held
             if p.grad is not None
         }
-        self.steps.append(Seen({self.names[id(p)]: p.detach().clone() for p in held}, gradients))
+        self.steps.append(Seen({self.names[id(p)]: plain(p).clone() for p in held}, gradients))
+
+
+def plain(tensor):
+    """A tensor detached, and whole where it was sharded."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def train(model, make=bert, steps=2, accumulation=1, lr=0.0, set_to_none=True, optimizer=None):

@@ -47,7 +47,7 @@ def test_resuming_from_a_checkpoint_goes_on_with_the_penalty(tmp_path):
     settings = {"steps": 4, "learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 2}
     whole, trainer = fit(adapted(), tmp_path / "a", **settings)
     assert len(whole) == 4
-    seen, resumed = fit(adapted(seed=0), tmp_path / "b", resume=f"{tmp_path}/a/checkpoint-2", draw=False, **settings)
+    seen, resumed = fit(adapted(), tmp_path / "b", resume=f"{tmp_path}/a/checkpoint-2", draw=False, **settings)
     assert len(seen) == 2
     for step, reference in zip(seen, whole[2:], strict=True):
         for name, gradient in reference.gradients.items():
@@ -58,7 +58,7 @@ def test_resuming_from_a_checkpoint_goes_on_with_the_penalty(tmp_path):
 
 def test_trainer_goes_where_the_penalty_in_the_loss_leads(tmp_path):
     model = adapted()
-    fit(model, tmp_path, steps=3, learning_rate=1e-3, train_sampling_strategy="sequential")
+    fit(model, tmp_path, steps=3, learning_rate=1e-3, max_grad_norm=0.0, train_sampling_strategy="sequential")
     by_hand = adapted(penalty="loss")
     optimizer = torch.optim.SGD(trainable(by_hand), lr=1e-3)
     data = labelled()
@@ -66,7 +66,6 @@ def test_trainer_goes_where_the_penalty_in_the_loss_leads(tmp_path):
         pieces = data[8 * step : 8 * step + 8]
         batch = {key: torch.stack([piece[key] for piece in pieces]) for key in pieces[0]}
         (by_hand(**batch).loss + regularization(by_hand)).backward()
-        # Trainer clips the task's gradient at norm 1, which it stays below here; the penalty is never clipped.
         optimizer.step()
         optimizer.zero_grad()
     for (name, got), wanted in zip(model.named_parameters(), by_hand.parameters(), strict=True):
