@@ -41,7 +41,7 @@ def metrics(task: str = "demo", **changes: Any) -> dict[str, Any]:
     }
 
 
-def spectrum(layers: int = 12, k: int = 384, r: int = 8, *, dense: bool = False, dropped: int | None = None) -> dict:
+def spectrum(layers: int = 12, k: int = 384, r: int = 8, *, dropped: int | None = None) -> dict:
     random.seed(0)
     gone = r if dropped is None else dropped
     entries = []
@@ -49,7 +49,6 @@ def spectrum(layers: int = 12, k: int = 384, r: int = 8, *, dense: bool = False,
         values = [8 / (1 + 0.05 * i) * (1 - i / (k + 2)) ** 1.5 for i in range(k)]
         start = [random.gauss(0, 1) for _ in range(r)]
         end = [value * random.uniform(0.6, 1.3) for value in start]
-        as_core = (lambda v: [[x if i == j else 0.0 for j in range(r)] for i, x in enumerate(v)]) if dense else list
         entries.append(
             {
                 "name": f"encoder.layer.{number // 2}.attention.self.{'query' if number % 2 == 0 else 'value'}",
@@ -57,8 +56,8 @@ def spectrum(layers: int = 12, k: int = 384, r: int = 8, *, dense: bool = False,
                 "rank": r,
                 "singular_values": values,
                 "dropped": [k - gone, gone],
-                "sigma_initial": as_core(start),
-                "sigma": as_core(end),
+                "sigma_initial": start,
+                "sigma": end,
             }
         )
     return {"layers": entries}
@@ -67,6 +66,9 @@ def spectrum(layers: int = 12, k: int = 384, r: int = 8, *, dense: bool = False,
 def history(layers: list[dict] = (), epochs: int = 5, steps_an_epoch: int = 20) -> list[dict[str, Any]]:
     random.seed(1)
     events: list[dict[str, Any]] = []
+    if layers:
+        start = {layer["name"]: layer["sigma_initial"] for layer in layers}
+        events.append({"event": "sigma", "step": 0, "epoch": 0.0, "layers": start})
     for step in range(1, epochs * steps_an_epoch + 1):
         epoch = step / steps_an_epoch
         event = {

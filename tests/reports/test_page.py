@@ -173,9 +173,30 @@ def test_a_method_without_steps_has_no_charts(tmp_path):
     assert "no training steps to draw" in page.words
 
 
-def test_a_dense_core_shows_its_singular_values(tmp_path):
-    _, page = report(sample_runs.kasa_run(tmp_path / "run", layers=2, dense=True))
+def test_a_dense_core_is_said_to_show_its_singular_values(tmp_path):
+    layers = sample_runs.spectrum(layers=2)
+    recipe = sample_runs.recipe(method={"core": "dense"})
+    events = sample_runs.history(layers["layers"])
+    run_dir = sample_runs.write_run(tmp_path / "run", recipe_values=recipe, spectrum_values=layers, events=events)
+    _, page = report(run_dir)
     assert page.words.count("singular values of the dense core") == 2
+
+
+def test_sigma_is_drawn_from_before_training_to_the_last_epoch(tmp_path):
+    layers = sample_runs.spectrum(layers=1)
+    events = sample_runs.history(layers["layers"], epochs=3)
+    for with_start in (events, [event for event in events if event["epoch"] > 0]):
+        run_dir = sample_runs.write_run(tmp_path / "run", spectrum_values=layers, events=with_start)
+        _, page = report(run_dir)
+        fine = [given["d"] for tag, given in page.elements if tag == "path" and given["class"] == "fine"]
+        assert [line.count("L") for line in fine[-8:]] == [3] * 8
+
+
+def test_a_run_that_does_not_know_its_first_sigma_draws_none(tmp_path):
+    layers = sample_runs.spectrum(layers=1)
+    layers["layers"][0]["sigma_initial"] = []
+    _, page = report(sample_runs.write_run(tmp_path / "run", spectrum_values=layers))
+    assert page.count("path", class_="fine") == 0
 
 
 def test_losses_that_are_not_numbers_leave_a_gap(tmp_path):

@@ -14,6 +14,7 @@ from kasatune.reports.svg import Band, Chart, Line, Region
 
 WIDTH, HEIGHT = 250, 150  # of the small charts, one or two a layer
 MANY_COMPONENTS = 16  # more lines than this in one small chart cannot be told apart: quantiles are drawn instead
+MANY_STATES = 24  # more points than this in one small chart cannot be told apart
 EXACT_POSITIONS = 32  # smallest singular values drawn one by one; the rest at geometric distances
 
 
@@ -29,7 +30,7 @@ class Layer:
         energy: share of sum(S^2) that was dropped.
         largest_dropped: the largest singular value dropped; None where none was.
         smallest_kept: the smallest singular value kept; None where none was.
-        sigma_start, sigma_end: Frobenius norm of sigma before and after training.
+        sigma_start, sigma_end: Frobenius norm of sigma before and after training; None where it is not known.
         spectrum: chart of all singular values, the dropped part marked.
         sigma: chart of sigma over the epochs; None where the history holds none.
     """
@@ -41,7 +42,7 @@ class Layer:
     energy: float
     largest_dropped: float | None
     smallest_kept: float | None
-    sigma_start: float
+    sigma_start: float | None
     sigma_end: float
     spectrum: Chart
     sigma: Chart | None
@@ -49,8 +50,18 @@ class Layer:
 
 def layers(run: RunRecord) -> list[Layer]:
     """Every adapted layer of the run, in the order of spectrum.json."""
-    moves = run.events("sigma")
-    return [_layer(entry, moves) for entry in run.spectrum]
+    what = "singular values of the dense core" if run.recipe.get("method", {}).get("core") == "dense" else "sigma"
+    states = _states(run)
+    return [_layer(entry, states, what) for entry in run.spectrum]
+
+
+def _states(run: RunRecord) -> list[tuple[float, Mapping[str, Sequence[float]]]]:
+    """(epoch, sigma by layer) from before training to its end, as far as they are known."""
+    states = [(float(event["epoch"]), event["layers"]) for event in run.events("sigma")]
+    start = {entry["name"]: entry["sigma_initial"] for entry in run.spectrum if entry["sigma_initial"]}
+    if start and not (states and states[0][0] == 0):
+        states.insert(0, (0.0, start))
+    return [(epoch, values) for epoch, values in states if values]
 
 
 def sigma_summary(run: RunRecord) -> Chart | None:
@@ -58,9 +69,7 @@ def sigma_summary(run: RunRecord) -> Chart | None:
 
     None where fewer than two states of sigma are known.
     """
-    start = {entry["name"]: entry["sigma_initial"] for entry in run.spectrum}
-    states = ([(0.0, start)] if start else []) + [(float(e["epoch"]), e["layers"]) for e in run.events("sigma")]
-    states = [(epoch, values) for epoch, values in states if values]
+    states = _states(run)
     if len(states) < 2:
         return None
     epochs = [epoch for epoch, _ in states]
@@ -86,7 +95,7 @@ def sigma_summary(run: RunRecord) -> Chart | None:
     )
 
 
-def _layer(entry: Mapping[str, Any], moves: Sequence[Mapping[str, Any]]) -> Layer:
+def _layer(entry: Mapping[str, Any], states: Sequence[tuple[float, Mapping[str, Sequence[float]]]], what: str) -> Layer:
     values = np.asarray(entry["singular_values"], dtype=float)
     first, dropped = (int(n) for n in entry["dropped"])
     gone = values[first : first + dropped]
@@ -102,14 +111,14 @@ def _layer(entry: Mapping[str, Any], moves: Sequence[Mapping[str, Any]]) -> Laye
         energy=energy,
         largest_dropped=float(gone[0]) if dropped else None,
         smallest_kept=float(kept[-1]) if len(kept) else None,
-        sigma_start=_norm(entry["sigma_initial"]),
+        sigma_start=_norm(entry["sigma_initial"]) if entry["sigma_initial"] else None,
         sigma_end=_norm(entry["sigma"]),
         spectrum=_spectrum_chart(name, values, first, dropped),
-        sigma=_sigma_chart(name, entry, moves),
+        sigma=_sigma_chart(name, [(epoch, values[name]) for epoch, values in states if name in values], what),
     )
 
 
-def _norm(sigma: Any) -> float:
+def _norm(sigma: Sequence[float]) -> float:
     return float(np.linalg.norm(np.asarray(sigma, dtype=float)))
 
 
@@ -150,26 +159,17 @@ def _spectrum_chart(name: str, values: np.ndarray, first: int, dropped: int) -> 
     )
 
 
-def _components(sigma: Any) -> np.ndarray:
-    """The r numbers that stand for sigma: itself, or the singular values of a dense core."""
-    array = np.asarray(sigma, dtype=float)
-    return array if array.ndim == 1 else np.linalg.svd(array, compute_uv=False)
-
-
-def _sigma_chart(name: str, entry: Mapping[str, Any], moves: Sequence[Mapping[str, Any]]) -> Chart | None:
-    states = [(0.0, entry["sigma_initial"])]
-    states += [(float(event["epoch"]), event["layers"][name]) for event in moves if name in event["layers"]]
+def _sigma_chart(name: str, states: Sequence[tuple[float, Sequence[float]]], what: str) -> Chart | None:
     if len(states) < 2:
         return None
-    if len(states) > 24:
-        states = [states[i] for i in np.unique(np.linspace(0, len(states) - 1, 24).round().astype(int))]
+    if len(states) > MANY_STATES:
+        kept = np.unique(np.linspace(0, len(states) - 1, MANY_STATES).round().astype(int))
+        states = [states[place] for place in kept]
     epochs = [epoch for epoch, _ in states]
-    table = np.stack([_components(sigma) for _, sigma in states])
-    dense = np.asarray(entry["sigma"], dtype=float).ndim == 2
-    what = "singular values of the dense core" if dense else "entries of sigma"
+    table = np.asarray([sigma for _, sigma in states], dtype=float)
     if table.shape[1] > MANY_COMPONENTS:
         table = np.quantile(table, [0, 0.25, 0.5, 0.75, 1], axis=1).T
-        what = f"range, quartiles and median of the {what}"
+        what = f"{what}: range, quartiles and median"
     return Chart(
         title=name,
         description=f"{what}: from {table[0].min():.3g} to {table[0].max():.3g} before training, "
