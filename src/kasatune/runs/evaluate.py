@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +10,7 @@ from kasatune.runs.machine import peak_memory, reset_peak_memory, versions
 from kasatune.runs.prepare import deterministic, prepare_saved
 from kasatune.runs.quiet import quiet
 from kasatune.runs.recipe import TaskSection
-from kasatune.tasks import TaskData, load_task
-from kasatune.tasks.data import Rows
+from kasatune.tasks import TaskData, load_evaluation, load_task
 
 
 def evaluate(run_dir: Path, split: str | None = None, data: str | None = None) -> dict[str, Any]:
@@ -23,7 +20,7 @@ def evaluate(run_dir: Path, split: str | None = None, data: str | None = None) -
         run_dir: of a run that was finished, or interrupted.
         split: which rows; None for those that metrics.json tells of.
         data: rows to use in the place of those that the recipe names: the folder of a benchmark, or a file in the form
-            of your own validation data.
+            of your own validation data; their split is "validation".
 
     Returns:
         An object in the form of metrics.json; `metrics` is the same as there for the same rows, bit for bit on the
@@ -38,7 +35,7 @@ def evaluate(run_dir: Path, split: str | None = None, data: str | None = None) -
     with quiet(), deterministic():
         start = time.perf_counter()
         reset_peak_memory()
-        task = with_labels(load_task(_section(recipe.task, data)), names)
+        task = _rows(recipe.task, data, names)
         prepared = prepare_saved(recipe, before["kind"], names, run_dir)
         loaded = time.perf_counter()
         chosen = split or str(before["split"])
@@ -56,31 +53,18 @@ def evaluate(run_dir: Path, split: str | None = None, data: str | None = None) -
     }
 
 
-def with_labels(data: TaskData, names: Sequence[str] | None) -> TaskData:
-    """`data` with its labels numbered as in `names`, the order that the model was trained with.
-
-    Raises:
-        DataError: `data` has a label that the model does not know.
-    """
-    if names is None or data.label_names is None or tuple(data.label_names) == tuple(names):
-        return data
-    unknown = [name for name in data.label_names if name not in names]
-    if unknown:
+def _rows(task: TaskSection, data: str | None, names: tuple[str, ...] | None) -> TaskData:
+    """The rows to score, their labels numbered as the model knows them."""
+    if data is not None:
+        return load_evaluation(task, data, names)
+    found = load_task(task)
+    if found.label_names != names:
         raise DataError(
-            f"task {data.name}: the labels {', '.join(map(repr, unknown))} are unknown to the model, "
-            f"which was trained on {', '.join(map(repr, names))}; remove those rows, or train again"
+            f"task {found.name}: its labels are now {_listed(found.label_names)}, the model was trained on "
+            f"{_listed(names)}: the data has changed; give the rows as they were, or train again"
         )
-    number = {old: names.index(name) for old, name in enumerate(data.label_names)}
-    splits = {
-        split: Rows(rows.first, rows.second, [number[int(label)] for label in rows.labels])
-        for split, rows in data.splits.items()
-    }
-    return replace(data, label_names=tuple(names), splits=splits)
+    return found
 
 
-def _section(task: TaskSection, data: str | None) -> TaskSection:
-    """The recipe's task with `data` in the place of its rows."""
-    if data is None:
-        return task
-    own = task.train is not None
-    return task.model_copy(update={"train": data, "validation": data} if own else {"data": data})
+def _listed(names: tuple[str, ...] | None) -> str:
+    return "numbers" if names is None else ", ".join(map(repr, names))

@@ -105,8 +105,13 @@ def train(
         run = _begin(recipe, out, display)
         try:
             directory.begin(out, recipe, resume=resume)
-            outcome = _fit(run) if run.prepared.method.fitted else _train(run, resume=resume)
-            _finish(run, outcome)
+            with Interrupt(
+                lambda: display.message("stopping after this step; Ctrl-C again stops at once")
+            ) as interrupt:
+                fitted = run.prepared.method.fitted
+                _finish(run, _fit(run) if fitted else _train(run, interrupt, resume=resume))
+            if interrupt.requested:
+                raise KeyboardInterrupt
         except OSError as fault:
             raise WorkError(f"{out}: {fault.strerror or fault} ({fault.filename or 'while writing'})") from fault
         finally:
@@ -143,25 +148,23 @@ def _fit(run: _Run) -> _Outcome:
     return _Outcome("fitted", state, state)
 
 
-def _train(run: _Run, *, resume: bool) -> _Outcome:
+def _train(run: _Run, interrupt: Interrupt, *, resume: bool) -> _Outcome:
     """The methods that learn by gradient steps."""
     checkpoint = _last_checkpoint(run.work) if resume else None
     run.history.rewind(_step(checkpoint) if checkpoint else -1)
-    with Interrupt(lambda: run.display.message("stopping after this step; Ctrl-C again stops at once")) as interrupt:
-        trainer, keeper = _trainer(run, interrupt)
-        if checkpoint:
-            keeper.progress = Progress(**json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")))
-        try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except KeyboardInterrupt:
-            _stop(run, keeper, trainer, "interrupted")
-            raise
-        except DivergedError:
-            _stop(run, keeper, trainer, "diverged")
-            raise
+    trainer, keeper = _trainer(run, interrupt)
+    if checkpoint:
+        keeper.progress = Progress(**json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")))
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if keeper.stopped:
-            _stop(run, keeper, trainer, "interrupted")
             raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        _stop(run, keeper, trainer, "interrupted")
+        raise
+    except DivergedError:
+        _stop(run, keeper, trainer, "diverged")
+        raise
     if keeper.best_state:
         _put_state(run, keeper.best_state)
     _save(run, initial_sigma=_initial_sigma(run.history))
