@@ -84,9 +84,9 @@ def _decode(path: Path, line: int, offset: int, data: bytes) -> str:
         text = data.decode("utf-8")
         nul = data.find(b"\0")
     except UnicodeDecodeError as error:
-        place = f"line {line + data.count(_NEWLINE, 0, error.start)}, byte {offset + error.start} of the file"
+        place = f"line {line + data.count(_NEWLINE, 0, error.start)}, byte offset {offset + error.start}"
         raise DataError(f"{path}, {place}: 0x{data[error.start]:02x} is not UTF-8; {remedy}") from None
     if nul >= 0:
-        place = f"line {line + data.count(_NEWLINE, 0, nul)}, byte {offset + nul} of the file"
+        place = f"line {line + data.count(_NEWLINE, 0, nul)}, byte offset {offset + nul}"
         raise DataError(f"{path}, {place}: a NUL byte, which no text holds; {remedy}")
     return text.removeprefix("\ufeff") if not offset else text
