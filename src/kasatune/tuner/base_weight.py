@@ -48,6 +48,13 @@ class BaseWeight:
         return self.layer.out_features, self.layer.in_features  # pyright: ignore[reportReturnType]
 
     @property
+    def held_as(self) -> str:
+        """What holds the weight: "linear", "conv1d", or the name of the quantization backend."""
+        if self.backend is not None:
+            return self.backend.backend_name or "quantized"
+        return "conv1d" if self.transposed else "linear"
+
+    @property
     def device(self) -> torch.device:
         """Where the weight lies."""
         return next(self.layer.parameters()).device

@@ -2,68 +2,88 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import logging
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from peft import PeftModel, get_peft_model_state_dict
-from peft.utils.other import get_pattern_key
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from peft import PeftModel
+from torch import nn
 
-from kasatune.errors import AdapterError, InputError, OutputError
-from kasatune.tuner.config import scaling
-from kasatune.tuner.layer import KasaLayer
-from kasatune.tuner.lora_export import lora_config, stack, stored_layers
-from kasatune.tuner.model import KasaModel
+from kasatune.errors import InputError
+from kasatune.tuner.certificate import (
+    CERTIFICATE,
+    certificate,
+    describe_base,
+    output_parity,
+    require_parity,
+    update_parity,
+)
+from kasatune.tuner.conversion import (
+    Source,
+    as_native,
+    bare_twin,
+    convert,
+    needs_base,
+    of_model,
+    outputs_of_written,
+    outputs_or_reason,
+)
+from kasatune.tuner.formats import FORMATS, TITLES, LayerShapes, checked_layers, format_of
+from kasatune.tuner.parity import own_parameters, own_weights
+from kasatune.tuner.placing import check_fingerprint, check_on_base, place, place_lora, place_native
+from kasatune.tuner.storage import (
+    Header,
+    read_header,
+    read_json,
+    read_tensors,
+    whole_directory,
+    write,
+    write_json,
+)
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-FORMATS = ("lora", "kasa")
-
-
-@dataclasses.dataclass(frozen=True)
-class AdapterFiles:
-    """An adapter as plain data: configuration and tensors by checkpoint key."""
-
-    config: dict[str, Any]
-    tensors: dict[str, Tensor]
+logger = logging.getLogger("kasatune")
 
 
 def export_adapter(
-    model_or_dir: nn.Module | str | os.PathLike[str], out_dir: str | os.PathLike[str], to: str = "lora"
+    model_or_dir: nn.Module | str | os.PathLike[str],
+    out_dir: str | os.PathLike[str],
+    to: str = "lora",
+    *,
+    rank: int | None = None,
+    base: nn.Module | None = None,
 ) -> Path:
-    """Write a KaSA adapter in another format.
+    """Write an adapter in another format, with a certificate of how near it comes to its source.
 
     "lora": W' - W = [ -U_d S_d | s B diag(sigma) ] [ Vh_d ; A ], a stock PEFT LoRA of rank 2r and scaling 1 on the
-    untouched base, for anything that serves LoRA. "kasa": the native form, which goes on training.
+    untouched base, for anything that serves LoRA. "kasa": the native form, which goes on training. "peft-kasa" and
+    "authors": the forms that PEFT and the authors' code read, both of which decompose the base again. What each form
+    can hold is in docs/formats.md; what it cannot hold exactly is refused.
+
+    certificate.json holds the difference of the outputs for fixed inputs, where a model is at hand, and that of the
+    updates of every layer.
 
     Args:
-        model_or_dir: a PeftModel with an active KaSA adapter, or the directory of a native adapter.
+        model_or_dir: a PeftModel with an active KaSA adapter, or the directory of an adapter in any of the formats.
         out_dir: a directory that does not exist or is empty; it appears whole or not at all.
         to: the format.
+        rank: for "lora", the largest rank of a layer: the nearest update of that rank, its error in the certificate.
+        base: the untouched base of a directory's adapter, on which the outputs are measured; it is left as it is. An
+            adapter of PEFT or of the authors becomes "lora" or "kasa" only with it.
 
     Returns:
         The directory written.
 
     Raises:
-        InputError: an unknown format, or a model without a KaSA adapter.
-        AdapterError: the source directory holds no whole KaSA adapter.
+        InputError: an unknown format, one that cannot hold the adapter, or a model without a KaSA adapter.
+        AdapterError: the source directory holds no whole adapter, or one of another base.
         OutputError: out_dir holds something.
+        CheckError: the result differs from its source by more than rounding explains; nothing is written.
     """
     if to not in FORMATS:
         raise InputError(f"to={to!r} is no adapter format here; choose one of {', '.join(FORMATS)}")
-    source = _of_model(model_or_dir) if isinstance(model_or_dir, nn.Module) else read_native(model_or_dir)
-    converted = _stacked(source) if to == "lora" else source
-    with _whole_directory(Path(out_dir)) as directory:
-        write(converted, directory)
-    return Path(out_dir)
+    if isinstance(model_or_dir, nn.Module):
+        return _export(_source_of_model(model_or_dir), model_or_dir, Path(out_dir), to, rank)
+    return _export(_source_of_directory(model_or_dir, base, to), base, Path(out_dir), to, rank)
 
 
 def load_adapter(
@@ -76,149 +96,121 @@ def load_adapter(
 ) -> PeftModel:
     """Put an adapter on its base; the format is recognised by content.
 
+    A native KaSA adapter and a stock LoRA adapter load as they are. An adapter of PEFT's KaSA or of the authors' code
+    becomes a native one: the base is decomposed once, by their rule, and stays untouched. The format that was found
+    is in the returned model's `kasatune_format`, and is logged.
+
     Args:
         base: the base model, not yet adapted.
-        directory: of a native KaSA adapter or a stock LoRA adapter.
+        directory: of the adapter.
         adapter_name: what to call it.
         is_trainable: whether it goes on training.
         check_base: False loads it on a base that it was not made for, with a warning.
 
     Raises:
+        InputError: the base holds an adapter already.
         AdapterError: no adapter there, a damaged one, or one of another base; the base model is left as it was.
     """
-    files = read(directory)
-    kind = format_of(files)
-    options: dict[str, Any] = {"check_base": check_base} if kind == "kasa" else {}
-    if kind == "kasa":
-        stored_layers(files.tensors)
-    return PeftModel.from_pretrained(
-        base, str(directory), adapter_name=adapter_name, is_trainable=is_trainable, **options
-    )
+    model, found = _load(base, directory, adapter_name=adapter_name, is_trainable=is_trainable, check_base=check_base)
+    logger.info("%s: %s", directory, found)
+    return model
 
 
-def read(directory: str | os.PathLike[str]) -> AdapterFiles:
-    """Configuration and tensors of an adapter directory.
+def _load(
+    base: nn.Module,
+    directory: str | os.PathLike[str],
+    *,
+    adapter_name: str = "default",
+    is_trainable: bool = False,
+    check_base: bool = True,
+) -> tuple[PeftModel, str]:
+    """`load_adapter`, and what was found in words."""
+    header, kind, layers = read_checked(directory)
+    check_on_base(header, layers, base, kind)
+    files = read_tensors(header)
+    written = own_parameters(files)
+    options = {"adapter_name": adapter_name, "is_trainable": is_trainable}
+    if kind != "kasa" and os.path.lexists(header.folder / CERTIFICATE):
+        recorded = read_json(header.folder, CERTIFICATE).get("base")
+        check_fingerprint(recorded.get("fingerprint") if isinstance(recorded, dict) else None, base, strict=check_base)
+    if kind == "lora":
+        model = place_lora(base, header, written, **options)
+    elif kind == "kasa":
+        model = place(base, header.folder, written, check_base=check_base, **options)
+    else:
+        model = place_native(base, as_native(files, kind, base), written, **options)
+    model.kasatune_format = kind  # pyright: ignore[reportArgumentType]
+    return model, f"{TITLES[kind]} of {len(layers)} layers"
 
-    Raises:
-        AdapterError: a file that is missing or cannot be read; only safetensors are read, never pickles.
-    """
-    folder = Path(directory)
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            hint = "; adapters in pickle format are not read" if (folder / "adapter_model.bin").exists() else ""
-            raise AdapterError(f"{folder}: no {name} there{hint}. Give the directory that save_pretrained wrote.")
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise AdapterError(f"{folder / CONFIG} is no JSON file: {error}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
-        raise AdapterError(f"{folder / CONFIG} names no peft_type; it is no adapter configuration")
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except (SafetensorError, ValueError, OSError) as error:
-        raise AdapterError(f"{folder / WEIGHTS} cannot be read: {error}. It was cut short or damaged.") from error
-    return AdapterFiles(config, tensors)
 
-
-def read_native(directory: str | os.PathLike[str]) -> AdapterFiles:
-    """The same for a native KaSA adapter.
+def read_checked(directory: str | os.PathLike[str]) -> tuple[Header, str, dict[str, LayerShapes]]:
+    """Header, format and layers of an adapter directory whose configuration and tensors agree.
 
     Raises:
-        AdapterError: it is of another kind.
+        AdapterError: there is no whole adapter.
     """
-    files = read(directory)
-    kind = format_of(files)
-    if kind != "kasa":
-        raise AdapterError(f"{directory} holds an adapter of the kind {kind!r}; a native KaSA adapter is needed here")
-    return files
+    header = read_header(directory)
+    kind = format_of(header)
+    return header, kind, checked_layers(header, kind)
 
 
-def format_of(files: AdapterFiles) -> str:
-    """Which format an adapter has, by its configuration and tensor names.
-
-    Raises:
-        AdapterError: none that is read here.
-    """
-    peft_type = files.config["peft_type"]
-    if peft_type == "KASA":
-        return "kasa"
-    if peft_type == "LORA":
-        return "lora"
-    raise AdapterError(f"peft_type {peft_type!r} is not read here; KaSA and LoRA adapters are")
+def _source_of_model(model: nn.Module) -> Source:
+    return Source(of_model(model), "kasa", "kasa", *outputs_or_reason(model))
 
 
-def write(files: AdapterFiles, directory: Path) -> None:
-    """Write configuration and tensors into an existing directory; equal content gives equal bytes."""
-    tensors = {key: files.tensors[key].detach().cpu().contiguous() for key in sorted(files.tensors)}
-    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
-    text = json.dumps(files.config, indent=2, sort_keys=True)
-    (directory / CONFIG).write_text(text + "\n", encoding="utf-8")
+def _source_of_directory(directory: str | os.PathLike[str], base: nn.Module | None, to: str) -> Source:
+    header, kind, layers = read_checked(directory)
+    if base is None and needs_base(kind, to):
+        raise InputError(
+            f"{header.folder} holds {TITLES[kind]}, which leaves it to its reader to drop singular triplets: {to!r} "
+            "needs the base model that they come from (base=..., or --base MODEL)"
+        )
+    if base is not None:
+        check_on_base(header, layers, base, kind)
+    files = read_tensors(header)
+    source = (files, "lora") if kind == "lora" else (as_native(files, kind, base), "kasa")
+    if base is None:
+        return Source(*source, kind, None, "no base model was given")
+    with bare_twin(base) as twin:
+        return Source(*source, kind, *outputs_or_reason(_read_here(twin, header.folder)))
 
 
-def _of_model(model: nn.Module) -> AdapterFiles:
-    tuner = getattr(model, "base_model", None)
-    if not isinstance(model, PeftModel) or not isinstance(tuner, KasaModel):
-        raise InputError(f"export needs a PeftModel with a KaSA adapter, got {type(model).__name__}")
-    name = tuner.active_adapters[0]
-    config = model.peft_config[name].to_dict()
-    config["inference_mode"] = True
-    if config.get("task_type") is None:
-        base = model.get_base_model()
-        config["auto_mapping"] = {
-            "base_model_class": type(base).__name__,
-            "parent_library": type(base).__module__,
-        }
-    config["base_model_name_or_path"] = config.get("base_model_name_or_path") or getattr(
-        model.get_base_model(), "name_or_path", None
-    )
-    transposed = sorted(
-        key for key, module in tuner.model.named_modules() if isinstance(module, KasaLayer) and module.fan_in_fan_out
-    )
-    config["fan_in_fan_out"] = bool(transposed) or config["fan_in_fan_out"]
-    tensors = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-    return AdapterFiles(json.loads(json.dumps(config)), {k: v.detach().clone() for k, v in tensors.items()})
+def _export(source: Source, model: nn.Module | None, out: Path, to: str, rank: int | None) -> Path:
+    made, lost = convert(source.files, source.kind, to, rank)
+    with whole_directory(out) as directory:
+        write(made, directory)
+        header, kind, _ = read_checked(directory)
+        updates = update_parity((source.files, source.kind), (read_tensors(header), kind))
+        outputs, base = None, None
+        if model is not None:
+            with bare_twin(model) as twin:
+                base = describe_base(twin, source.files)
+                if source.outputs is not None:
+                    after = outputs_of_written(twin, _READERS.get(to, _read_here), directory, to)
+                    outputs = output_parity(source.outputs, after)
+        if lost is None:
+            require_parity(updates, outputs, to)
+        write_json(directory / CERTIFICATE, certificate(source, to, directory, updates, outputs, lost, base))
+    return out
 
 
-def _stacked(source: AdapterFiles) -> AdapterFiles:
-    config = source.config
-    layers, tensors = stored_layers(source.tensors)
-    ranks = {}
-    for name, layer in layers.items():
-        module = name.removeprefix("base_model.model.")
-        lora = stack(layer, scaling_of(config, module))
-        tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = lora
-        ranks[module] = lora.A.shape[0]
-    fan_in_fan_out = bool(config.get("fan_in_fan_out"))
-    return AdapterFiles(lora_config(config, ranks, fan_in_fan_out=fan_in_fan_out), tensors)
+def _read_here(base: nn.Module, directory: Path) -> nn.Module:
+    """`load_adapter`; an adapter that folds writes into weights, and the twin of a base shares them."""
+    header, _, layers = read_checked(directory)
+    if header.config.get("truncation") == "fold":
+        own_weights(base, list(layers))
+    return _load(base, directory)[0]
 
 
-def scaling_of(config: dict[str, Any], module: str) -> float:
-    """S of one layer, from a native adapter's configuration."""
-    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-    r = ranks.get(get_pattern_key(list(ranks), module), config["r"])
-    alpha = alphas.get(get_pattern_key(list(alphas), module), config["lora_alpha"])
-    return scaling(alpha, r, use_rslora=bool(config.get("use_rslora")))
+def _read_by_peft(base: nn.Module, directory: Path) -> nn.Module:
+    """PEFT itself, which is what reads these formats elsewhere."""
+    return place(base, directory, set())
 
 
-@contextmanager
-def _whole_directory(out: Path) -> Iterator[Path]:
-    """A directory beside `out` that takes its name when everything in it is written, and else is removed.
+def _read_by_peft_kasa(base: nn.Module, directory: Path) -> nn.Module:
+    """PEFT writes the truncated weights into the base: the layers concerned get weights of their own first."""
+    own_weights(base, list(read_checked(directory)[2]))
+    return place(base, directory, set())
 
-    Raises:
-        OutputError: `out` holds something, or cannot be made.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"{out} exists and is not empty; name another directory or empty it first")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    except OSError as error:
-        raise OutputError(f"{out} cannot be written: {error.strerror or error}") from error
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        if out.exists():
-            out.rmdir()
-        temporary.replace(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+_READERS = {"lora": _read_by_peft, "peft-kasa": _read_by_peft_kasa}

@@ -8,19 +8,13 @@ import torch
 from torch import Tensor
 
 from kasatune.errors import AdapterError
-from kasatune.maths import Factors
-
-
-class StoredLayer(NamedTuple):
-    """One layer of a native adapter as its file holds it."""
-
-    factors: Factors
-    tail_U: Tensor
-    tail_V: Tensor
+from kasatune.tuner.formats import exact_patterns
+from kasatune.tuner.native import CARRIED, StoredLayer, scaling_of, stored_layers
+from kasatune.tuner.storage import PREFIX, AdapterFiles, listed
 
 
 class StackedLora(NamedTuple):
-    """A (2r, in) and B (out, 2r) of a LoRA layer of scaling 1."""
+    """A (q, in) and B (out, q) of a LoRA layer of scaling 1: W' - W = B A."""
 
     A: Tensor
     B: Tensor
@@ -42,55 +36,73 @@ def stack(layer: StoredLayer, scaling: float) -> StackedLora:
     return StackedLora(torch.cat([tail_V, A]).contiguous(), torch.cat([-tail_U, scaling * core], dim=1).contiguous())
 
 
-def stored_layers(tensors: dict[str, Tensor]) -> tuple[dict[str, StoredLayer], dict[str, Tensor]]:
-    """Sort a native adapter's tensors into layers by name, and all else (heads, biases).
+def to_lora(source: AdapterFiles) -> AdapterFiles:
+    """A native adapter as a stock LoRA adapter; heads and biases are carried as they are.
 
     Raises:
-        AdapterError: a layer lacks one of its five tensors.
+        AdapterError: the source lacks its tails.
+    """
+    layers, rest = stored_layers(source.tensors)
+    return lora_files(
+        source.config, {name: stack(layer, scaling_of(source.config, name)) for name, layer in layers.items()}, rest
+    )
+
+
+def lora_files(config: dict[str, Any], layers: dict[str, StackedLora], rest: dict[str, Tensor]) -> AdapterFiles:
+    """The stock LoRA adapter of these layers, scaling exactly 1 in each.
+
+    Args:
+        config: of the adapter that they come from; target, head and base names are taken over.
+        layers: factors by module name.
+        rest: tensors that are no adapter's, by checkpoint key.
+    """
+    tensors = dict(rest)
+    for name, lora in layers.items():
+        tensors[f"{PREFIX}{name}.lora_A.weight"], tensors[f"{PREFIX}{name}.lora_B.weight"] = lora
+    return AdapterFiles(_config(config, {name: lora.A.shape[0] for name, lora in layers.items()}), tensors)
+
+
+def stock_layers(files: AdapterFiles) -> tuple[dict[str, StackedLora], dict[str, Tensor]]:
+    """The layers of a stock LoRA adapter by module name, scaling folded into B, and all other tensors.
+
+    Raises:
+        AdapterError: it is no plain LoRA of linear layers: DoRA, convolutions, embeddings, biases of its own.
     """
     found: dict[str, dict[str, Tensor]] = {}
-    rest: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
-        name, _, kind = key.rpartition(".")
-        if kind.startswith("kasa_"):
-            found.setdefault(name, {})[kind] = tensor
+    rest = {}
+    for key, tensor in files.tensors.items():
+        for part in ("lora_A", "lora_B"):
+            if key.endswith(f".{part}.weight"):
+                found.setdefault(key.removesuffix(f".{part}.weight").removeprefix(PREFIX), {})[part] = tensor
+                break
         else:
             rest[key] = tensor
+    special = [key for key in rest if ".lora_" in key] + [n for n, p in found.items() if p["lora_A"].ndim != 2]
+    if special or files.config.get("use_dora"):
+        raise AdapterError(
+            f"this LoRA adapter is more than B A on linear layers ({listed(special) or 'use_dora'}); "
+            "merge it with PEFT, or convert it with peft.convert_to_lora"
+        )
     layers = {}
     for name, parts in found.items():
-        missing = [k for k in ("kasa_A", "kasa_sigma", "kasa_B", "kasa_tail_U", "kasa_tail_V") if k not in parts]
-        if missing:
-            raise AdapterError(f"{name}: the adapter file lacks {', '.join(missing)}; it was cut or edited")
-        factors = Factors(parts["kasa_A"], parts["kasa_sigma"], parts["kasa_B"])
-        layers[name] = StoredLayer(factors, parts["kasa_tail_U"], parts["kasa_tail_V"])
-    if not layers:
-        raise AdapterError("the adapter file holds no KaSA layer; it was cut, or it is of another kind")
+        A, B = (parts[p].to(torch.promote_types(parts[p].dtype, torch.float32)) for p in ("lora_A", "lora_B"))
+        layers[name] = StackedLora(A, scaling_of(files.config, name) * B)
     return layers, rest
 
 
-def lora_config(config: dict[str, Any], ranks: dict[str, int], *, fan_in_fan_out: bool) -> dict[str, Any]:
-    """The adapter_config.json of the stacked LoRA.
-
-    Args:
-        config: the native adapter's configuration as plain data.
-        ranks: LoRA rank by layer name.
-        fan_in_fan_out: whether any of the layers is a Conv1D.
-    """
+def _config(config: dict[str, Any], ranks: dict[str, int]) -> dict[str, Any]:
     values = sorted(ranks.values())
     usual = max(set(values), key=lambda rank: (values.count(rank), rank))
-    pattern = {name: rank for name, rank in sorted(ranks.items()) if rank != usual}
-    carried = (
-        *("auto_mapping", "base_model_name_or_path", "revision", "task_type", "target_modules", "exclude_modules"),
-        *("modules_to_save", "layers_to_transform", "layers_pattern", "peft_version"),
-    )
+    pattern = exact_patterns({name: rank for name, rank in ranks.items() if rank != usual}, ranks)
+    bias = config.get("bias") or "none"
     return {
-        **{key: config.get(key) for key in carried},
-        "alpha_pattern": {name: float(rank) for name, rank in pattern.items()},
-        "bias": "lora_only" if str(config.get("bias", "none")).endswith("_only") else config.get("bias", "none"),
-        "fan_in_fan_out": fan_in_fan_out,
+        **{key: config.get(key) for key in CARRIED},
+        "alpha_pattern": dict(pattern),
+        "bias": "lora_only" if str(bias).endswith("_only") else bias,
+        "fan_in_fan_out": bool(config.get("fan_in_fan_out")),
         "inference_mode": True,
         "init_lora_weights": True,
-        "lora_alpha": float(usual),
+        "lora_alpha": usual,
         "lora_dropout": 0.0,
         "peft_type": "LORA",
         "r": usual,

@@ -94,7 +94,8 @@ class KasaModel(BaseTuner):
             return
         _report_unmatched(peft_config, [target.name for target in targets])
         self._tails = _decompose(targets)
-        peft_config.base_fingerprint = {t.name: sketch(_original(t)) for t in targets}
+        peft_config.fan_in_fan_out = any(target.weight.transposed for target in targets)
+        peft_config.base_fingerprint = {t.name: {**sketch(_original(t)), "held_as": t.weight.held_as} for t in targets}
 
     def _matched(self, config: KasaConfig, model: nn.Module) -> Iterator[_Target]:
         adapted = tuple(f"{name}." for name, m in model.named_modules() if isinstance(m, BaseTunerLayer))

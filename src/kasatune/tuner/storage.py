@@ -1,0 +1,211 @@
+"""Adapter directories as plain data, read with distrust and written whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kasatune.errors import AdapterError, OutputError
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+LARGEST_JSON = 16 * 2**20
+PREFIX = "base_model.model."
+
+_FLOATING = {"F64", "F32", "F16", "BF16"}
+
+
+class Header(NamedTuple):
+    """What an adapter claims to hold, before a tensor of it is read: configuration, shapes by checkpoint key."""
+
+    folder: Path
+    config: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterFiles:
+    """An adapter as plain data: configuration and tensors by checkpoint key."""
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def read_header(directory: str | os.PathLike[str]) -> Header:
+    """Configuration, and the names and shapes of the tensors, of an adapter directory.
+
+    Raises:
+        AdapterError: a file that is missing, no regular file, too large, damaged, or not what its name says; a tensor
+            that is not of floating-point numbers. Only safetensors are read, never pickles.
+    """
+    folder = Path(directory)
+    config = read_json(folder, CONFIG)
+    if not isinstance(config.get("peft_type"), str):
+        raise AdapterError(f"{folder / CONFIG} names no peft_type; it is no adapter configuration")
+    path = _regular_file(folder, WEIGHTS)
+    shapes: dict[str, tuple[int, ...]] = {}
+    with _readable(path), safe_open(path, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118 - it is no mapping
+            view = file.get_slice(key)
+            if view.get_dtype() not in _FLOATING:
+                raise AdapterError(f"{path}: {_shown(key)} holds {view.get_dtype()}, not floating-point numbers")
+            if not is_echo(key):
+                shapes[key] = tuple(view.get_shape())
+    return Header(folder, config, shapes)
+
+
+def read_tensors(header: Header) -> AdapterFiles:
+    """The tensors behind a header.
+
+    Raises:
+        AdapterError: they cannot be read, or one holds NaN or infinity.
+    """
+    path = header.folder / WEIGHTS
+    with _readable(path), safe_open(path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in header.shapes}
+    broken = [key for key, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if broken:
+        raise AdapterError(f"{path}: {listed(broken)} hold NaN or infinity; the training diverged or the file is bad")
+    return AdapterFiles(header.config, tensors)
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON object of an adapter directory.
+
+    Raises:
+        AdapterError: the file is missing, no regular file, larger than 16 MiB, not UTF-8, or holds no JSON object.
+    """
+    path = _regular_file(folder, name)
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST_JSON + 1)
+    except OSError as error:
+        raise AdapterError(f"{path} cannot be read: {error.strerror or error}") from error
+    if len(content) > LARGEST_JSON:
+        raise AdapterError(f"{path} is larger than {LARGEST_JSON // 2**20} MiB, which no adapter configuration is")
+    try:
+        value = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise AdapterError(f"{path} is not UTF-8 text: byte {error.start} is wrong; copy the adapter again") from error
+    except RecursionError as error:
+        raise AdapterError(f"{path} is nested too deeply to be an adapter configuration") from error
+    except ValueError as error:
+        raise AdapterError(f"{path} is no JSON file: {error}") from error
+    if not isinstance(value, dict):
+        raise AdapterError(f"{path} holds a {type(value).__name__}, not a JSON object")
+    return value
+
+
+def is_echo(key: str) -> bool:
+    """Whether a tensor repeats another one: with bias="all" PEFT saves the bias of a head three times over."""
+    return key.endswith(".bias") and (".modules_to_save." in key or ".original_module." in key)
+
+
+def write(files: AdapterFiles, directory: Path) -> None:
+    """Write configuration and tensors into an existing directory; equal content gives equal bytes."""
+    tensors = {key: files.tensors[key].detach().cpu().contiguous() for key in sorted(files.tensors)}
+    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    write_json(directory / CONFIG, files.config)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object with its keys in order."""
+    path.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def whole_directory(out: Path) -> Iterator[Path]:
+    """A directory beside `out` that takes its name when everything in it is written, and else is removed.
+
+    Raises:
+        OutputError: `out` holds something, or cannot be made.
+    """
+    out = out.absolute()
+    if os.path.lexists(out) and (out.is_symlink() or not out.is_dir() or any(out.iterdir())):
+        raise OutputError(f"{out} exists and is not empty; name another directory or empty it first")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written: {error.strerror or error}") from error
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if out.exists():
+            out.rmdir()
+        temporary.replace(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def listed(names: list[str], most: int = 3) -> str:
+    """The first few of many names, for a message."""
+    shown = ", ".join(_shown(name) for name in names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _shown(name: str) -> str:
+    """A name out of a file, safe to print: control characters escaped, cut at 120 characters."""
+    text = name if name.isprintable() else ascii(name)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _regular_file(folder: Path, name: str) -> Path:
+    """A regular file of the folder, or of the hub cache that the folder is a snapshot of.
+
+    Raises:
+        AdapterError: it is missing, no regular file, or a link that leads elsewhere.
+    """
+    path = folder / name
+    try:
+        mode = path.stat().st_mode
+        target = path.resolve(strict=True)
+        home = folder.resolve(strict=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        hint = "; adapters in pickle format are not read" if (folder / "adapter_model.bin").exists() else ""
+        raise AdapterError(f"{folder}: no {name} there{hint}. Give the directory of an adapter.") from error
+    if not stat.S_ISREG(mode):
+        raise AdapterError(f"{path} is no regular file")
+    blobs = [parent.parent / "blobs" for parent in (home, *home.parents) if parent.name == "snapshots"]
+    if target.parent != home and target.parent not in blobs:
+        raise AdapterError(f"{path} is a link that leads out of its directory; copy the file there instead")
+    return path
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except AdapterError:
+        raise
+    except (SafetensorError, ValueError, OSError, RuntimeError, OverflowError) as error:
+        raise AdapterError(f"{path} cannot be read: {error}. It was cut short or damaged.") from error
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"{text} is no JSON number")
+
+
+def is_number(value: object) -> bool:
+    """Whether a value out of a file is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
