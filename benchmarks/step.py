@@ -15,11 +15,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, addmm_flop
-from transformers import LlamaConfig, LlamaModel
 
 from benchmarks.harness import Row, arguments, duration, publish, ratio_in_turn
+from benchmarks.models import llama
 from kasatune import KasaConfig
-
 
 RANK = 16
 
@@ -52,19 +51,6 @@ class LiveBytes(TorchDispatchMode):
             self.live -= size
 
         weakref.finalize(storage, freed)
-
-
-def llama(hidden: int, layers: int) -> LlamaModel:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=512,
-        hidden_size=hidden,
-        intermediate_size=hidden * 11 // 4,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // 64,
-        max_position_embeddings=512,
-    )
-    return LlamaModel(config)
 
 
 def adapted(hidden: int, layers: int, config) -> nn.Module:
