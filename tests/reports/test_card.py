@@ -88,6 +88,25 @@ def test_the_front_matter_is_what_a_hub_reads(tmp_path):
         assert {score["type"]: score["value"] for score in scores} == {"accuracy": 0.8725, "f1": 0.8712, "loss": 0.412}
 
 
+def test_pairs_are_predicted_with_a_tab_between_the_texts(tmp_path):
+    run_dir = sample_runs.write_run(tmp_path / "run", metric_values=sample_runs.metrics(text_fields=2))
+    write_card(run_dir)
+    card = (run_dir / "README.md").read_text(encoding="utf-8")
+    command = re.search(r"`kasatune predict \S+ --text ([^`]*)`", card)[1]
+    shown = subprocess.run(["bash", "-c", f"printf %s {command}"], capture_output=True, text=True, check=True).stdout
+    assert shown == "The first text.\tThe second text."
+
+
+def test_the_parity_that_a_certificate_measured_is_told(tmp_path):
+    run_dir = sample_runs.kasa_run(tmp_path / "run")
+    (run_dir / "adapter").mkdir()
+    measured = {"updates": {"largest_relative_difference": 9.4e-16}}
+    for certificate, told in ((measured, True), ({}, False)):
+        (run_dir / "adapter" / "certificate.json").write_text(json.dumps(certificate), encoding="utf-8")
+        write_card(run_dir)
+        assert ("differs by more than 9.4e-16" in (run_dir / "adapter" / "README.md").read_text("utf-8")) is told
+
+
 def test_markup_in_names_does_not_act(tmp_path):
     name = "<b>x</b> | `y`\n# z"
     values = sample_runs.metrics(name, split=name)
@@ -118,8 +137,8 @@ def test_the_snippet_loads_the_adapter_where_kasatune_is_not_installed(tmp_path)
 
 def test_the_snippet_of_a_regression_on_pairs_runs_from_the_folder_of_the_adapter(tmp_path):
     base = tiny_bert(tmp_path / "base")
-    recipe = sample_runs.recipe(model={"name": base}, task={"name": "regression", "text": ["first", "second"]})
-    values = sample_runs.metrics("regression", metrics={"pearson": 0.9}, label_names=None)
+    recipe = sample_runs.recipe(model={"name": base}, task={"name": "regression"})
+    values = sample_runs.metrics("regression", metrics={"pearson": 0.9}, label_names=None, text_fields=2)
     run_dir = sample_runs.write_run(tmp_path / "run", recipe_values=recipe, metric_values=values)
     texts = ("The first text.", "The second text.")
     logits = save_lora(base, run_dir / "adapter", texts, num_labels=1, problem_type="regression")

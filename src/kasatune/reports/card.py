@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from pathlib import Path
@@ -15,7 +16,7 @@ from kasatune.reports.certainty import accuracy_interval, against_baseline
 from kasatune.reports.files import write_text
 from kasatune.reports.page import facts
 from kasatune.reports.record import RunRecord, read_run
-from kasatune.reports.snippet import loading_snippet
+from kasatune.reports.snippet import example_texts, loading_snippet
 from kasatune.reports.tables import as_markdown, scores
 
 
@@ -41,7 +42,7 @@ def run_card(run: RunRecord) -> str:
         versions=_versions(run),
         interval=accuracy_interval(run),
         against=against_baseline(run),
-        predict=f"kasatune predict {shlex.quote(str(run.output))} --text 'A text to score.'",
+        predict=_predict_command(run),
         again=f"kasatune train {shlex.quote(str(run.output / 'recipe.yaml'))} "
         f"--out {shlex.quote(f'{run.output}-again')}",
         has_adapter=(run.run_dir / "adapter").is_dir(),
@@ -57,6 +58,7 @@ def adapter_card(run: RunRecord) -> str:
         front_matter=_front_matter(run),
         scores=as_markdown(scores(run.metrics)),
         snippet=markdown.block(loading_snippet(run), "python"),
+        parity=_parity(run),
         quantization=run.recipe.get("model", {}).get("quantization", "none"),
     )
 
@@ -107,6 +109,21 @@ def _front_matter(run: RunRecord) -> str:
         ],
     }
     return yaml.safe_dump(matter, sort_keys=False, allow_unicode=True).rstrip()
+
+
+def _predict_command(run: RunRecord) -> str:
+    text = r"\t".join(example_texts(run))  # the texts of a pair stand in one argument, with a tab between
+    quoted = f"$'{text}'" if "\\t" in text else f"'{text}'"
+    return f"kasatune predict {shlex.quote(str(run.output))} --text {quoted}"
+
+
+def _parity(run: RunRecord) -> float | None:
+    """The largest relative difference of an update that the conversion to LoRA measured; None where it did not."""
+    path = run.run_dir / "adapter" / "certificate.json"
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8"))["updates"]["largest_relative_difference"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _versions(run: RunRecord) -> str:

@@ -41,6 +41,7 @@ def loss_chart(run: RunRecord) -> Chart | None:
         description=f"Training: {finite[0]:.4g} at the start, {finite[-1]:.4g} at the end, lowest {min(finite):.4g}.",
         lines=lines,
         x_label="optimizer step",
+        whole_x=True,
         note=(averaged if len(x) < len(steps) else "") + "Penalty terms are not in it.",
     )
 
@@ -80,6 +81,7 @@ def score_chart(run: RunRecord) -> Chart | None:
         f"{first.y[-1]:.4f} at epoch {first.x[-1]:g}.",
         lines=lines,
         x_label="epoch",
+        whole_x=True,
     )
 
 
@@ -105,6 +107,7 @@ def penalty_chart(run: RunRecord) -> Chart | None:
         + ".",
         lines=lines,
         x_label="optimizer step",
+        whole_x=True,
         log_y=apart,
         from_zero=not apart,
         note=(

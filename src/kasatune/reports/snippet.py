@@ -49,6 +49,7 @@ def loading_snippet(run: RunRecord) -> str:
         if regression
         else "print(model.config.id2label[logits.argmax(-1).item()], logits.softmax(-1).tolist()[0])"
     )
+    texts = ", ".join(map(_literal, example_texts(run)))
     places = [str(run.output / "adapter"), "adapter", "."]
     return "\n".join(
         [
@@ -71,7 +72,7 @@ def loading_snippet(run: RunRecord) -> str:
             ")",
             "model = PeftModel.from_pretrained(model, adapter).eval()",
             "",
-            f'inputs = tokenizer({_example(run)}, truncation=True, max_length={_max_length(run)}, return_tensors="pt")',
+            f'inputs = tokenizer({texts}, truncation=True, max_length={_max_length(run)}, return_tensors="pt")',
             "with torch.no_grad():",
             "    logits = model(**inputs).logits",
             output,
@@ -124,10 +125,9 @@ def _source_options(model: Mapping[str, Any]) -> list[str]:
     return options
 
 
-def _example(run: RunRecord) -> str:
-    text = run.recipe.get("task", {}).get("text")
-    pair = run.metrics.get("text_fields") == 2 or (isinstance(text, list) and len(text) == 2)
-    return '"The first text.", "The second text."' if pair else '"A text to score."'
+def example_texts(run: RunRecord) -> tuple[str, ...]:
+    """A text, or two where the task is about pairs."""
+    return ("The first text.", "The second text.") if run.metrics.get("text_fields") == 2 else ("A text to score.",)
 
 
 def _max_length(run: RunRecord) -> int:

@@ -91,6 +91,7 @@ def sigma_summary(run: RunRecord) -> Chart | None:
         ],
         bands=[Band("middle 80 % of the layers", epochs, ten, ninety)],
         x_label="epoch",
+        whole_x=True,
         note=f"Frobenius norm of sigma in each of {len(norms[0])} layers.",
     )
 
@@ -176,6 +177,7 @@ def _sigma_chart(name: str, states: Sequence[tuple[float, Sequence[float]]], wha
         f"{table[-1].min():.3g} to {table[-1].max():.3g} at the end.",
         lines=[Line("", epochs, [float(v) for v in column], "fine") for column in table.T],
         x_label="epoch",
+        whole_x=True,
         note=what,
         legend=False,
         width=WIDTH,

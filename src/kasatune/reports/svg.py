@@ -73,6 +73,7 @@ class Chart:
         log_x, log_y: logarithmic axes; values that are not positive are left out.
         reverse_x: largest position at the left.
         from_zero: the vertical axis holds zero.
+        whole_x: the horizontal axis counts: no ticks between whole numbers.
         note: a remark below the chart.
         width, height: in CSS pixels before scaling.
     """
@@ -87,6 +88,7 @@ class Chart:
     log_y: bool = False
     reverse_x: bool = False
     from_zero: bool = False
+    whole_x: bool = False
     note: str = ""
     width: int = 400
     height: int = 230
@@ -175,7 +177,7 @@ def _axes(chart: Chart, x_scale: Scale, y_scale: Scale, *, left: int, right: int
     parts.append(Markup('<line class="axis" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(left, right, floor, floor))
     for value in x_scale.ticks(5):
         x = x_scale(value)
-        if x is not None:
+        if x is not None and (not chart.whole_x or abs(value - round(value)) < 1e-9):
             anchor = "end" if x > right - 8 else "middle"
             parts.append(
                 Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="{}">{}</text>').format(
