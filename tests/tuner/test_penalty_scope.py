@@ -66,6 +66,20 @@ def test_optimizers_that_share_the_factors_add_up_to_the_penalty():
     assert_penalized_once(probe.steps, train(adapted(penalty="none"), steps=1))
 
 
+@pytest.mark.parametrize("convention", ["paper", "authors"])
+def test_an_optimizer_of_some_layers_gives_them_what_they_get_in_the_whole(convention):
+    model = adapted(convention=convention)
+    groups = [[p for n, p in model.named_parameters() if p.requires_grad and f"layer.{i}." in n] for i in (0, 1)]
+    optimizers = [torch.optim.SGD(group, lr=0.0) for group in groups]
+    model(**batch()).loss.backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    probe = Probe(model)
+    probe.record(torch.optim.SGD(trainable(model), lr=0.0), (), {})
+    task = train(adapted(convention=convention, penalty="none"), steps=1)
+    assert_penalized_once(probe.steps, task, convention)
+
+
 def test_frozen_adapters_are_left_alone():
     model = adapted(modules_to_save=["classifier"])
     for name, parameter in model.named_parameters():
