@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 
-
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -35,6 +34,7 @@ class Row:
 
     @property
     def verdict(self) -> str:
+        """met, MISSED, or nothing where there is no target."""
         if self.target is None:
             return ""
         return "met" if self.ratio <= self.target else "MISSED"
