@@ -53,10 +53,16 @@ def replace(out: Path, finished: Path, *, later: Sequence[str] = ()) -> None:
 def _written(out: Path) -> list[str]:
     """The entries of `out` that the demo of its marker wrote; none without a marker that can be read."""
     try:
-        entries = json.loads((out / _MARKER).read_text(encoding="utf-8"))["entries"]
-    except (OSError, ValueError, KeyError, TypeError):
+        marker = json.loads((out / _MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return []
-    return [name for name in entries if isinstance(name, str) and name == Path(name).name]
+    entries = marker.get("entries") if isinstance(marker, dict) else None
+    return [name for name in entries if _is_entry(name)] if isinstance(entries, list) else []
+
+
+def _is_entry(name: object) -> bool:
+    """Whether `name` can only be something right inside a directory: the marker might have been tampered with."""
+    return isinstance(name, str) and name not in ("", ".", "..") and name == Path(name).name and "\0" not in name
 
 
 def _remove(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -88,7 +89,7 @@ class LineDisplay:
     def start(self, total_steps: int, title: str) -> None:
         """See `Display.start`."""
         self._total = total_steps
-        self._every = max(1, total_steps // _LINES_PER_RUN)
+        self._every = max(1, math.ceil(total_steps / _LINES_PER_RUN))
         self._begun = time.monotonic()
         self.message(f"{title}: {total_steps:,} steps")
 

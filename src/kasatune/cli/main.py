@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import logging
 import os
 import sys
 import traceback
@@ -13,7 +14,7 @@ from typing import Annotated
 import typer
 
 import kasatune
-from kasatune.cli.console import complain, say
+from kasatune.cli.console import complain, note, say
 from kasatune.errors import KasatuneError
 
 # Name on the command line: module of kasatune.cli.commands whose `command` it runs, in the order of the help.
@@ -26,6 +27,8 @@ COMMANDS = {
     "list": "listing",
     "export": "export",
 }
+# They warn, when they are imported, of things that no user of this command can act on.
+_TALKATIVE = ("bitsandbytes", "torch.utils._pytree", "torchao")
 
 _HELP = """Fine-tune language models with KaSA, compare it honestly with other methods, hand over plain LoRA adapters.
 
@@ -71,6 +74,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+    for library in _TALKATIVE:
+        logging.getLogger(library).setLevel(logging.ERROR)
     try:
         status = _invoke(arguments)
         sys.stdout.flush()
@@ -82,7 +87,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("KASATUNE_DEBUG"):
             traceback.print_exc()
         message, status = describe(error)
-        complain(message)
+        note(message) if isinstance(error, KeyboardInterrupt) else complain(message)
         return status
 
 

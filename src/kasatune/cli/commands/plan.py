@@ -48,7 +48,7 @@ def _show(plan: Plan) -> None:
         ("training rows", words.count(plan.rows)),
         ("steps per epoch", words.count(plan.steps_per_epoch)),
         ("steps", words.count(plan.steps)),
-        *((f"memory for {name}, estimate", words.size(size)) for name, size in (plan.memory_bytes or {}).items()),
+        *((f"memory, {name} (estimate)", words.size(size)) for name, size in (plan.memory_bytes or {}).items()),
     ]
     print_table(["what", "how much"], [list(fact) for fact in facts])
     for note in plan.notes:
