@@ -2,121 +2,164 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft.utils.quantization_utils import QuantizationBackend, resolve_quantization_backend
+from accelerate.utils import align_module_device, has_offloaded_params
+from peft.utils.quantization_utils import QuantizationBackend
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
 
-from kasatune.errors import ModelError
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def refusal(module: nn.Module) -> str | None:
-    """Why a module cannot be adapted, or None where it can."""
+    """Why a module that PEFT has no quantization backend for cannot be adapted, or None where it can."""
+    kind = type(module).__name__
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return "the output projection of nn.MultiheadAttention, whose forward reads the weight and passes by the layer"
     if isinstance(module, nn.Linear | Conv1D):
-        return None
-    return f"a {type(module).__name__}; KaSA adapts Linear and Conv1D layers"
+        weight = module.weight
+        plain = type(weight).__module__.partition(".")[0] == "torch"
+        if weight.dtype in FLOAT_DTYPES and plain:
+            return None
+        held = str(weight.dtype).removeprefix("torch.") if plain else type(weight).__name__
+        return (
+            f"a {kind} quantized to {held}, which PEFT has no backend for; quantize with bitsandbytes, torchao, HQQ "
+            "or GPTQ, or load the base in 16 bits"
+        )
+    if isinstance(module, nn.Embedding):
+        return (
+            "an Embedding; KaSA adapts linear layers. Train it whole with modules_to_save, or adapt it with LoRA in an "
+            "adapter of its own"
+        )
+    if isinstance(module, _ConvNd):
+        return f"a {kind} (convolution); KaSA adapts linear layers, also transformers' Conv1D, which is linear"
+    return f"a {kind}; KaSA adapts linear layers: nn.Linear, transformers' Conv1D and their quantized forms"
+
+
+@dataclass
+class Original:
+    """What was in the place of a weight that has been replaced, kept whole.
+
+    Args:
+        held: the parameter of a float layer, or the quantized layer itself.
+    """
+
+    held: nn.Parameter | nn.Module
+
+    def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Take it along to another device or dtype; `fn` as in nn.Module._apply."""
+        if isinstance(self.held, nn.Module):
+            self.held._apply(fn)
+        else:
+            self.held.data = fn(self.held.data)
 
 
 class BaseWeight:
-    """The matrix W (out, in) of a base layer: nn.Linear, transformers' Conv1D, or a quantized linear layer.
+    """The matrix W (out, in) of a float base layer: nn.Linear or transformers' Conv1D.
+
+    A quantized layer is a `QuantizedWeight`; `of` gives whichever it is.
 
     Args:
         layer: the base layer.
-        backend: PEFT's quantization backend of it, None for a float layer.
     """
 
-    def __init__(self, layer: nn.Module, backend: QuantizationBackend | None = None) -> None:
-        self.layer = layer
-        self.backend = backend
+    backend: QuantizationBackend | None = None
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer: Any = layer
         self.transposed = isinstance(layer, Conv1D)
 
     @classmethod
     def of(cls, layer: nn.Module, **quantization: Any) -> BaseWeight:
         """The weight of a layer, with its quantization backend looked up; `quantization` as PEFT gathers it."""
-        return cls(layer, resolve_quantization_backend(layer, **quantization))
+        from kasatune.tuner.quantized_weight import quantization_backend  # it builds on this module
+
+        return cls.held_by(layer, quantization_backend(layer, **quantization))
+
+    @classmethod
+    def held_by(cls, layer: nn.Module, backend: QuantizationBackend | None) -> BaseWeight:
+        """The weight of a layer of a known backend, None for a float layer."""
+        from kasatune.tuner.quantized_weight import QuantizedWeight
+
+        return BaseWeight(layer) if backend is None else QuantizedWeight(layer, backend)
 
     @property
     def shape(self) -> tuple[int, int]:
         """(out, in)."""
-        if isinstance(self.layer, Conv1D):
+        if self.transposed:
             rows, columns = self.layer.weight.shape
             return columns, rows
-        return self.layer.out_features, self.layer.in_features  # pyright: ignore[reportReturnType]
+        return self.layer.out_features, self.layer.in_features
 
     @property
     def held_as(self) -> str:
         """What holds the weight: "linear", "conv1d", or the name of the quantization backend."""
-        if self.backend is not None:
-            return self.backend.backend_name or "quantized"
         return "conv1d" if self.transposed else "linear"
 
     @property
+    def bits(self) -> int | None:
+        """Bits of an entry of a quantized weight; None for a float weight."""
+        return None
+
+    @property
     def device(self) -> torch.device:
-        """Where the weight lies."""
-        return next(self.layer.parameters()).device
+        """Where the layer computes, also where its weight is offloaded; the CPU for a weight that is not loaded."""
+        if has_offloaded_params(self.layer):
+            return torch.device(self.layer._hf_hook.execution_device)
+        device = self.layer.weight.device
+        return torch.device("cpu") if device.type == "meta" else device
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype that the layer computes in."""
-        compute = getattr(self.layer, "compute_dtype", None)
-        if isinstance(compute, torch.dtype):
-            return compute
-        dtype = self.layer.weight.dtype
-        return dtype if dtype.is_floating_point else torch.float32  # pyright: ignore
+        return self.layer.weight.dtype
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether accelerate keeps the weight elsewhere between forward passes."""
+        return has_offloaded_params(self.layer)
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether the weight is on the meta device with nothing behind it: a model that was built and not loaded."""
+        return not self.offloaded and any(p.is_meta for p in self.layer.parameters(recurse=False))
 
     def read(self) -> Tensor:
-        """W as a float tensor (out, in); a view of the weight where that is possible.
-
-        Raises:
-            ModelError: the quantization backend cannot give its weight back.
-        """
-        if self.backend is None:
-            weight = self.layer.weight.detach()  # pyright: ignore[reportCallIssue]
-            return weight.T if self.transposed else weight
-        try:
-            return self.backend.get_base_weight(self.layer).detach()
-        except (TypeError, NotImplementedError) as error:
-            raise ModelError(
-                f"{self.backend.backend_name} layers cannot be dequantized here: give the full-precision checkpoint "
-                "with tail_source='checkpoint', or quantize with bitsandbytes or torchao"
-            ) from error
+        """W as a float tensor (out, in); a view of the weight where that is possible."""
+        with align_module_device(self.layer):
+            return self.aligned(self.layer.weight.detach())
 
     def aligned(self, matrix: Tensor) -> Tensor:
-        """A matrix (out, in) in the layout of the layer's own weight."""
+        """A matrix (out, in) in the layout of the layer's own weight, or back."""
         return matrix.T if self.transposed else matrix
 
-    def replace(self, matrix: Tensor, owner: nn.Module) -> Any:
-        """Put `matrix` (out, in) in the place of W and return what `restore` needs to undo it bit for bit.
+    def replace(self, matrix: Tensor, owner: nn.Module) -> Original:
+        """Put `matrix` (out, in), rounded to the layer's dtype, in the place of W.
+
+        The layer gets a parameter of its own: a weight tied to another module's stays what it is over there.
 
         Args:
-            matrix: the new weight; rounded to the layer's dtype, or quantized again.
+            matrix: the new weight.
             owner: the adapter layer that holds the base layer.
+
+        Returns:
+            What `restore` needs to undo it bit for bit.
         """
-        if self.backend is None:
-            original = self.layer.weight.data
-            self.layer.weight.data = self.aligned(matrix).to(original.dtype).contiguous()  # pyright: ignore
-            return original
-        if not self.backend.supports_merge:
-            raise ModelError(
-                f"{self.backend.backend_name} layers cannot take a merged weight: export the adapter with "
-                "export_adapter(model, out, to='lora') and serve it beside the base"
-            )
-        original = self.snapshot()
-        self.backend.set_base_weight(owner, matrix.to(self.dtype))
-        return original
+        original = self.layer.weight
+        new = self.aligned(matrix).to(original.dtype).contiguous()
+        self.layer.weight = nn.Parameter(new, requires_grad=original.requires_grad)
+        return Original(original)
 
-    def snapshot(self) -> Any:
-        """What `restore` needs to bring a quantized layer back to what it holds now."""
-        return {"layer": self.layer, "weight": self.layer.weight}
+    def read_original(self, original: Original) -> Tensor:
+        """W as it was before `replace`."""
+        assert isinstance(original.held, nn.Parameter)
+        return self.aligned(original.held.detach())
 
-    def restore(self, original: Any, owner: nn.Module) -> None:
+    def restore(self, original: Original, owner: nn.Module) -> None:
         """Undo `replace`."""
-        if self.backend is None:
-            self.layer.weight.data = original
-            return
-        original["layer"].weight = original["weight"]
-        owner.base_layer = original["layer"]
+        self.layer.weight = original.held

@@ -48,7 +48,11 @@ class KasaConfig(PeftConfig):
             "none" switches it off.
         truncation: "attach" carries the tail beside W; "fold" subtracts it from a float W and keeps the original.
         tail_source: for quantized bases, where the tail comes from: the full-precision "checkpoint", the
-            "dequantized" weight, or "auto": the checkpoint when it is at hand.
+            "dequantized" weight, or "auto": the checkpoint when it is at hand and is what was quantized.
+        tail_checkpoint: folder or hub name (in the cache of this machine) of the full-precision checkpoint; None for
+            the one that the base was loaded from.
+        tail_source_used: filled in when the adapter is made on a quantized base: "checkpoint" or "dequantized", or a
+            mapping of layer names to these where they differ; None on a float base.
         rank_pattern: rank by layer name or regular expression.
         alpha_pattern: lora_alpha by layer name or regular expression.
         bias: "none", "all" or "lora_only": which biases are trained.
@@ -76,6 +80,8 @@ class KasaConfig(PeftConfig):
     penalty: str = field(default="step")
     truncation: str = field(default="attach")
     tail_source: str = field(default="auto")
+    tail_checkpoint: str | None = field(default=None)
+    tail_source_used: str | dict[str, str] | None = field(default=None)
     rank_pattern: dict[str, int] = field(default=None)  # pyright: ignore[reportAssignmentType]
     alpha_pattern: dict[str, float] = field(default=None)  # pyright: ignore[reportAssignmentType]
     bias: str = field(default="none")

@@ -14,18 +14,31 @@ from kasatune.errors import AdapterError
 SAMPLES = 32
 
 # Largest ||sample - stored|| / ||stored|| at which two samples are of the same weight. A weight of another model, or
-# of another layer, gives about 1.4; a 4-bit rounding of the same weight about 0.1.
-TOLERANCES = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2, "int8": 5e-2, "int4": 3e-1}
+# of another layer, gives about 1.4; a rounding of the same weight to 4 bits about 0.1, to 3 bits 0.2, to 2 bits 0.5.
+TOLERANCES = {
+    "float32": 1e-5,
+    "float16": 2e-3,
+    "bfloat16": 1e-2,
+    "int8": 5e-2,
+    "int4": 3e-1,
+    "int3": 5e-1,
+    "int2": 8e-1,
+}
 
 
-def sketch(W: Tensor) -> dict[str, Any]:
+def sketch(W: Tensor, bits: int | None = None) -> dict[str, Any]:
     """Shape and 32 entries of W (out, in) at fixed places, spread over rows and columns.
 
+    Args:
+        W: the weight.
+        bits: of an entry, where W is a quantized weight opened again.
+
     Returns:
-        {"shape": [out, in], "sample": 32 little-endian float32 in base64}; plain data.
+        {"shape": [out, in], "sample": 32 little-endian float32 in base64}, and "bits"; plain data.
     """
     sample = _sample(W).float().numpy().astype("<f4")
-    return {"shape": list(W.shape), "sample": base64.b64encode(sample.tobytes()).decode("ascii")}
+    quantized = {} if bits is None else {"bits": bits}
+    return {"shape": list(W.shape), "sample": base64.b64encode(sample.tobytes()).decode("ascii"), **quantized}
 
 
 def difference(W: Tensor, stored: dict[str, Any]) -> float | None:
@@ -46,11 +59,17 @@ def difference(W: Tensor, stored: dict[str, Any]) -> float | None:
     return float((_sample(W) - reference).norm() / reference.norm().clamp_min(1e-30))
 
 
-def tolerance(dtype: torch.dtype, quantized_bits: int | None) -> float:
-    """The difference up to which a weight held in this dtype, or quantized to so many bits, is the same weight."""
-    if quantized_bits is not None:
-        return TOLERANCES["int8" if quantized_bits == 8 else "int4"]
-    return TOLERANCES.get(str(dtype).removeprefix("torch."), TOLERANCES["float32"])
+def tolerance(dtype: torch.dtype, quantized_bits: int | None, stored: dict[str, Any] | None = None) -> float:
+    """The difference up to which two samples are of the same weight.
+
+    Args:
+        dtype: in which the weight is held now.
+        quantized_bits: to which it is quantized now, None for a float weight.
+        stored: the sketch that it is held against; it may be of a quantized weight itself.
+    """
+    here = TOLERANCES.get(str(dtype).removeprefix("torch."), TOLERANCES["float32"])
+    counts = [bits for bits in (quantized_bits, (stored or {}).get("bits")) if isinstance(bits, int)]
+    return max([here, *(TOLERANCES["int8" if bits >= 8 else f"int{min(max(bits, 2), 4)}"] for bits in counts)])
 
 
 def _sample(W: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from kasatune.errors import AdapterError, CheckError, InputError
 from kasatune.maths import Factors, TailSVD, initial_factors, update
-from kasatune.tuner.base_weight import BaseWeight
+from kasatune.tuner.base_weight import BaseWeight, Original
 from kasatune.tuner.config import LayerSettings
 from kasatune.tuner.kernel import Tail, adapted_linear
 
@@ -76,14 +76,14 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self._active_adapter = []
         self._folded: str | None = None
-        self._original: Any = None
+        self._original: Original | None = None
 
     # What an adapter is
 
     @property
     def base(self) -> BaseWeight:
         """The weight of the base layer as it is now: original, folded or merged."""
-        return BaseWeight(self.get_base_layer(), self.quantization_backend)
+        return BaseWeight.held_by(self.get_base_layer(), self.quantization_backend)
 
     def update_layer(self, adapter_name: str, settings: LayerSettings, dropout: float, tail: TailSVD | None) -> None:
         """Add an adapter, or replace it.
@@ -158,15 +158,7 @@ class KasaLayer(nn.Module, BaseTunerLayer):
 
     def original_weight(self) -> Tensor:
         """W (out, in) as it was before any adapter, also while one is folded or merged."""
-        if self._original is None:
-            return self.base.read()
-        if self.quantization_backend is None:
-            return self.base.aligned(self._original)
-        now = self._original_swapped()
-        try:
-            return self.base.read().clone()
-        finally:
-            now()
+        return self.base.read() if self._original is None else self.base.read_original(self._original)
 
     @staticmethod
     def _wide(tensor: Tensor) -> torch.dtype:
@@ -239,12 +231,6 @@ class KasaLayer(nn.Module, BaseTunerLayer):
 
     def _replace_base(self, matrix: Tensor) -> None:
         self._original = self.base.replace(matrix, self)
-
-    def _original_swapped(self) -> Callable[[], None]:
-        """Put the original in place for a moment; the function returned undoes that."""
-        current = self.base.snapshot()
-        self.base.restore(self._original, self)
-        return lambda: self.base.restore(current, self)
 
     def _sync_fold(self) -> None:
         """Fold the active adapter's tail into W where it asks for that, or put W back where none does."""
@@ -348,8 +334,8 @@ class KasaLayer(nn.Module, BaseTunerLayer):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KasaLayer:
         # The kept original is no parameter, and has to follow the model to another device or dtype all the same.
         super()._apply(fn, recurse)
-        if isinstance(self._original, Tensor):
-            self._original = fn(self._original)
+        if self._original is not None:
+            self._original.apply(fn)
         return self
 
     def extra_repr(self) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
@@ -18,23 +17,14 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
 from kasatune.errors import AdapterError, InputError, ModelError
-from kasatune.maths import TailSVD, dropped_count, tail_svd_many
+from kasatune.maths import TailSVD, dropped_count
 from kasatune.tuner.base_weight import BaseWeight, refusal
 from kasatune.tuner.config import KasaConfig, LayerSettings, scaling
-from kasatune.tuner.fingerprint import difference, sketch, tolerance
+from kasatune.tuner.experts import check_experts, report_experts
 from kasatune.tuner.layer import COMBINE, KasaLayer
 from kasatune.tuner.loading import is_loading, makes_empty_weights, validated
-
-logger = logging.getLogger("kasatune")
-
-
-class _Target(NamedTuple):
-    """A layer about to be adapted."""
-
-    name: str
-    module: nn.Module
-    weight: BaseWeight
-    settings: LayerSettings
+from kasatune.tuner.tail_source import TailSource
+from kasatune.tuner.targets import Target, check_base, decompose
 
 
 class KasaModel(BaseTuner):
@@ -67,7 +57,7 @@ class KasaModel(BaseTuner):
         """Put an adapter on the targeted layers of `model`; PEFT calls this."""
         self._loading = low_cpu_mem_usage or state_dict is not None or makes_empty_weights() or is_loading()
         self._loaded_keys = state_dict
-        self._targets: dict[str, _Target] = {}
+        self._targets: dict[str, Target] = {}
         self._tails: dict[str, TailSVD] = {}
         super().inject_adapter(
             model,
@@ -85,19 +75,35 @@ class KasaModel(BaseTuner):
 
     def _prepare_model(self, peft_config: KasaConfig, model: nn.Module) -> None:
         """Match, check and decompose; PEFT calls this before it replaces the first layer."""
+        all_linear = str(peft_config.target_modules).lower() == "all-linear"
         _maybe_include_all_linear_layers(peft_config, model)
-        targets = list(self._matched(peft_config, model))
-        self._refuse_unsuitable(peft_config, model, targets)
-        self._targets = {target.name: target for target in targets}
         if self._loading:
-            _check_base(peft_config, targets)
-            return
-        _report_unmatched(peft_config, [target.name for target in targets])
-        self._tails = _decompose(targets)
-        peft_config.fan_in_fan_out = any(target.weight.transposed for target in targets)
-        peft_config.base_fingerprint = {t.name: {**sketch(_original(t)), "held_as": t.weight.held_as} for t in targets}
+            targets = list(self._matched(peft_config, model))
+            self._refuse_unsuitable(peft_config, model, targets)
+            check_base(peft_config, targets)
+        else:
+            targets = self._checked_experts(peft_config, model, all_linear=all_linear)
+            self._refuse_unsuitable(peft_config, model, targets)
+            source = TailSource(peft_config, model, quantized=any(t.weight.backend is not None for t in targets))
+            self._tails, peft_config.base_fingerprint = decompose(targets, source)
+            peft_config.tail_source_used = source.used()
+            peft_config.fan_in_fan_out = any(target.weight.transposed for target in targets)
+        self._targets = {target.name: target for target in targets}
 
-    def _matched(self, config: KasaConfig, model: nn.Module) -> Iterator[_Target]:
+    def _checked_experts(self, config: KasaConfig, model: nn.Module, *, all_linear: bool) -> list[Target]:
+        """The targets of a new adapter, once it is clear that none of them means a stack of experts."""
+        check_experts(model, lambda name: self._check_target_module_exists(config, name))
+        targets = list(self._matched(config, model))
+        names = [target.name for target in targets]
+        idle = _unmatched(config, names)
+        report_experts(model, names, idle, all_linear=all_linear)
+        if idle and names:
+            warnings.warn(
+                f"target_modules: {', '.join(idle)} matched no layer of the model", RuntimeWarning, stacklevel=2
+            )
+        return targets
+
+    def _matched(self, config: KasaConfig, model: nn.Module) -> Iterator[Target]:
         adapted = tuple(f"{name}." for name, m in model.named_modules() if isinstance(m, BaseTunerLayer))
         keys = None
         if self._loaded_keys is not None:
@@ -115,16 +121,18 @@ class KasaModel(BaseTuner):
             if reason is not None:
                 refused.append(f"{name} is {reason}")
                 continue
-            yield _Target(name, module, weight, _layer_settings(config, name, weight.shape))
+            yield Target(name, module, weight, _layer_settings(config, name, weight.shape))
         if refused:
             raise ModelError(
                 f"target_modules={_shown(config.target_modules)} names what KaSA cannot adapt: {'; '.join(refused)}. "
                 "Name the layers that are meant, or leave these out with exclude_modules."
             )
 
-    def _refuse_unsuitable(self, config: KasaConfig, model: nn.Module, targets: Sequence[_Target]) -> None:
+    def _refuse_unsuitable(self, config: KasaConfig, model: nn.Module, targets: Sequence[Target]) -> None:
         faults = []
         for name, _, weight, settings in targets:
+            if weight.is_missing and not (self._loading and config.truncation == "attach"):
+                faults.append(f"{name}: its weight is on the meta device; load the base's checkpoint first")
             limit = min(weight.shape)
             if settings.r >= limit:
                 faults.append(f"{name}: rank {settings.r} must be below min(out, in) = {limit}")
@@ -133,6 +141,8 @@ class KasaModel(BaseTuner):
             for name, _, weight, _ in targets:
                 if weight.backend is not None:
                     faults.append(f"{name}: a quantized weight cannot be folded; use truncation='attach'")
+                elif weight.offloaded:
+                    faults.append(f"{name}: an offloaded weight cannot be folded; use truncation='attach'")
                 elif id(weight.layer.weight) in shared:
                     faults.append(f"{name}: its weight is tied to another module's; use truncation='attach'")
         if faults:
@@ -151,7 +161,7 @@ class KasaModel(BaseTuner):
         planned = self._targets[current_key]
         tail = self._tails.pop(current_key, None)
         if not self._loading and tail is None:
-            tail = _no_tail(planned)
+            tail = planned.no_tail()
         if isinstance(target, KasaLayer):
             target.update_layer(adapter_name, planned.settings, peft_config.lora_dropout, tail)
             return
@@ -257,69 +267,11 @@ def _layer_settings(config: KasaConfig, name: str, shape: tuple[int, int]) -> La
     )
 
 
-def _original(target: _Target) -> Tensor:
-    """W of a target, also where another adapter is folded or merged into it."""
-    return target.module.original_weight() if isinstance(target.module, KasaLayer) else target.weight.read()
-
-
-def _decompose(targets: Sequence[_Target]) -> dict[str, TailSVD]:
-    """The tail of every target that drops anything; a quantized weight is opened for its turn alone."""
-    tails: dict[str, TailSVD] = {}
-    dropping = [target for target in targets if target.settings.dropped]
-    floating = [target for target in dropping if target.weight.backend is None]
-    for group in [floating, *([target] for target in dropping if target.weight.backend is not None)]:
-        names = [target.name for target in group]
-        found = tail_svd_many([_original(t) for t in group], [t.settings.dropped for t in group], names=names)
-        tails.update(zip(names, found, strict=True))
-    return tails
-
-
-def _no_tail(target: _Target) -> TailSVD:
-    rows, columns = target.weight.shape
-    return TailSVD(torch.zeros(rows, 0), torch.zeros(0), torch.zeros(0, columns))
-
-
-def _check_base(config: KasaConfig, targets: Sequence[_Target]) -> None:
-    """Hold the base against the fingerprint in the adapter's configuration."""
-    stored = config.base_fingerprint
-    if stored is None:
-        return
-    other_dtype = []
-    for target in targets:
-        name, _, weight, _ = target
-        if name not in stored or weight.device.type == "meta":
-            continue
-        bits = None if weight.backend is None else (8 if "8" in weight.backend.backend_name else 4)
-        found = difference(_original(target), stored[name])
-        limit = tolerance(weight.dtype, bits)
-        if found is not None and found <= limit:
-            if found > tolerance(torch.float32, None):
-                other_dtype.append(name)
-            continue
-        what = (
-            f"has shape {list(weight.shape)}, the adapter's base had {stored[name]['shape']}"
-            if found is None
-            else f"differs from the adapter's base by {found:.2g} of its norm (limit {limit:g})"
-        )
-        message = f"this is another base model than the adapter was trained on: {name} {what}"
-        if config.check_base or found is None:
-            raise AdapterError(f"{message}. Load the right base, or pass check_base=False to load it all the same.")
-        warnings.warn(message + "; loaded all the same, because check_base=False", stacklevel=2)
-        return
-    if other_dtype:
-        logger.info(
-            "the base is the adapter's own, held in another precision (%d layers, first %s)",
-            len(other_dtype),
-            other_dtype[0],
-        )
-
-
-def _report_unmatched(config: KasaConfig, names: Sequence[str]) -> None:
+def _unmatched(config: KasaConfig, names: Sequence[str]) -> list[str]:
+    """Entries of target_modules that name no layer."""
     if not isinstance(config.target_modules, set | list):
-        return
-    idle = [t for t in sorted(config.target_modules) if not any(n == t or n.endswith(f".{t}") for n in names)]
-    if idle and names:
-        warnings.warn(f"target_modules: {', '.join(idle)} matched no layer of the model", RuntimeWarning, stacklevel=2)
+        return []
+    return [t for t in sorted(config.target_modules) if not any(n == t or n.endswith(f".{t}") for n in names)]
 
 
 def _shared_weights(model: nn.Module) -> set[int]:

@@ -77,8 +77,7 @@ def check_fingerprint(fingerprint: Any, base: nn.Module, *, strict: bool) -> Non
             found = difference(weight.read(), stored)
         except AttributeError:
             continue
-        bits = None if weight.backend is None else (8 if "8" in weight.held_as else 4)
-        if found is None or found > tolerance(weight.dtype, bits):
+        if found is None or found > tolerance(weight.dtype, weight.bits, stored):
             message = f"this is another base model than the adapter was made for: {listed([name])} differs"
             if strict:
                 raise AdapterError(f"{message}. Load the right base, or pass check_base=False to load it all the same.")
