@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.utils import TaskType
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from kasatune.errors import AdapterError, KasatuneError, ModelError
 from kasatune.methods.base import Method, MethodSettings, TaskKind
@@ -50,7 +51,10 @@ class AdapterMethod(Method):
         except KasatuneError:
             raise
         except ValueError as fault:
-            raise ModelError(f"method {self.info.name!r} cannot adapt {type(model).__name__}: {fault}") from fault
+            raise ModelError(
+                f"method.target_modules: {settings.target_modules!r} cannot be adapted by {self.info.name}: {fault} "
+                f"The linear layers of {type(model).__name__} end in: {_linear_endings(model)}."
+            ) from fault
         check_every_target(wrapped, settings.target_modules)
         return wrapped
 
@@ -68,6 +72,11 @@ def peft_targets(target_modules: str | Sequence[str]) -> list[str] | str | None:
     if target_modules == "default":
         return None
     return target_modules if isinstance(target_modules, str) else list(target_modules)
+
+
+def _linear_endings(model: nn.Module) -> str:
+    linear = (nn.Linear, Conv1D)
+    return ", ".join(sorted({name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, linear)}))
 
 
 def check_every_target(model: nn.Module, target_modules: str | Sequence[str]) -> None:

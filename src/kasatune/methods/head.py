@@ -30,12 +30,14 @@ class FittedHead(nn.Module):
         first_token: the features are those of the first token of (batch, tokens, hidden), as the head that this
             module replaces took them.
         companions: names of the other newly made modules, whose random weights shape the features.
+        shape: labels and features of the linear map; None for features of which the replaced head does not tell.
     """
 
-    def __init__(self, first_token: bool, companions: Sequence[str]) -> None:
+    def __init__(self, first_token: bool, companions: Sequence[str], shape: tuple[int | None, int | None]) -> None:
         super().__init__()
         self._first_token = first_token
         self.companions = tuple(companions)
+        self.shape = shape
         self.linear: nn.Linear | None = None
 
     def forward(self, features: Tensor, **_: Any) -> Tensor:
@@ -68,8 +70,11 @@ class Head(Method):
         """See `Method.attach`; the model's logits are its features until `fit`."""
         model.requires_grad_(False)
         name = head_name(model)
-        first_token = not isinstance(getattr(model, name), nn.Linear)
-        setattr(model, name, FittedHead(first_token, [other for other in new_modules if other != name]))
+        replaced = getattr(model, name)
+        linear = isinstance(replaced, nn.Linear)
+        companions = [other for other in new_modules if other != name]
+        shape = (model.config.num_labels, replaced.in_features if linear else None)
+        setattr(model, name, FittedHead(not linear, companions, shape))
         return model
 
     def fit(
@@ -106,6 +111,12 @@ class Head(Method):
             weight, bias = (tensors[f"{name}.linear.{part}"].numpy() for part in ("weight", "bias"))
         except KeyError as fault:
             raise AdapterError(f"{run_dir} holds no {fault}: it was fitted on a model with another head") from fault
+        labels, features = head.shape
+        if weight.shape != (labels, features or weight.shape[1]) or bias.shape != (labels,):
+            raise AdapterError(
+                f"{run_dir} holds a head of {weight.shape[0]} labels and {weight.shape[1]} features, the base model "
+                f"has {labels} and {features}: it was fitted on another model"
+            )
         head.put(weight, bias, base.device)
         put_tensors(model, tensors, run_dir)
         return model

@@ -119,7 +119,12 @@ def load_base(
     except ModelError:
         raise
     except Exception as fault:  # transformers, the hub client and safetensors raise dozens of unrelated types
-        raise ModelError(f"model.name: {section.name} cannot be loaded: {_reason(fault)}") from fault
+        remedy = (
+            "check the name and the network"
+            if folder == section.name and not Path(folder).exists()
+            else "copy it again"
+        )
+        raise ModelError(f"model.name: {section.name} cannot be loaded: {_reason(fault)}; {remedy}") from fault
     _check_length(section.name, config, tokenizer, max_length)
     _set_padding(section.name, model, tokenizer)
     new_modules = _new_modules(section.name, model, report)
