@@ -133,3 +133,18 @@ def require_parity(updates: dict[str, Any], outputs: dict[str, Any] | None, to: 
             f"the conversion to {to!r} changes the model's outputs by {outputs['largest_difference']:.3g}, more than "
             f"{outputs['dtype']} explains (limit {outputs['limit']:.3g}); nothing was written"
         )
+
+
+def require_stated(updates: dict[str, Any], lost: Recompressed) -> None:
+    """Refuse a smaller adapter that loses more than its singular values say.
+
+    Raises:
+        CheckError: with both figures.
+    """
+    stated = max(error.relative_error for error in lost.layers.values())
+    found = updates["largest_relative_difference"]
+    if not abs(found - stated) <= UPDATE_LIMIT + 1e-3 * stated:
+        raise CheckError(
+            f"the smaller adapter loses {found:.3g} of the update of {updates['layer']}, its singular values say "
+            f"{stated:.3g} at most; nothing was written"
+        )

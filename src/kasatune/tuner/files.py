@@ -6,6 +6,7 @@ import logging
 import os
 from pathlib import Path
 
+import torch
 from peft import PeftModel
 from torch import nn
 
@@ -16,6 +17,7 @@ from kasatune.tuner.certificate import (
     describe_base,
     output_parity,
     require_parity,
+    require_stated,
     update_parity,
 )
 from kasatune.tuner.conversion import (
@@ -81,9 +83,11 @@ def export_adapter(
     """
     if to not in FORMATS:
         raise InputError(f"to={to!r} is no adapter format here; choose one of {', '.join(FORMATS)}")
-    if isinstance(model_or_dir, nn.Module):
-        return _export(_source_of_model(model_or_dir), model_or_dir, Path(out_dir), to, rank)
-    return _export(_source_of_directory(model_or_dir, base, to), base, Path(out_dir), to, rank)
+    # Reading the result back makes adapters, which draws random numbers that are not the caller's.
+    with torch.random.fork_rng(devices=[]):
+        if isinstance(model_or_dir, nn.Module):
+            return _export(_source_of_model(model_or_dir), model_or_dir, Path(out_dir), to, rank)
+        return _export(_source_of_directory(model_or_dir, base, to), base, Path(out_dir), to, rank)
 
 
 def load_adapter(
@@ -190,15 +194,13 @@ def _export(source: Source, model: nn.Module | None, out: Path, to: str, rank: i
                     outputs = output_parity(source.outputs, after)
         if lost is None:
             require_parity(updates, outputs, to)
+        else:
+            require_stated(updates, lost)
         write_json(directory / CERTIFICATE, certificate(source, to, directory, updates, outputs, lost, base))
     return out
 
 
 def _read_here(base: nn.Module, directory: Path) -> nn.Module:
-    """`load_adapter`; an adapter that folds writes into weights, and the twin of a base shares them."""
-    header, _, layers = read_checked(directory)
-    if header.config.get("truncation") == "fold":
-        own_weights(base, list(layers))
     return _load(base, directory)[0]
 
 

@@ -171,6 +171,9 @@ def _check_config(header: Header) -> None:
             faults.append(f"{name} is {_brief(value)}, must be names or a regular expression")
     if config.get("modules_to_save") is not None and not _is_names(config["modules_to_save"]):
         faults.append(f"modules_to_save is {_brief(config['modules_to_save'])}, must be a list of names")
+    for name in ("use_rslora", "fan_in_fan_out"):
+        if not isinstance(config.get(name, False), bool):
+            faults.append(f"{name} is {_brief(config[name])}, must be true or false")
     if not isinstance(config.get("bias", "none"), str):
         faults.append(f"bias is {_brief(config['bias'])}, must be none, all or lora_only")
     if faults:
