@@ -110,7 +110,11 @@ def begin(out: Path, recipe: Recipe, *, resume: bool) -> None:
 
 def publish(staged: Path, out: Path) -> None:
     """Move everything in `staged` into `out`, in the place of what has the same name there."""
+    mask = os.umask(0)
+    os.umask(mask)
     for source in sorted(staged.iterdir()):
+        for path in [source, *source.rglob("*")]:
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)  # safetensors lets the owner alone read
         target, old = out / source.name, staged.parent / f"{source.name}.replaced"
         remove(old)
         if target.exists():
@@ -152,13 +156,21 @@ def remove(path: Path) -> None:
 
 
 class History:
-    """history.jsonl: one event a line, each written out before the run goes on."""
+    """history.jsonl: one event a line, each written out before the run goes on.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the file.
+        writes: false for a process that shares the run with the one that writes.
+    """
+
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
         self._path = path
+        self._writes = writes
 
     def add(self, event: str, **values: Any) -> None:
         """Append one event."""
+        if not self._writes:
+            return
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, **finite(values)}, ensure_ascii=False, allow_nan=False) + "\n")
             file.flush()
@@ -178,7 +190,8 @@ class History:
     def rewind(self, step: int) -> None:
         """Drop the events after optimizer step `step`, which a resumed run makes again."""
         kept = [event for event in self.events() if event.get("step", 0) <= step]
-        write_text(self._path, "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in kept))
+        if self._writes:
+            write_text(self._path, "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in kept))
 
 
 def _differences(before: Recipe, now: Recipe) -> list[str]:

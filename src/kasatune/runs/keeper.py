@@ -57,6 +57,7 @@ class Keeper(TrainerCallback):
         history: where events go.
         display: who is told.
         interrupt: who asks to stop.
+        writes: false for a process that shares the run with the one that writes.
         progress: how far the run has come.
         stopped: whether the run was stopped on request, at a step that it can be resumed from.
     """
@@ -70,6 +71,7 @@ class Keeper(TrainerCallback):
     history: History
     display: Display
     interrupt: Interrupt
+    writes: bool = True
     progress: Progress = field(default_factory=Progress)
     stopped: bool = False
 
@@ -104,7 +106,7 @@ class Keeper(TrainerCallback):
         self.progress.last = found
         if is_better(scores.metrics, self.progress.best and self.progress.best["metrics"], self.primary):
             self.progress.best = found
-            if self.best_state:
+            if self.best_state and self.writes:
                 save_state(self.model, self.best_state)
         self.display.evaluated(epoch, scores.metrics)
         return scores.metrics
@@ -156,7 +158,7 @@ class Keeper(TrainerCallback):
         """Stop on request, with a checkpoint; at the end of an epoch its evaluation comes first."""
         self._place = (state.global_step, round(state.epoch or 0.0, 6))
         at_the_end = float(state.epoch or 0.0).is_integer() or state.global_step >= state.max_steps
-        if self.interrupt.requested and not at_the_end:
+        if self._asked_to_stop(args) and not at_the_end:
             self.stopped = True
             control.should_training_stop = True
             control.should_save = True
@@ -165,14 +167,14 @@ class Keeper(TrainerCallback):
         """Neither evaluate nor save again what was stopped within the epoch."""
         if self.stopped:
             control.should_evaluate = control.should_save = False
-        elif self.interrupt.requested and state.global_step < state.max_steps:
+        elif self._asked_to_stop(args) and state.global_step < state.max_steps:
             self.stopped = True
             control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """The checkpoint that needs them is complete: forget best states that were surpassed."""
         for path in self.folder.glob("best-*.safetensors"):
-            if path != self.best_state:
+            if self.writes and path != self.best_state:
                 path.unlink()
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -184,6 +186,14 @@ class Keeper(TrainerCallback):
         if layers:
             step, epoch = self._place
             self.history.add("sigma", step=step, epoch=epoch, layers=layers)
+
+    def _asked_to_stop(self, args: TrainingArguments) -> bool:
+        """Whether any process was: all must stop at the same step."""
+        if args.world_size == 1:
+            return self.interrupt.requested
+        flag = torch.tensor(int(self.interrupt.requested), device=args.device)
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        return bool(flag)
 
     def _tick(self) -> None:
         now = time.perf_counter()

@@ -157,38 +157,38 @@ def training_arguments(section: TrainingSection, checkpoints: Path) -> TrainingA
             to be had on this machine.
     """
     device = find_device(section)
-    options: dict[str, Any] = {}
-    if section.max_steps is not None:
-        options["max_steps"] = section.max_steps
-    arguments = TrainingArguments(
-        output_dir=str(checkpoints),
-        num_train_epochs=float(section.epochs),
-        gradient_accumulation_steps=section.gradient_accumulation,
-        learning_rate=section.learning_rate,
-        weight_decay=section.weight_decay,
-        # A ratio below 1 is a share of the steps, 1 would be a single step.
-        warmup_steps=min(section.warmup_ratio, 1 - 1e-9),
-        lr_scheduler_type=section.schedule,
-        max_grad_norm=section.max_grad_norm or 0.0,
-        bf16=section.precision == "bfloat16",
-        fp16=section.precision == "float16",
-        activation_checkpointing=section.gradient_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False} if section.gradient_checkpointing else None,
-        seed=section.seed,
-        data_seed=section.seed,
-        use_cpu=device.type == "cpu",
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        save_total_limit=1,
-        logging_strategy="steps",
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        report_to=list(section.report_to) or "none",
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        **options,
-    )
+    try:
+        arguments = TrainingArguments(
+            output_dir=str(checkpoints),
+            num_train_epochs=float(section.epochs),
+            gradient_accumulation_steps=section.gradient_accumulation,
+            learning_rate=section.learning_rate,
+            weight_decay=section.weight_decay,
+            # A ratio below 1 is a share of the steps, 1 would be a single step.
+            warmup_steps=min(section.warmup_ratio, 1 - 1e-9),
+            lr_scheduler_type=section.schedule,
+            max_grad_norm=section.max_grad_norm or 0.0,
+            bf16=section.precision == "bfloat16",
+            fp16=section.precision == "float16",
+            activation_checkpointing=section.gradient_checkpointing,
+            activation_checkpointing_kwargs={"use_reentrant": False} if section.gradient_checkpointing else None,
+            seed=section.seed,
+            data_seed=section.seed,
+            use_cpu=device.type == "cpu",
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            save_total_limit=1,
+            logging_strategy="steps",
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            report_to=list(section.report_to) or "none",
+            remove_unused_columns=False,
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+            max_steps=-1 if section.max_steps is None else section.max_steps,
+        )
+    except (ValueError, ImportError) as fault:
+        raise RecipeError([f"training: {fault}"]) from fault
     # Several visible GPUs without a launcher would mean DataParallel and another batch size: one is used.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     pieces = section.gradient_accumulation * arguments.world_size

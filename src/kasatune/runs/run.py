@@ -1,0 +1,174 @@
+"""A run under way, and the files that it leaves."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from kasatune.errors import WorkError
+from kasatune.runs import directory
+from kasatune.runs.directory import HISTORY, METRICS, PREDICTIONS, SPECTRUM, WORK, History, write_json
+from kasatune.runs.display import Display
+from kasatune.runs.examples import Examples
+from kasatune.runs.machine import peak_memory, versions
+from kasatune.runs.prepare import Prepared, prepare_saved
+from kasatune.runs.recipe import Recipe
+from kasatune.runs.scoring import predictions
+from kasatune.tasks import TaskData
+
+SPLIT = "validation"
+_NO_ROOM = 1 << 20
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training came to.
+
+    Attributes:
+        rule: how the saved state was selected: "best", "last" or "fitted".
+        selected: epoch, step and metrics of the saved state, as measured in training.
+        last: the same of the last state.
+    """
+
+    rule: str
+    selected: dict[str, Any]
+    last: dict[str, Any]
+
+
+@dataclass
+class Run:
+    """A run under way.
+
+    Attributes:
+        recipe: what it does.
+        out: the run directory.
+        display: who is told.
+        data: rows.
+        prepared: the model that is trained.
+        examples: its rows, tokenized, by split.
+        seconds: time spent, by part.
+        counts: numbers of trained parameters outside and within the newly made modules.
+        details: further entries of metrics.json.
+    """
+
+    recipe: Recipe
+    out: Path
+    display: Display
+    data: TaskData
+    prepared: Prepared
+    examples: dict[str, Examples]
+    seconds: dict[str, float]
+    counts: tuple[int, int]
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """The run in a few words."""
+        return f"{self.recipe.method.name} on {self.data.name}"
+
+    @property
+    def work(self) -> Path:
+        """Where checkpoints are while the run goes on."""
+        return self.out / WORK
+
+    @property
+    def history(self) -> History:
+        """Its history.jsonl; written by the first process alone."""
+        return History(self.out / HISTORY, writes=is_main())
+
+    def put_state(self, path: Path) -> None:
+        """Load trained parameters that `save_state` wrote into the model."""
+        self.prepared.model.load_state_dict(load_file(path), strict=False)
+
+    def save(self, *, spectrum: bool = False) -> None:
+        """Put the model as it is into the run directory, and spectrum.json if asked for and the method has one."""
+        model, method = self.prepared.model, self.prepared.method
+        staged = self.work / "staged"
+        directory.remove(staged)
+        staged.mkdir(parents=True)
+        method.save(model, staged, self.recipe.model.name)
+        layers = method.spectrum(model, _initial_sigma(self.history)) if spectrum else []
+        if layers:
+            write_json(staged / SPECTRUM, {"layers": layers}, indent=None)
+        directory.publish(staged, self.out)
+
+    def finish(self, outcome: Outcome) -> None:
+        """Load the saved files as anyone would, score them, and write what came out."""
+        start = time.perf_counter()
+        self.prepared = prepare_saved(self.recipe, self.data.kind, self.data.label_names, self.out)
+        scores = self.prepared.score(self.examples[SPLIT], self.data)
+        seconds = time.perf_counter() - start
+        self.seconds["evaluate"] = self.seconds.get("evaluate", 0.0) + seconds
+        if self.prepared.method.fitted:
+            metrics = {"metrics": scores.metrics}
+            outcome = replace(outcome, selected=outcome.selected | metrics, last=outcome.last | metrics)
+            self.history.add("evaluate", **outcome.last, split=SPLIT, seconds=round(seconds, 3))
+            self.display.evaluated(0.0, scores.metrics)
+        write_json(self.out / PREDICTIONS, predictions(SPLIT, scores), indent=None)
+        self.write_metrics(outcome, scores.metrics)
+        directory.remove(self.work)
+
+    def write_metrics(self, outcome: Outcome, metrics: dict[str, float], **further: Any) -> None:
+        """Write metrics.json, which makes the run a finished one."""
+        trained, head = self.counts
+        content = {
+            "task": self.data.name,
+            "kind": self.data.kind,
+            "method": self.recipe.method.name,
+            "split": SPLIT,
+            "metrics": metrics,
+            "selected": {"rule": outcome.rule, **outcome.selected},
+            "last": outcome.last,
+            "trainable_parameters": trained,
+            "head_parameters": head,
+            "new_modules": list(self.prepared.base.new_modules),
+            "label_names": list(self.data.label_names) if self.data.label_names else None,
+            "text_fields": self.data.text_fields,
+            "data_source": self.data.source,
+            "data_sha256": self.data.sha256,
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "peak_memory_bytes": peak_memory(),
+            "versions": versions(),
+        }
+        write_json(self.out / METRICS, content | self.details | further)
+
+
+def is_main() -> bool:
+    """Whether this process is the one of a distributed run that writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def failures_told(out: Path) -> Iterator[None]:
+    """What fails for want of disk or GPU memory, as an error that says so.
+
+    Raises:
+        WorkError: a file could not be written, or the GPU's memory was exhausted.
+    """
+    try:
+        yield
+    except OSError as fault:
+        raise WorkError(f"{out}: {fault.strerror or fault} ({fault.filename or 'while writing'})") from fault
+    except torch.OutOfMemoryError as fault:
+        raise WorkError(
+            "the GPU's memory was exhausted: raise training.gradient_accumulation, lower training.eval_batch_size, "
+            "or set training.gradient_checkpointing"
+        ) from fault
+    except (RuntimeError, SafetensorError) as fault:  # torch and safetensors do not say which write failed, or why
+        if shutil.disk_usage(out).free < _NO_ROOM:
+            raise WorkError(f"{out}: the disk is full; make room, then use --resume") from fault
+        raise
+
+
+def _initial_sigma(history: History) -> dict[str, list[float]]:
+    return next((event["layers"] for event in history.events() if event["event"] == "sigma"), {})
