@@ -91,6 +91,18 @@ def test_regularization_in_the_loss_gives_the_same_gradient():
     assert_penalized_once(probe.steps, train(adapted(penalty="none"), steps=1))
 
 
+def test_regularization_in_the_loss_is_named_where_the_optimizer_adds_it_too():
+    model = adapted()
+    with no_warning():
+        assert regularization(model).item() > 100
+        model(**batch()).loss.backward()
+    with pytest.warns(UserWarning, match=r"the KaSA penalty acts twice.*penalty='loss'"):
+        (model(**batch()).loss + regularization(model)).backward()
+    for penalty in ("loss", "none"):
+        with no_warning():
+            regularization(adapted(penalty=penalty)).backward()
+
+
 @pytest.mark.parametrize("make", [bert, gpt2])
 def test_the_model_s_loss_is_the_task_s_in_every_mode(make):
     models = [adapted(make, penalty=penalty) for penalty in ("step", "loss", "none")]

@@ -37,13 +37,18 @@ def regularization(model: nn.Module, adapter_name: str | None = None) -> Tensor:
         adapter_name: another adapter than the active one.
 
     Returns:
-        A scalar with gradient, float32 or wider whatever the model's dtype.
+        A scalar with gradient, float32 or wider whatever the model's dtype. In the mode penalty="step" it is there to
+        be looked at: a backward pass through it doubles the penalty, and says so.
 
     Raises:
         InputError: no layer of the model has such an adapter.
     """
-    terms = regularization_terms(model, adapter_name)
-    return terms.sigma + terms.orthogonality
+    layers = _adapters(model, adapter_name)
+    terms = _weighted_terms(layers)
+    total = terms.sigma + terms.orthogonality
+    if total.requires_grad and any(layer.settings[name].penalty == "step" for layer, name in layers):
+        total.register_hook(_report_doubled)
+    return total
 
 
 def regularization_terms(model: nn.Module, adapter_name: str | None = None) -> PenaltyTerms:
@@ -55,16 +60,7 @@ def regularization_terms(model: nn.Module, adapter_name: str | None = None) -> P
     Raises:
         InputError: no layer of the model has such an adapter.
     """
-    layers = [
-        (layer, adapter_name or layer.active_adapters[0])
-        for layer in model.modules()
-        if isinstance(layer, KasaLayer) and (adapter_name or layer.active_adapters)
-    ]
-    layers = [(layer, name) for layer, name in layers if name in layer.kasa_A]
-    if not layers:
-        wanted = "an active KaSA adapter" if adapter_name is None else f"a KaSA adapter named {adapter_name!r}"
-        raise InputError(f"regularization: no layer of the model has {wanted}; make one with peft.get_peft_model")
-    return _weighted_terms(layers)
+    return _weighted_terms(_adapters(model, adapter_name))
 
 
 def install_step_hook() -> None:
@@ -177,6 +173,20 @@ def _weights(layer: KasaLayer, adapter_name: str) -> _Weights:
     )
 
 
+def _adapters(model: nn.Module, adapter_name: str | None) -> list[tuple[KasaLayer, str]]:
+    """The layers that have the adapter, or an active one where none is named, with its name."""
+    layers = [
+        (layer, adapter_name or layer.active_adapters[0])
+        for layer in model.modules()
+        if isinstance(layer, KasaLayer) and (adapter_name or layer.active_adapters)
+    ]
+    layers = [(layer, name) for layer, name in layers if name in layer.kasa_A]
+    if not layers:
+        wanted = "an active KaSA adapter" if adapter_name is None else f"a KaSA adapter named {adapter_name!r}"
+        raise InputError(f"regularization: no layer of the model has {wanted}; make one with peft.get_peft_model")
+    return layers
+
+
 def _weighted_terms(layers: Iterable[tuple[KasaLayer, str]]) -> PenaltyTerms:
     """Both terms times beta and gamma, over adapters that differ in them; on the device of the first one."""
     sigma, orthogonality = [], []
@@ -230,4 +240,12 @@ def _report_closure(optimizer: Optimizer) -> None:
         "is added to the closure's gradients and to the loss it returns. To add it yourself use "
         "KasaConfig(penalty='loss') and regularization(model).",
         stacklevel=4,
+    )
+
+
+def _report_doubled(gradient: Tensor) -> None:
+    warnings.warn(
+        "regularization(model) is part of the loss, and KasaConfig(penalty='step') adds the same gradient at the "
+        "optimizer step: the KaSA penalty acts twice. Leave it out of the loss, or use penalty='loss'.",
+        stacklevel=2,
     )
