@@ -123,6 +123,15 @@ def test_an_interrupted_demo_leaves_the_earlier_one(kasatune, place, monkeypatch
     assert [path.name for path in (place / "runs").iterdir()] == ["demo"]
 
 
+def test_what_a_killed_demo_left_is_cleared_away(kasatune, place, monkeypatch, installed):
+    fake_train({"kasa": 90, "head": 60}, monkeypatch)
+    left = place / "runs" / ".demo.unfinished" / "metrics.json"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    assert kasatune("demo").status == 0
+    assert {path.name for path in (place / "runs").iterdir()} == {"demo"}
+
+
 def test_a_foreign_runs_demo_is_refused(kasatune, place, monkeypatch, installed):
     (place / "runs" / "demo").mkdir(parents=True)
     (place / "runs" / "demo" / "thesis.txt").touch()

@@ -109,7 +109,8 @@ def test_malformed_recipes(kasatune, work, content, words):
         (["export", "model", "--out", "new"], "holds no adapter"),
         (["export", "nowhere", "--out", "new"], "no such directory"),
         (["demo", "--out", "model"], "no demo wrote"),
-        (["demo", "--out", "good.yaml"], "not a plain directory"),
+        (["demo", "--out", "good.yaml"], "is a file"),
+        (["demo", "--out", "x" * 300], "File name too long"),
     ],
 )
 def test_wrong_arguments(kasatune, work, argv, words):

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,9 +30,11 @@ def command(
 
     Example: kasatune demo
     """
+    from kasatune.runs.directory import check_output
     from kasatune.runs.recipe import load_recipe
 
     recipe = load_recipe(built_in()["demo"], [], check_inputs=True).model_copy(update={"output": str(out)})
+    check_output(out, recipe, resume=False, overwrite=True)
     check_replaceable(out)
     with results_only():
         with _workshop(out) as folder:
@@ -46,13 +48,15 @@ def command(
 @contextmanager
 def _workshop(out: Path) -> Iterator[Path]:
     """A folder beside `out`, gone afterwards: an interrupted demo leaves an earlier one as it was."""
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}-") as folder:
-        try:
-            yield Path(folder) / "run"
-        except KeyboardInterrupt as interrupt:
-            interrupt.add_note("nothing was kept; an earlier demo is as it was")
-            raise
+    folder = out.absolute().parent / f".{out.name}.unfinished"  # what a killed demo left is cleared away
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield folder
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note("nothing was kept; an earlier demo is as it was")
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _run_both(recipe: Recipe, folder: Path) -> None:
