@@ -119,6 +119,13 @@ def test_an_occupied_output_is_refused_before_anything_is_loaded(kasatune, work,
     assert {path: path.stat().st_mtime_ns for path in (work / "runs").rglob("*")} == before
 
 
+def test_only_the_first_process_writes_and_shows(kasatune, work, monkeypatch, tmp_path):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("kasatune.runs.train.train", lambda recipe, out, **_: out)
+    monkeypatch.setattr("kasatune.reports.page.write_report", lambda run_dir: pytest.fail("written"))
+    assert kasatune("train", "good.yaml", "--out", tmp_path / "run") == (0, "", "")
+
+
 def test_a_finished_run_is_resumed_at_once(kasatune, work):
     done = kasatune("train", "good.yaml", "training.seed=3", "--out", "runs/first", "--resume")
     assert done.status == 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,11 +47,15 @@ def command(
     if out is not None:
         checked = checked.model_copy(update={"output": str(out)})
     directory = Path(checked.output)
-    check_output(directory, checked, resume=resume, overwrite=overwrite)
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, one writes and shows
+    if first:
+        check_output(directory, checked, resume=resume, overwrite=overwrite)
     with results_only():
         _train(checked, directory, resume=resume, overwrite=overwrite)
-        write_pages(directory)
-    show_run(directory)
+        if first:
+            write_pages(directory)
+    if first:
+        show_run(directory)
 
 
 def _train(recipe: Recipe, directory: Path, *, resume: bool, overwrite: bool) -> None:
