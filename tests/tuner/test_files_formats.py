@@ -18,6 +18,7 @@ from tests.shared_data import shared
 from tests.tuner.models import bert, gpt2, llama, shaken, token_ids
 
 MODELS = {"bert": bert, "gpt2": gpt2, "llama": llama}
+WEIGHTS = "adapter_model.safetensors"
 FORMATS = ("lora", "kasa", "peft-kasa", "authors")
 
 
@@ -194,6 +195,17 @@ def test_layers_whose_names_end_alike_keep_their_own_ranks(tmp_path):
     export_adapter(model, tmp_path / "out")
     torch.testing.assert_close(PeftModel.from_pretrained(Pair(), tmp_path / "out")(x), model(x))
     assert "no input embeddings" in certificate(tmp_path / "out")["outputs"]["reason"]
+
+
+@pytest.mark.parametrize("to", ["lora", "kasa", "peft-kasa"])
+def test_an_adapted_output_embedding_whose_weight_peft_saves_along(tmp_path, to):
+    model = trained(lambda: llama(tied=True), target_modules=["lm_head", "q_proj"])
+    model.save_pretrained(tmp_path / "native")
+    assert any(key.endswith("lm_head.base_layer.weight") for key in load_file(tmp_path / "native" / WEIGHTS))
+    close(logits(load_adapter(llama(tied=True), tmp_path / "native")), logits(model))
+    export_adapter(tmp_path / "native", tmp_path / "out", to=to, base=llama(tied=True))
+    assert not any("base_layer" in key for key in load_file(tmp_path / "out" / WEIGHTS))
+    close(logits(load_adapter(llama(tied=True), tmp_path / "out")), logits(model))
 
 
 def test_conv1d_layers_are_known_from_the_saved_directory_alone(tmp_path):

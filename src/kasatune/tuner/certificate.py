@@ -102,18 +102,23 @@ def certificate(
             **(base or {"class": None, "sha256": None}),
         },
         "files": {name: file_sha256(directory / name) for name in (CONFIG, WEIGHTS)},
-        "versions": {
-            "kasatune": kasatune.__version__,
-            "peft": peft.__version__,
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "transformers": transformers.__version__,
-        },
+        "versions": versions(),
     }
     if lost is not None:
         record["relative_error"] = lost.relative_error
         record["layers"] = {name: error._asdict() for name, error in lost.layers.items()}
     return record
+
+
+def versions() -> dict[str, str]:
+    """What made a file: kasatune and the libraries that compute."""
+    return {
+        "kasatune": kasatune.__version__,
+        "peft": peft.__version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+    }
 
 
 def require_parity(updates: dict[str, Any], outputs: dict[str, Any] | None, to: str) -> None:

@@ -32,7 +32,7 @@ from kasatune.tuner.conversion import (
 )
 from kasatune.tuner.formats import FORMATS, TITLES, LayerShapes, checked_layers, format_of
 from kasatune.tuner.parity import own_parameters, own_weights
-from kasatune.tuner.placing import check_fingerprint, check_on_base, place, place_lora, place_native
+from kasatune.tuner.placing import check_fingerprint, check_on_base, check_repeated, place, place_lora, place_native
 from kasatune.tuner.storage import (
     Header,
     read_header,
@@ -131,6 +131,7 @@ def _load(
     """`load_adapter`, and what was found in words."""
     header, kind, layers = read_checked(directory)
     check_on_base(header, layers, base, kind)
+    check_repeated(header, base)
     files = read_tensors(header)
     written = own_parameters(files)
     options = {"adapter_name": adapter_name, "is_trainable": is_trainable}

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -16,7 +17,7 @@ from kasatune.tuner.base_weight import BaseWeight
 from kasatune.tuner.fingerprint import difference, tolerance
 from kasatune.tuner.formats import LayerShapes, split_key
 from kasatune.tuner.native import weight_in
-from kasatune.tuner.storage import PREFIX, AdapterFiles, Header, is_echo, listed, write
+from kasatune.tuner.storage import PREFIX, AdapterFiles, Header, is_echo, listed, read_repeated, write
 from kasatune.tuner.undo import unchanged_on_failure
 
 # PEFT trains these modules of every classifier whole, whatever the configuration says.
@@ -61,6 +62,19 @@ def check_on_base(header: Header, layers: dict[str, LayerShapes], base: nn.Modul
     ]
     if lacking:
         raise AdapterError(f"{header.folder}: modules_to_save names {listed(lacking)}, which the adapter lacks")
+
+
+def check_repeated(header: Header, base: nn.Module) -> None:
+    """What an adapter repeats of its base must be what the base holds, since loading writes it there.
+
+    Raises:
+        AdapterError: it is something else.
+    """
+    for key, tensor in read_repeated(header).items():
+        name = key.removeprefix(PREFIX).replace(".base_layer.", ".")
+        own = dict(base.named_parameters(remove_duplicate=False)).get(name)
+        if own is None or own.shape != tensor.shape or not torch.equal(tensor.to(own), own):
+            raise AdapterError(f"{header.folder}: the tensor {listed([key])} would overwrite a weight of the base")
 
 
 def check_fingerprint(fingerprint: Any, base: nn.Module, *, strict: bool) -> None:

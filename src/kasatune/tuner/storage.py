@@ -30,11 +30,19 @@ _FLOATING = {"F64", "F32", "F16", "BF16"}
 
 
 class Header(NamedTuple):
-    """What an adapter claims to hold, before a tensor of it is read: configuration, shapes by checkpoint key."""
+    """What an adapter claims to hold, before a tensor of it is read.
+
+    Attributes:
+        folder: the adapter's directory.
+        config: its configuration.
+        shapes: of its tensors, by checkpoint key.
+        repeated: keys of weights of the base, which PEFT saves beside an adapted output embedding.
+    """
 
     folder: Path
     config: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
+    repeated: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,14 +66,29 @@ def read_header(directory: str | os.PathLike[str]) -> Header:
         raise AdapterError(f"{folder / CONFIG} names no peft_type; it is no adapter configuration")
     path = _regular_file(folder, WEIGHTS)
     shapes: dict[str, tuple[int, ...]] = {}
+    repeated = []
     with _readable(path), safe_open(path, framework="pt") as file:
         for key in file.keys():  # noqa: SIM118 - it is no mapping
+            if key.endswith(".base_layer.weight"):
+                repeated.append(key)
+                continue
             view = file.get_slice(key)
             if view.get_dtype() not in _FLOATING:
                 raise AdapterError(f"{path}: {_shown(key)} holds {view.get_dtype()}, not floating-point numbers")
             if not is_echo(key):
                 shapes[key] = tuple(view.get_shape())
-    return Header(folder, config, shapes)
+    return Header(folder, config, shapes, tuple(repeated))
+
+
+def read_repeated(header: Header) -> dict[str, Tensor]:
+    """The weights of the base that an adapter repeats.
+
+    Raises:
+        AdapterError: they cannot be read.
+    """
+    path = header.folder / WEIGHTS
+    with _readable(path), safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in header.repeated}
 
 
 def read_tensors(header: Header) -> AdapterFiles:
