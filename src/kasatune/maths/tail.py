@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from kasatune.errors import ModelError
+from kasatune.maths.smallest import smallest_triplets
+from kasatune.maths.triplets import full_triplets
 
 
 class TailSVD(NamedTuple):
@@ -33,7 +35,7 @@ def tail_svd(W: Tensor, r: int, *, name: str | None = None) -> TailSVD:
         ModelError: W is not a matrix of finite floating-point numbers in memory, or r is out of range.
     """
     _check(W, r, name)
-    return _full(W.detach(), r)
+    return _decompose(W, r, name)
 
 
 def tail_svd_many(
@@ -59,18 +61,25 @@ def tail_svd_many(
     for W, r, name in zip(weights, ranks, layer_names, strict=True):
         _check(W, r, name)
     tails = []
-    for done, (W, r) in enumerate(zip(weights, ranks, strict=True), start=1):
-        tails.append(_full(W.detach(), r))
+    for done, (W, r, name) in enumerate(zip(weights, ranks, layer_names, strict=True), start=1):
+        tails.append(_decompose(W, r, name))
         if progress is not None:
             progress(done, len(weights))
     return tails
 
 
-def _full(W: Tensor, r: int) -> TailSVD:
-    """The tail of the full float64 SVD: float32 singular vectors of small singular values are off by far too much."""
-    U, S, Vh = torch.linalg.svd(W.double(), full_matrices=False)
-    dtype = torch.promote_types(W.dtype, torch.float32)
-    return TailSVD(*(t.to(dtype).contiguous() for t in (U[:, -r:], S[-r:], Vh[-r:])))
+def _decompose(W: Tensor, r: int, name: str | None) -> TailSVD:
+    W = W.detach()
+    device, dtype = W.device, torch.promote_types(W.dtype, torch.float32)
+    # in float32 itself neither the Gram matrix nor the singular vectors of small singular values are accurate enough
+    work = W.to("cpu" if device.type == "mps" else device, torch.float64)
+    tall = work.shape[0] > work.shape[1]
+    wide = work.mT if tall else work
+    # a float64 weight is promised float64 accuracy, which only the full SVD has
+    U, S, V = full_triplets(wide, r) if dtype == torch.float64 else smallest_triplets(wide, r, name or "weight")
+    if tall:
+        U, V = V, U
+    return TailSVD(*(t.to(device, dtype).contiguous() for t in (U, S, V.mT)))
 
 
 def _check(W: Tensor, r: int, name: str | None) -> None:
@@ -92,7 +101,8 @@ def _check(W: Tensor, r: int, name: str | None) -> None:
             f"{layer} of shape {tuple(W.shape)} cannot drop r = {r} singular triplets, r must lie between 1 and "
             f"{limit}: choose another rank, or leave the layer out of target_modules"
         )
-    if not torch.isfinite(W).all():
+    # a sum is far cheaper than a test of every value, and cannot be finite when one of them is not
+    if not torch.isfinite(W.sum(dtype=torch.float64)) and not torch.isfinite(W).all():
         bad = int((~torch.isfinite(W)).sum())
         raise ModelError(
             f"{layer} holds {bad} values that are NaN or infinite of {W.numel()}, but all must be finite: "

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kasatune.maths.eigen import smallest_eigenpairs
+from kasatune.maths.triplets import ORTHOGONALITY_BOUND, Triplets, largest_residual, rayleigh_ritz
+
+
+def direct_triplets(W: Tensor, r: int) -> Triplets | None:
+    """W W^T U = U S^2 and V = W^T U / S: the r smallest triplets of a small W (k, n), k <= n, r < k, float64.
+
+    None if W is too ill-conditioned for it: W W^T squares the condition number.
+    """
+    if W.device.type != "cpu":
+        _, vectors = torch.linalg.eigh(W @ W.mT)
+        U = vectors[:, : r + 1]
+        return rayleigh_ritz(W, U, W.mT @ U, r)
+    # numpy, because its calls cost a third of torch's and there are many, on matrices as small as 64 x 64
+    array = W.numpy()
+    _, vectors = smallest_eigenpairs(array @ array.T, r + 1)
+    found = _normalized(array, vectors, r)
+    if found is None:
+        U = torch.from_numpy(vectors)
+        found = rayleigh_ritz(W, U, W.mT @ U, r)
+    return found
+
+
+def _normalized(W: np.ndarray, U: np.ndarray, r: int) -> Triplets | None:
+    """V = W^T U / S with S = ||W^T U||: exact, unless S is so small that V loses its orthogonality."""
+    V = W.T @ U
+    S = np.sqrt(np.einsum("ij,ij->j", V, V))
+    if S.min() == 0:
+        return None
+    # equal values may come in any order, but are handed over in descending order to the last digit
+    order = np.argsort(-S)
+    S_next, order = float(S[order[0]]), order[1:]
+    U, S = U[:, order], S[order]
+    V = V[:, order] / S
+    residual = np.linalg.norm(W @ V - U * S)
+    defect = max(np.linalg.norm(U.T @ U - np.eye(r)), np.linalg.norm(V.T @ V - np.eye(r)))
+    if defect < ORTHOGONALITY_BOUND and residual <= largest_residual(S_next, float(S[0]), float(np.linalg.norm(W))):
+        return Triplets(torch.from_numpy(U), torch.from_numpy(S), torch.from_numpy(V))
+    return None

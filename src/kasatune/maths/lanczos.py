@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kasatune.maths.eigen import smallest_eigenpairs
+
+GUARD = 8
+"""Vectors iterated beyond the r wanted: they bring the (r + 1)th value and shorten the way to convergence."""
+
+MAX_BASIS = 1600
+
+
+def smallest_left_space(
+    solve: Callable[[Tensor], Tensor], solve_adjoint: Callable[[Tensor], Tensor], like: Tensor, r: int
+) -> Tensor:
+    """M^T U = V S for the r smallest S of a square M, from M^-1 P = Q B: block Golub-Kahan, fully reorthogonalized.
+
+    M^-1 is taken as it is, never M^-T M^-1, so that tiny and middling singular values stand side by side. The start is
+    a block of r + GUARD Gaussian vectors of a fixed seed: independent directions, so that no singular vector is missed
+    by chance, whatever its multiplicity, and the same input gives the same bytes.
+
+    Args:
+        solve: X (k, b) to M^-1 X.
+        solve_adjoint: X (k, b) to M^-T X.
+        like: a vector of length k of the dtype and on the device of the work.
+        r: number of singular vectors that must converge.
+
+    Returns:
+        (k, r + GUARD): U in ascending order of S, not normalized; the first r have converged, unless the bases were
+        full. They are Ritz vectors with M^-T M^-1 applied once more, which takes from them what is left of large S.
+    """
+    k, b = len(like), r + GUARD
+    start = torch.randn(k, b, generator=torch.Generator().manual_seed(0), dtype=like.dtype).to(like.device)
+    X = torch.linalg.qr(start).Q
+    capacity = max(b, min(MAX_BASIS, k) // b * b)
+    P, Q = like.new_empty(capacity + b, k).mT, like.new_empty(capacity, k).mT
+    P[:, :b] = X
+    B = np.zeros((capacity, capacity))
+    schedule = _Schedule()
+    for size in range(b, capacity + 1, b):
+        Y, coefficients = _orthogonalized(solve(P[:, size - b : size]), Q[:, : size - b])
+        Q[:, size - b : size], R = torch.linalg.qr(Y)
+        Z, _ = _orthogonalized(solve_adjoint(Q[:, size - b : size]), P[:, :size])
+        P[:, size : size + b], T = torch.linalg.qr(Z)
+        B[: size - b, size - b : size] = coefficients.cpu().numpy()
+        B[size - b : size, size - b : size] = R.cpu().numpy()
+        if schedule.due(size // b) or size == capacity:
+            left, inverse_S, right = _largest_triplets(B[:size, :size], b)
+            rest = T.cpu().numpy() @ left[-b:]
+            excess = np.linalg.norm(rest[:, :r], axis=0).max() / _largest_residual(inverse_S, r)
+            if excess <= 1 or size == capacity:
+                # M^-T Q X = P B^T X + P_next T X_last, and B^T X = right * inverse_S
+                weights = np.concatenate((right * inverse_S, rest))
+                return P[:, : size + b] @ torch.from_numpy(weights).to(like.device)
+            schedule.missed(size // b, excess)
+    raise AssertionError("unreachable: the last size is the capacity")
+
+
+class _Schedule:
+    """The steps at which convergence is tested, since a test costs as much as a step or two."""
+
+    def __init__(self) -> None:
+        self._next, self._last = 3, (0, math.inf)
+
+    def due(self, step: int) -> bool:
+        return step >= self._next
+
+    def missed(self, step: int, excess: float) -> None:
+        """Take note that the residual at this step is still `excess` times too large."""
+        last_step, last_excess = self._last
+        gained = math.log(last_excess / excess) / (step - last_step)
+        wanted = math.log(excess) / gained if gained > 0 else math.inf
+        # convergence quickens as it goes: a little less than foretold, and never far ahead
+        self._next = step + max(1, int(min(0.9 * wanted, 1 + step / 3)))
+        self._last = step, excess
+
+
+def _orthogonalized(Y: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Y - basis C and C, where C = basis^T Y."""
+    coefficients = basis.mT @ Y
+    Y = Y - basis @ coefficients
+    # once is not enough: what is left of Y may be far smaller than what was taken out
+    correction = basis.mT @ Y
+    return Y - basis @ correction, coefficients + correction
+
+
+def _largest_triplets(B: np.ndarray, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """B right = left * values for the m largest values of B, in descending order."""
+    negative, right = smallest_eigenpairs(-(B.T @ B), m)
+    if -negative[-1] > 1e-8 * -negative[0]:
+        values = np.sqrt(-negative)
+        return B @ right / values, values, right
+    left, values, right = np.linalg.svd(B)
+    return left[:, :m], values[:m], right[:m].T
+
+
+def _largest_residual(values: np.ndarray, r: int) -> float:
+    """What turns the space of the first r vectors by 1e-6; where they have no gap, what is small beside the values."""
+    gap = values[r - 1] - values[r]
+    return 1e-6 * gap if gap > 8e-4 * values[r - 1] else 5e-7 * values[r - 1]

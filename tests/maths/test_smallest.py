@@ -1,0 +1,161 @@
+import logging
+
+import pytest
+import torch
+
+from kasatune.maths import smallest, tail_svd
+from kasatune.maths.direct import direct_triplets
+from kasatune.maths.smallest import triplets_by_gram, triplets_by_lq, triplets_by_lu
+from kasatune.maths.tail import TailSVD
+from kasatune.maths.triplets import full_triplets
+from tests.maths.factors import with_spectrum
+from tests.maths.test_tail import check_component, check_tail, relative_gap
+
+K, R = 160, 8
+
+SPECTRA = {
+    "power law": torch.arange(1, K + 1, dtype=torch.float64) ** -1.5,
+    "condition 1e4": torch.logspace(0, -4, K, dtype=torch.float64),
+    "condition 1e8": torch.logspace(0, -8, K, dtype=torch.float64),
+    "condition 1e12": torch.logspace(0, -12, K, dtype=torch.float64),
+    "a few tiny values": torch.cat((torch.linspace(2, 1, K - 5), torch.logspace(-9, -12, 5))),
+    "tiny and middling values in the tail": torch.cat((torch.linspace(2, 1, K - R), torch.logspace(-1, -12, R))),
+    "all equal": torch.ones(K),
+    "all equal in the tail": torch.cat((torch.linspace(9, 2, K - R), torch.ones(R))),
+    "a tie across the cut": torch.cat((torch.linspace(9, 2, K - 2 * R), torch.ones(2 * R))),
+    "more ties than a block holds": torch.cat((torch.linspace(9, 2, K - 60), torch.ones(60))),
+    "a cluster": torch.cat((torch.linspace(9, 2, K - 60), torch.linspace(1 + 1e-6, 1, 60))),
+    "a narrow gap at the cut": torch.cat((torch.linspace(9, 1.002, K - R), torch.linspace(1, 0.99, R))),
+    "zeros": torch.cat((torch.linspace(9, 2, K - 3), torch.zeros(3))),
+    "more zeros than the tail": torch.cat((torch.linspace(9, 2, K - 30), torch.zeros(30))),
+    "rank one": torch.cat((torch.ones(1), torch.zeros(K - 1))),
+    "nothing": torch.zeros(K),
+    "large numbers": 1e30 * torch.linspace(9, 1, K, dtype=torch.float64),
+    "small numbers": 1e-30 * torch.linspace(9, 1, K, dtype=torch.float64),
+}
+spectra = pytest.mark.parametrize("spectrum", SPECTRA)
+shapes = pytest.mark.parametrize("shape", [(K, K), (K, 2 * K), (K + 40, K)], ids=["square", "wide", "tall"])
+
+
+@pytest.fixture
+def large_path(monkeypatch):
+    """Send matrices of the tests' size through the methods for large ones."""
+    monkeypatch.setattr(smallest, "DIRECT_LIMIT", {"square": 8, "rectangular": 8})
+
+
+def check(W, tail):
+    full = check_tail(W, R, tail)
+    if relative_gap(full, R) > 1e-3 and full[-R] > 1e-9 * full[0]:
+        check_component(W, R, tail)
+
+
+def in_float32(triplets):
+    U, S, V = (t.float() for t in triplets)
+    return TailSVD(U, S, V.mT)
+
+
+@shapes
+@spectra
+def test_small_weights_of_every_spectrum(spectrum, shape):
+    W = with_spectrum(*shape, SPECTRA[spectrum]).float()
+    check(W, tail_svd(W, R))
+
+
+@shapes
+@spectra
+def test_large_weights_of_every_spectrum(spectrum, shape, large_path):
+    W = with_spectrum(*shape, SPECTRA[spectrum]).float()
+    check(W, tail_svd(W, R))
+
+
+@shapes
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("spectrum", ["power law", "condition 1e4", "zeros", "a few tiny values"])
+def test_large_weights_in_sixteen_bits(spectrum, shape, dtype, large_path):
+    W = with_spectrum(*shape, SPECTRA[spectrum]).to(dtype)
+    check(W, tail_svd(W, R))
+
+
+@shapes
+def test_dead_rows_and_columns(shape, large_path):
+    W = with_spectrum(*shape, SPECTRA["power law"]).float()
+    W[3] = W[7] = 0
+    W[:, 5] = 0
+    check(W, tail_svd(W, R))
+
+
+@pytest.mark.parametrize("method", [direct_triplets, triplets_by_gram, triplets_by_lu, triplets_by_lq])
+@pytest.mark.parametrize("spectrum", ["power law", "a narrow gap at the cut", "all equal", "a tie across the cut"])
+def test_every_method_does_what_it_is_for(method, spectrum, large_path):
+    W = with_spectrum(K, K if method is triplets_by_lu else 2 * K, SPECTRA[spectrum])
+    check(W, in_float32(method(W, R)))
+
+
+@pytest.mark.parametrize("method", [triplets_by_lu, triplets_by_lq])
+def test_lu_and_lq_bear_condition_1e12(method):
+    W = with_spectrum(K, K if method is triplets_by_lu else 2 * K, SPECTRA["condition 1e12"])
+    found = method(W, R)
+    torch.testing.assert_close(found.S, full_triplets(W, R).S, rtol=1e-2, atol=0)
+    check_tail(W, R, in_float32(found))
+
+
+@pytest.mark.parametrize("method", [direct_triplets, triplets_by_gram, triplets_by_lu, triplets_by_lq])
+@pytest.mark.parametrize("spectrum", ["zeros", "nothing", "rank one"])
+def test_a_method_never_hands_over_what_is_wrong(method, spectrum):
+    W = with_spectrum(K, K if method is triplets_by_lu else 2 * K, SPECTRA[spectrum])
+    found = method(W, R)
+    if found is not None:
+        check_tail(W, R, in_float32(found))
+
+
+@pytest.mark.parametrize("n", [K, 2 * K])
+def test_a_wrong_result_is_refused_and_the_full_svd_logged(n, monkeypatch, large_path, caplog):
+    """Vectors that are orthonormal but not the tail's pass no check."""
+    wrong = torch.linalg.qr(torch.randn(K, R + 8, dtype=torch.float64)).Q
+    monkeypatch.setattr(smallest, "smallest_left_space", lambda *_: wrong)
+    W = with_spectrum(K, n, SPECTRA["power law"]).float()
+    with caplog.at_level(logging.INFO, logger="kasatune"):
+        check(W, tail_svd(W, R, name="encoder.q"))
+    assert "encoder.q" in caplog.text
+    assert "full SVD" in caplog.text
+
+
+@shapes
+@pytest.mark.parametrize("limit", [8, 1024], ids=["large", "small"])
+@pytest.mark.parametrize("spectrum", sorted(set(SPECTRA) - {"nothing", "a few tiny values"}))
+def test_few_spectra_need_the_full_svd(spectrum, shape, limit, monkeypatch):
+    monkeypatch.setattr(smallest, "DIRECT_LIMIT", {"square": limit, "rectangular": limit})
+    monkeypatch.setattr(smallest, "full_triplets", lambda W, r: pytest.fail("the full SVD was taken"))
+    tail_svd(with_spectrum(*shape, SPECTRA[spectrum]).float(), R)
+
+
+@pytest.mark.parametrize("shape", [(96, 96), (K, K), (K, 2 * K)])
+def test_the_same_weight_gives_the_same_bytes(shape, large_path):
+    W = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    first = tail_svd(W, R)
+    torch.manual_seed(12345)
+    for one, other in zip(first, tail_svd(W.clone(), R), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_global_generator_is_left_alone(large_path):
+    state = torch.get_rng_state()
+    tail_svd(torch.ones(K, K).tril(), R)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("r", [1, 2, 40, K // 2, K - 1])
+@shapes
+def test_ranks_from_one_to_the_last(r, shape, large_path):
+    W = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    tail = tail_svd(W, r)
+    if relative_gap(check_tail(W, r, tail), r) > 1e-3:
+        check_component(W, r, tail)
+
+
+def test_methods_by_shape_and_rank():
+    assert smallest._methods((768, 768), 8) == [direct_triplets, triplets_by_lu]
+    assert smallest._methods((768, 3072), 8) == [direct_triplets, triplets_by_lq]
+    assert smallest._methods((4096, 4096), 32) == [triplets_by_lu]
+    assert smallest._methods((4096, 11008), 32) == [triplets_by_gram, triplets_by_lq]
+    assert smallest._methods((4096, 4096), 1024) == [direct_triplets]
