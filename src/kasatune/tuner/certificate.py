@@ -21,6 +21,7 @@ from kasatune.tuner.parity import (
     SEED,
     UPDATE_LIMIT,
     Outputs,
+    is_quantized,
     own_parameters,
     update_difference,
     update_factors,
@@ -65,8 +66,14 @@ def update_parity(source: tuple[AdapterFiles, str], made: tuple[AdapterFiles, st
 
 
 def describe_base(base: nn.Module, adapter: AdapterFiles) -> dict[str, Any]:
-    """Class and SHA-256 of an untouched base, what the adapter itself brings left out."""
-    return {"class": type(base).__name__, "sha256": weights_sha256(base, own_parameters(adapter))}
+    """Class and SHA-256 of an untouched base, what the adapter itself brings left out.
+
+    A quantized base has no SHA-256: its kernels rearrange their weights, another machine's differently.
+    """
+    return {
+        "class": type(base).__name__,
+        "sha256": None if is_quantized(base) else weights_sha256(base, own_parameters(adapter)),
+    }
 
 
 def certificate(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from kasatune.errors import AdapterError, InputError, ModelError
 from kasatune.maths import TailSVD, dropped_count
+from kasatune.tuner import packed_4bit
 from kasatune.tuner.base_weight import BaseWeight, refusal
 from kasatune.tuner.config import KasaConfig, LayerSettings, scaling
 from kasatune.tuner.experts import check_experts, report_experts
@@ -75,6 +76,7 @@ class KasaModel(BaseTuner):
 
     def _prepare_model(self, peft_config: KasaConfig, model: nn.Module) -> None:
         """Match, check and decompose; PEFT calls this before it replaces the first layer."""
+        packed_4bit.protect(model)
         all_linear = str(peft_config.target_modules).lower() == "all-linear"
         _maybe_include_all_linear_layers(peft_config, model)
         if self._loading:

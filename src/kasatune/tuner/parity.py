@@ -23,14 +23,15 @@ from kasatune.tuner.storage import PREFIX, AdapterFiles
 SEED, ROWS, LENGTH = 0, 2, 16
 
 # The largest difference of two outputs that dtypes explain, as a share of the largest output. Both forms do the same
-# sums in another order; each number has a relative rounding error of 6e-8, 5e-4 and 4e-3, and a model adds some up.
-OUTPUT_LIMITS = {"float64": 1e-8, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+# sums in another order; each number has a relative rounding error of 6e-8, 5e-4 and 4e-3, and a model adds some up. The
+# kernels of quantized layers compute in 16 bits, or round what comes in to 8 bits, whatever the model's dtype.
+OUTPUT_LIMITS = {"float64": 1e-8, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "quantized": 1e-1}
 # The same for ||dW_1 - dW_2||_F / ||dW_1||_F: both are stored in float32 or wider.
 UPDATE_LIMIT = 1e-5
 
 
 class Outputs(NamedTuple):
-    """What a model gives for the fixed inputs: float32 values, and the dtype that it computes in."""
+    """What a model gives for the fixed inputs: float32 values, and the dtype that it computes in, or "quantized"."""
 
     values: Tensor
     dtype: str
@@ -57,7 +58,8 @@ def fixed_outputs(model: nn.Module) -> Outputs:
         # Row by row: classifiers without a padding token take no batches.
         rows = [model(**{"input_ids": row, **({extra: row} if extra else {})}) for row in ids.split(1)]
     values = torch.cat([_first_tensor(row) for row in rows])
-    return Outputs(values.float().cpu(), str(_dtype(model)).removeprefix("torch."))
+    dtype = "quantized" if is_quantized(model) else str(_dtype(model)).removeprefix("torch.")
+    return Outputs(values.float().cpu(), dtype)
 
 
 def untouched_copy(model: nn.Module) -> nn.Module:
@@ -164,6 +166,13 @@ def _first_tensor(output: Any) -> Tensor:
     if isinstance(output, Tensor):
         return output
     raise LookupError(f"the model gives a {type(output).__name__} without logits")
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether any weight of a model is held as something else than plain floating-point numbers."""
+    return any(
+        isinstance(module, KasaLayer) and module.quantization_backend is not None for module in model.modules()
+    ) or any(not p.is_floating_point() or type(p).__module__.partition(".")[0] != "torch" for p in model.parameters())
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

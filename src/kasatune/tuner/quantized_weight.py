@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from peft.utils.quantization_utils import (
-    Bnb4bitBackend,
     ForwardOnlyQuantizationBackend,
     HqqBackend,
     QuantizationBackend,
@@ -45,8 +44,6 @@ def quantization_backend(layer: nn.Module, **quantization: Any) -> QuantizationB
         # torchao's quantize_ was applied by hand: nothing on the model says how to quantize a merged weight again.
         backend = TorchaoBackend(None)
         backend.supports_merge = False
-    if isinstance(backend, Bnb4bitBackend):
-        packed_4bit.register_gradient()
     return backend
 
 
