@@ -55,12 +55,10 @@ def _fields(text: Text, number: int, wanted: int) -> tuple[str, ...]:
     Raises:
         InputError: another number of texts, an empty one, or no text at all.
     """
-    if isinstance(text, str):
-        parts = tuple(text.split("\t")) if wanted == 2 else (text,)
-    else:
-        parts = tuple(text)
+    given = text.split("\t") if isinstance(text, str) and wanted == 2 else text
+    parts = tuple(given) if isinstance(given, (list, tuple)) else (given,)
     if not all(isinstance(part, str) for part in parts):
-        raise InputError(f"text {number}: {parts!r} is not text")
+        raise InputError(f"text {number}: {text!r} is not text")
     if len(parts) != wanted:
         need = "two texts, with a tab between them" if wanted == 2 else "one text"
         raise InputError(f"text {number}: the task needs {need}, {len(parts)} were given: {parts!r}")
