@@ -56,8 +56,9 @@ def _fields(text: Text, number: int, wanted: int) -> tuple[str, ...]:
         InputError: another number of texts, an empty one, or no text at all.
     """
     given = text.split("\t") if isinstance(text, str) and wanted == 2 else text
-    parts = tuple(given) if isinstance(given, (list, tuple)) else (given,)
-    if not all(isinstance(part, str) for part in parts):
+    items: Sequence[object] = given if isinstance(given, (list, tuple)) else [given]
+    parts = tuple(item for item in items if isinstance(item, str))
+    if len(parts) < len(items):
         raise InputError(f"text {number}: {text!r} is not text")
     if len(parts) != wanted:
         need = "two texts, with a tab between them" if wanted == 2 else "one text"
