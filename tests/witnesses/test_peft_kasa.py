@@ -6,7 +6,7 @@ import torch
 
 from kasatune import KasaConfig, regularization
 from kasatune.tuner import KasaLayer
-from tests.tuner.penalty_probe import batch, bert, llama, trainable
+from tests.tuner.penalty_probe import batch, bert, llama, scatter, trainable
 from tests.witnesses.agreement import relative, trained_factors
 
 TARGETS = {bert: ["query", "value", "dense"], llama: ["q_proj", "k_proj", "down_proj"]}
@@ -59,10 +59,15 @@ def test_the_start_is_the_same(make, truncation):
 
 @pytest.mark.parametrize(
     ("make", "truncation", "use_rslora"),
-    [(bert, "attach", False), (bert, "fold", True), (llama, "attach", True), (llama, "fold", False)],
+    [(bert, "attach", True), (bert, "fold", False), (llama, "attach", False), (llama, "fold", False)],
 )
 def test_twenty_steps_go_the_same_way(make, truncation, use_rslora):
     ours, theirs = pair(make, truncation, use_rslora)
+    # B = 0 has gradients so near zero that Adam turns their rounding errors into whole steps.
+    scatter(ours)
+    with torch.no_grad():
+        for parameter, reference in aligned(ours, theirs):
+            reference.copy_(parameter)
     start = [parameter.detach().clone() for parameter, _ in aligned(ours, theirs)]
     history = {}
     for model in (ours, theirs):
