@@ -130,6 +130,15 @@ def test_rows_on_the_hub_are_not_fetched(folder):
     assert any("hub" in note for note in found.notes)
 
 
+def test_what_a_method_ignores_is_told(folder):
+    assert plan(folder(**TINY), name="lora", beta=0.5, core="dense").notes[-2:] == (
+        "method.core is not used by lora",
+        "method.beta is not used by lora",
+    )
+    assert not any("beta" in note for note in plan(folder(**TINY), name="peft-kasa", beta=0.5).notes)
+    assert not any("not used" in note for note in plan(folder(**TINY), name="lora").notes)
+
+
 def test_memory_grows_with_what_it_holds(folder):
     name = folder(**TINY)
     usual = plan(name).memory_bytes

