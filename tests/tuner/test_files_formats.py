@@ -114,6 +114,14 @@ def test_an_adapter_of_the_authors_code_gives_the_authors_outputs(tmp_path):
     torch.testing.assert_close(found, tensors["logits_final"], rtol=0, atol=2e-6)
 
 
+def test_the_authors_rule_of_what_is_dropped_goes_with_their_form(tmp_path):
+    model = trained(llama, convention="authors", target_modules=["q_proj", "v_proj", "up_proj"])
+    export_adapter(model, tmp_path / "out", to="authors")
+    loaded = load_adapter(llama(), tmp_path / "out")
+    assert loaded.peft_config["default"].convention == "authors"
+    close(logits(loaded), logits(model))
+
+
 def test_a_core_of_r_by_r_of_the_authors_published_runs_is_read_as_dense(tmp_path):
     model = trained(core="dense", convention="authors")
     export_adapter(model, tmp_path / "flat", to="authors")
@@ -185,10 +193,11 @@ def test_layers_whose_names_end_alike_keep_their_own_ranks(tmp_path):
             super().__init__()
             torch.manual_seed(0)
             self.q = torch.nn.Linear(16, 16)
+            self.y = torch.nn.ModuleDict({"q": torch.nn.Linear(16, 16)})
             self.z = torch.nn.ModuleDict({"q": torch.nn.Linear(16, 16)})
 
         def forward(self, x):
-            return self.z["q"](self.q(x))
+            return self.z["q"](self.y["q"](self.q(x)))
 
     x = torch.randn(3, 16)
     model = shaken(get_peft_model(Pair(), KasaConfig(r=2, target_modules=["q"], rank_pattern={"^q": 5})))
