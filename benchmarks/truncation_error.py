@@ -124,11 +124,12 @@ def main() -> None:
             "",
             *table(),
             "",
-            "An attached tail is held exactly in every dtype, so what is exported, merged in float32 or run in "
-            "float32 has lost nothing. A forward pass in bfloat16 is another matter: W x is rounded to bfloat16 "
-            "before the tail's part is taken off, most outputs then round back to where they were, and only the part "
-            "in the last column is gone, for both ways of holding the tail. The same holds for any small LoRA update "
-            "on a bfloat16 base. In float16 and float32 the whole tail goes.",
+            "An attached tail is held exactly in every dtype. In a forward pass on a 16-bit weight its part goes into "
+            "the matrix product before that product rounds, so the output error is the floor and the whole tail is "
+            "gone. A folded tail has lost what the weight's rounding swallowed. Where the product with W is rounded "
+            "by somebody else before the adapter's part can be added (under autocast, under torch.compile, on a "
+            "quantized or hooked base layer), a bfloat16 output keeps of the tail about what folding leaves of it; "
+            "the same holds for any small LoRA update there.",
             "",
         ]
     )

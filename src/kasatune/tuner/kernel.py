@@ -83,17 +83,24 @@ class _AdaptedLinear(torch.autograd.Function):
         core = _core(sigma, scaling)
         hidden = narrow[:, : A.shape[0]].clone() if U is not None else narrow
         wide = _through_core(narrow, core, A.shape[0]).to(B.dtype)
-        if weight is not None:
-            base = torch.addmm(bias, tokens, weight.mT) if bias is not None else tokens @ weight.mT
-        else:
+        rows = _stacked(B, U, 1).mT
+        if weight is None:
             assert result is not None
             base = result.reshape(-1, result.shape[-1])
-        rows = _stacked(B, U, 1).mT
-        if base.dtype != B.dtype:
-            out = base.to(torch.promote_types(base.dtype, B.dtype)).addmm_(wide, rows).to(base.dtype)
+            # Somebody else's output is left as it was.
+            out = (
+                _wider(base, B).addmm_(wide, rows).to(base.dtype)
+                if base.dtype != B.dtype
+                else torch.addmm(base, wide, rows)
+            )
+        elif weight.dtype == B.dtype:
+            base = torch.addmm(bias, tokens, weight.mT) if bias is not None else tokens @ weight.mT
+            out = base.addmm_(wide, rows)
         else:
-            # W x of our own making is written over; somebody else's is left as it was.
-            out = base.addmm_(wide, rows) if weight is not None else torch.addmm(base, wide, rows)
+            # The small part goes in first: the product with W adds to it before it rounds to 16 bits, where W x
+            # rounded by itself would swallow most of the tail.
+            out = (wide @ rows).to(weight.dtype).addmm_(tokens, weight.mT)
+            out = out if bias is None else out.add_(bias)
         ctx.save_for_backward(x, hidden, weight, A, sigma, B, U, V)
         ctx.scaling = scaling
         return out.reshape(*x.shape[:-1], out.shape[-1])
@@ -117,7 +124,7 @@ class _AdaptedLinear(torch.autograd.Function):
             elif flat.dtype == A.dtype:
                 grad_x = (flat @ weight).addmm_(grad_narrow, rows)
             else:
-                grad_x = (flat @ weight).to(A.dtype).addmm_(grad_narrow, rows).to(x.dtype)
+                grad_x = (grad_narrow @ rows).to(weight.dtype).addmm_(flat, weight).to(x.dtype)
             grad_x = grad_x.reshape(x.shape)
         if ctx.needs_input_grad[4]:
             tokens = x.reshape(-1, x.shape[-1]).to(A.dtype)
@@ -131,6 +138,10 @@ class _AdaptedLinear(torch.autograd.Function):
             grad_B = adapter_grad.mT @ _through_core(hidden, core, r).to(B.dtype)
         grad_result = grad if weight is None else None
         return grad_x, grad_result, None, None, grad_A, grad_sigma, grad_B, None, None, None
+
+
+def _wider(tensor: Tensor, other: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, other.dtype))
 
 
 def _stacked(trained: Tensor, frozen: Tensor | None, dim: int) -> Tensor:
