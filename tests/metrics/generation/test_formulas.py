@@ -81,6 +81,11 @@ def test_nist_by_hand():
     assert nist([""], [["a b"]]) == 0
 
 
+def test_nist_does_not_reward_length():
+    """log2(2/1) for each of the two matched among four tokens; "a b" tells nothing after "a"."""
+    assert nist(["a b x x"], [["a b"]]) == pytest.approx(2 / 4)
+
+
 def test_rouge_by_hand():
     precision, recall = 3 / 4, 3 / 5
     expected = (1 + 1.44) * precision * recall / (recall + 1.44 * precision)
@@ -115,6 +120,7 @@ def test_meteor_by_hand():
     assert meteor_exact_stem(["the cat sat"], [["the cat sat"]]) == pytest.approx(expected(3, 3, 1, 3, 3))
     assert meteor_exact_stem(["cats sat the"], [["the cat sat"]]) == pytest.approx(expected(2.6, 3, 2, 3, 3))
     assert meteor_exact_stem(["a b a"], [["b a x"]]) == pytest.approx(expected(2, 2, 1, 3, 3))
+    assert meteor_exact_stem(["a x b"], [["a b"]]) == pytest.approx(expected(2, 2, 2, 3, 2))
     assert meteor_exact_stem(["q"], [["a"]]) == 0
     segments = meteor_exact_stem_segments(["the cat", "q"], [["a dog", "the cat"], ["b"]])
     assert segments == pytest.approx([expected(2, 2, 1, 2, 2), 0])
