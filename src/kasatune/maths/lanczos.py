@@ -12,7 +12,8 @@ from kasatune.maths.eigen import smallest_eigenpairs
 GUARD = 8
 """Vectors iterated beyond the r wanted: they bring the (r + 1)th value and shorten the way to convergence."""
 
-MAX_BASIS = 1600
+SMALL_BASIS = 1600
+"""Bases may hold that many vectors, or half the space if that is more: convergence comes far earlier, or not at all."""
 
 
 def smallest_left_space(
@@ -37,7 +38,7 @@ def smallest_left_space(
     k, b = len(like), r + GUARD
     start = torch.randn(k, b, generator=torch.Generator().manual_seed(0), dtype=like.dtype).to(like.device)
     X = torch.linalg.qr(start).Q
-    capacity = max(b, min(MAX_BASIS, k) // b * b)
+    capacity = max(b, min(k, max(SMALL_BASIS, k // 2)) // b * b)
     P, Q = like.new_empty(capacity + b, k).mT, like.new_empty(capacity, k).mT
     P[:, :b] = X
     B = np.zeros((capacity, capacity))
@@ -53,7 +54,7 @@ def smallest_left_space(
             left, inverse_S, right = _largest_triplets(B[:size, :size], b)
             rest = T.cpu().numpy() @ left[-b:]
             excess = np.linalg.norm(rest[:, :r], axis=0).max() / _largest_residual(inverse_S, r)
-            if excess <= 1 or size == capacity:
+            if excess <= 1 or size == capacity or not math.isfinite(excess):
                 # M^-T Q X = P B^T X + P_next T X_last, and B^T X = right * inverse_S
                 weights = np.concatenate((right * inverse_S, rest))
                 return P[:, : size + b] @ torch.from_numpy(weights).to(like.device)

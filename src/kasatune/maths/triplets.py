@@ -39,6 +39,8 @@ def rayleigh_ritz(W: Tensor, U: Tensor, V: Tensor, r: int) -> Triplets | None:
     Their error is of second order in that of the spans. None if the residuals or the orthogonality are not good
     enough; that nothing smaller lies outside the spans is for the caller to know.
     """
+    if not torch.isfinite(U.sum() + V.sum()):
+        return None
     U, V = torch.linalg.qr(U).Q, torch.linalg.qr(V).Q
     WV, WtU = W @ V, W.mT @ U
     P, S, Qh = torch.linalg.svd(U.mT @ WV)
