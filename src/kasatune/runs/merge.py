@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kasatune.errors import ModelError
-from kasatune.runs.merge_files import copy_beside, skeleton, write_config, write_weights
+from kasatune.runs.base_files import open_base
+from kasatune.runs.merge_files import copy_beside, write_config, write_weights
 from kasatune.runs.merge_plan import Plan, plan_merge
-from kasatune.runs.shards import entries, shard_files
-from kasatune.runs.sources import Source, checkpoint_folder, find_source, read_config
+from kasatune.runs.sources import Source, find_source, read_config
 from kasatune.tuner.certificate import CERTIFICATE, versions
 from kasatune.tuner.files import read_checked
 from kasatune.tuner.storage import read_tensors, whole_directory, write_json
@@ -55,18 +55,16 @@ def merge(directory: Path, out: Path, base: str | None = None) -> Merged:
     source = find_source(directory, base)
     header, kind, layers = read_checked(source.adapter)
     with whole_directory(out) as made:
-        folder = checkpoint_folder(source)
-        if read_config(folder).get("quantization_config"):
+        base_files = open_base(source)
+        if read_config(base_files.folder).get("quantization_config"):
             raise ModelError(
-                f"{folder} is quantized, and a merged weight would be rounded to its few values: name the "
+                f"{base_files.folder} is quantized, and a merged weight would be rounded to its few values: name the "
                 "full-precision base with --base, or serve the adapter beside the base (kasatune export --to lora)"
             )
-        model = skeleton(source, folder)
-        plan = plan_merge(read_tensors(header), kind, list(layers), model)
-        shards = [entries(path) for path in shard_files(folder)]
-        digests, untied = write_weights(made, shards, plan, model)
-        write_config(made, folder, model, untied=untied)
-        copy_beside(folder, made)
+        plan = plan_merge(read_tensors(header), kind, list(layers), base_files.model)
+        digests, untied = write_weights(made, base_files, plan)
+        write_config(made, base_files, untied=untied)
+        copy_beside(base_files.folder, made)
         worst = max(plan.rounding, key=lambda name: plan.rounding[name])
         write_json(made / CERTIFICATE, _record(source, kind, plan, worst, digests))
     return Merged(out, len(plan.changes), sorted(plan.whole), plan.rounding[worst], worst)

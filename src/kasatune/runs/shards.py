@@ -186,7 +186,8 @@ def _content(tensor: Planned) -> Iterator[Any]:
     made = tensor.make().contiguous()
     if tuple(made.shape) != tensor.shape or made.dtype != DTYPES[tensor.dtype]:
         raise ModelError(f"{tensor.key} came out as {list(made.shape)} {made.dtype}, planned was {tensor.shape}")
-    yield memoryview(made.reshape(-1).view(torch.uint8).numpy())
+    content: Any = made.reshape(-1).view(torch.uint8).numpy()
+    yield memoryview(content)
 
 
 def _span(offsets: Sequence[int]) -> int:
