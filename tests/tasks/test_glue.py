@@ -131,6 +131,7 @@ def test_the_folder_above_will_do(tmp_path):
         (RTE.replace("sentence2", "sentense2"), "line 1: no column 'sentence2'; did you mean 'sentense2'?"),
         (RTE.splitlines()[0], "no rows"),
         (b"", "the file is empty"),
+        ("\n\n", "no column 'sentence1'"),
         (RTE.encode().replace(b"A.", b"\xff."), "byte offset 34: 0xff is not UTF-8"),
     ],
 )

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from kasatune.errors import DataError
-from kasatune.tasks import load_evaluation, load_task
+from kasatune.tasks import load_evaluation, load_task, own
 from tests.tasks.settings import Settings
 
 TRAIN = "text,label\n" + "".join(f"text {i},{'yes' if i % 3 else 'no'}\n" for i in range(12))
@@ -40,6 +40,19 @@ def test_whole_numbers_are_sorted_by_value(load):
     assert data.label_names == ("-1", "9", "10")
     assert data.splits["validation"].labels == [1]
     assert "validation: no row with the label '-1', '10'" in data.notes
+
+
+def test_labels_of_many_digits_are_words(load):
+    data = load(f"text,label\na,{'1' * 5000}\nb,2\n", "text,label\nc,2\n")
+    assert data.label_names == ("1" * 5000, "2")
+
+
+def test_nearest_labels_are_sought_for_the_faults_that_are_shown(load, monkeypatch):
+    sought = []
+    monkeypatch.setattr(own, "nearest", lambda word, known: sought.append(word) or "")
+    with pytest.raises(DataError, match="2,000 faults"):
+        load(validation="text,label\n" + "".join(f"t,name {i}\n" for i in range(2000)))
+    assert sought == [f"name {i}" for i in range(5)]
 
 
 @pytest.mark.parametrize("values", [[1, 0], [1.0, 0.0], ["1", "0"], [" 1", "0 "]])

@@ -171,6 +171,8 @@ def test_parquet_that_unpacks_to_too_much(tmp_path, monkeypatch):
 def test_paths_that_are_no_files(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         read_table(tmp_path / "none.csv", ["text"])
+    with pytest.raises(DataError, match="File name too long"):
+        read_table(tmp_path / ("long" * 100 + ".csv"), ["text"])
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(DataError, match="this is a folder"):
         read_table(tmp_path / "folder.csv", ["text"])

@@ -13,7 +13,7 @@ _LONGEST = 60
 
 
 class Faults:
-    """Counts faults and keeps the first few; more are not built, so that a wrong file of any size ends at once."""
+    """Counts faults and keeps the first few, so that a file of any size that is wrong throughout needs no memory."""
 
     def __init__(self, source: str) -> None:
         self.source = source

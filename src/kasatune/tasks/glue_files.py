@@ -70,7 +70,7 @@ def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
 def _rows(path: Path, task: GlueTask) -> tuple[Rows, int]:
     """The rows of a file, and how many were left out because the release has them cut short."""
     cells = _cells(path)
-    header: Sequence[str] = _COLA_COLUMNS if task.folder == "CoLA" else next(cells)[1]
+    header: Sequence[str] = _COLA_COLUMNS if task.folder == "CoLA" else next(cells, (1, []))[1]
     indices = [_column(path, name, header) for name in (*task.columns, task.label)]
     texts: list[list[str]] = [[] for _ in task.columns]
     labels: list[Any] = []

@@ -29,14 +29,17 @@ def require_file(path: Path, limit: int = MAX_FILE_BYTES) -> None:
     """
     if "\0" in str(path):
         raise DataError(f"{str(path)!r}: a path holds no NUL character")
-    if path.is_dir():
-        raise DataError(f"{path}: this is a folder; name a file in it")
-    if not path.is_file():
-        what = "not a regular file" if path.exists() else f"no such file (relative paths start at {Path.cwd()})"
-        raise DataError(f"{path}: {what}")
+    try:
+        if path.is_dir():
+            raise DataError(f"{path}: this is a folder; name a file in it")
+        if not path.is_file():
+            what = "not a regular file" if path.exists() else f"no such file (relative paths start at {Path.cwd()})"
+            raise DataError(f"{path}: {what}")
+        size = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from None
     if not os.access(path, os.R_OK):
         raise DataError(f"{path}: no permission to read this file")
-    size = path.stat().st_size
     if size == 0:
         raise DataError(f"{path}: the file is empty")
     if size > limit:

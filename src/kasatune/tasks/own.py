@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kasatune.errors import DataError
 from kasatune.tasks.data import Rows, TaskData, TaskSettings, make_task_data
-from kasatune.tasks.faults import Faults, nearest, show
+from kasatune.tasks.faults import SHOWN, Faults, nearest, show
 from kasatune.tasks.table import TaskInfo
 from kasatune.tasks.tabular import Table, read_table
 
 MAX_LABELS = 1000
 
 _SPLIT_SEED = 0
+_WHOLE_NUMBER = re.compile(r"-?[0-9]{1,100}")
 
 
 def load_own(info: TaskInfo, settings: TaskSettings) -> TaskData:
@@ -134,7 +136,7 @@ def _label_names(table: Table, settings: TaskSettings) -> tuple[str, ...]:
             f"{place}: {len(found):,} different labels in {len(table):,} rows; at most {MAX_LABELS:,} are allowed;"
             " is this the column of the label, or is the task a regression?"
         )
-    if all(name.lstrip("-").isascii() and name.lstrip("-").isdigit() for name in found):
+    if all(_WHOLE_NUMBER.fullmatch(name) for name in found):
         return tuple(sorted(found, key=lambda name: (int(name), name)))
     return tuple(sorted(found))
 
@@ -180,11 +182,10 @@ def _label_numbers(
         if name in numbers:
             result.append(numbers[name])
         elif name:
+            hint = nearest(name, names) if faults.count < SHOWN else ""  # it is slow, and no more are shown
             known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-            faults.add(
-                f"{table.place(index, column)}: the label {show(name)} does not occur in {trained_on}"
-                f"{nearest(name, names)} (labels: {known})"
-            )
+            place = table.place(index, column)
+            faults.add(f"{place}: the label {show(name)} does not occur in {trained_on}{hint} (labels: {known})")
         else:
             what = f"{show(value)} is no label" if value not in (None, "") else "the label is missing"
             faults.add(f"{table.place(index, column)}: {what}")
