@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
-from torch import nn
+from torch import Tensor, nn
 
 from kasatune.errors import AdapterError, CheckError, InputError, KasatuneError
 from kasatune.tuner.authors import from_authors, to_authors
@@ -21,7 +21,7 @@ from kasatune.tuner.model import KasaModel
 from kasatune.tuner.native import with_tails
 from kasatune.tuner.parity import Outputs, fixed_outputs, flags_kept, untouched_copy
 from kasatune.tuner.peft_kasa import from_peft_kasa, to_peft_kasa
-from kasatune.tuner.recompress import Recompressed, fixed_rank, recompress
+from kasatune.tuner.recompress import Recompressed, recompress
 from kasatune.tuner.storage import AdapterFiles, is_echo, listed
 
 _WRITERS: dict[str, Callable[[AdapterFiles], AdapterFiles]] = {
@@ -63,29 +63,29 @@ def as_native(files: AdapterFiles, kind: str, base: nn.Module | None) -> Adapter
     return native if base is None else with_tails(native, base)
 
 
-def convert(source: AdapterFiles, kind: str, to: str, rank: int | None) -> tuple[AdapterFiles, Recompressed | None]:
+def convert(
+    source: AdapterFiles, kind: str, to: str, choose_rank: Callable[[Tensor], int] | None
+) -> tuple[AdapterFiles, Recompressed | None]:
     """The adapter in the format `to`, and what it lost where it was compressed to a smaller rank.
 
     Args:
         source: a stock LoRA adapter, or a native one.
         kind: "lora" or "kasa".
         to: one of FORMATS.
-        rank: for "lora": the largest rank of a layer; None keeps every layer exactly.
+        choose_rank: for "lora": gives the rank for a layer's singular values; None keeps every layer exactly.
 
     Raises:
-        InputError: the format cannot hold the adapter, or takes no rank.
+        InputError: the format cannot hold the adapter.
     """
-    if rank is not None and to != "lora":
-        raise InputError(f"rank={rank} goes with to='lora' alone: the {to!r} form keeps the rank that was trained")
     if kind == "lora" and to != "lora":
         raise InputError(
             f"a LoRA adapter cannot become {to!r}: it has no singular values and nothing dropped. Only 'lora' can be "
             "made of it, with another rank"
         )
     made = source if kind == "lora" else _WRITERS[to](source)
-    if rank is None:
+    if choose_rank is None:
         return made, None
-    lost = recompress(made, fixed_rank(rank))
+    lost = recompress(made, choose_rank)
     return lost.files, lost
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 
 from kasatune.errors import InputError
 from kasatune.tuner.certificate import (
@@ -33,6 +34,7 @@ from kasatune.tuner.conversion import (
 from kasatune.tuner.formats import FORMATS, TITLES, LayerShapes, checked_layers, format_of
 from kasatune.tuner.parity import own_parameters, own_weights
 from kasatune.tuner.placing import check_fingerprint, check_on_base, check_repeated, place, place_lora, place_native
+from kasatune.tuner.recompress import fixed_rank, rank_for_energy
 from kasatune.tuner.storage import (
     Header,
     read_header,
@@ -83,11 +85,38 @@ def export_adapter(
     """
     if to not in FORMATS:
         raise InputError(f"to={to!r} is no adapter format here; choose one of {', '.join(FORMATS)}")
-    # Reading the result back makes adapters, which draws random numbers that are not the caller's.
-    with torch.random.fork_rng(devices=[]):
-        if isinstance(model_or_dir, nn.Module):
-            return _export(_source_of_model(model_or_dir), model_or_dir, Path(out_dir), to, rank)
-        return _export(_source_of_directory(model_or_dir, base, to), base, Path(out_dir), to, rank)
+    if rank is not None and to != "lora":
+        raise InputError(f"rank={rank} goes with to='lora' alone: the {to!r} form keeps the rank that was trained")
+    return _export(model_or_dir, Path(out_dir), to, None if rank is None else fixed_rank(rank), base)
+
+
+def shrink_adapter(
+    model_or_dir: nn.Module | str | os.PathLike[str],
+    out_dir: str | os.PathLike[str],
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    base: nn.Module | None = None,
+) -> Path:
+    """Write a smaller stock LoRA adapter: the largest singular triplets of each layer's whole update W' - W.
+
+    What is dropped from W counts as part of the update, so that the result is the nearest of its rank to what the
+    adapter does; a KaSA tail, whose singular values are the smallest of W, is what goes first.
+
+    Args:
+        model_or_dir: as in `export_adapter`.
+        out_dir: as in `export_adapter`; the errors are in its certificate.json.
+        rank: the largest rank of a layer; or
+        energy: the share of each layer's squared singular values to keep, above 0 and at most 1.
+        base: as in `export_adapter`.
+
+    Raises:
+        InputError: neither or both of rank and energy, or one out of its range; and as `export_adapter`.
+    """
+    if (rank is None) == (energy is None):
+        raise InputError("give either a rank or an energy: rank=8, or energy=0.99 to keep 99 % of each layer's update")
+    choose = fixed_rank(rank) if rank is not None else rank_for_energy(float(energy or 0))
+    return _export(model_or_dir, Path(out_dir), "lora", choose, base)
 
 
 def load_adapter(
@@ -180,8 +209,24 @@ def _source_of_directory(directory: str | os.PathLike[str], base: nn.Module | No
         return Source(*source, kind, *outputs_or_reason(_read_here(twin, header.folder)))
 
 
-def _export(source: Source, model: nn.Module | None, out: Path, to: str, rank: int | None) -> Path:
-    made, lost = convert(source.files, source.kind, to, rank)
+def _export(
+    model_or_dir: nn.Module | str | os.PathLike[str],
+    out: Path,
+    to: str,
+    choose_rank: Callable[[Tensor], int] | None,
+    base: nn.Module | None,
+) -> Path:
+    # Reading the result back makes adapters, which draws random numbers that are not the caller's.
+    with torch.random.fork_rng(devices=[]):
+        if isinstance(model_or_dir, nn.Module):
+            return _write(_source_of_model(model_or_dir), model_or_dir, out, to, choose_rank)
+        return _write(_source_of_directory(model_or_dir, base, to), base, out, to, choose_rank)
+
+
+def _write(
+    source: Source, model: nn.Module | None, out: Path, to: str, choose_rank: Callable[[Tensor], int] | None
+) -> Path:
+    made, lost = convert(source.files, source.kind, to, choose_rank)
     with whole_directory(out) as directory:
         write(made, directory)
         header, kind, _ = read_checked(directory)
