@@ -131,6 +131,9 @@ class BaseWeight:
 
     def read(self) -> Tensor:
         """W as a float tensor (out, in); a view of the weight where that is possible."""
+        if not self.layer.weight.is_meta:
+            # Also where accelerate keeps it elsewhere and somebody has it here just now, as PEFT does for a merge.
+            return self.aligned(self.layer.weight.detach())
         with align_module_device(self.layer):
             return self.aligned(self.layer.weight.detach())
 

@@ -68,11 +68,13 @@ def update_parity(source: tuple[AdapterFiles, str], made: tuple[AdapterFiles, st
 def describe_base(base: nn.Module, adapter: AdapterFiles) -> dict[str, Any]:
     """Class and SHA-256 of an untouched base, what the adapter itself brings left out.
 
-    A quantized base has no SHA-256: its kernels rearrange their weights, another machine's differently.
+    A quantized base has no SHA-256, because its kernels rearrange its weights, another machine's otherwise; nor has one
+    that is partly offloaded.
     """
+    unsteady = is_quantized(base) or any(parameter.is_meta for parameter in base.parameters())
     return {
         "class": type(base).__name__,
-        "sha256": None if is_quantized(base) else weights_sha256(base, own_parameters(adapter)),
+        "sha256": None if unsteady else weights_sha256(base, own_parameters(adapter)),
     }
 
 

@@ -124,6 +124,8 @@ def of_model(model: nn.Module) -> AdapterFiles:
 
 def outputs_or_reason(model: nn.Module) -> tuple[Outputs | None, str | None]:
     """What a model gives for the fixed inputs, or why that cannot be measured."""
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return None, "weights of the base are offloaded, and PEFT loads no LoRA adapter onto those"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

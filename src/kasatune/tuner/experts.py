@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from kasatune.errors import ModelError
 
@@ -40,7 +39,8 @@ def stacks(model: nn.Module) -> list[Stack]:
     """Every parameter of a model that holds two or more matrices as one tensor."""
     found = []
     for holder, module in model.named_modules():
-        if isinstance(module, _ConvNd):
+        if type(module).__module__.partition(".")[0] == "torch":
+            # Convolutions and bilinear layers have three dimensions of their own.
             continue
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.ndim == 3 and min(parameter.shape) > 1:

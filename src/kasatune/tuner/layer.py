@@ -331,6 +331,14 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         self.awaiting.discard(adapter_name)
         super().delete_adapter(adapter_name)
 
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """Move an adapter to where the base layer computes; PEFT calls this, and its own would narrow the tail too."""
+        where = self.base.device if device is None else device
+        for kind in self.adapter_layer_names:
+            parameter = getattr(self, kind).get(adapter_name)
+            if parameter is not None and not parameter.is_meta:
+                parameter.data = parameter.data.to(where)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KasaLayer:
         # The kept original is no parameter, and has to follow the model to another device or dtype all the same.
         super()._apply(fn, recurse)

@@ -78,7 +78,9 @@ def untouched_copy(model: nn.Module) -> nn.Module:
         if original is not None:
             parent, _, child = name.rpartition(".")
             setattr(twin.get_submodule(parent), child, original)
-    twin.__dict__.pop("peft_config", None)
+    # PEFT would distribute a copy with a device map anew, and cannot where parts of it are offloaded.
+    for name in ("peft_config", "hf_device_map"):
+        twin.__dict__.pop(name, None)
     return twin
 
 
