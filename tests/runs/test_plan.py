@@ -181,6 +181,13 @@ def test_every_problem_is_foreseen_at_once(folder, rows):
     assert len(found.problems) == 4
 
 
+def test_missing_rows_leave_the_rest_of_the_plan_whole(folder, rows):
+    found = plan(folder(**TINY), {**rows, "train": "nowhere.csv"})
+    assert len(found.problems) == 1
+    assert found.trainable_parameters == 4 * (8 * (32 + 32) + 8)
+    assert found.steps is None
+
+
 def test_a_model_type_without_default_targets_is_named(tmp_path):
     config = {"model_type": "xlnet", "d_model": 32, "n_layer": 1, "n_head": 2, "d_inner": 32, "vocab_size": 50}
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -89,12 +89,13 @@ def make_plan(recipe: Recipe, *, read_data: bool = True) -> Plan:
     head = head_name(model)
     method = methods.load(recipe.method.name)
     layers: tuple[LayerPlan, ...] = ()
+    unsuitable: list[str] = []
     if isinstance(method, AdapterMethod):
-        layers, problems = match(model, recipe.method, head)
-        found.problems += problems
+        layers, unsuitable = match(model, recipe.method, head)
+    found.problems += unsuitable
     total = sum(parameter.numel() for parameter in model.parameters())
     head_parameters = sum(parameter.numel() for parameter in model.get_submodule(head).parameters())
-    trained = None if found.problems else _trained(recipe, model, head, layers, found)
+    trained = None if unsuitable else _trained(recipe, model, head, layers, found)
     _check_limits(recipe, config, found)
     rows, per_epoch, steps = _steps(recipe, data)
     return Plan(
