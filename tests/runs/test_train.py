@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,12 @@ METHODS = ("kasa", "peft-kasa", "lora", "full", "bitfit", "head")
 def events(run: Path, kind: str) -> list[dict]:
     lines = (run / "history.jsonl").read_text(encoding="utf-8").splitlines()
     return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+
+def current_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def metrics_of(run: Path) -> dict:
@@ -66,7 +73,9 @@ def test_a_run_directory_holds_what_it_should_and_nothing_else(bert, tmp_path):
     files = sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file())
     adapter = ["adapter_config.json", "adapter_model.safetensors"]
     expected = ["history.jsonl", "metrics.json", "predictions.json", "recipe.yaml", "spectrum.json"]
-    assert files == sorted([*expected, *(f"{folder}/{name}" for folder in ("adapter", "kasa") for name in adapter)])
+    expected += [f"{folder}/{name}" for folder in ("adapter", "kasa") for name in adapter]
+    assert files == sorted([*expected, "adapter/certificate.json"])
+    assert all(path.stat().st_mode & 0o044 for path in run.rglob("*")) == (current_umask() & 0o044 == 0)
     assert load_recipe(run / "recipe.yaml") == recipe
     found = metrics_of(run)
     # r (in + out + 1) for query and value of two layers of width 32

@@ -133,12 +133,14 @@ def report_truncation(display: Display, split: str, examples: Examples, max_leng
 @contextmanager
 def deterministic() -> Iterator[None]:
     """Have torch choose algorithms whose result does not vary from run to run, where it has them."""
-    before, warn_only = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    options: Any = torch.utils.deterministic
+    fill = options.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
+    options.fill_uninitialized_memory = False  # it finds faults of code, at the price of speed
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
+        options.fill_uninitialized_memory = fill

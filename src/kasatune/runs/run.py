@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import time
@@ -105,6 +106,8 @@ class Run:
     def finish(self, outcome: Outcome) -> None:
         """Load the saved files as anyone would, score them, and write what came out."""
         start = time.perf_counter()
+        del self.prepared  # two models at once may be more than the memory holds
+        gc.collect()
         self.prepared = prepare_saved(self.recipe, self.data.kind, self.data.label_names, self.out)
         scores = self.prepared.score(self.examples[SPLIT], self.data)
         seconds = time.perf_counter() - start

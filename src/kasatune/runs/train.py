@@ -63,7 +63,7 @@ def train(
     if resume and directory.is_finished(out):
         shown.message(f"{out} is finished already; nothing is left to do")
         return out
-    with quiet(), deterministic():
+    with quiet(shown.message), deterministic():
         run = _begin(recipe, out, shown)
         try:
             with failures_told(out), Interrupt(lambda: shown.message(_STOPPING)) as interrupt:

@@ -184,7 +184,7 @@ def training_arguments(section: TrainingSection, checkpoints: Path) -> TrainingA
             report_to=list(section.report_to) or "none",
             remove_unused_columns=False,
             disable_tqdm=True,
-            dataloader_pin_memory=False,
+            dataloader_pin_memory=device.type == "cuda",
             max_steps=-1 if section.max_steps is None else section.max_steps,
         )
     except (ValueError, ImportError) as fault:

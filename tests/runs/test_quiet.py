@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import warnings
+
+import pytest
+
+from kasatune.metrics import regression_scores
+from kasatune.runs.quiet import quiet
+from kasatune.runs.train import train
+from tests.runs.toys import Recorder, make_recipe
+
+
+def test_warnings_of_kasatune_are_told_once_and_no_others():
+    told = []
+    with quiet(told.append):
+        for _ in range(2):
+            regression_scores(["pearson"], [1.0, 1.0], [1.0, 2.0])
+            warnings.warn("of another library", stacklevel=1)
+    assert len(told) == 1
+    assert "pearson is undefined" in told[0]
+
+
+def test_without_a_listener_they_are_python_warnings():
+    with pytest.warns(UserWarning, match="pearson is undefined") as found, quiet():
+        regression_scores(["pearson"], [1.0, 1.0], [1.0, 2.0])
+        warnings.warn("of another library", stacklevel=1)
+    assert len(found) == 1
+
+
+def test_settings_are_put_back():
+    from transformers.utils import logging
+
+    before = (logging.get_verbosity(), logging.is_progress_bar_enabled(), warnings.showwarning)
+    with pytest.raises(KeyError), quiet():
+        assert not logging.is_progress_bar_enabled()
+        raise KeyError
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled(), warnings.showwarning) == before
+
+
+def test_what_the_method_warns_of_reaches_the_display(bert, tmp_path):
+    display = Recorder()
+    method = {"truncation": "fold"}
+    recipe = make_recipe(bert, tmp_path, method=method, model_options={"dtype": "bfloat16"}, epochs=1)
+    train(recipe, tmp_path / "run", display=display)
+    assert any("rounding W - tail loses" in text for text in display.messages)
