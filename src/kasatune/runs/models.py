@@ -100,6 +100,8 @@ def load_base(
         ModelError: the model is missing, damaged, of the wrong architecture, or too short for `max_length`.
     """
     folder = find_model(section.name)
+    if section.quantization != "none":
+        raise ModelError(f"model.quantization: {section.quantization} cannot be trained by a recipe; use none")
     options: dict[str, Any] = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
     try:
         with quiet():
