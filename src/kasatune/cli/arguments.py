@@ -22,3 +22,14 @@ RunDirectory = Annotated[
     Path, typer.Argument(metavar="RUN_DIR", help="A directory that `kasatune train` wrote.", show_default=False)
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON alone on standard output.")]
+AdapterDirectory = Annotated[
+    Path,
+    typer.Argument(metavar="RUN_OR_ADAPTER_DIR", help="A run directory, or an adapter.", show_default=False),
+]
+NewDirectory = Annotated[
+    Path, typer.Option("--out", metavar="DIR", help="A new or empty directory.", show_default=False)
+]
+BaseModel = Annotated[
+    str | None,
+    typer.Option("--base", metavar="MODEL", help="The base model: hub id, folder or package:NAME.", show_default=False),
+]

@@ -26,6 +26,10 @@ COMMANDS = {
     "plan": "plan",
     "list": "listing",
     "export": "export",
+    "merge": "merge",
+    "shrink": "shrink",
+    "verify": "verify",
+    "inspect": "inspect",
 }
 # They warn, when they are imported, of things that no user of this command can act on.
 _TALKATIVE = ("bitsandbytes", "torch.utils._pytree", "torchao")

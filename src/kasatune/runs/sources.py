@@ -99,12 +99,24 @@ def require_base_name(source: Source) -> str:
     return source.base_name
 
 
-def load_base_model(source: Source, *, download: bool = True) -> PreTrainedModel:
-    """The untouched base, with a head of the adapter's size, in the dtype of the recipe or of its checkpoint.
+def is_at_hand(source: Source) -> bool:
+    """Whether the base is on this machine: a folder, an installed package, or in the hub's cache."""
+    from huggingface_hub import try_to_load_from_cache
 
-    Args:
-        source: what was given.
-        download: whether a model that is not on this machine may be fetched.
+    name = source.base_name
+    if name is None:
+        return False
+    try:
+        folder = find_model(name)
+        if Path(folder).is_dir():
+            return True
+        return isinstance(try_to_load_from_cache(folder, "config.json", revision=source.revision), str)
+    except ValueError:  # no such folder, or no name of a model on the hub
+        return False
+
+
+def load_base_model(source: Source) -> PreTrainedModel:
+    """The untouched base, with a head of the adapter's size, in the dtype of the recipe or of its checkpoint.
 
     Raises:
         InputError: nobody names the base.
@@ -124,7 +136,7 @@ def load_base_model(source: Source, *, download: bool = True) -> PreTrainedModel
             float32_head=recipe.training.precision != "float32",
         ).model
     folder = find_model(name)
-    options: dict[str, Any] = {"revision": source.revision, "local_files_only": not download}
+    options: dict[str, Any] = {"revision": source.revision}
     try:
         with quiet():
             config = load_config(source, folder, **options)

@@ -156,6 +156,20 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def require_free(out: Path) -> None:
+    """`out` does not exist, or is an empty directory.
+
+    Raises:
+        OutputError: it holds something, is a file or a link, or cannot be looked at.
+    """
+    try:
+        taken = os.path.lexists(out) and (out.is_symlink() or not out.is_dir() or any(out.iterdir()))
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{out} cannot be written: {error}") from error
+    if taken:
+        raise OutputError(f"{out} exists and is not empty; name another directory or empty it first")
+
+
 @contextmanager
 def whole_directory(out: Path) -> Iterator[Path]:
     """A directory beside `out` that takes its name when everything in it is written, and else is removed.
@@ -164,8 +178,7 @@ def whole_directory(out: Path) -> Iterator[Path]:
         OutputError: `out` holds something, or cannot be made.
     """
     out = out.absolute()
-    if os.path.lexists(out) and (out.is_symlink() or not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"{out} exists and is not empty; name another directory or empty it first")
+    require_free(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))

@@ -1,44 +1,36 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from kasatune.cli.console import results_only, say
-from kasatune.errors import InputError
+from kasatune.cli.arguments import AdapterDirectory, BaseModel, Json, NewDirectory
+from kasatune.cli.console import print_json, results_only, say
 
 
 def command(
-    directory: Annotated[
-        Path,
-        typer.Argument(metavar="RUN_OR_ADAPTER_DIR", help="A run directory, or an adapter.", show_default=False),
-    ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The new adapter's directory.", show_default=False)],
+    directory: AdapterDirectory,
+    out: NewDirectory,
     to: Annotated[
-        str, typer.Option(metavar="FORMAT", help="lora, for any LoRA server, or kasa, to go on training.")
+        str,
+        typer.Option(metavar="FORMAT", help="lora, for any LoRA server; kasa, to train on; peft-kasa; authors."),
     ] = "lora",
+    base: BaseModel = None,
+    rank: Annotated[
+        int | None, typer.Option(metavar="R", help="With lora: the nearest update of this rank.", show_default=False)
+    ] = None,
+    json: Json = False,
 ) -> None:
-    """Write an adapter in another format.
+    """Write an adapter in another format, with a certificate of how near it comes to its source.
 
     Example: kasatune export runs/rte-kasa --to lora --out adapters/rte
     """
-    source = _adapter_in(directory)
     with results_only():
-        from kasatune.tuner import export_adapter
+        from kasatune.runs.convert import convert_adapter
+        from kasatune.tuner.conversion import summary
 
-        written = export_adapter(source, out, to=to)
-    say(f"{written}: {to} adapter")
-
-
-def _adapter_in(directory: Path) -> Path:
-    """The adapter that a run directory holds, in its native form; or `directory` itself.
-
-    Raises:
-        InputError: there is none.
-    """
-    for folder in (directory, directory / "kasa", directory / "adapter"):
-        if (folder / "adapter_config.json").is_file():
-            return folder
-    what = "holds no adapter" if directory.is_dir() else "no such directory"
-    raise InputError(f"{directory}: {what}; give a directory that `kasatune train` or save_pretrained wrote")
+        record = convert_adapter(directory, out, to, base=base, rank=rank)
+    if json:
+        print_json(record)
+    else:
+        say(f"{out}: {to} adapter; {summary(record)}")

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kasatune.cli.arguments import AdapterDirectory, BaseModel, Json
+from kasatune.cli.console import note, print_json, print_table, results_only
+
+_HEAD = ["layer", "shape", "r", "dropped", "back", "|sigma|", "|dW|/|W|", "rank of dW", "defect A, B", "top", "bottom"]
+
+
+def command(
+    directory: AdapterDirectory,
+    base: BaseModel = None,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also draw it, as PNG.", show_default=False)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show what training did to each layer: what was dropped, what came back, where the update points.
+
+    dropped: share of the squared norm of W; back: dropped directions that the update brings back; rank of dW: its
+    effective rank; defect: how far A and B are from orthonormal; top, bottom: mean squared cosine between the update
+    and the first and last singular directions of W.
+
+    Example: kasatune inspect runs/rte-kasa --picture rte.png
+    """
+    with results_only():
+        from kasatune.runs.inspect import inspect
+
+        found = inspect(directory, base)
+        if picture is not None:
+            from kasatune.reports.inspection import draw_inspection
+
+            draw_inspection(found, picture)
+    if json:
+        print_json(found)
+        return
+    print_table(_HEAD, [_row(layer) for layer in found["layers"]], title=f"{found['format']} adapter", numbers=9)
+    if found["base"] is None:
+        note("the base is not on this machine: name it with --base MODEL to see what was dropped from it")
+    if picture is not None:
+        note(f"drawn to {picture}")
+
+
+def _row(layer: Mapping[str, Any]) -> list[str]:
+    base, dropped, update = layer.get("base") or {}, layer.get("dropped") or {}, layer["update"]
+    sigma, defect = layer.get("sigma"), layer.get("orthogonality")
+    alignment = base.get("alignment") or {}
+    back = f"{dropped['come_back']}/{dropped['count']}" if "come_back" in dropped else ""
+    return [
+        layer["name"],
+        "x".join(map(str, layer["shape"])),
+        str(layer["rank"]),
+        _number(dropped.get("energy")),
+        back,
+        _number(sum(map(abs, sigma)) / len(sigma) if sigma else None),
+        _number(base.get("update_share")),
+        _number(update["effective_rank"]),
+        f"{_number(defect['A'])}, {_number(defect['B'])}" if defect else "",
+        _number(alignment.get("top")),
+        _number(alignment.get("bottom")),
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"

@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+from kasatune.cli.arguments import AdapterDirectory, BaseModel, NewDirectory
+from kasatune.cli.console import results_only, say
+
+
+def command(directory: AdapterDirectory, out: NewDirectory, base: BaseModel = None) -> None:
+    """Write base and adapter as one plain transformers checkpoint.
+
+    Example: kasatune merge runs/rte-kasa --out models/rte
+    """
+    with results_only():
+        from kasatune.runs.merge import merge
+
+        done = merge(directory, out, base)
+    whole = f", {len(done.replaced)} parameters replaced" if done.replaced else ""
+    say(f"{done.out}: {done.layers} layers merged{whole}; rounding loses up to {done.rounding:.2g} of an update")

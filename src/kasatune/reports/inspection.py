@@ -1,0 +1,83 @@
+"""The picture of `kasatune inspect`, from its plain data."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kasatune.errors import OutputError
+
+_BASE, _DROPPED, _UPDATE = "#4c72b0", "#c44e52", "#dd8452"
+
+
+def draw_inspection(found: Mapping[str, Any], path: Path) -> None:
+    """Three panels over the layers: singular values of W, dropped and of the update; |sigma|; alignment with W.
+
+    Args:
+        found: what `kasatune.runs.inspect.inspect` gives.
+        path: of the PNG; replaced when it is drawn.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    layers = found["layers"]
+    figure = Figure(figsize=(max(8.0, 0.28 * len(layers) + 4), 11), layout="constrained")
+    FigureCanvasAgg(figure)
+    spectra, sigma, alignment = figure.subplots(3, 1, sharex=True)
+    _draw_spectra(spectra, layers)
+    _draw_sigma(sigma, layers)
+    _draw_alignment(alignment, layers)
+    alignment.set_xticks(range(len(layers)), [layer["name"] for layer in layers], rotation=90, fontsize=6)
+    figure.suptitle(f"{found['format']} adapter, {len(layers)} layers")
+    try:
+        handle, temporary = tempfile.mkstemp(suffix=".png", dir=path.absolute().parent)
+        os.close(handle)
+        figure.savefig(temporary, dpi=120, format="png")
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except OSError as fault:
+        raise OutputError(f"{path} cannot be written: {fault.strerror or fault}") from fault
+
+
+def _draw_spectra(axes: Any, layers: Sequence[Mapping[str, Any]]) -> None:
+    for place, layer in enumerate(layers):
+        dropped = (layer.get("dropped") or {}).get("singular_values", [])
+        kept = (layer.get("base") or {}).get("singular_values", [])
+        kept = kept[: len(kept) - len(dropped)]
+        parts = ((kept, _BASE, -0.15, "W, kept"), (dropped, _DROPPED, -0.15, "W, dropped"))
+        for values, colour, shift, label in (*parts, (layer["update"]["singular_values"], _UPDATE, 0.15, "update")):
+            shown = [value for value in values if value > 0]
+            axes.plot(
+                [place + shift] * len(shown), shown, "_", color=colour, alpha=0.6, label=label if place == 0 else None
+            )
+    axes.set_yscale("log")
+    axes.set_ylabel("singular values")
+    axes.legend(fontsize=8)
+
+
+def _draw_sigma(axes: Any, layers: Sequence[Mapping[str, Any]]) -> None:
+    axes.set_ylabel("|sigma|")
+    if not any(layer.get("sigma") for layer in layers):
+        axes.text(0.5, 0.5, "no sigma: this adapter is a plain LoRA", ha="center", transform=axes.transAxes)
+        return
+    for place, layer in enumerate(layers):
+        values = [abs(value) for value in layer.get("sigma") or ()]
+        axes.plot([place] * len(values), values, ".", color=_UPDATE, markersize=4)
+
+
+def _draw_alignment(axes: Any, layers: Sequence[Mapping[str, Any]]) -> None:
+    axes.set_ylabel("mean squared cosine\nof the update with W")
+    known = [(place, (layer.get("base") or {}).get("alignment")) for place, layer in enumerate(layers)]
+    known = [(place, found) for place, found in known if found]
+    if not known:
+        axes.text(0.5, 0.5, "needs the base, and an update that is not zero", ha="center", transform=axes.transAxes)
+        return
+    for name, colour, marker in (("top", _BASE, "^"), ("bottom", _DROPPED, "v"), ("chance", "grey", "_")):
+        axes.plot([place for place, _ in known], [found[name] for _, found in known], marker, color=colour, label=name)
+    axes.legend(fontsize=8)
