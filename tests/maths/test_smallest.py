@@ -2,9 +2,11 @@ import logging
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kasatune.maths import smallest, tail_svd
-from kasatune.maths.direct import direct_triplets
+from kasatune.maths.direct import direct_triplets, triplets_by_eigh
 from kasatune.maths.smallest import triplets_by_gram, triplets_by_lq, triplets_by_lu
 from kasatune.maths.tail import TailSVD
 from kasatune.maths.triplets import full_triplets
@@ -49,6 +51,11 @@ def check(W, tail):
         check_component(W, R, tail)
 
 
+methods = pytest.mark.parametrize(
+    "method", [direct_triplets, triplets_by_eigh, triplets_by_gram, triplets_by_lu, triplets_by_lq]
+)
+
+
 def in_float32(triplets):
     U, S, V = (t.float() for t in triplets)
     return TailSVD(U, S, V.mT)
@@ -69,11 +76,32 @@ def test_large_weights_of_every_spectrum(spectrum, shape, large_path):
 
 
 @shapes
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
 @pytest.mark.parametrize("spectrum", ["power law", "condition 1e4", "zeros", "a few tiny values"])
 def test_large_weights_in_sixteen_bits(spectrum, shape, dtype, large_path):
     W = with_spectrum(*shape, SPECTRA[spectrum]).to(dtype)
     check(W, tail_svd(W, R))
+
+
+@st.composite
+def hard_spectra(draw):
+    """Values over twelve decades in groups of equal ones, zeros among them."""
+    groups = draw(
+        st.lists(st.tuples(st.just(0.0) | st.floats(-12, 0).map(lambda e: 10.0**e), st.integers(1, 30)), min_size=1)
+    )
+    values = torch.tensor([value for value, count in groups for _ in range(count)], dtype=torch.float64)
+    return torch.cat((values, torch.ones(72)))[:72].sort(descending=True).values
+
+
+@given(S=hard_spectra(), r=st.integers(1, 6), wider=st.integers(0, 40), large=st.booleans(), seed=st.integers(0, 99))
+def test_any_spectrum(S, r, wider, large, seed):
+    W = with_spectrum(72, 72 + wider, S, seed).float()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(smallest, "direct_limit", lambda square, r: 0 if large else 1000)
+        tail = tail_svd(W, r)
+    full = check_tail(W, r, tail)
+    if relative_gap(full, r) > 1e-3 and full[-r] > 1e-9 * full[0]:
+        check_component(W, r, tail)
 
 
 @shapes
@@ -84,7 +112,9 @@ def test_dead_rows_and_columns(shape, large_path):
     check(W, tail_svd(W, R))
 
 
-@pytest.mark.parametrize("method", [direct_triplets, triplets_by_gram, triplets_by_lu, triplets_by_lq])
+@methods
+
+
 @pytest.mark.parametrize("spectrum", ["power law", "a narrow gap at the cut", "all equal", "a tie across the cut"])
 def test_every_method_does_what_it_is_for(method, spectrum, large_path):
     W = with_spectrum(K, K if method is triplets_by_lu else 2 * K, SPECTRA[spectrum])
@@ -99,7 +129,9 @@ def test_lu_and_lq_bear_condition_1e12(method):
     check_tail(W, R, in_float32(found))
 
 
-@pytest.mark.parametrize("method", [direct_triplets, triplets_by_gram, triplets_by_lu, triplets_by_lq])
+@methods
+
+
 @pytest.mark.parametrize("spectrum", ["zeros", "nothing", "rank one"])
 def test_a_method_never_hands_over_what_is_wrong(method, spectrum):
     W = with_spectrum(K, K if method is triplets_by_lu else 2 * K, SPECTRA[spectrum])

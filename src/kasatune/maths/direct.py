@@ -14,9 +14,7 @@ def direct_triplets(W: Tensor, r: int) -> Triplets | None:
     None if W is too ill-conditioned for it: W W^T squares the condition number.
     """
     if W.device.type != "cpu":
-        _, vectors = torch.linalg.eigh(W @ W.mT)
-        U = vectors[:, : r + 1]
-        return rayleigh_ritz(W, U, W.mT @ U, r)
+        return triplets_by_eigh(W, r)
     # numpy, because its calls cost a third of torch's and there are many, on matrices as small as 64 x 64
     array = W.numpy()
     _, vectors = smallest_eigenpairs(array @ array.T, r + 1)
@@ -25,6 +23,12 @@ def direct_triplets(W: Tensor, r: int) -> Triplets | None:
         U = torch.from_numpy(vectors)
         found = rayleigh_ritz(W, U, W.mT @ U, r)
     return found
+
+
+def triplets_by_eigh(W: Tensor, r: int) -> Triplets | None:
+    """The same through all eigenvectors of W W^T: for devices out of LAPACK's reach."""
+    U = torch.linalg.eigh(W @ W.mT).eigenvectors[:, : r + 1]
+    return rayleigh_ritz(W, U, W.mT @ U, r)
 
 
 def _normalized(W: np.ndarray, U: np.ndarray, r: int) -> Triplets | None:

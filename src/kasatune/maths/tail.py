@@ -70,7 +70,7 @@ def tail_svd_many(
 
 def _decompose(W: Tensor, r: int, name: str | None) -> TailSVD:
     W = W.detach()
-    device, dtype = W.device, torch.promote_types(W.dtype, torch.float32)
+    device, dtype = W.device, torch.float64 if W.dtype == torch.float64 else torch.float32
     # in float32 itself neither the Gram matrix nor the singular vectors of small singular values are accurate enough
     work = W.to("cpu" if device.type == "mps" else device, torch.float64)
     tall = work.shape[0] > work.shape[1]
@@ -102,9 +102,10 @@ def _check(W: Tensor, r: int, name: str | None) -> None:
             f"{limit}: choose another rank, or leave the layer out of target_modules"
         )
     # a sum is far cheaper than a test of every value, and cannot be finite when one of them is not
-    if not torch.isfinite(W.sum(dtype=torch.float64)) and not torch.isfinite(W).all():
-        bad = int((~torch.isfinite(W)).sum())
-        raise ModelError(
-            f"{layer} holds {bad} values that are NaN or infinite of {W.numel()}, but all must be finite: "
-            "check the checkpoint, or load it in a wider dtype"
-        )
+    if not torch.isfinite(W.sum(dtype=torch.float64)):
+        bad = int((~torch.isfinite(W.double())).sum())
+        if bad:
+            raise ModelError(
+                f"{layer} holds {bad} values that are NaN or infinite of {W.numel()}, but all must be finite: "
+                "check the checkpoint, or load it in a wider dtype"
+            )
