@@ -168,7 +168,7 @@ def test_a_step_has_the_same_gradient_however_it_is_cut(name, labels, bert, tmp_
 
 
 def test_select_last_saves_the_last_epoch_and_best_the_best(bert, tmp_path):
-    options = {"epochs": 5, "learning_rate": 3e-2, "train": 40, "validation": 30}
+    options = {"epochs": 5, "learning_rate": 0.1, "schedule": "constant", "train": 40, "validation": 30}
     best = metrics_of(train(make_recipe(bert, tmp_path, **options), tmp_path / "best"))
     last = metrics_of(train(make_recipe(bert, tmp_path, select="last", **options), tmp_path / "last"))
     scores = {event["epoch"]: event["metrics"] for event in events(tmp_path / "best", "evaluate")}
@@ -176,6 +176,7 @@ def test_select_last_saves_the_last_epoch_and_best_the_best(bert, tmp_path):
     assert best["selected"]["epoch"] == next(
         e for e, s in scores.items() if s["accuracy"] == best["metrics"]["accuracy"]
     )
+    assert best["metrics"] == best["selected"]["metrics"] != best["last"]["metrics"]
     assert best["last"] == last["last"]
     assert last["selected"] == {"rule": "last", **last["last"]}
     assert last["metrics"] == scores[5.0]
