@@ -13,7 +13,6 @@ from wrapt import register_post_import_hook
 
 from kasatune.errors import KasatuneError
 
-
 if TYPE_CHECKING:
     from kasatune.maths import TailSVD, tail_svd
     from kasatune.tuner import KasaConfig, export_adapter, load_adapter, regularization

@@ -113,8 +113,6 @@ def test_dead_rows_and_columns(shape, large_path):
 
 
 @methods
-
-
 @pytest.mark.parametrize("spectrum", ["power law", "a narrow gap at the cut", "all equal", "a tie across the cut"])
 def test_every_method_does_what_it_is_for(method, spectrum, large_path):
     W = with_spectrum(K, K if method is triplets_by_lu else 2 * K, SPECTRA[spectrum])
@@ -130,8 +128,6 @@ def test_lu_and_lq_bear_condition_1e12(method):
 
 
 @methods
-
-
 @pytest.mark.parametrize("spectrum", ["zeros", "nothing", "rank one"])
 def test_a_method_never_hands_over_what_is_wrong(method, spectrum):
     W = with_spectrum(K, K if method is triplets_by_lu else 2 * K, SPECTRA[spectrum])
