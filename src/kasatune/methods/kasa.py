@@ -48,7 +48,7 @@ class Kasa(AdapterMethod):
     def save(self, model: nn.Module, run_dir: Path, base_name: str) -> None:
         """See `Method.save`."""
         save_peft(model, run_dir / self.folder, base_name)
-        export_adapter(run_dir / self.folder, run_dir / ADAPTER_FOLDER, to="lora")
+        export_adapter(model, run_dir / ADAPTER_FOLDER, to="lora")
 
     def penalties(self, model: nn.Module) -> dict[str, float]:
         """See `Method.penalties`: the two terms, weighted by beta and gamma."""

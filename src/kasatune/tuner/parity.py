@@ -23,9 +23,13 @@ from kasatune.tuner.storage import PREFIX, AdapterFiles
 SEED, ROWS, LENGTH = 0, 2, 16
 
 # The largest difference of two outputs that dtypes explain, as a share of the largest output. Both forms do the same
-# sums in another order; each number has a relative rounding error of 6e-8, 5e-4 and 4e-3, and a model adds some up. The
-# kernels of quantized layers compute in 16 bits, or round what comes in to 8 bits, whatever the model's dtype.
-OUTPUT_LIMITS = {"float64": 1e-8, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "quantized": 1e-1}
+# sums in another order; a number is rounded by up to 6e-8 (float32), 5e-4 (float16, TF32) or 4e-3 (bfloat16) of
+# itself, and a model adds many of these up. The kernels of quantized layers compute in 16 bits, or round what comes in
+# to 8 bits, whatever the model's dtype.
+OUTPUT_LIMITS = {
+    **{"float64": 1e-8, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1},
+    **{"tf32": 2e-2, "quantized": 1e-1},
+}
 # The same for ||dW_1 - dW_2||_F / ||dW_1||_F: both are stored in float32 or wider.
 UPDATE_LIMIT = 1e-5
 
@@ -58,7 +62,7 @@ def fixed_outputs(model: nn.Module) -> Outputs:
         # Row by row: classifiers without a padding token take no batches.
         rows = [model(**{"input_ids": row, **({extra: row} if extra else {})}) for row in ids.split(1)]
     values = torch.cat([_first_tensor(row) for row in rows])
-    dtype = "quantized" if is_quantized(model) else str(_dtype(model)).removeprefix("torch.")
+    dtype = "quantized" if is_quantized(model) else _dtype(model, values.device)
     return Outputs(values.float().cpu(), dtype)
 
 
@@ -177,10 +181,13 @@ def is_quantized(model: nn.Module) -> bool:
     ) or any(not p.is_floating_point() or type(p).__module__.partition(".")[0] != "torch" for p in model.parameters())
 
 
-def _dtype(model: nn.Module) -> torch.dtype:
-    """The narrowest floating dtype among the model's parameters: it sets the rounding."""
+def _dtype(model: nn.Module, device: torch.device) -> str:
+    """The narrowest floating dtype that a model computes in: it sets the rounding."""
     found = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    return max(found, key=lambda dtype: torch.finfo(dtype).eps) if found else torch.float32
+    narrowest = max(found, key=lambda dtype: torch.finfo(dtype).eps) if found else torch.float32
+    if narrowest == torch.float32 and device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
+        return "tf32"
+    return str(narrowest).removeprefix("torch.")
 
 
 @contextmanager
