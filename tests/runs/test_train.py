@@ -18,7 +18,7 @@ from kasatune.runs.evaluate import evaluate
 from kasatune.runs.predict import predict
 from kasatune.runs.recipe import load_recipe
 from kasatune.runs.train import train
-from tests.runs.toys import Recorder, make_recipe
+from tests.runs.toys import At, Recorder, make_recipe
 
 METHODS = ("kasa", "peft-kasa", "lora", "full", "bitfit", "head")
 
@@ -207,6 +207,16 @@ def test_rows_that_are_cut_are_counted_aloud(bert, tmp_path):
     assert told[0].startswith(f"train: {sum(length > 6 for length in lengths)} of 24 rows")
     assert display.steps == list(range(1, display.total + 1)) == [1, 2, 3]
     assert display.finished == 1
+
+
+def test_what_tensorboard_wrote_outlives_the_checkpoints(bert, tmp_path):
+    def write() -> None:
+        (tmp_path / "run" / "unfinished" / "runs" / "host").mkdir(parents=True)
+        (tmp_path / "run" / "unfinished" / "runs" / "host" / "events").write_text("x")
+
+    run = train(make_recipe(bert, tmp_path, epochs=1), tmp_path / "run", display=At(2, write))
+    assert (run / "tensorboard" / "host" / "events").read_text() == "x"
+    assert not (run / "unfinished").exists()
 
 
 def test_max_steps_replaces_epochs_and_still_ends_with_an_evaluation(bert, tmp_path):

@@ -18,9 +18,22 @@ METRICS = "metrics.json"
 HISTORY = "history.jsonl"
 PREDICTIONS = "predictions.json"
 SPECTRUM = "spectrum.json"
+TENSORBOARD = "tensorboard"  # only where training.report_to names it
 WORK = "unfinished"  # checkpoints of a run that goes on; gone when it is done
 
-_WRITTEN = (RECIPE, METRICS, HISTORY, PREDICTIONS, SPECTRUM, WORK, "adapter", "kasa", "checkpoint", "report.html")
+_WRITTEN = (
+    RECIPE,
+    METRICS,
+    HISTORY,
+    PREDICTIONS,
+    SPECTRUM,
+    WORK,
+    "adapter",
+    "kasa",
+    "checkpoint",
+    "report.html",
+    TENSORBOARD,
+)
 _PLACE_ONLY = ("output", "training.report_to")  # a resumed run may be told to go elsewhere with these
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from kasatune.errors import WorkError
 from kasatune.runs import directory
-from kasatune.runs.directory import HISTORY, METRICS, PREDICTIONS, SPECTRUM, WORK, History, write_json
+from kasatune.runs.directory import HISTORY, METRICS, PREDICTIONS, SPECTRUM, TENSORBOARD, WORK, History, write_json
 from kasatune.runs.display import Display
 from kasatune.runs.examples import Examples
 from kasatune.runs.machine import peak_memory, versions
@@ -118,6 +118,9 @@ class Run:
             self.history.add("evaluate", **outcome.last, split=SPLIT, seconds=round(seconds, 3))
             self.display.evaluated(0.0, scores.metrics)
         write_json(self.out / PREDICTIONS, predictions(SPLIT, scores), indent=None)
+        if (self.work / "runs").is_dir():  # where the Trainer has TensorBoard write
+            directory.remove(self.out / TENSORBOARD)
+            (self.work / "runs").rename(self.out / TENSORBOARD)
         self.write_metrics(outcome, scores.metrics)
         directory.remove(self.work)
 
