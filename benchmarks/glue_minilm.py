@@ -1,6 +1,6 @@
 """KaSA, PEFT's LoRA and the fitted head on GLUE tasks with MiniLM: the recipes of recipes/glue-minilm, seed by seed.
 
-python -m benchmarks.glue_minilm --data GLUE_FOLDER [--seeds 0,1,2] [--runs FOLDER]
+python -m benchmarks.glue_minilm --data GLUE_FOLDER [--tasks sst2,cola,rte] [--seeds 0,1,2] [--report-only]
 
 GLUE_FOLDER holds SST-2, CoLA and RTE in the form of the GLUE release. A run that is finished is not repeated, and one
 that was cut off goes on.
@@ -23,10 +23,12 @@ RECIPES = Path(__file__).parent.parent / "recipes" / "glue-minilm"
 PRIMARY = {"sst2": "accuracy", "cola": "matthews_correlation", "rte": "accuracy"}
 
 
-def run(task: str, method: str, seed: int, data: Path, runs: Path) -> dict:
-    """Train one seed of one method, or read what an earlier call left."""
+def run(task: str, method: str, seed: int, data: Path, runs: Path, *, train_missing: bool) -> dict | None:
+    """Train one seed of one method, or read what an earlier call left; None for what is missing and not wanted."""
     out = runs / f"{task}-{method}-{seed}"
     if not (out / "metrics.json").is_file():
+        if not train_missing:
+            return None
         overrides = [
             f"task.data={data / TASKS[task]}",
             f"method.name={method}",
@@ -54,6 +56,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--tasks", default=",".join(TASKS))
+    parser.add_argument("--report-only", action="store_true", help="write the page from the finished runs")
     parser.add_argument("--runs", type=Path, default=Path("runs/glue-minilm"))
     given = parser.parse_args()
     seeds = [int(seed) for seed in given.seeds.split(",")]
@@ -61,9 +64,12 @@ def main() -> None:
     for task in given.tasks.split(","):
         for method in ("kasa", "lora", "head"):
             wanted = seeds[:1] if method == "head" else seeds
-            results = [run(task, method, seed, given.data, given.runs) for seed in wanted]
-            rows.append(line(task, method, results))
-            print(rows[-1], flush=True)
+            asked = (
+                run(task, method, seed, given.data, given.runs, train_missing=not given.report_only) for seed in wanted
+            )
+            if results := [result for result in asked if result is not None]:
+                rows.append(line(task, method, results))
+                print(rows[-1], flush=True)
     facts = machine()
     text = "\n".join(
         [
