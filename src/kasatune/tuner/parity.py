@@ -27,8 +27,12 @@ SEED, ROWS, LENGTH = 0, 2, 16
 # itself, and a model adds many of these up. The kernels of quantized layers compute in 16 bits, or round what comes in
 # to 8 bits, whatever the model's dtype.
 OUTPUT_LIMITS = {
-    **{"float64": 1e-8, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1},
-    **{"tf32": 2e-2, "quantized": 1e-1},
+    "float64": 1e-8,
+    "float32": 1e-4,
+    "float16": 2e-2,
+    "bfloat16": 1e-1,
+    "tf32": 2e-2,
+    "quantized": 1e-1,
 }
 # The same for ||dW_1 - dW_2||_F / ||dW_1||_F: both are stored in float32 or wider.
 UPDATE_LIMIT = 1e-5
