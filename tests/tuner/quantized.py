@@ -60,7 +60,11 @@ def bert_folder(folder: Path, seed: int = 0) -> Path:
         initializer_range=0.2,
         num_labels=2,
     )
-    BertForSequenceClassification(config).save_pretrained(folder)
+    model = BertForSequenceClassification(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder)
     return folder
 
 

@@ -24,14 +24,12 @@ class Checkpoint:
     Args:
         folder: where it lies.
         files: the file of each tensor.
-        prefix: the base_model_prefix of the model class, "" for none; files may or may not carry it.
         root: the path of the transformers model inside the model that is adapted, "" for itself.
     """
 
-    def __init__(self, folder: Path, files: dict[str, Path], prefix: str, root: str) -> None:
+    def __init__(self, folder: Path, files: dict[str, Path], root: str) -> None:
         self.folder = folder
         self._files = files
-        self._prefix = prefix
         self._root = root
 
     def candidates(self, layer: str, shape: tuple[int, int]) -> Iterator[Tensor]:
@@ -56,17 +54,15 @@ class Checkpoint:
                 yield tensor.T
 
     def _keys(self, layer: str) -> list[str]:
-        plain = layer.removeprefix(f"{self._root}.") if self._root else layer
-        names = [plain]
-        if self._prefix:
-            names += [f"{self._prefix}.{plain}", plain.removeprefix(f"{self._prefix}.")]
-        found = [f"{name}.weight" for name in dict.fromkeys(names) if f"{name}.weight" in self._files]
-        return found or self._renamed(plain)
+        """The tensor of a layer's name, else those that share the longest end of theirs with it.
 
-    def _renamed(self, plain: str) -> list[str]:
-        """The tensors that share the longest end of their names with a layer, where files name the trunk otherwise."""
+        Files name the trunk of a model otherwise, or not at all, where they were written by another class.
+        """
+        plain = layer.removeprefix(f"{self._root}.") if self._root else layer
+        if f"{plain}.weight" in self._files:
+            return [f"{plain}.weight"]
         parts = f"{plain}.weight".split(".")
-        for start in range(1, len(parts) - 1):
+        for start in range(len(parts) - 1):
             end = ".".join(parts[start:])
             found = [key for key in self._files if key.endswith(f".{end}") or key == end]
             if found:
@@ -101,12 +97,11 @@ def find(model: nn.Module, given: str | None) -> tuple[Checkpoint | None, str]:
     names = [name for name in dict.fromkeys(names) if isinstance(name, str) and name]
     if not names:
         return None, "the model has no name_or_path to look for its checkpoint in"
-    prefix = str(getattr(owner, "base_model_prefix", "") or "")
     for name in names:
         revision = None if given else getattr(config, "_commit_hash", None)
         files = _listed(name, revision)
         if files:
-            return Checkpoint(next(iter(files.values())).parent, files, prefix, root), f"{name!r}"
+            return Checkpoint(next(iter(files.values())).parent, files, root), f"{name!r}"
     shown = " and ".join(repr(name) for name in names)
     return None, f"no {SINGLE} or {INDEX} in {shown} (a folder, or the hub's cache on this machine; never pickles)"
 
