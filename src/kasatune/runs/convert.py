@@ -1,13 +1,23 @@
+"""An adapter written in another format, and measured."""
+
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from kasatune.errors import CheckError
 from kasatune.runs.quiet import quiet
-from kasatune.runs.sources import find_source, is_at_hand, load_base_model
+from kasatune.runs.sources import Source, checkpoint_folder, find_source, is_at_hand, load_base_model, read_config
 from kasatune.tuner.certificate import CERTIFICATE
-from kasatune.tuner.files import export_adapter
-from kasatune.tuner.storage import read_json, require_free
+from kasatune.tuner.files import export_adapter, read_checked
+from kasatune.tuner.gguf_export import FILE, read_gguf, write_gguf
+from kasatune.tuner.lora_export import stock_layers
+from kasatune.tuner.parity import UPDATE_LIMIT, update_difference
+from kasatune.tuner.storage import file_sha256, read_json, read_tensors, require_free, whole_directory, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def convert_adapter(
@@ -16,7 +26,8 @@ def convert_adapter(
     """The adapter of a run, or an adapter, written in another format; see `kasatune.tuner.files.export_adapter`.
 
     The outputs are measured on the base that `base` names; where it is None, on the one that the recipe or the adapter
-    names if that is on this machine, and else on the updates alone.
+    names if that is on this machine, and else on the updates alone. "gguf" is written beside the formats of
+    `export_adapter`: adapter.gguf, a LoRA adapter for llama.cpp.
 
     Returns:
         The certificate.
@@ -26,10 +37,40 @@ def convert_adapter(
         ModelError: the base that was named cannot be loaded.
         OutputError: `out` holds something.
         CheckError: the result differs from its source by more than rounding explains; nothing is written.
+        MissingExtraError: "gguf" without the gguf package.
     """
     require_free(out)
     source = find_source(directory, base)
     model = load_base_model(source) if base is not None or is_at_hand(source) else None
     with quiet():
-        export_adapter(source.adapter, out, to, rank=rank, base=model)
+        if to == "gguf":
+            _export_gguf(source, out, model, rank)
+        else:
+            export_adapter(source.adapter, out, to, rank=rank, base=model)
     return read_json(out, CERTIFICATE)
+
+
+def _export_gguf(source: Source, out: Path, model: PreTrainedModel | None, rank: int | None) -> None:
+    """The stock LoRA adapter, and then the same numbers as GGUF, read back and compared."""
+    config = model.config.to_dict() if model is not None else read_config(checkpoint_folder(source))
+    with tempfile.TemporaryDirectory(prefix="kasatune-") as folder:
+        lora = export_adapter(source.adapter, Path(folder) / "lora", rank=rank, base=model)
+        files = read_tensors(read_checked(lora)[0])
+        record = read_json(lora, CERTIFICATE)
+    with whole_directory(out) as made:
+        names = write_gguf(files, config, made / FILE)
+        written = read_gguf(made / FILE, config)
+        worst = max(
+            update_difference(
+                (B.double(), A.double()), (written[names[name]].B.double(), written[names[name]].A.double())
+            )
+            for name, (A, B) in stock_layers(files)[0].items()
+        )
+        if not worst <= UPDATE_LIMIT:
+            raise CheckError(f"{FILE} changes an update by {worst:.2g} of its norm; nothing was written")
+        record |= {
+            "to": "gguf",
+            "files": {FILE: file_sha256(made / FILE)},
+            "gguf": {"largest_relative_difference": worst},
+        }
+        write_json(made / CERTIFICATE, record)
