@@ -42,8 +42,8 @@ def _normalized(W: np.ndarray, U: np.ndarray, r: int) -> Triplets | None:
     S_next, order = float(S[order[0]]), order[1:]
     U, S = U[:, order], S[order]
     V = V[:, order] / S
-    residual = np.linalg.norm(W @ V - U * S)
-    defect = max(np.linalg.norm(U.T @ U - np.eye(r)), np.linalg.norm(V.T @ V - np.eye(r)))
+    residual, eye = np.linalg.norm(W @ V - U * S), np.eye(r)
+    defect = max(np.linalg.norm(U.T @ U - eye), np.linalg.norm(V.T @ V - eye))
     if defect < ORTHOGONALITY_BOUND and residual <= largest_residual(S_next, float(S[0]), float(np.linalg.norm(W))):
         return Triplets(torch.from_numpy(U), torch.from_numpy(S), torch.from_numpy(V))
     return None
