@@ -48,7 +48,9 @@ class Kasa(AdapterMethod):
     def save(self, model: nn.Module, run_dir: Path, base_name: str) -> None:
         """See `Method.save`."""
         save_peft(model, run_dir / self.folder, base_name)
-        export_adapter(model, run_dir / ADAPTER_FOLDER, to="lora")
+        # Where 16 bits round the outputs, the certificate compares the weights, which the files hold in float32.
+        source = model if _computes_in_float32(model) else run_dir / self.folder
+        export_adapter(source, run_dir / ADAPTER_FOLDER, to="lora")
 
     def penalties(self, model: nn.Module) -> dict[str, float]:
         """See `Method.penalties`: the two terms, weighted by beta and gamma."""
@@ -84,6 +86,11 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, KasaLayer]]:
     for name, module in model.named_modules():
         if isinstance(module, KasaLayer):
             yield name.removeprefix(_PREFIX), module
+
+
+def _computes_in_float32(model: nn.Module) -> bool:
+    """Whether every weight is float32 and no mixed precision was put around the model's forward by accelerate."""
+    return "_original_forward" not in model.__dict__ and all(p.dtype == torch.float32 for p in model.parameters())
 
 
 def _shown(sigma: Tensor) -> list[float]:
