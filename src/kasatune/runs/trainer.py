@@ -26,7 +26,7 @@ _SCORE_PREFIX = "eval_"
 class RunTrainer(Trainer):
     """The Trainer of a run.
 
-    Differs from its base in four public places: the loss of a step is the sum over its examples over their number,
+    Differs from its base in public places alone: the loss of a step is the sum over its examples over their number,
     however the step is cut into pieces; the head may have a learning rate of its own; checkpoints hold the trained
     parameters and no others; evaluation is the run's own, so that it agrees with `kasatune evaluate`.
 
@@ -53,6 +53,13 @@ class RunTrainer(Trainer):
         self._scores = scores
         self._progress = progress
         self.remove_callback(PrinterCallback)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The base's training; the model's forward is its own again afterwards, without mixed precision around it."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)  # type: ignore[arg-type]
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """The base's step.

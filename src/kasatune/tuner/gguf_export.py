@@ -37,7 +37,7 @@ def write_gguf(files: AdapterFiles, model_config: Mapping[str, Any], path: Path)
         MissingExtraError: the gguf package is not installed.
     """
     try:
-        import gguf
+        import gguf  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise MissingExtraError("writing GGUF files", "gguf") from None
 
@@ -90,7 +90,7 @@ def _permuted(layer: str, lora: StackedLora, config: Mapping[str, Any]) -> Stack
 
 def read_gguf(path: Path, model_config: Mapping[str, Any]) -> dict[str, StackedLora]:
     """The layers of a file that `write_gguf` wrote, under the names of llama.cpp, rows in their first order, scaled."""
-    import gguf
+    import gguf  # pyright: ignore[reportMissingImports]
 
     reader = gguf.GGUFReader(path)
     alpha = float(reader.fields[gguf.Keys.Adapter.LORA_ALPHA].parts[-1][0])
