@@ -1,4 +1,4 @@
-"""Greedy tokens of OpenVINO GenAI with an exported LoRA adapter on the untouched base, beside those of the trained model.
+"""Greedy tokens of OpenVINO GenAI with an exported LoRA adapter on the untouched base, beside the trained model's.
 
 Usage: python openvino_genai_lora.py MODEL_FOLDER LORA_DIR EXPECTED.json
 """
@@ -32,6 +32,7 @@ class Llama:
         self.variables: list[ov.op.util.Variable] = []
 
     def model(self) -> ov.Model:
+        """The whole graph."""
         ids = op.parameter([-1, -1], np.int64, name="input_ids")
         mask = op.parameter([-1, -1], np.int64, name="attention_mask")
         positions = op.parameter([-1, -1], np.int64, name="position_ids")
@@ -54,20 +55,24 @@ class Llama:
         return ov.Model([result], self.sinks, [ids, mask, positions, beams], self.variables, "llama")
 
     def linear(self, x: ov.Node, name: str) -> ov.Node:
+        """x W^T."""
         weight = op.constant(self.weights[f"{name}.weight"])
         return op.matmul(x, weight, False, True, name=f"__module.{name}/ov_ext::linear/MatMul")
 
     def norm(self, x: ov.Node, name: str) -> ov.Node:
+        """x / sqrt(mean x^2 + eps) * w."""
         mean = op.reduce_mean(op.power(x, constant(2.0)), constant([-1], np.int64), True)
         scaled = op.divide(x, op.sqrt(op.add(mean, constant(self.config["rms_norm_eps"]))))
         return op.multiply(scaled, op.constant(self.weights[f"{name}.weight"]))
 
     def feed_forward(self, x: ov.Node, name: str) -> ov.Node:
+        """down(silu(gate x) * up x)."""
         gate = self.linear(x, f"{name}.gate_proj")
         silu = op.multiply(gate, op.sigmoid(gate))
         return self.linear(op.multiply(silu, self.linear(x, f"{name}.up_proj")), f"{name}.down_proj")
 
     def rotary(self, positions: ov.Node) -> tuple[ov.Node, ov.Node]:
+        """Cosines and sines of the positions, (batch, 1, tokens, width)."""
         half = self.config["head_dim"] // 2
         theta = self.config["rope_parameters"]["rope_theta"]
         frequencies = theta ** -(np.arange(half, dtype=np.float32) / half)
@@ -77,6 +82,7 @@ class Llama:
         return op.cos(angle), op.sin(angle)
 
     def rotated(self, x: ov.Node) -> ov.Node:
+        """Rotary embedding of (batch, heads, tokens, width)."""
         first, second = op.split(x, constant(-1, np.int64), 2).outputs()
         turned = op.concat([op.negative(second), first], -1)
         return op.add(op.multiply(x, self.cos), op.multiply(turned, self.sin))
@@ -95,6 +101,7 @@ class Llama:
         return op.select(seen, constant(0.0), constant(-1e9))
 
     def cached(self, x: ov.Node, name: str) -> ov.Node:
+        """What earlier calls appended along the tokens, and x behind it."""
         heads, width = self.config["num_key_value_heads"], self.config["head_dim"]
         shape = ov.PartialShape([-1, heads, -1, width])
         info = VariableInfo()
@@ -109,6 +116,7 @@ class Llama:
         return whole
 
     def attention(self, x: ov.Node, name: str) -> ov.Node:
+        """Causal attention with grouped queries."""
         heads, groups, width = (self.config[k] for k in ("num_attention_heads", "num_key_value_heads", "head_dim"))
 
         def split(node: ov.Node, count: int) -> ov.Node:
