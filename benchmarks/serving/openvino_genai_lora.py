@@ -55,12 +55,12 @@ class Llama:
         return ov.Model([result], self.sinks, [ids, mask, positions, beams], self.variables, "llama")
 
     def linear(self, x: ov.Node, name: str) -> ov.Node:
-        """x W^T."""
+        """The linear layer: x W^T."""
         weight = op.constant(self.weights[f"{name}.weight"])
         return op.matmul(x, weight, False, True, name=f"__module.{name}/ov_ext::linear/MatMul")
 
     def norm(self, x: ov.Node, name: str) -> ov.Node:
-        """x / sqrt(mean x^2 + eps) * w."""
+        """RMS normalization: x / sqrt(mean x^2 + eps) * w."""
         mean = op.reduce_mean(op.power(x, constant(2.0)), constant([-1], np.int64), True)
         scaled = op.divide(x, op.sqrt(op.add(mean, constant(self.config["rms_norm_eps"]))))
         return op.multiply(scaled, op.constant(self.weights[f"{name}.weight"]))
