@@ -161,11 +161,6 @@ def test_a_text_longer_than_the_model_takes_is_refused(bert):
         load(bert, max_length=65)
 
 
-def test_a_quantization_is_not_passed_over_in_silence(bert):
-    with pytest.raises(ModelError, match=r"model\.quantization: nf4"):
-        load(bert, quantization="nf4")
-
-
 def test_mixed_precision_keeps_the_head_in_float32(bert):
     section = ModelSection(name=str(bert), dtype="bfloat16")
     for float32_head, dtype in ((False, torch.bfloat16), (True, torch.float32)):

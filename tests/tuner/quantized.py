@@ -108,7 +108,7 @@ def loaded(folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch, task=AutoMo
 def needed(kind: str) -> None:
     package = PACKAGES.get(kind, "hqq" if kind.startswith("hqq") else None)
     if package and importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed: pip install 'kasatune[quant]'")
+        pytest.skip(f"{package} is not installed: pip install {'hqq' if package == 'hqq' else repr('kasatune[quant]')}")
 
 
 def linear_task(folder: Path) -> type:

@@ -21,9 +21,11 @@ from transformers import (
     set_seed,
 )
 
-from kasatune.errors import ModelError
+from kasatune.errors import KasatuneError, ModelError
 from kasatune.methods.base import head_name
+from kasatune.runs.quantization import quantization_config
 from kasatune.runs.quiet import quiet
+from kasatune.tuner import packed_4bit
 
 if TYPE_CHECKING:
     from kasatune.runs.recipe import ModelSection
@@ -100,8 +102,6 @@ def load_base(
         ModelError: the model is missing, damaged, of the wrong architecture, or too short for `max_length`.
     """
     folder = find_model(section.name)
-    if section.quantization != "none":
-        raise ModelError(f"model.quantization: {section.quantization} cannot be trained by a recipe; use none")
     options: dict[str, Any] = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
     try:
         with quiet():
@@ -109,6 +109,10 @@ def load_base(
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
             _set_task(config, kind, label_names)
             _set_dropout(config, section.dropout)
+            if section.quantization != "none":
+                options["quantization_config"] = quantization_config(
+                    section.quantization, keep=_outside_the_body(config, section), dtype=_DTYPES[section.dtype]
+                )
             set_seed(seed)
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 folder,
@@ -118,7 +122,7 @@ def load_base(
                 output_loading_info=True,
                 **options,
             )
-    except ModelError:
+    except KasatuneError:
         raise
     except Exception as fault:  # transformers, the hub client and safetensors raise dozens of unrelated types
         remedy = (
@@ -129,11 +133,20 @@ def load_base(
         raise ModelError(f"model.name: {section.name} cannot be loaded: {_reason(fault)}; {remedy}") from fault
     _check_length(section.name, config, tokenizer, max_length)
     _set_padding(section.name, model, tokenizer)
+    packed_4bit.protect(model)
     new_modules = _new_modules(section.name, model, report)
     if float32_head:
         for name in new_modules:
             model.get_submodule(name).float()
     return Base(model.eval(), tokenizer, new_modules)
+
+
+def _outside_the_body(config: PreTrainedConfig, section: ModelSection) -> list[str]:
+    """Modules that may be newly made and are trained whole then: the head, and a pooler."""
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=section.trust_remote_code)
+    heads = [name for name, _ in model.named_children() if name != model.base_model_prefix]
+    return heads + [name for name, _ in model.named_modules() if name.rpartition(".")[2] == "pooler"]
 
 
 def _package_folder(name: str) -> Path:

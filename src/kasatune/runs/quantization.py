@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from kasatune.errors import InputError, MissingExtraError
+
+_PACKAGES = {"nf4": "bitsandbytes", "int8": "bitsandbytes", "torchao-int8": "torchao"}
+
+
+def quantization_config(name: str, *, keep: Sequence[str] = (), dtype: torch.dtype = torch.float32) -> Any | None:
+    """What `from_pretrained(quantization_config=...)` of transformers needs for a quantization by its recipe name.
+
+    Args:
+        name: "none", "nf4" (bitsandbytes, 4 bits), "int8" (bitsandbytes) or "torchao-int8" (weights alone).
+        keep: names of modules that are not quantized: those that are trained whole.
+        dtype: what a 4-bit layer computes in.
+
+    Returns:
+        The configuration; None for "none".
+
+    Raises:
+        MissingExtraError: the package for it is not installed.
+        InputError: another name.
+    """
+    if name == "none":
+        return None
+    if name not in _PACKAGES:
+        raise InputError(f"quantization: {name!r} received; choose one of none, {', '.join(_PACKAGES)}")
+    if importlib.util.find_spec(_PACKAGES[name]) is None:
+        raise MissingExtraError(f"quantization {name} ({_PACKAGES[name]})", "quant")
+    from transformers import BitsAndBytesConfig, TorchAoConfig
+
+    if name == "nf4":
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=list(keep),
+        )
+    if name == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(keep))
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=list(keep))

@@ -1,0 +1,107 @@
+"""Runs on quantized bases, and the configurations that load them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import pytest
+import torch
+from transformers import BertForSequenceClassification
+
+from kasatune.errors import InputError, MissingExtraError
+from kasatune.runs.evaluate import evaluate
+from kasatune.runs.models import load_base
+from kasatune.runs.predict import predict
+from kasatune.runs.quantization import quantization_config
+from kasatune.runs.recipe import ModelSection
+from kasatune.runs.train import train
+from tests.runs.toys import make_bert, make_recipe
+
+KINDS = {"nf4": "bitsandbytes", "int8": "bitsandbytes", "torchao-int8": "torchao"}
+
+
+@pytest.fixture(scope="module")
+def wide_bert(tmp_path_factory):
+    """A BERT whose layers hold whole blocks of the 4-bit format."""
+    return make_bert(tmp_path_factory.mktemp("models") / "bert", hidden_size=64, intermediate_size=128)
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    if importlib.util.find_spec(KINDS[request.param]) is None:
+        pytest.skip(f"{KINDS[request.param]} is not installed: pip install 'kasatune[quant]'")
+    return request.param
+
+
+def quantized_layers(model):
+    return {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and (type(module) is not torch.nn.Linear or type(module.weight) is not torch.nn.Parameter)
+    }
+
+
+def test_the_body_is_quantized_and_what_is_newly_made_is_not(kind, wide_bert):
+    base = load_base(
+        ModelSection(name=str(wide_bert), quantization=kind),
+        kind="classification",
+        label_names=("no", "yes"),
+        seed=0,
+        max_length=16,
+    )
+    assert isinstance(base.model, BertForSequenceClassification)
+    assert base.new_modules == ("classifier",)
+    found = quantized_layers(base.model)
+    assert len(found) == 12 and all(name.startswith("bert.encoder.layer.") for name in found)
+    assert base.model.classifier.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("method", ["kasa", "lora"])
+def test_a_run_on_a_quantized_base_learns_and_repeats_its_metrics(kind, method, wide_bert, tmp_path):
+    recipe = make_recipe(
+        wide_bert,
+        tmp_path,
+        train=96,
+        validation=40,
+        epochs=6,
+        method={"name": method},
+        model_options={"quantization": kind},
+    )
+    run = train(recipe, tmp_path / "run")
+    metrics = json.loads((run / "metrics.json").read_text())["metrics"]
+    assert metrics["accuracy"] >= 0.65
+    assert evaluate(run)["metrics"] == metrics
+    assert len(predict(run, ["good fine", "bad sad"])) == 2
+    events = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    losses = [event["loss"] for event in events if event["event"] == "train"]
+    assert losses[-1] < losses[0]
+    if method == "kasa":
+        stored = json.loads((run / "kasa" / "adapter_config.json").read_text())
+        assert stored["tail_source_used"] == "checkpoint"
+    assert json.loads((run / "adapter" / "adapter_config.json").read_text())["peft_type"] == "LORA"
+
+
+def test_none_is_no_configuration():
+    assert quantization_config("none") is None
+
+
+def test_the_names_stand_for_what_they_say(kind):
+    config = quantization_config(kind, keep=["classifier"], dtype=torch.bfloat16).to_dict()
+    if kind == "nf4":
+        assert config["load_in_4bit"] and config["bnb_4bit_quant_type"] == "nf4"
+        assert config["bnb_4bit_compute_dtype"] == "bfloat16"
+    elif kind == "int8":
+        assert config["load_in_8bit"] and not config["load_in_4bit"]
+    else:
+        assert "Int8WeightOnlyConfig" in json.dumps(config["quant_type"])
+    assert "classifier" in (config.get("llm_int8_skip_modules") or config.get("modules_to_not_convert"))
+
+
+def test_another_name_and_a_missing_package_are_refused(monkeypatch):
+    with pytest.raises(InputError, match="'int2' received; choose one of none, nf4, int8, torchao-int8"):
+        quantization_config("int2")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"nf4 \(bitsandbytes\) .* pip install 'kasatune\[quant\]'"):
+        quantization_config("nf4")
