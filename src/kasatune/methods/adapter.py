@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft import PeftConfig, PeftModel, get_peft_model
-from peft.utils import TaskType
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, TaskType
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -47,7 +48,7 @@ class AdapterMethod(Method):
             "modules_to_save": [name for name in new_modules if name not in _ADDED_BY_PEFT] or None,
         }
         try:
-            wrapped = get_peft_model(model, self.config(settings, peft_targets(settings.target_modules), common))
+            wrapped = get_peft_model(model, self.config(settings, self.targets(model, settings), common))
         except KasatuneError:
             raise
         except ValueError as fault:
@@ -55,8 +56,31 @@ class AdapterMethod(Method):
                 f"method.target_modules: {settings.target_modules!r} cannot be adapted by {self.info.name}: {fault} "
                 f"The linear layers of {type(model).__name__} end in: {_linear_endings(model)}."
             ) from fault
-        check_every_target(wrapped, settings.target_modules)
+        if "target_modules" in self.info.uses:
+            check_every_target(wrapped, settings.target_modules)
         return wrapped
+
+    def targets(self, model: PreTrainedModel, settings: MethodSettings) -> list[str] | str | None:
+        """The layers to adapt, in PEFT's form: "default" is PEFT's own choice for LoRA, for every method alike."""
+        if settings.target_modules == "default":
+            return TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type)
+        return settings.target_modules if isinstance(settings.target_modules, str) else list(settings.target_modules)
+
+    def stored_numbers(self, trained: int, shapes: Sequence[tuple[int, int]], rank: int) -> dict[str, int]:
+        """See `Method.stored_numbers`."""
+        return {self.folder: trained}
+
+    def disabled(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """See `Method.disabled`."""
+        if self.info.disable:
+            return super().disabled(model)
+        return _peft(model).disable_adapter()
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        """See `Method.merge`; `model` is used up."""
+        if self.info.merge:
+            return super().merge(model)
+        return _peft(model).merge_and_unload()  # type: ignore[operator]
 
     def save(self, model: nn.Module, run_dir: Path, base_name: str) -> None:
         """See `Method.save`."""
@@ -67,11 +91,10 @@ class AdapterMethod(Method):
         return load_peft(base, run_dir / self.folder)
 
 
-def peft_targets(target_modules: str | Sequence[str]) -> list[str] | str | None:
-    """PEFT's own form of a recipe's targets: None stands for what PEFT adapts by default in this architecture."""
-    if target_modules == "default":
-        return None
-    return target_modules if isinstance(target_modules, str) else list(target_modules)
+def _peft(model: nn.Module) -> PeftModel:
+    if not isinstance(model, PeftModel):
+        raise TypeError(f"a PeftModel is needed, {type(model).__name__} was given")
+    return model
 
 
 def _linear_endings(model: nn.Module) -> str:
@@ -101,8 +124,7 @@ def check_every_target(model: nn.Module, target_modules: str | Sequence[str]) ->
 
 def save_peft(model: nn.Module, folder: Path, base_name: str) -> None:
     """Write the adapter with `base_name` as its base, the same bytes whatever the order of hashing."""
-    if not isinstance(model, PeftModel):
-        raise TypeError(f"a PeftModel is needed, {type(model).__name__} was given")
+    model = _peft(model)
     model.peft_config["default"].base_model_name_or_path = base_name
     # "auto" asks the hub whether the base's vocabulary has another size; nothing here resizes it.
     model.save_pretrained(str(folder), save_embedding_layers=False)

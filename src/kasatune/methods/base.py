@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from kasatune.errors import ModelError
-from kasatune.methods.table import MethodInfo
+from kasatune.methods.info import MethodInfo
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerCallback
@@ -78,6 +80,11 @@ class MethodSettings(Protocol):
         """The weight of the orthogonality term."""
         ...
 
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The method's own settings, every option of its row of the table present and checked."""
+        ...
+
 
 class Method(ABC):
     """A way to fine-tune: what is trained, how it is saved, how it is loaded again.
@@ -124,9 +131,94 @@ class Method(ABC):
             AdapterError: a file is missing, damaged or of another base.
         """
 
+    def trained_parameters(
+        self, model: PreTrainedModel, settings: MethodSettings, kind: TaskKind, new_modules: Sequence[str]
+    ) -> int:
+        """The number of parameters that training would change outside `new_modules`, from shapes alone.
+
+        Args:
+            model: a fresh one on the meta device; changed.
+            settings: see `attach`.
+            kind: see `attach`.
+            new_modules: see `attach`.
+
+        Raises:
+            ModelError: see `attach`.
+        """
+        with torch.device("meta"):
+            attached = self.attach(model, settings, kind, new_modules)
+        return sum(p.numel() for name, p in trainable(attached).items() if not within(name, new_modules))
+
+    def stored_numbers(self, trained: int, shapes: Sequence[tuple[int, int]], rank: int) -> dict[str, int]:
+        """How many numbers each folder of files holds beside the newly made modules, by folder.
+
+        Args:
+            trained: as `trained_parameters` counts.
+            shapes: (out, in) of the targeted layers.
+            rank: of the update.
+        """
+        return {}
+
+    def prepare(  # noqa: B027 - most need nothing
+        self, model: nn.Module, settings: MethodSettings, batches: Iterable[Mapping[str, Tensor]]
+    ) -> None:
+        """What needs training data before the first step: nothing for most.
+
+        Called once `attach` is done and the model is on its device, at a resumed run's start too; draws come from the
+        recipe's seed.
+
+        Args:
+            model: as `attach` gave it, in evaluation mode; changed in place.
+            settings: the recipe's `method` section.
+            batches: collated training rows, `labels` among them, on the model's device; made as they are asked for, in
+                an order that the recipe's seed decides, each row once.
+        """
+
     def callbacks(self, model: nn.Module, settings: MethodSettings) -> list[TrainerCallback]:
-        """What the trainer must call for this method; nothing for most."""
+        """What the trainer must call for this method; nothing for most.
+
+        From `on_train_begin` on, `state.max_steps` is the number of optimizer steps of the whole run. An
+        `on_optimizer_step` finds the gradients of the step still there, `on_step_end` does not.
+        """
         return []
+
+    def auxiliary_loss(self, model: nn.Module, settings: MethodSettings) -> Tensor | None:
+        """A term of the objective beside the task's loss, a scalar with gradient; None for most.
+
+        Its gradient is added once per optimizer step, in however many pieces the step is computed, after any clipping.
+        """
+        return None
+
+    def learning_rate_factor(self, name: str, settings: MethodSettings) -> float:
+        """What the learning rate of the trained parameter `name`, outside newly made modules, is multiplied by."""
+        return 1.0
+
+    def training_state(self, model: nn.Module) -> dict[str, Tensor]:
+        """What a resumed run needs beside trained parameters and optimizer: {} for most."""
+        return {}
+
+    def restore_training_state(  # noqa: B027 - most need nothing
+        self, model: nn.Module, state: Mapping[str, Tensor]
+    ) -> None:
+        """Take back what `training_state` gave; called after `prepare`, before the first callback."""
+
+    def disabled(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """A context in which `model`, as `attach` or `load` gave it, answers as the base does, newly made modules too.
+
+        Raises:
+            ModelError: the method cannot be switched off; `info.disable` says why.
+        """
+        raise ModelError(f"{self.info.name} cannot be switched off: {self.info.disable or 'it is part of the model'}")
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        """The plain transformers model that computes what `model` does, with what was learnt in its own weights.
+
+        Raises:
+            ModelError: there is none; `info.merge` says why.
+        """
+        if self.info.merge:
+            raise ModelError(f"{self.info.name} cannot be merged into the base: {self.info.merge}")
+        return model
 
     def fit(
         self, model: nn.Module, features: np.ndarray, labels: Sequence[int] | Sequence[float], seed: int
@@ -154,6 +246,12 @@ class Method(ABC):
 def trainable(model: nn.Module) -> dict[str, Tensor]:
     """The parameters that training changes, by name, in the model's order."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def within(parameter: str, modules: Sequence[str]) -> bool:
+    """Whether a parameter, of a model that PEFT may have wrapped, belongs to one of `modules`."""
+    name = parameter.removeprefix("module.").removeprefix("base_model.model.")
+    return any(name.startswith(f"{module}.") for module in modules)
 
 
 def head_name(model: PreTrainedModel) -> str:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftConfig
@@ -10,9 +10,13 @@ from torch import Tensor, nn
 
 from kasatune.maths.spectrum import singular_values
 from kasatune.methods.adapter import ADAPTER_FOLDER, AdapterMethod, save_peft
-from kasatune.methods.base import MethodSettings
+from kasatune.methods.base import MethodSettings, TaskKind, trainable, within
+from kasatune.methods.lora import METHOD as LORA
 from kasatune.methods.table import METHODS
 from kasatune.tuner import KasaConfig, KasaLayer, export_adapter, regularization_terms
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _ADAPTER_NAME = "default"
 _PREFIX = "base_model.model."
@@ -44,6 +48,22 @@ class Kasa(AdapterMethod):
             truncation=settings.truncation,
             **common,
         )
+
+    def trained_parameters(
+        self, model: PreTrainedModel, settings: MethodSettings, kind: TaskKind, new_modules: Sequence[str]
+    ) -> int:
+        """Sum of r (out + in) + r over the layers, r^2 for the last r with a dense core; no weight is decomposed."""
+        core = settings.r**2 if settings.core == "dense" else settings.r
+        with torch.device("meta"):
+            lora = LORA.attach(model, settings, kind, new_modules)
+        layers = len(lora.base_model.targeted_module_names)  # type: ignore[union-attr,arg-type]
+        factors = sum(p.numel() for name, p in trainable(lora).items() if not within(name, new_modules))
+        return factors + layers * core
+
+    def stored_numbers(self, trained: int, shapes: Sequence[tuple[int, int]], rank: int) -> dict[str, int]:
+        """The native adapter carries the tail, r (out + in) in each layer; the LoRA has rank 2r."""
+        tail = sum(rank * sum(shape) for shape in shapes)
+        return {self.folder: trained + tail, ADAPTER_FOLDER: 2 * tail}
 
     def save(self, model: nn.Module, run_dir: Path, base_name: str) -> None:
         """See `Method.save`."""

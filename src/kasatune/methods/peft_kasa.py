@@ -1,19 +1,14 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import peft
-import torch
 from peft import LoraConfig, PeftConfig
-from torch import nn
-from transformers import TrainerCallback
+from torch import Tensor, nn
 
 from kasatune.methods.adapter import AdapterMethod
 from kasatune.methods.base import MethodSettings
 from kasatune.methods.table import METHODS
-
-if TYPE_CHECKING:
-    from transformers import TrainerControl, TrainerState, TrainingArguments
 
 
 class PeftKasa(AdapterMethod):
@@ -39,37 +34,9 @@ class PeftKasa(AdapterMethod):
             **common,
         )
 
-    def callbacks(self, model: nn.Module, settings: MethodSettings) -> list[TrainerCallback]:
-        """The one that adds the penalty's gradient."""
-        return [_AddPenaltyGradient(model)]
-
-
-class _AddPenaltyGradient(TrainerCallback):
-    """grad += d penalty / d parameter, just before every optimizer step, after any clipping and unscaling."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._parameters = [p for n, p in model.named_parameters() if p.requires_grad and "lora_" in n]
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        optimizer = kwargs["optimizer"]
-        optimizer = getattr(optimizer, "optimizer", optimizer)
-        self._handle = optimizer.register_step_pre_hook(self._add)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._handle.remove()
-
-    def _add(self, *_: Any) -> None:
-        penalty = self._model.base_model._get_kasa_loss()  # type: ignore[union-attr,operator]
-        # Not backward(): under DistributedDataParallel that would start another reduction.
-        gradients = torch.autograd.grad(penalty, self._parameters, allow_unused=True)
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
-            if gradient is not None:
-                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+    def auxiliary_loss(self, model: nn.Module, settings: MethodSettings) -> Tensor:
+        """L = beta sum(sigma^2) + gamma (||A A^T - I||_F + ||B^T B - I||_F), over all layers."""
+        return model.base_model._get_kasa_loss()  # type: ignore[union-attr,operator]
 
 
 METHOD = PeftKasa()

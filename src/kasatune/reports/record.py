@@ -76,7 +76,7 @@ class RunRecord:
     def method_title(self) -> str:
         """The method's name in the field."""
         info = METHODS.get(self.method_name)
-        return info.title if info else self.method_name
+        return info.shown_title if info else self.method_name
 
     @property
     def scores(self) -> Mapping[str, float]:

@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from kasatune import methods
 from kasatune.errors import InputError, KasatuneError, ModelError
-from kasatune.methods.adapter import AdapterMethod
-from kasatune.methods.base import head_name, trainable
+from kasatune.methods import METHODS
+from kasatune.methods.base import Method, head_name
 from kasatune.runs.models import find_model
 from kasatune.runs.plan_layers import LayerPlan, match
 from kasatune.runs.plan_memory import estimate
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from kasatune.tasks import TaskData
 
 _FLOAT32 = 4
-_OWN_KEYS = ("convention", "core", "truncation", "beta", "gamma")  # of KaSA
 
 
 @dataclass(frozen=True)
@@ -90,12 +89,13 @@ def make_plan(recipe: Recipe, *, read_data: bool = True) -> Plan:
     method = methods.load(recipe.method.name)
     layers: tuple[LayerPlan, ...] = ()
     unsuitable: list[str] = []
-    if isinstance(method, AdapterMethod):
+    if "target_modules" in method.info.uses:
         layers, unsuitable = match(model, recipe.method, head)
     found.problems += unsuitable
     total = sum(parameter.numel() for parameter in model.parameters())
     head_parameters = sum(parameter.numel() for parameter in model.get_submodule(head).parameters())
-    trained = None if unsuitable else _trained(recipe, model, head, layers, found)
+    trained = None if unsuitable else _trained(method, recipe, model, head, found)
+    numbers = method.stored_numbers(trained or 0, [layer.shape for layer in layers], recipe.method.r)
     _check_limits(recipe, config, found)
     rows, per_epoch, steps = _steps(recipe, data)
     return Plan(
@@ -103,7 +103,7 @@ def make_plan(recipe: Recipe, *, read_data: bool = True) -> Plan:
         layers=layers,
         trainable_parameters=trained,
         head_parameters=head_parameters,
-        adapter_bytes=_adapter_bytes(recipe, layers, trained, head_parameters),
+        adapter_bytes={} if trained is None else _bytes(numbers, head_parameters),
         memory_bytes=estimate(recipe, config, layers, total, (trained or 0) + head_parameters),
         rows=rows,
         steps_per_epoch=per_epoch,
@@ -175,37 +175,19 @@ def _build(recipe: Recipe, config: PreTrainedConfig) -> PreTrainedModel:
         raise ModelError(f"model.name: {recipe.model.name}: no classifier can be built from it ({reason})") from error
 
 
-def _trained(
-    recipe: Recipe, model: PreTrainedModel, head: str, layers: tuple[LayerPlan, ...], found: _Findings
-) -> int | None:
+def _trained(method: Method, recipe: Recipe, model: PreTrainedModel, head: str, found: _Findings) -> int | None:
     """Trainable parameters without the head."""
-    settings = recipe.method
-    if settings.name == "kasa":  # its attach decomposes the weights, which are not there
-        core = settings.r**2 if settings.core == "dense" else settings.r
-        return sum(settings.r * sum(layer.shape) + core for layer in layers)
     try:
-        with quiet(), torch.device("meta"):
-            attached = methods.load(settings.name).attach(model, settings, "classification", [head])
+        with quiet():
+            return method.trained_parameters(model, recipe.method, "classification", [head])
     except KasatuneError as error:
         found.problems.append(str(error))
         return None
-    names = trainable(attached)
-    return sum(parameter.numel() for name, parameter in names.items() if f".{head}." not in f".{name}")
 
 
-def _adapter_bytes(
-    recipe: Recipe, layers: tuple[LayerPlan, ...], trained: int | None, head_parameters: int
-) -> dict[str, int]:
-    """Float32 files: the native adapter carries the tail, r (out + in); the LoRA has rank 2r."""
-    if not layers or trained is None:
-        return {}
-    tail = sum(recipe.method.r * sum(layer.shape) for layer in layers)
-    if recipe.method.name == "kasa":
-        return {
-            "kasa": _FLOAT32 * (trained + tail + head_parameters),
-            "adapter": _FLOAT32 * (2 * tail + head_parameters),
-        }
-    return {"adapter": _FLOAT32 * (trained + head_parameters)}
+def _bytes(numbers: Mapping[str, int], head_parameters: int) -> dict[str, int]:
+    """The size of each folder of float32 files, the head included."""
+    return {folder: _FLOAT32 * (count + head_parameters) for folder, count in numbers.items()}
 
 
 def _steps(recipe: Recipe, data: TaskData | None) -> tuple[int | None, int | None, int | None]:
@@ -224,9 +206,9 @@ def _check_limits(recipe: Recipe, config: PreTrainedConfig, found: _Findings) ->
     if recipe.training.max_steps is not None:
         found.notes.append("training.max_steps is set: training.epochs is not used")
     defaults = type(recipe.method)()
-    for key in _OWN_KEYS:
-        used = recipe.method.name == "kasa" or (recipe.method.name == "peft-kasa" and key in ("beta", "gamma"))
-        if not used and getattr(recipe.method, key) != getattr(defaults, key):
+    used = {"name", "options", *METHODS[recipe.method.name].uses}
+    for key in type(recipe.method).model_fields:
+        if key not in used and getattr(recipe.method, key) != getattr(defaults, key):
             found.notes.append(f"method.{key} is not used by {recipe.method.name}")
 
 

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import set_seed
 
 from kasatune import methods
 from kasatune.errors import DataError
-from kasatune.methods.base import Method, trainable
+from kasatune.methods.base import Method, trainable, within
 from kasatune.runs.display import Display
 from kasatune.runs.examples import Examples, collator, encode
 from kasatune.runs.models import Base, load_base
 from kasatune.runs.recipe import Recipe
 from kasatune.runs.scoring import Scores, logits, score
-from kasatune.runs.trainer import find_device, within
+from kasatune.runs.trainer import find_device
 from kasatune.tasks import TaskData
 
 
@@ -65,6 +65,16 @@ class Prepared:
         """The logits of tokenized rows, (rows, labels), in the precision of the recipe."""
         training = self.recipe.training
         return logits(self.model, examples, self.collate, training.eval_batch_size, training.precision)
+
+    def batches(self, examples: Examples) -> Iterator[dict[str, Tensor]]:
+        """Every row once, as large a piece at a time as training computes at once, in an order of the recipe's seed."""
+        training = self.recipe.training
+        size = max(1, training.batch_size // training.gradient_accumulation)
+        order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(training.seed)).tolist()
+        device = next(self.model.parameters()).device
+        for start in range(0, len(order), size):
+            batch = self.collate([examples[index] for index in order[start : start + size]])
+            yield {name: value.to(device) for name, value in batch.items()}
 
     def parameter_counts(self) -> tuple[int, int]:
         """Numbers of trained parameters: outside the newly made modules, and within them."""

@@ -10,9 +10,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from kasatune.errors import RecipeError
+from kasatune.methods.table import METHODS
 from kasatune.runs.recipe_checks import contradictions
 from kasatune.runs.recipe_faults import sentences, show
 from kasatune.runs.recipe_inputs import missing_inputs
@@ -77,7 +86,7 @@ class TaskSection(_Section):
 
 
 class MethodSection(_Section):
-    """The fine-tuning method; `convention` to `gamma` are KaSA's own."""
+    """The fine-tuning method; `convention` to `gamma` are KaSA's own, `options` holds those of any other method."""
 
     name: Text = "kasa"
     r: Count = 8
@@ -90,6 +99,18 @@ class MethodSection(_Section):
     truncation: Literal["attach", "fold"] = "attach"
     beta: Rate = 1e-4
     gamma: Rate = 1e-3
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_options(cls, values: Any) -> Any:
+        """Fill in the defaults of the method's own options; what they may be is checked with the whole recipe."""
+        if not isinstance(values, Mapping):
+            return values
+        info, given = METHODS.get(str(values.get("name", "kasa"))), values.get("options")
+        if info is None or not (given is None or isinstance(given, Mapping)):
+            return values
+        return {**values, "options": info.complete(given or {})}
 
 
 class TrainingSection(_Section):
@@ -117,6 +138,7 @@ class TrainingSection(_Section):
     report_to: Annotated[list[Text], BeforeValidator(_listed)] = []
 
 
+_OPTIONS = "options."
 SECTIONS: dict[str, type[BaseModel]] = {
     "model": ModelSection,
     "task": TaskSection,
@@ -206,7 +228,9 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[st
     for override in overrides:
         place, equals, text = override.partition("=")
         section, dot, key = place.partition(".")
-        if not equals or not section or (dot and not key) or "." in key or (section in SECTIONS and not key):
+        option = key.removeprefix(_OPTIONS) if section == "method" and key.startswith(_OPTIONS) else None
+        nested = "." in key if option is None else not option or "." in option
+        if not equals or not section or (dot and not key) or nested or (section in SECTIONS and not key):
             faults.append(f"override {show(override)}: must be section.key=value, for example training.seed=1")
             continue
         if place in given:
@@ -218,7 +242,12 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[st
         except ValueError as error:
             faults.append(f"override {show(override)}: the value is not YAML ({error}); quote it")
             continue
-        if not key:
+        if option is not None:
+            method = values.get("method") or {}
+            options = method.get("options") if isinstance(method, dict) else None
+            if isinstance(method, dict) and isinstance(options, dict | None):
+                values["method"] = {**method, "options": {**(options or {}), option: value}}
+        elif not key:
             values[section] = value
         elif isinstance(values.get(section), dict):
             values[section][key] = value

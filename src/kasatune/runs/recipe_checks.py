@@ -87,6 +87,25 @@ def _method_exists(recipe: Recipe) -> Iterator[str]:
         yield f"method.name: {show(recipe.method.name)} is not a method{near}"
 
 
+@_rule("method.name", "method.options")
+def _options_are_the_methods(recipe: Recipe) -> Iterator[str]:
+    info = METHODS.get(recipe.method.name)
+    if info is None:
+        return
+    for name, value, option in info.option_faults(recipe.method.options):
+        if option is not None:
+            yield (
+                f"method.options.{name}: {show(value)} received; must be {option.limits}"
+                f"{did_you_mean(value, option.choices)}; the default is {show(option.default)}"
+            )
+        elif name in type(recipe.method).model_fields:
+            yield f"method.options.{name}: not an option; it is a key of method: write method.{name}"
+        else:
+            names = [option.name for option in info.options]
+            known = f"; its options are {', '.join(names)}" if names else "; it has none, leave it out"
+            yield f"method.options.{name}: not an option of {info.name}{did_you_mean(name, names) or known}"
+
+
 def _key_fits_the_task(key: str, recipe: Recipe) -> Iterator[str]:
     task = recipe.task
     if task.name not in TASKS:

@@ -21,6 +21,7 @@ _LIMITS = {
     "bool_type": "true or false",
     "string_type": "text",
     "list_type": "a list of text",
+    "dict_type": "a mapping of `name: value`",
     "model_type": "a section of `key: value` lines",
     "greater_than": "a number above {gt:g}",
     "greater_than_equal": "at least {ge:g}",

@@ -7,6 +7,9 @@ import math
 import time
 from pathlib import Path
 
+from safetensors.torch import load_file
+from transformers import set_seed
+
 from kasatune.errors import DivergedError
 from kasatune.methods.base import trainable
 from kasatune.runs import directory
@@ -20,7 +23,7 @@ from kasatune.runs.quiet import quiet
 from kasatune.runs.recipe import Recipe
 from kasatune.runs.run import SPLIT, Outcome, Run, failures_told, is_main
 from kasatune.runs.silence import Silent
-from kasatune.runs.trainer import PROGRESS, RunTrainer, find_device, training_arguments
+from kasatune.runs.trainer import METHOD, PROGRESS, RunTrainer, find_device, training_arguments
 from kasatune.tasks import load_task
 
 _STOPPING = "stopping after this step; Ctrl-C again stops at once"
@@ -116,8 +119,12 @@ def _train(run: Run, interrupt: Interrupt, *, resume: bool) -> Outcome:
     """The methods that learn by gradient steps."""
     checkpoint = _last_checkpoint(run.work) if resume else None
     run.history.rewind(_step(checkpoint) if checkpoint else -1)
+    prepared, settings = run.prepared, run.recipe.method
+    set_seed(run.recipe.training.seed)
+    prepared.method.prepare(prepared.model.eval(), settings, prepared.batches(run.examples["train"]))
     trainer, keeper = _trainer(run, interrupt)
     if checkpoint:
+        prepared.method.restore_training_state(prepared.model, load_file(checkpoint / METHOD))
         keeper.progress = Progress(**json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")))
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -161,6 +168,8 @@ def _trainer(run: Run, interrupt: Interrupt) -> tuple[RunTrainer, Keeper]:
         eval_dataset=run.examples[SPLIT],
         data_collator=prepared.collate,
         callbacks=[*prepared.method.callbacks(prepared.model, run.recipe.method), keeper],
+        method=prepared.method,
+        settings=run.recipe.method,
         new_modules=prepared.base.new_modules,
         head_learning_rate=section.head_learning_rate,
         scores=keeper.evaluate,

@@ -13,13 +13,14 @@ from torch.nn import functional
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from kasatune.errors import DivergedError, RecipeError
-from kasatune.methods.base import trainable
+from kasatune.methods.base import Method, MethodSettings, trainable, within
 from kasatune.runs.directory import write_json
 
 if TYPE_CHECKING:
     from kasatune.runs.recipe import TrainingSection
 
 PROGRESS = "progress.json"
+METHOD = "method.safetensors"
 _SCORE_PREFIX = "eval_"
 
 
@@ -27,10 +28,13 @@ class RunTrainer(Trainer):
     """The Trainer of a run.
 
     Differs from its base in public places alone: the loss of a step is the sum over its examples over their number,
-    however the step is cut into pieces; the head may have a learning rate of its own; checkpoints hold the trained
-    parameters and no others; evaluation is the run's own, so that it agrees with `kasatune evaluate`.
+    however the step is cut into pieces; the head may have a learning rate of its own, and so may what the method says;
+    the gradient of the method's auxiliary loss is added once a step; checkpoints hold the trained parameters and no
+    others; evaluation is the run's own, so that it agrees with `kasatune evaluate`.
 
     Args:
+        method: how the model is trained.
+        settings: the method's.
         new_modules: names of the modules with the head's learning rate.
         head_learning_rate: theirs; None for the common one.
         scores: evaluates the model as it is and returns its scores by name.
@@ -41,6 +45,8 @@ class RunTrainer(Trainer):
     def __init__(
         self,
         *,
+        method: Method,
+        settings: MethodSettings,
         new_modules: Sequence[str],
         head_learning_rate: float | None,
         scores: Callable[[], dict[str, float]],
@@ -48,6 +54,8 @@ class RunTrainer(Trainer):
         **further: Any,
     ) -> None:
         super().__init__(compute_loss_func=mean_loss, **further)
+        self._method = method
+        self._settings = settings
         self._new_modules = tuple(new_modules)
         self._head_learning_rate = head_learning_rate
         self._scores = scores
@@ -91,11 +99,9 @@ class RunTrainer(Trainer):
         if self.optimizer is None:
             model = self.model if model is None else model
             decaying = set(self.get_decay_parameter_names(model))  # type: ignore[arg-type]
-            head_rate = self._head_learning_rate
-            head_rate = self.args.learning_rate if head_rate is None else head_rate
             groups: dict[tuple[float, float], list[Tensor]] = {}
             for name, parameter in trainable(model).items():  # type: ignore[arg-type]
-                rate = head_rate if within(name, self._new_modules) else self.args.learning_rate
+                rate = self._learning_rate(name)
                 decay = self.args.weight_decay if name in decaying else 0.0
                 groups.setdefault((rate, decay), []).append(parameter)
             self.optimizer = torch.optim.AdamW(
@@ -103,7 +109,27 @@ class RunTrainer(Trainer):
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
                 eps=self.args.adam_epsilon,
             )
+            self.optimizer.register_step_pre_hook(self._add_auxiliary_gradient)
         return self.optimizer
+
+    def _learning_rate(self, name: str) -> float:
+        if not within(name, self._new_modules):
+            return self.args.learning_rate * self._method.learning_rate_factor(name, self._settings)
+        return self.args.learning_rate if self._head_learning_rate is None else self._head_learning_rate
+
+    def _add_auxiliary_gradient(self, *_: Any) -> None:
+        """Just before every optimizer step, after clipping and unscaling: grad += d auxiliary loss / d parameter."""
+        model: Any = self.model
+        with torch.enable_grad():
+            loss = self._method.auxiliary_loss(model, self._settings)
+        if loss is None:
+            return
+        parameters = list(trainable(model).values())
+        # Not backward(): under DistributedDataParallel that would start another reduction.
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The run's own scores, logged like the base's."""
@@ -117,6 +143,8 @@ class RunTrainer(Trainer):
         if self.args.should_save:
             folder = Path(output_dir or str(self.args.output_dir))
             save_state(self.model, folder / "model.safetensors")  # type: ignore[arg-type]
+            state = self._method.training_state(self.model)  # type: ignore[arg-type]
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, folder / METHOD)
             write_json(folder / PROGRESS, self._progress())
 
 
@@ -131,12 +159,6 @@ def mean_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | N
     else:
         loss = functional.cross_entropy(logits, labels, reduction="sum")
     return loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
-
-
-def within(parameter: str, modules: Sequence[str]) -> bool:
-    """Whether a parameter, of a model that PEFT may have wrapped, belongs to one of `modules`."""
-    name = parameter.removeprefix("module.").removeprefix("base_model.model.")
-    return any(name.startswith(f"{module}.") for module in modules)
 
 
 def diverged(what: str, step: int) -> DivergedError:

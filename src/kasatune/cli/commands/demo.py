@@ -85,7 +85,7 @@ def _show(out: Path) -> None:
     head = ["method", *(words.metric_title(score) for score in scores), "trained parameters"]
     rows = [
         [
-            METHODS[name].title,
+            METHODS[name].shown_title,
             *(words.score(found["metrics"].get(score)) for score in scores),
             words.count(found["trainable_parameters"] + found["head_parameters"]),
         ]

@@ -38,7 +38,8 @@ def _methods() -> list[dict[str, Any]]:
 
     from kasatune.methods.table import METHODS
 
-    return [{key: value for key, value in asdict(info).items() if key != "module"} for info in METHODS.values()]
+    rows = [{key: value for key, value in asdict(info).items() if key != "module"} for info in METHODS.values()]
+    return [{**row, "title": METHODS[row["name"]].shown_title, "by": row["implemented_by"]} for row in rows]
 
 
 def _tasks() -> list[dict[str, Any]]:
@@ -67,7 +68,7 @@ _ROWS: Mapping[Kind, Callable[[], list[dict[str, Any]]]] = {
     Kind.RECIPES: _recipes,
 }
 _SHOWN: Mapping[Kind, tuple[str, ...]] = {
-    Kind.METHODS: ("name", "title", "bases", "paper"),
+    Kind.METHODS: ("name", "title", "trains", "bases", "by", "paper"),
     Kind.TASKS: ("name", "title", "kind", "source"),
     Kind.RECIPES: ("name", "about", "model"),
 }
