@@ -1,21 +1,13 @@
 """The r smallest singular triplets of a weight: tail_svd against the full SVD, and against one float64 W @ W.T.
 
-python -m benchmarks.decomposition [--quick] [--one-thread]
-
---one-thread counts the processor's seconds of a single thread, which a machine that others use does not disturb.
+python -m benchmarks.decomposition [--quick]
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
-from collections.abc import Callable
-
-import threadpoolctl
 import torch
 
-from benchmarks.harness import Row, duration, publish, ratio_in_turn
+from benchmarks.harness import Row, arguments, duration, publish, ratio_in_turn
 from kasatune.maths import tail_svd
 
 RANK = 16
@@ -48,28 +40,8 @@ def component_error(W: torch.Tensor) -> float:
     return float(((U * S) @ Vh - reference).norm() / reference.norm())
 
 
-Timer = Callable[[Callable[[], object], Callable[[], object], int, int], tuple[float, float, float]]
-
-
-def processor_ratio_in_turn(
-    ours: Callable[[], object], peer: Callable[[], object], turns: int, warmup: int
-) -> tuple[float, float, float]:
-    """As harness.ratio_in_turn, in seconds of this thread on the processor."""
-    pairs = []
-    for _ in range(warmup + turns):
-        times = []
-        for run in (ours, peer):
-            start = time.thread_time()
-            run()
-            times.append(time.thread_time() - start)
-        pairs.append(times)
-    mine, theirs = zip(*pairs[warmup:], strict=True)
-    ratios = [a / b for a, b in zip(mine, theirs, strict=True)]
-    return statistics.median(mine), statistics.median(theirs), statistics.median(ratios)
-
-
 def measure(
-    out_features: int, in_features: int, svd_bound: float, product_bound: float | None, turns: int, timer: Timer
+    out_features: int, in_features: int, svd_bound: float, product_bound: float | None, turns: int
 ) -> list[Row]:
     W = torch.randn(out_features, in_features, generator=torch.Generator().manual_seed(0))
 
@@ -90,41 +62,31 @@ def measure(
         peers.append(("one W @ W.T in float64", product, product_bound, 3))
     rows = []
     for name, peer, bound, count in peers:
-        mine, theirs, ratio = timer(ours, peer, count, warmup)
+        mine, theirs, ratio = ratio_in_turn(ours, peer, count, warmup)
         rows.append(Row(f"{shape}, against {name}", duration(mine), duration(theirs), ratio, bound))
         print(rows[-1], flush=True)
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="only the shapes up to 1024")
-    parser.add_argument("--one-thread", action="store_true", help="one thread, in seconds of the processor")
-    options = parser.parse_args()
-    if options.one_thread:
-        torch.set_num_threads(1)
-        threadpoolctl.threadpool_limits(1)
-    timer: Timer = processor_ratio_in_turn if options.one_thread else ratio_in_turn
-    cases = [case for case in CASES if not options.quick or max(case[:2]) <= 1024]
-    rows = [row for case in cases for row in measure(*case, timer)]
+    quick = arguments(__doc__ or "").quick
+    cases = CASES
+    if quick:
+        cases = tuple((*case[:4], 1 if max(case[:2]) > 1024 else case[4]) for case in CASES if case[1] <= 4096)
+    rows = [row for case in cases for row in measure(*case)]
     errors = [
         component_error(torch.randn(case[0], case[1], generator=torch.Generator().manual_seed(0)))
         for case in cases
         if max(case[:2]) <= 1024
     ]
-    notes = (
-        f"Gaussian float32 weights, r = {RANK}; the product includes the conversion of W. Largest relative error of "
-        f"the dropped component against the float64 SVD, over the shapes up to 1024: {max(errors):.1e}."
-    )
-    if options.one_thread:
-        notes += " The seconds are those of one thread on the processor: others used the machine."
     publish(
-        "decomposition-one-thread" if options.one_thread else "decomposition",
+        "decomposition",
         "The r smallest singular triplets: kasatune against torch.linalg.svd",
-        "python -m benchmarks.decomposition" + (" --one-thread" if options.one_thread else ""),
+        "python -m benchmarks.decomposition",
         rows,
-        notes,
-        quick=options.quick,
+        f"Gaussian float32 weights, r = {RANK}; the product includes the conversion of W. Largest relative error of "
+        f"the dropped component against the float64 SVD, over the shapes up to 1024: {max(errors):.1e}.",
+        quick=quick,
     )
 
 

@@ -8,7 +8,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -17,6 +17,9 @@ from pathlib import Path
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+
+SHORT = 0.05
+"""Seconds that a turn of something fast is made to last."""
 
 
 @dataclass(frozen=True)
@@ -47,34 +50,28 @@ def arguments(description: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def in_turn(candidates: Mapping[str, Callable[[], object]], turns: int, warmup: int = 1) -> dict[str, float]:
-    """Median seconds of each candidate, run in turn so that a drift of the machine's speed meets all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for turn in range(warmup + turns):
-        names = list(candidates)
-        for name in names if turn % 2 else reversed(names):
-            gc.collect()
-            start = time.perf_counter()
-            candidates[name]()
-            if turn >= warmup:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
 def ratio_in_turn(
     ours: Callable[[], object], peer: Callable[[], object], turns: int, warmup: int = 1
 ) -> tuple[float, float, float]:
-    """Median seconds of both and the median of the ratios turn by turn, which a drifting machine moves least."""
+    """Median seconds of both and the median of the ratios turn by turn, which a drifting machine moves least.
+
+    What takes less than a twentieth of a second is called several times in a turn, as often as fills that time.
+    """
+    candidates = {"ours": ours, "peer": peer}
+    calls = dict.fromkeys(candidates, 1)
     pairs = []
     for turn in range(warmup + turns):
         took = {}
-        for name, run in (("ours", ours), ("peer", peer))[:: 1 if turn % 2 else -1]:
+        for name, run in list(candidates.items())[:: 1 if turn % 2 else -1]:
             gc.collect()
             start = time.perf_counter()
-            run()
-            took[name] = time.perf_counter() - start
+            for _ in range(calls[name]):
+                run()
+            took[name] = (time.perf_counter() - start) / calls[name]
         if turn >= warmup:
             pairs.append((took["ours"], took["peer"]))
+        else:
+            calls = {name: max(1, int(SHORT / took[name])) for name in candidates}
     return (
         statistics.median(a for a, _ in pairs),
         statistics.median(b for _, b in pairs),

@@ -4,8 +4,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kasatune.maths.eigen import smallest_eigenpairs
+from kasatune.maths.eigen import one_thread, smallest_eigenpairs
 from kasatune.maths.triplets import ORTHOGONALITY_BOUND, Triplets, largest_residual, rayleigh_ritz
+
+WORTH_TWO_THREADS = 256
+"""The k from which torch's threads multiply W W^T faster than numpy on one."""
 
 
 def direct_triplets(W: Tensor, r: int) -> Triplets | None:
@@ -17,8 +20,10 @@ def direct_triplets(W: Tensor, r: int) -> Triplets | None:
         return triplets_by_eigh(W, r)
     # numpy, because its calls cost a third of torch's and there are many, on matrices as small as 64 x 64
     array = W.numpy()
-    _, vectors = smallest_eigenpairs(array @ array.T, r + 1)
-    found = _normalized(array, vectors, r)
+    with one_thread(len(array)):
+        gram = array @ array.T if len(array) < WORTH_TWO_THREADS else (W @ W.mT).numpy()
+        _, vectors = smallest_eigenpairs(gram, r + 1)
+        found = _normalized(array, vectors, r)
     if found is None:
         U = torch.from_numpy(vectors)
         found = rayleigh_ritz(W, U, W.mT @ U, r)

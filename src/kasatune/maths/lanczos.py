@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kasatune.maths.eigen import smallest_eigenpairs
+from kasatune.maths.eigen import one_thread, smallest_eigenpairs
 
 GUARD = 8
 """Vectors iterated beyond the r wanted: they bring the (r + 1)th value and shorten the way to convergence."""
@@ -92,12 +92,13 @@ def _orthogonalized(Y: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
 
 def _largest_triplets(B: np.ndarray, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """B right = left * values for the m largest values of B, in descending order."""
-    negative, right = smallest_eigenpairs(-(B.T @ B), m)
-    if -negative[-1] > 1e-8 * -negative[0]:
-        values = np.sqrt(-negative)
-        return B @ right / values, values, right
-    left, values, right = np.linalg.svd(B)
-    return left[:, :m], values[:m], right[:m].T
+    with one_thread(len(B)):
+        negative, right = smallest_eigenpairs(-(B.T @ B), m)
+        if -negative[-1] > 1e-8 * -negative[0]:
+            values = np.sqrt(-negative)
+            return B @ right / values, values, right
+        left, values, right = np.linalg.svd(B)
+        return left[:, :m], values[:m], right[:m].T
 
 
 def _largest_residual(values: np.ndarray, r: int) -> float:

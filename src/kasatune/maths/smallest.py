@@ -49,10 +49,10 @@ def _methods(shape: tuple[int, ...], r: int) -> list[Callable[[Tensor, int], Tri
 def direct_limit(square: bool, r: int) -> int:
     """The k up to which reducing W W^T to a tridiagonal is faster than a factorization with Krylov iterations.
 
-    Straight lines through the shapes where both took the same time on one core of an x86-64 server. Square weights
-    have the better separated small singular values, and need a third of the iterations.
+    Straight lines through the shapes where both took the same time on one and two cores of an x86-64 server. Square
+    weights have the better separated small singular values, and need a third of the iterations.
     """
-    return 768 + 20 * r if square else 1900 + 36 * r
+    return 280 + 22 * r if square else 750 + 34 * r
 
 
 def triplets_by_gram(W: Tensor, r: int) -> Triplets | None:
@@ -71,7 +71,8 @@ def triplets_by_gram(W: Tensor, r: int) -> Triplets | None:
 
 def triplets_by_lu(W: Tensor, r: int) -> Triplets | None:
     """Krylov iterations on W^-1 through the LU factors of a square W: any condition number, and singular too."""
-    LU, pivots, _ = torch.linalg.lu_factor_ex(W)
+    # of W^T, whose columns lie as LAPACK wants them
+    LU, pivots, _ = torch.linalg.lu_factor_ex(W.mT)
     diagonal = LU.diagonal()
     largest = diagonal.abs().max()
     if largest.item() == 0:
@@ -81,10 +82,10 @@ def triplets_by_lu(W: Tensor, r: int) -> Triplets | None:
     diagonal.copy_(torch.where(diagonal.abs() < floor, floor, diagonal))
 
     def solve(X: Tensor) -> Tensor:
-        return torch.linalg.lu_solve(LU, pivots, X)
+        return torch.linalg.lu_solve(LU, pivots, X, adjoint=True)
 
     def solve_adjoint(X: Tensor) -> Tensor:
-        return torch.linalg.lu_solve(LU, pivots, X, adjoint=True)
+        return torch.linalg.lu_solve(LU, pivots, X)
 
     U = smallest_left_space(solve, solve_adjoint, W[:, 0], r)
     V = torch.linalg.qr(solve(torch.linalg.qr(U).Q)).Q

@@ -103,7 +103,7 @@ def _check(W: Tensor, r: int, name: str | None) -> None:
             f"{limit}: choose another rank, or leave the layer out of target_modules"
         )
     # a sum is far cheaper than a test of every value, and cannot be finite when one of them is not
-    if not math.isfinite(W.sum(dtype=torch.float64).item()):
+    if not math.isfinite(W.sum(dtype=W.dtype if W.dtype == torch.float64 else torch.float32).item()):
         bad = int((~torch.isfinite(W.double())).sum())
         if bad:
             raise ModelError(
