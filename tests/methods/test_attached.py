@@ -126,8 +126,9 @@ class TestAdapters:
         assert config["base_model_name_or_path"] == "package:thing"
         assert (config["r"], config["lora_alpha"], config["lora_dropout"], config["use_rslora"]) == (3, 5, 0.25, True)
         assert config["target_modules"] == ["query", "value"]
+        certificate = ["certificate.json"] if name == "kasa" else []
         assert {path.name for path in (tmp_path / method.folder).iterdir()} == {
-            *("adapter_config.json", "adapter_model.safetensors")
+            *("adapter_config.json", "adapter_model.safetensors", *certificate)
         }
 
 

@@ -59,7 +59,9 @@ def test_every_line_of_a_good_run_passes_with_its_figure(run):
     checks = verify(run)
     assert [check.name for check in checks if check.passed is False] == []
     passed = {check.name for check in checks if check.passed}
-    assert {"reload", "merge", "base untouched", "base of adapter", "hashes of adapter"} <= passed
+    assert {"reload", "merge", "base untouched"} <= passed
+    assert {f"{what} of {form}" for what in ("files", "hashes", "base") for form in ("kasa", "adapter")} <= passed
+    assert "'bert' has no GGUF adapter" in line(checks, "export to gguf").figure
     assert {f"export to {to}" for to in ("lora", "kasa", "peft-kasa", "authors")} <= passed
     assert "adapter gives the same outputs" in passed
     assert all(check.figure for check in checks)
@@ -86,6 +88,21 @@ def test_a_number_that_was_changed_is_found_by_hash_and_by_outputs(run):
     assert "adapter_model.safetensors" in line(checks, "hashes of adapter").figure
     assert line(checks, "adapter gives the same outputs").passed is False
     assert line(checks, "reload").passed
+
+
+def test_a_number_of_the_native_adapter_that_was_changed_is_found_by_its_hash(run):
+    change(run / "kasa", "kasa_B", 1e-6)
+    checks = verify(run)
+    assert {check.name for check in checks if check.passed is False} == {"hashes of kasa"}
+
+
+def test_a_gguf_adapter_of_a_llama_is_verified_too(tmp_path):
+    pytest.importorskip("gguf", reason="the gguf package is not installed (kasatune[gguf])")
+    adapter(tmp_path, llama, task_type="CAUSAL_LM")
+    checks = verify(tmp_path / "adapter")
+    assert line(checks, "export to gguf").passed
+    assert "of their norm" in line(checks, "export to gguf").figure
+    assert not any(check.passed is False for check in checks)
 
 
 def test_a_number_that_is_none_ends_the_verification(run):

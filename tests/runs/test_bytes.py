@@ -77,7 +77,7 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_hash_seed(bert, tmp_pat
         recipes[-1].write_text(to_yaml(recipe))
     python(TRAIN, tmp_path / "there", *recipes, PYTHONHASHSEED="2" if os.environ.get("PYTHONHASHSEED") == "1" else "1")
     here, there = deterministic_files(tmp_path / "here"), deterministic_files(tmp_path / "there")
-    assert len(here) == 8 + 4 + 4
+    assert len(here) == 9 + 4 + 4
     assert {name for name in here if here[name] != there.get(name)} == set()
     scores = [
         json.loads((tmp_path / place / "kasa/metrics.json").read_text())["metrics"] for place in ("here", "there")

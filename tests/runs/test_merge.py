@@ -136,6 +136,11 @@ def test_sixteen_bits_stay_sixteen_bits_and_the_rounding_is_stated(tmp_path):
     assert 1e-4 < done.rounding < 0.2
 
 
+def test_the_rounding_of_float32_is_measured_and_not_assumed(tmp_path):
+    trained(tmp_path, llama)
+    assert 1e-9 < merge(tmp_path / "adapter", tmp_path / "merged").rounding < 1e-5
+
+
 def test_tokenizer_template_and_configurations_are_kept(tmp_path):
     base = shared("models/stories260K-hf")
     model = get_peft_model(CAUSAL.from_pretrained(base), KasaConfig(r=4, task_type="CAUSAL_LM"))

@@ -76,7 +76,7 @@ def test_a_run_directory_holds_what_it_should_and_nothing_else(bert, tmp_path):
     adapter = ["adapter_config.json", "adapter_model.safetensors"]
     expected = ["history.jsonl", "metrics.json", "predictions.json", "recipe.yaml", "spectrum.json"]
     expected += [f"{folder}/{name}" for folder in ("adapter", "kasa") for name in adapter]
-    assert files == sorted([*expected, "adapter/certificate.json"])
+    assert files == sorted([*expected, "adapter/certificate.json", "kasa/certificate.json"])
     assert all(path.stat().st_mode & 0o044 for path in run.rglob("*")) == (current_umask() & 0o044 == 0)
     assert load_recipe(run / "recipe.yaml") == recipe
     found = metrics_of(run)

@@ -100,3 +100,15 @@ def test_the_command_writes_file_and_certificate(tmp_path):
     assert record["gguf"]["largest_relative_difference"] < 1e-6
     assert record["outputs"]["largest_difference"] <= record["outputs"]["limit"]
     assert json.loads((tmp_path / "out" / "certificate.json").read_text())["to"] == "gguf"
+
+
+def test_a_base_without_a_gguf_form_is_refused_before_it_is_loaded(tmp_path, monkeypatch):
+    from kasatune.runs import convert
+
+    base = gpt2()
+    base.save_pretrained(tmp_path / "base")
+    get_peft_model(base, KasaConfig(r=4, task_type="CAUSAL_LM")).save_pretrained(tmp_path / "adapter")
+    monkeypatch.setattr(convert, "load_base_model", lambda source: pytest.fail("the base was loaded"))
+    with pytest.raises(InputError, match="'gpt2' has no GGUF adapter here"):
+        convert.convert_adapter(tmp_path / "adapter", tmp_path / "out", "gguf", base=str(tmp_path / "base"))
+    assert not (tmp_path / "out").exists()

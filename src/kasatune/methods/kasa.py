@@ -14,6 +14,8 @@ from kasatune.methods.base import MethodSettings, TaskKind, trainable, within
 from kasatune.methods.lora import METHOD as LORA
 from kasatune.methods.table import METHODS
 from kasatune.tuner import KasaConfig, KasaLayer, export_adapter, regularization_terms
+from kasatune.tuner.certificate import CERTIFICATE, trained_certificate
+from kasatune.tuner.storage import read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -71,6 +73,8 @@ class Kasa(AdapterMethod):
         # Where 16 bits round the outputs, the certificate compares the weights, which the files hold in float32.
         source = model if _computes_in_float32(model) else run_dir / self.folder
         export_adapter(source, run_dir / ADAPTER_FOLDER, to="lora")
+        base = read_json(run_dir / ADAPTER_FOLDER, CERTIFICATE)["base"]
+        write_json(run_dir / self.folder / CERTIFICATE, trained_certificate(run_dir / self.folder, base))
 
     def penalties(self, model: nn.Module) -> dict[str, float]:
         """See `Method.penalties`: the two terms, weighted by beta and gamma."""

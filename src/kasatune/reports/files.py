@@ -10,7 +10,12 @@ from kasatune.errors import OutputError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to a temporary name beside `path`, then rename it.
+    """`write_bytes` of text in UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to a temporary name beside `path`, then rename it.
 
     Raises:
         OutputError: the directory cannot be written.
@@ -20,8 +25,8 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another output directory") from None
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
         Path(temporary).chmod(0o666 & ~_umask())
         Path(temporary).replace(path)
     except OSError as error:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kasatune.errors import OutputError
+from kasatune.reports.files import write_bytes
 
 _BASE, _DROPPED, _UPDATE = "#4c72b0", "#c44e52", "#dd8452"
+
+
+def check_picture(path: Path) -> None:
+    """Where a picture is to go, there is a directory and none of its name.
+
+    Raises:
+        OutputError: otherwise.
+    """
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        what = "is a directory" if path.is_dir() else "cannot be written: there is no such directory"
+        raise OutputError(f"{path} {what}; name a file in an existing directory")
 
 
 def draw_inspection(found: Mapping[str, Any], path: Path) -> None:
@@ -35,14 +46,9 @@ def draw_inspection(found: Mapping[str, Any], path: Path) -> None:
     _draw_alignment(alignment, layers)
     alignment.set_xticks(range(len(layers)), [layer["name"] for layer in layers], rotation=90, fontsize=6)
     figure.suptitle(f"{found['format']} adapter, {len(layers)} layers")
-    try:
-        handle, temporary = tempfile.mkstemp(suffix=".png", dir=path.absolute().parent)
-        os.close(handle)
-        figure.savefig(temporary, dpi=120, format="png")
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except OSError as fault:
-        raise OutputError(f"{path} cannot be written: {fault.strerror or fault}") from fault
+    content = io.BytesIO()
+    figure.savefig(content, dpi=120, format="png")
+    write_bytes(path.absolute(), content.getvalue())
 
 
 def _draw_spectra(axes: Any, layers: Sequence[Mapping[str, Any]]) -> None:
@@ -58,7 +64,7 @@ def _draw_spectra(axes: Any, layers: Sequence[Mapping[str, Any]]) -> None:
             )
     axes.set_yscale("log")
     axes.set_ylabel("singular values")
-    axes.legend(fontsize=8)
+    _legend(axes)
 
 
 def _draw_sigma(axes: Any, layers: Sequence[Mapping[str, Any]]) -> None:
@@ -80,4 +86,9 @@ def _draw_alignment(axes: Any, layers: Sequence[Mapping[str, Any]]) -> None:
         return
     for name, colour, marker in (("top", _BASE, "^"), ("bottom", _DROPPED, "v"), ("chance", "grey", "_")):
         axes.plot([place for place, _ in known], [found[name] for _, found in known], marker, color=colour, label=name)
-    axes.legend(fontsize=8)
+    _legend(axes)
+
+
+def _legend(axes: Any) -> None:
+    """Above the panel, where no point lies."""
+    axes.legend(fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, frameon=False)

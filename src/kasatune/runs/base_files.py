@@ -75,7 +75,9 @@ def _skeleton(source: Source, folder: Path) -> PreTrainedModel:
         with quiet(), torch.device("meta"):
             config = load_config(source, str(folder))
             kind = model_class(source)
-            return kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
+            if hasattr(kind, "from_config"):
+                return kind.from_config(config, trust_remote_code=source.trust_remote_code)
+            return kind(config)
     except Exception as fault:  # transformers raises many types for a configuration that it cannot take
         reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
         raise ModelError(f"{folder}: no model can be made of its configuration: {reason}") from fault

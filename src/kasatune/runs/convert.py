@@ -6,12 +6,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kasatune.errors import CheckError
+from kasatune.errors import CheckError, InputError
 from kasatune.runs.quiet import quiet
 from kasatune.runs.sources import Source, checkpoint_folder, find_source, is_at_hand, load_base_model, read_config
 from kasatune.tuner.certificate import CERTIFICATE
 from kasatune.tuner.files import export_adapter, read_checked
-from kasatune.tuner.gguf_export import FILE, read_gguf, write_gguf
+from kasatune.tuner.formats import FORMATS
+from kasatune.tuner.gguf_export import FILE, architecture_of, read_gguf, write_gguf
 from kasatune.tuner.lora_export import stock_layers
 from kasatune.tuner.parity import UPDATE_LIMIT, update_difference
 from kasatune.tuner.storage import file_sha256, read_json, read_tensors, require_free, whole_directory, write_json
@@ -39,19 +40,36 @@ def convert_adapter(
         CheckError: the result differs from its source by more than rounding explains; nothing is written.
         MissingExtraError: "gguf" without the gguf package.
     """
+    if to not in (*FORMATS, "gguf"):
+        raise InputError(f"to={to!r} is no adapter format here; choose one of {', '.join(FORMATS)}, gguf")
     require_free(out)
     source = find_source(directory, base)
+    if to == "gguf":
+        # Whether there can be one is known before the base is loaded.
+        architecture_of(read_config(checkpoint_folder(source)))
     model = load_base_model(source) if base is not None or is_at_hand(source) else None
     with quiet():
         if to == "gguf":
-            _export_gguf(source, out, model, rank)
+            export_gguf(source, out, model, rank)
         else:
             export_adapter(source.adapter, out, to, rank=rank, base=model)
     return read_json(out, CERTIFICATE)
 
 
-def _export_gguf(source: Source, out: Path, model: PreTrainedModel | None, rank: int | None) -> None:
-    """The stock LoRA adapter, and then the same numbers as GGUF, read back and compared."""
+def export_gguf(source: Source, out: Path, model: PreTrainedModel | None, rank: int | None = None) -> None:
+    """Write the stock LoRA adapter of a source as adapter.gguf, read back and compared, with its certificate.
+
+    Args:
+        source: of the adapter.
+        out: a directory that does not exist or is empty.
+        model: the base, on which the outputs of the LoRA adapter are measured; None where it is not at hand.
+        rank: the largest rank of a layer, None for all of it.
+
+    Raises:
+        InputError: something that a GGUF adapter cannot hold, by name.
+        CheckError: what was written differs.
+        MissingExtraError: the gguf package is not installed.
+    """
     config = model.config.to_dict() if model is not None else read_config(checkpoint_folder(source))
     with tempfile.TemporaryDirectory(prefix="kasatune-") as folder:
         lora = export_adapter(source.adapter, Path(folder) / "lora", rank=rank, base=model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from kasatune.tuner.native import scaling_of, trained_factors
 from kasatune.tuner.storage import PREFIX, AdapterFiles, listed
 
 Change = Callable[[Tensor], Tensor]
+_ROWS = 512
 
 
 @dataclass
@@ -60,7 +62,8 @@ class Plan:
             raise AdapterError(f"merging {layer} gives NaN or infinity")
         rounded = exact.to(W.dtype)
         norm = float(change.norm())
-        self.rounding[layer] = float((rounded.to(wide.dtype) - exact).norm()) / norm if norm else 0.0
+        lost = math.hypot(*(_lost(*rows) for rows in zip(*(t.split(_ROWS) for t in (rounded, W, change)), strict=True)))
+        self.rounding[layer] = lost / norm if norm else 0.0
         return rounded.T if layer in self.transposed else rounded
 
 
@@ -131,6 +134,11 @@ class _Truncation:
             tail = tail_svd(W, dropped)
             change = change - (tail.U * tail.S) @ tail.Vh
         return change
+
+
+def _lost(rounded: Tensor, W: Tensor, change: Tensor) -> float:
+    """||rounded - (W + change)||_F, the sum in float64."""
+    return float((rounded.double() - (W.double() + change.double())).norm())
 
 
 def _require_shape(name: str, change: Any, module: Any, *, transposed: bool) -> None:

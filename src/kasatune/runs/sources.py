@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -71,6 +73,11 @@ class Source:
         revision = self.config.get("revision")
         return revision if isinstance(revision, str) else None
 
+    @property
+    def trust_remote_code(self) -> bool:
+        """Whether the base may bring code of its own: only where a recipe says so."""
+        return self.run is not None and read_recipe(self.run).model.trust_remote_code
+
 
 def find_source(directory: Path, base: str | None = None) -> Source:
     """The adapter in a run directory, or the directory itself where it is an adapter.
@@ -123,6 +130,11 @@ def load_base_model(source: Source) -> PreTrainedModel:
         ModelError: it cannot be loaded.
     """
     name = require_base_name(source)
+    with _naming(source):
+        return _load_base_model(source, name)
+
+
+def _load_base_model(source: Source, name: str) -> PreTrainedModel:
     if source.run is not None:
         recipe, metrics = read_recipe(source.run), read_metrics(source.run)
         section = recipe.model.model_copy(update={"name": name, "revision": source.revision})
@@ -150,11 +162,25 @@ def load_base_model(source: Source) -> PreTrainedModel:
         raise ModelError(f"the base {name} cannot be loaded: {reason}; name one with --base MODEL") from fault
 
 
+@contextmanager
+def _naming(source: Source) -> Iterator[None]:
+    """Faults of a base named where it was named: by the user, in the recipe or in the adapter."""
+    try:
+        yield
+    except ModelError as fault:
+        message = str(fault)
+        if source.base is not None:
+            message = message.replace("model.name:", "--base:", 1)
+        elif source.run is None:
+            message = message.replace("model.name:", "the adapter's base_model_name_or_path:", 1)
+        raise ModelError(message if "--base" in message else f"{message}, or name the base with --base") from fault
+
+
 def load_config(source: Source, folder: str, **options: Any) -> PreTrainedConfig:
     """The configuration of the base, with as many labels as the adapter's head has."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, **options)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=source.trust_remote_code, **options)
     if source.run is not None:
         names = read_metrics(source.run).get("label_names")
         if names:
@@ -191,7 +217,8 @@ def checkpoint_folder(source: Source) -> Path:
         ModelError: there is no such model.
     """
     name = require_base_name(source)
-    folder = find_model(name)
+    with _naming(source):
+        folder = find_model(name)
     if Path(folder).is_dir():
         return Path(folder)
     from huggingface_hub import snapshot_download

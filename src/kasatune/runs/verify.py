@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from kasatune.errors import CheckError, InputError, KasatuneError
+from kasatune.runs.convert import export_gguf
 from kasatune.runs.merge import merge
 from kasatune.runs.quiet import quiet
 from kasatune.runs.sources import Source, find_source, load_base_model, model_class
@@ -19,8 +21,10 @@ from kasatune.tuner.certificate import CERTIFICATE, describe_base, output_parity
 from kasatune.tuner.conversion import bare_twin, summary
 from kasatune.tuner.files import export_adapter, load_adapter, read_checked
 from kasatune.tuner.formats import FORMATS
+from kasatune.tuner.gguf_export import architecture_of
 from kasatune.tuner.parity import Outputs, fixed_outputs
-from kasatune.tuner.storage import AdapterFiles, file_sha256, read_json, read_tensors
+from kasatune.tuner.placing import sketch_differences
+from kasatune.tuner.storage import AdapterFiles, file_sha256, read_header, read_json, read_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,6 +103,7 @@ def _checks(source: Source) -> Iterator[Check]:
         yield _attempt(f"{folder.name} gives the same outputs", lambda folder=folder: _same(subject[0], folder))
     for to in FORMATS:
         yield _attempt(f"export to {to}", lambda to=to: _export(subject[0], to))
+    yield _attempt("export to gguf", lambda: _export_gguf(subject[0]))
     yield _attempt("merge", lambda: _merge(subject[0]))
 
 
@@ -118,7 +123,7 @@ def _files(folder: Path) -> tuple[bool, str]:
 
 def _hashes(folder: Path) -> tuple[bool | None, str]:
     if not os.path.lexists(folder / CERTIFICATE):
-        return None, f"no {CERTIFICATE}"
+        return None, f"no {CERTIFICATE} to hold the files against"
     recorded = read_json(folder, CERTIFICATE).get("files")
     if not isinstance(recorded, dict):
         return False, f"{CERTIFICATE} names no files"
@@ -137,16 +142,21 @@ def _load_base(source: Source, found: list[PreTrainedModel]) -> tuple[bool, str]
 
 
 def _fingerprint(folder: Path, files: AdapterFiles, base: PreTrainedModel) -> tuple[bool | None, str]:
-    if not os.path.lexists(folder / CERTIFICATE):
-        return None, f"no {CERTIFICATE} with its SHA-256; the samples of its weights are checked on reload"
-    recorded = read_json(folder, CERTIFICATE).get("base")
-    wanted = recorded.get("sha256") if isinstance(recorded, dict) else None
-    if not isinstance(wanted, str):
-        return None, "no SHA-256 recorded; the samples of its weights are checked on reload"
-    found = describe_base(base, files)
-    if isinstance(recorded, dict) and recorded.get("class") != found["class"]:
-        return None, f"recorded for {recorded.get('class')}, this is {found['class']}"
-    return found["sha256"] == wanted, f"sha256 {found['sha256'][:16]}, recorded {wanted[:16]}"
+    """The digest of the whole base where one was recorded for its class, and else samples of its adapted weights."""
+    recorded = read_json(folder, CERTIFICATE).get("base") if os.path.lexists(folder / CERTIFICATE) else None
+    recorded = recorded if isinstance(recorded, dict) else {}
+    wanted, found = recorded.get("sha256"), describe_base(base, files)
+    if isinstance(wanted, str) and found["sha256"] is not None and recorded.get("class") == found["class"]:
+        return found["sha256"] == wanted, f"sha256 {found['sha256'][:16]}, recorded {wanted[:16]}"
+    sketches = read_header(folder).config.get("base_fingerprint") or recorded.get("fingerprint")
+    differences = list(sketch_differences(sketches, base))
+    if not differences:
+        return None, "the adapter says nothing of the base's weights"
+    name, distance, limit = max(differences, key=lambda entry: math.inf if entry[1] is None else entry[1] / entry[2])
+    if distance is None:
+        return False, f"{name} has another shape"
+    figure = f"samples of {len(differences)} weights differ by at most {distance:.2g} of their norm, limit {limit:g}"
+    return distance <= limit, figure if distance <= limit else f"{figure} ({name})"
 
 
 def _reload(source: Source, files: AdapterFiles, base: PreTrainedModel, found: list[_Subject]) -> tuple[bool, str]:
@@ -185,6 +195,17 @@ def _export(subject: _Subject, to: str) -> tuple[bool | None, str]:
         except InputError as fault:
             return None, f"cannot hold it: {fault}"
         return True, summary(read_json(out, CERTIFICATE))
+
+
+def _export_gguf(subject: _Subject) -> tuple[bool | None, str]:
+    try:
+        architecture_of(subject.base.config.to_dict())
+        with tempfile.TemporaryDirectory(prefix="kasatune-") as folder:
+            export_gguf(subject.source, Path(folder) / "gguf", None)
+            found = read_json(Path(folder) / "gguf", CERTIFICATE)["gguf"]["largest_relative_difference"]
+    except InputError as fault:
+        return None, f"cannot hold it: {fault}"
+    return True, f"updates differ by at most {found:.2g} of their norm"
 
 
 def _merge(subject: _Subject) -> tuple[bool | None, str]:

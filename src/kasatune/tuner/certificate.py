@@ -119,6 +119,22 @@ def certificate(
     return record
 
 
+def trained_certificate(directory: Path, base: dict[str, Any]) -> dict[str, Any]:
+    """What is known of an adapter that was trained and not converted: its files, and the base that it is for.
+
+    Args:
+        directory: of the adapter.
+        base: the base as a certificate of a conversion describes it.
+    """
+    return {
+        "from": "training",
+        "to": "kasa",
+        "base": base,
+        "files": {name: file_sha256(directory / name) for name in (CONFIG, WEIGHTS)},
+        "versions": versions(),
+    }
+
+
 def versions() -> dict[str, str]:
     """What made a file: kasatune and the libraries that compute."""
     return {

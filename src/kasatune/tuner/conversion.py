@@ -173,10 +173,12 @@ def summary(record: dict[str, Any]) -> str:
     """A certificate in one sentence."""
     outputs = record["outputs"]
     if "largest_difference" in outputs:
-        parity = (
-            f"outputs differ by at most {outputs['largest_difference']:.2g} "
-            f"(mean {outputs['mean_difference']:.2g}, {outputs['dtype']})"
-        )
+        parity = f"outputs equal bit for bit ({outputs['dtype']})"
+        if outputs["largest_difference"]:
+            parity = (
+                f"outputs differ by at most {outputs['largest_difference']:.2g} "
+                f"(mean {outputs['mean_difference']:.2g}, {outputs['dtype']})"
+            )
     else:
         parity = f"updates differ by at most {record['updates']['largest_relative_difference']:.2g} of their norm"
     if record["exact"]:

@@ -18,6 +18,29 @@ FILE = "adapter.gguf"
 ARCHITECTURES = {"llama": "llama", "mistral": "llama"}
 
 
+def architecture_of(model_config: Mapping[str, Any]) -> str:
+    """The architecture under which llama.cpp has a base, once it is clear that one can be written for.
+
+    Args:
+        model_config: config.json of the base.
+
+    Raises:
+        InputError: a base that llama.cpp stores otherwise.
+        MissingExtraError: the gguf package is not installed.
+    """
+    try:
+        import gguf  # noqa: F401 # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise MissingExtraError("writing GGUF files", "gguf") from None
+    architecture = ARCHITECTURES.get(str(model_config.get("model_type")))
+    if architecture is None:
+        raise InputError(
+            f"a base of the type {model_config.get('model_type')!r} has no GGUF adapter here; those of "
+            f"{', '.join(ARCHITECTURES)} have. Export to 'lora' and convert it with llama.cpp's own script"
+        )
+    return architecture
+
+
 def write_gguf(files: AdapterFiles, model_config: Mapping[str, Any], path: Path) -> dict[str, str]:
     """Write W' - W = B A of every layer as blk.N.*.lora_a (rank, in) and .lora_b (out, rank), float32, scaling 1.
 
@@ -36,17 +59,9 @@ def write_gguf(files: AdapterFiles, model_config: Mapping[str, Any], path: Path)
         InputError: a base that llama.cpp stores otherwise, or something that a GGUF adapter cannot hold, by name.
         MissingExtraError: the gguf package is not installed.
     """
-    try:
-        import gguf  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise MissingExtraError("writing GGUF files", "gguf") from None
+    architecture = architecture_of(model_config)
+    import gguf  # pyright: ignore[reportMissingImports]
 
-    architecture = ARCHITECTURES.get(str(model_config.get("model_type")))
-    if architecture is None:
-        raise InputError(
-            f"a base of the type {model_config.get('model_type')!r} has no GGUF adapter here; those of "
-            f"{', '.join(ARCHITECTURES)} have. Export to 'lora' and convert it with llama.cpp's own script"
-        )
     layers, rest = stock_layers(files)
     if rest:
         raise InputError(f"a GGUF adapter holds no trained heads or biases ({listed(sorted(rest))}): merge it instead")

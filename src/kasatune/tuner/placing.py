@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,20 +84,28 @@ def check_fingerprint(fingerprint: Any, base: nn.Module, *, strict: bool) -> Non
     Raises:
         AdapterError: the sketches are damaged, or of other weights and `strict`; else a warning.
     """
-    if not isinstance(fingerprint, dict):
-        return
-    for name, stored in fingerprint.items():
-        try:
-            weight = BaseWeight.of(base.get_submodule(name))
-            found = difference(weight.read(), stored)
-        except AttributeError:
-            continue
-        if found is None or found > tolerance(weight.dtype, weight.bits, stored):
+    for name, found, limit in sketch_differences(fingerprint, base):
+        if found is None or found > limit:
             message = f"this is another base model than the adapter was made for: {listed([name])} differs"
             if strict:
                 raise AdapterError(f"{message}. Load the right base, or pass check_base=False to load it all the same.")
             warnings.warn(f"{message}; loaded all the same, because check_base=False", stacklevel=3)
             return
+
+
+def sketch_differences(fingerprint: Any, base: nn.Module) -> Iterator[tuple[str, float | None, float]]:
+    """Layer name, how far its weight is from its sketch (None for another shape), and how far it may be.
+
+    Raises:
+        AdapterError: the sketches are damaged.
+    """
+    for name, stored in fingerprint.items() if isinstance(fingerprint, dict) else ():
+        try:
+            weight = BaseWeight.of(base.get_submodule(name))
+            found = difference(weight.read(), stored)
+        except AttributeError:
+            continue
+        yield name, found, tolerance(weight.dtype, weight.bits, stored)
 
 
 def place(base: nn.Module, directory: Path, written: set[str], **options: Any) -> PeftModel:

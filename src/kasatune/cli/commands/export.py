@@ -13,7 +13,10 @@ def command(
     out: NewDirectory,
     to: Annotated[
         str,
-        typer.Option(metavar="FORMAT", help="lora, for any LoRA server; kasa, to train on; peft-kasa; authors."),
+        typer.Option(
+            metavar="FORMAT",
+            help="lora, for any LoRA server; gguf, for llama.cpp; kasa, to train on; peft-kasa; authors.",
+        ),
     ] = "lora",
     base: BaseModel = None,
     rank: Annotated[

@@ -29,12 +29,14 @@ def command(
     Example: kasatune inspect runs/rte-kasa --picture rte.png
     """
     with results_only():
+        from kasatune.reports.inspection import check_picture, draw_inspection
+
+        if picture is not None:
+            check_picture(picture)
         from kasatune.runs.inspect import inspect
 
         found = inspect(directory, base)
         if picture is not None:
-            from kasatune.reports.inspection import draw_inspection
-
             draw_inspection(found, picture)
     if json:
         print_json(found)
