@@ -1,7 +1,8 @@
 """Fine-tune language models with KaSA, compare honestly, deploy as plain LoRA.
 
-Importing this package registers the PEFT type KASA, whichever of `kasatune` and `peft` is imported first. It imports
-neither torch nor peft by itself, so that the command line starts at once: the registration runs when peft is there.
+Importing this package registers the PEFT types KASA and BOTTLENECK, whichever of `kasatune` and `peft` is imported
+first. It imports neither torch nor peft by itself, so that the command line starts at once: the registration runs when
+peft is there.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ _HOMES = {
 
 
 def _register(_peft: object) -> None:
-    importlib.import_module("kasatune.tuner.registration").register()
+    for module in ("kasatune.tuner.registration", "kasatune.methods.bottleneck.registration"):
+        importlib.import_module(module).register()
 
 
 register_post_import_hook(_register, "peft")

@@ -1,4 +1,4 @@
-"""KASA as a PEFT type: the only place that reaches into PEFT's enum.
+"""Types of adapters that PEFT lacks, KASA first: the only place that reaches into PEFT's enum.
 
 PEFT keeps its types in an enum and offers no public way to add one, so the member is added by hand. The test
 `tests/tuner/test_registration.py` fails by name when PEFT changes what is used here.
@@ -7,7 +7,9 @@ PEFT keeps its types in an enum and offers no public way to add one, so the memb
 from __future__ import annotations
 
 import peft
+from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import PeftType, register_peft_method
 
 from kasatune.errors import InputError
@@ -24,19 +26,34 @@ def register() -> None:
     Raises:
         InputError: PEFT has a type KASA of its own.
     """
-    if NAME not in PeftType.__members__:
-        _add_member(NAME)
-    registered = PEFT_TYPE_TO_CONFIG_MAPPING.get(PeftType(NAME))
-    if registered is KasaConfig:
-        return
+    if add_type(NAME, KasaConfig, KasaModel):
+        _refuse_namesake()
+        install_step_hook()
+
+
+def add_type(name: str, config_class: type[PeftConfig], model_class: type[BaseTuner]) -> bool:
+    """Add a PEFT type with its configuration and its tuner; False where it is there already.
+
+    Args:
+        name: in capitals.
+        config_class: its instances may name the type only once it is there.
+        model_class: the tuner; its `prefix` begins the names of its parameters.
+
+    Raises:
+        InputError: PEFT has a type of this name of its own.
+    """
+    if name not in PeftType.__members__:
+        _add_member(name)
+    registered = PEFT_TYPE_TO_CONFIG_MAPPING.get(PeftType(name))
+    if registered is config_class:
+        return False
     if registered is not None:
         raise InputError(
-            f"PEFT {peft.__version__} has a type {NAME} of its own ({registered.__module__}); this version of kasatune "
+            f"PEFT {peft.__version__} has a type {name} of its own ({registered.__module__}); this version of kasatune "
             "works with PEFT 0.21: pip install 'peft>=0.21.2,<0.22'"
         )
-    register_peft_method(name=NAME.lower(), config_cls=KasaConfig, model_cls=KasaModel, prefix=KasaModel.prefix)
-    _refuse_namesake()
-    install_step_hook()
+    register_peft_method(name=name.lower(), config_cls=config_class, model_cls=model_class, prefix=model_class.prefix)
+    return True
 
 
 def _add_member(name: str) -> None:

@@ -1,0 +1,110 @@
+"""Bottleneck adapters on a whole model."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Any, ClassVar
+
+import torch
+from peft import PeftConfig
+from peft.tuners.tuners_utils import (
+    BaseTuner,
+    _maybe_include_all_linear_layers,
+    check_target_module_exists,
+)
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from kasatune.errors import ModelError
+from kasatune.methods.bottleneck.config import BottleneckConfig
+from kasatune.methods.bottleneck.layer import NOT_MERGEABLE, BottleneckLayer
+from kasatune.methods.bottleneck.places import block_index, find_places
+
+
+class BottleneckModel(BaseTuner):
+    """h <- h + s g(h) in every block of a model; made by `peft.get_peft_model(base, BottleneckConfig(...))`.
+
+    Raises:
+        ModelError: the architecture is not known and no layers are named, or the adapter should be merged.
+    """
+
+    prefix = "bottleneck_"
+    tuner_layer_cls = BottleneckLayer
+    target_module_mapping: ClassVar[dict[str, Any]] = {}
+
+    def _prepare_adapter_config(self, peft_config: BottleneckConfig, model_config: dict[str, Any]) -> BottleneckConfig:
+        return peft_config
+
+    def _prepare_model(self, peft_config: BottleneckConfig, model: nn.Module) -> None:
+        """Find the places of a new adapter; one that is loaded brings them along."""
+        if peft_config.places is not None:
+            return
+        if peft_config.target_modules is None:
+            places: dict[str, str] = dict(find_places(model, peft_config.kind))
+        else:
+            _maybe_include_all_linear_layers(peft_config, model)
+            how = "parallel" if peft_config.kind == "parallel" else "output"
+            names = [
+                name for name, _ in model.named_modules() if name and check_target_module_exists(peft_config, name)
+            ]
+            places = dict.fromkeys(names, how)
+        peft_config.places = {
+            name: how for name, how in places.items() if (block_index(name) or 0) >= peft_config.first_block
+        }
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: BottleneckConfig, key: str) -> bool:  # type: ignore[override]
+        return key in (peft_config.places or {})
+
+    def _create_and_replace(
+        self,
+        peft_config: BottleneckConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        place = (peft_config.places or {})[current_key]
+        layer = target
+        if not isinstance(layer, BottleneckLayer):
+            layer = BottleneckLayer(target, block_index(current_key))
+            layer.train(target.training)
+        widths = self._widths(layer.get_base_layer(), place, current_key)
+        # A dropout has no weights: its neighbours say where it computes.
+        device = next((p.device for p in chain(target.parameters(), parent.parameters())), torch.device("cpu"))
+        layer.update_layer(adapter_name, peft_config, place, widths, device)
+        if layer is not target:
+            self._replace_module(parent, target_name, layer, target)
+
+    def _widths(self, module: nn.Module, place: str, name: str) -> tuple[int, int]:
+        """Lengths of what enters and leaves an adapter at this place."""
+        across = _features(module)
+        if place == "parallel" and across is not None:
+            return across
+        if across is not None:
+            width = across[0] if place == "input" else across[1]
+            return width, width
+        config: Any = getattr(self.model, "config", None)
+        width = getattr(config, "hidden_size", None)
+        if place == "parallel" or not isinstance(width, int):
+            raise ModelError(f"{name} is a {type(module).__name__}, whose width is not known: name linear layers")
+        return width, width
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        setattr(parent, child_name, new_module)
+
+    def _check_merge_allowed(self) -> None:
+        raise ModelError(NOT_MERGEABLE)
+
+    def _check_new_adapter_config(self, config: PeftConfig) -> None:
+        """Any number of adapters may be there."""
+
+
+def _features(module: nn.Module) -> tuple[int, int] | None:
+    """(in, out) of a linear layer, quantized ones included; None for other modules."""
+    if isinstance(module, Conv1D):
+        return module.weight.shape[0], module.weight.shape[1]
+    inside, outside = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    return (inside, outside) if isinstance(inside, int) and isinstance(outside, int) else None

@@ -1,0 +1,16 @@
+"""BOTTLENECK as a PEFT type."""
+
+from __future__ import annotations
+
+from kasatune.methods.bottleneck.config import BottleneckConfig
+from kasatune.methods.bottleneck.model import BottleneckModel
+from kasatune.tuner.registration import add_type
+
+
+def register() -> None:
+    """Add the PEFT type BOTTLENECK; a second call changes nothing.
+
+    Raises:
+        InputError: PEFT has a type BOTTLENECK of its own.
+    """
+    add_type("BOTTLENECK", BottleneckConfig, BottleneckModel)
