@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from peft.config import PeftConfig
 from peft.utils import PeftType
@@ -33,11 +32,9 @@ class BottleneckConfig(PeftConfig):
         scaling: s.
         skip_blocks: adapters of the first blocks that do nothing outside training (AdapterDrop).
         first_block: the first block that gets adapters.
-        places: module name to "output", "norm", "input" or "parallel": filled in from `kind` and the architecture
-            when the adapter is made.
-        target_modules: layers whose output is adapted (or, with "parallel", that are adapted beside) in the place of
-            what `kind` says, for architectures that are not known.
-        exclude_modules: names, endings or a regular expression to leave out of target_modules.
+        places: module name to "output", "norm", "input" or "parallel". Filled in from `kind` and the architecture when
+            the adapter is made; give it yourself for an architecture that is not known.
+        target_modules: PEFT asks for this field; it must stay None, `places` says what is adapted.
         modules_to_save: modules trained and saved whole, such as a new head.
 
     Raises:
@@ -54,8 +51,7 @@ class BottleneckConfig(PeftConfig):
     skip_blocks: int = field(default=0)
     first_block: int = field(default=0)
     places: dict[str, str] | None = field(default=None)
-    target_modules: list[str] | set[str] | str | None = field(default=None)
-    exclude_modules: list[str] | set[str] | str | None = field(default=None)
+    target_modules: None = field(default=None)
     modules_to_save: list[str] | None = field(default=None)
 
     def __post_init__(self) -> None:
@@ -72,6 +68,8 @@ class BottleneckConfig(PeftConfig):
             )
         if not 0 <= self.adapter_dropout < 1:
             faults.append(f"adapter_dropout must be at least 0 and below 1, got {self.adapter_dropout!r}")
+        if self.target_modules is not None:
+            faults.append("target_modules is not used: give places, such as {'model.layers.0.mlp.down_proj': 'output'}")
         if faults:
             raise InputError("BottleneckConfig: " + "; ".join(faults))
 
@@ -79,7 +77,3 @@ class BottleneckConfig(PeftConfig):
     def shape(self) -> Shape:
         """What each adapter is made of."""
         return Shape(self.r, self.activation, self.layer_norm, self.adapter_bias, self.adapter_dropout)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The configuration as plain data, in the same order whatever the hash seed."""
-        return {k: sorted(v) if isinstance(v, set) else v for k, v in super().to_dict().items()}

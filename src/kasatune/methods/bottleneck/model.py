@@ -7,11 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import (
-    BaseTuner,
-    _maybe_include_all_linear_layers,
-    check_target_module_exists,
-)
+from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -25,7 +21,7 @@ class BottleneckModel(BaseTuner):
     """h <- h + s g(h) in every block of a model; made by `peft.get_peft_model(base, BottleneckConfig(...))`.
 
     Raises:
-        ModelError: the architecture is not known and no layers are named, or the adapter should be merged.
+        ModelError: the architecture is not known, or the adapter should be merged.
     """
 
     prefix = "bottleneck_"
@@ -39,15 +35,7 @@ class BottleneckModel(BaseTuner):
         """Find the places of a new adapter; one that is loaded brings them along."""
         if peft_config.places is not None:
             return
-        if peft_config.target_modules is None:
-            places: dict[str, str] = dict(find_places(model, peft_config.kind))
-        else:
-            _maybe_include_all_linear_layers(peft_config, model)
-            how = "parallel" if peft_config.kind == "parallel" else "output"
-            names = [
-                name for name, _ in model.named_modules() if name and check_target_module_exists(peft_config, name)
-            ]
-            places = dict.fromkeys(names, how)
+        places = find_places(model, peft_config.kind)
         peft_config.places = {
             name: how for name, how in places.items() if (block_index(name) or 0) >= peft_config.first_block
         }
@@ -89,7 +77,7 @@ class BottleneckModel(BaseTuner):
         config: Any = getattr(self.model, "config", None)
         width = getattr(config, "hidden_size", None)
         if place == "parallel" or not isinstance(width, int):
-            raise ModelError(f"{name} is a {type(module).__name__}, whose width is not known: name linear layers")
+            raise ModelError(f"{name} is a {type(module).__name__}, whose width is not known: choose linear layers")
         return width, width
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:

@@ -82,12 +82,12 @@ def find_places(model: nn.Module, kind: str) -> dict[str, Place]:
     for name in _block_names(model, block):
         places |= {f"{name}.{part}" if part else name: place for part, place in _within(block, kind).items()}
     if not places:
-        raise ModelError(f"{type(model).__name__} has no blocks {block.blocks}.0, ...; name the layers to adapt")
+        raise ModelError(f"{type(model).__name__} has no blocks {block.blocks}.0, ...: give places of your own")
     modules = {name for name, _ in model.named_modules()}
     missing = sorted(set(places) - modules)
     if missing:
         raise ModelError(
-            f"{type(model).__name__} has no module {missing[0]}, where {kind} puts an adapter; name the layers to adapt"
+            f"{type(model).__name__} has no module {missing[0]}, where {kind} puts an adapter: give places of your own"
         )
     return places
 
@@ -109,13 +109,13 @@ def _within(block: Block, kind: str) -> dict[str, Place]:
 
 def _block(model: nn.Module, kind: str) -> Block:
     config: Any = getattr(model, "config", None)
-    model_type = getattr(config, "model_type", None)
+    model_type = str(getattr(config, "model_type", None))
     if model_type == "opt" and not config.do_layer_norm_before:
         return _OPT_POST_LN
     if model_type not in BLOCKS:
         raise ModelError(
             f"{kind} adapters: the blocks of the model type {model_type!r} are not known here; known are: "
-            f"{', '.join(sorted(BLOCKS))}. Name the layers with target_modules, whose outputs are adapted then."
+            f"{', '.join(sorted(BLOCKS))}. Choose another method, or give BottleneckConfig places of your own."
         )
     return BLOCKS[model_type]
 
