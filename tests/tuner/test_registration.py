@@ -43,6 +43,12 @@ def test_peft_still_has_the_enum_tables_that_the_registration_extends():
     assert PEFT_TYPE_TO_TUNER_MAPPING[PeftType.KASA].prefix == "kasa_"
 
 
+def test_bottleneck_adapters_are_known_to_peft_too():
+    code = "import kasatune, peft; print(peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType('BOTTLENECK')].__name__)"
+    assert run(code) == "BottleneckConfig"
+    assert PEFT_TYPE_TO_TUNER_MAPPING[PeftType("BOTTLENECK")].prefix == "bottleneck_"
+
+
 def test_registering_twice_changes_nothing():
     before = list(PeftType)
     register()

@@ -55,7 +55,8 @@ class Bottleneck(nn.Module):
         for zero in (self.down.bias, self.up.weight, self.up.bias):
             if zero is not None:
                 nn.init.zeros_(zero)
-        self.to(device)
+        if not self.up.weight.is_meta:  # as PEFT makes it where weights are about to be loaded
+            self.to(device)
 
     def forward(self, h: Tensor) -> Tensor:
         """g(h), (..., out) for h (..., in); computed in the adapter's dtype."""

@@ -52,7 +52,13 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         self._active_adapter = []
 
     def update_layer(
-        self, adapter_name: str, config: BottleneckConfig, place: str, widths: tuple[int, int], device: torch.device
+        self,
+        adapter_name: str,
+        config: BottleneckConfig,
+        place: str,
+        widths: tuple[int, int],
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         """Add an adapter.
 
@@ -62,9 +68,8 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
             place: "output", "norm", "input" or "parallel".
             widths: lengths of what enters and leaves it.
             device: where the module computes.
+            dtype: of the adapter's parameters.
         """
-        dtypes = {parameter.dtype for parameter in self.base_layer.parameters()}
-        dtype = torch.float64 if torch.float64 in dtypes else torch.float32
         self.bottleneck_adapter[adapter_name] = Bottleneck(*widths, config.shape, device, dtype)
         self.scaling[adapter_name] = config.scaling
         self.place[adapter_name] = place

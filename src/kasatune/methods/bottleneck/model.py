@@ -39,6 +39,10 @@ class BottleneckModel(BaseTuner):
         peft_config.places = {
             name: how for name, how in places.items() if (block_index(name) or 0) >= peft_config.first_block
         }
+        if not peft_config.places:
+            raise ModelError(
+                f"the first {peft_config.first_block} blocks get no adapter, and {type(model).__name__} has no others"
+            )
 
     @staticmethod
     def _check_target_module_exists(peft_config: BottleneckConfig, key: str) -> bool:  # type: ignore[override]
@@ -60,9 +64,10 @@ class BottleneckModel(BaseTuner):
             layer = BottleneckLayer(target, block_index(current_key))
             layer.train(target.training)
         widths = self._widths(layer.get_base_layer(), place, current_key)
-        # A dropout has no weights: its neighbours say where it computes.
-        device = next((p.device for p in chain(target.parameters(), parent.parameters())), torch.device("cpu"))
-        layer.update_layer(adapter_name, peft_config, place, widths, device)
+        # A dropout has no weights: its neighbours say where it computes, and in what.
+        beside = next(chain(target.parameters(), parent.parameters()), torch.empty(0))
+        dtype = torch.float64 if beside.dtype == torch.float64 else torch.float32
+        layer.update_layer(adapter_name, peft_config, place, widths, beside.device, dtype)
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
 
