@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
@@ -13,3 +14,15 @@ def ctrl_c_works():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_cache_of_the_user():
+    """No test reads or fills the cache of the person who runs it; those of the cache have one of their own."""
+    before = os.environ.get("KASATUNE_CACHE")
+    os.environ["KASATUNE_CACHE"] = "off"
+    yield
+    if before is None:
+        del os.environ["KASATUNE_CACHE"]
+    else:
+        os.environ["KASATUNE_CACHE"] = before

@@ -84,3 +84,49 @@ def test_no_colour_where_none_is_wanted(monkeypatch):
 
 def test_elsewhere_there_are_lines(capsys):
     assert isinstance(make_display(), LineDisplay)
+
+
+def decompose(display: Display, clock: list[float], seconds: float, layers: int) -> None:
+    """Tell of `layers` layers that take `seconds` each."""
+    display.progress("decomposing", 0, layers)
+    for done in range(1, layers + 1):
+        clock[0] += seconds
+        display.progress("decomposing", done, layers)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("kasatune.cli.display.time.monotonic", lambda: now[0])
+    return now
+
+
+def test_quick_work_is_not_shown(capsys, clock, monkeypatch):
+    decompose(LineDisplay(), clock, 0.01, 50)
+    assert capsys.readouterr().err == ""
+    screen = on_terminal(monkeypatch)
+    display = make_display()
+    decompose(display, clock, 0.01, 50)
+    display.finish()
+    assert "decomposing" not in screen.getvalue()
+
+
+def test_slow_work_is_told_in_lines_far_apart(capsys, clock):
+    decompose(LineDisplay(), clock, 2.0, 20)
+    assert capsys.readouterr().err.splitlines() == [
+        "decomposing: 1 of 20 layers  0:00:38 left",
+        "decomposing: 7 of 20 layers  0:00:26 left",
+        "decomposing: 13 of 20 layers  0:00:14 left",
+        "decomposing: 19 of 20 layers  0:00:02 left",
+        "decomposing: 20 layers done in 0:00:40",
+    ]
+
+
+def test_slow_work_has_a_bar_that_goes_before_training_begins(clock, monkeypatch):
+    screen = on_terminal(monkeypatch)
+    display = make_display()
+    decompose(display, clock, 2.0, 3)
+    run(display, 4)
+    shown = screen.getvalue()
+    assert "decomposing" in shown and "layers" in shown
+    assert "4/4" in shown

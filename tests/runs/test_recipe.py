@@ -63,6 +63,7 @@ def test_the_least_recipe_has_every_published_default(write):
             "truncation": "attach",
             "beta": 1e-4,
             "gamma": 1e-3,
+            "tails": None,
             "options": {},
         },
         "training": {

@@ -106,6 +106,7 @@ class Recorder:
     def __init__(self) -> None:
         self.total = 0
         self.steps: list[int] = []
+        self.progressed: list[tuple[str, int, int]] = []
         self.messages: list[str] = []
         self.finished = 0
 
@@ -117,6 +118,9 @@ class Recorder:
 
     def evaluated(self, epoch: float, metrics: Any) -> None:
         pass
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        self.progressed.append((what, done, total))
 
     def message(self, text: str) -> None:
         self.messages.append(text)

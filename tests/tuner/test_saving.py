@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from kasatune import KasaConfig, load_adapter
 from kasatune.errors import AdapterError
 from kasatune.tuner import KasaLayer
-from kasatune.tuner import targets as targets_module
+from kasatune.tuner import tails as tails_module
 from tests.tuner.models import bert, gpt2, labels, llama, shaken, token_ids
 
 MODELS = {"bert": bert, "gpt2": gpt2, "llama": llama}
@@ -28,13 +28,13 @@ def logits(model):
 def decompositions(monkeypatch):
     """Counts the weights that are decomposed."""
     counted = []
-    original = targets_module.tail_svd_many
+    original = tails_module.tail_svd_many
 
     def counting(weights, ranks, **options):
         counted.extend(options["names"])
         return original(weights, ranks, **options)
 
-    monkeypatch.setattr(targets_module, "tail_svd_many", counting)
+    monkeypatch.setattr(tails_module, "tail_svd_many", counting)
     return counted
 
 

@@ -6,17 +6,41 @@ import math
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from kasatune.runs.display import Display
 
 _LINES_PER_RUN = 20
+# Work outside of training is shown once it has taken so long, and in lines so far apart.
+_QUICK_SECONDS = 1.0
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 def make_display() -> Display:
     """The display that fits standard error."""
     return LiveDisplay() if sys.stderr.isatty() else LineDisplay()
+
+
+@dataclass
+class _Work:
+    """Work outside of training that goes on.
+
+    `done` layers so far; `task` is its bar once there is one, `told` the time of its last line.
+    """
+
+    what: str
+    done: int = 0
+    task: TaskID | None = None
+    told: float = 0.0
+    begun: float = field(default_factory=lambda: time.monotonic())
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.begun
 
 
 class LiveDisplay:
@@ -36,6 +60,7 @@ class LiveDisplay:
             transient=True,
         )
         self._task = None
+        self._work: _Work | None = None
         self._loss = self._score = self._epoch = ""
 
     def start(self, total_steps: int, title: str) -> None:
@@ -59,6 +84,20 @@ class LiveDisplay:
         self.message(f"epoch {epoch:g}: {', '.join(_scores(metrics))}")
         self._show(None)
 
+    def progress(self, what: str, done: int, total: int) -> None:
+        """See `Display.progress`."""
+        if self._work is None or self._work.what != what or done < self._work.done:
+            self._work = _Work(what)
+        work = self._work
+        work.done = done
+        if work.task is None and done < total and work.seconds > _QUICK_SECONDS:
+            work.task = self._progress.add_task(what, total=total, state="layers")
+            self._progress.start()
+        if work.task is not None:
+            self._progress.update(work.task, completed=done)
+        if done == total:
+            self._end_work()
+
     def message(self, text: str) -> None:
         """See `Display.message`."""
         from rich.text import Text
@@ -67,10 +106,16 @@ class LiveDisplay:
 
     def finish(self) -> None:
         """See `Display.finish`."""
+        self._end_work()
         self._progress.stop()
         if self._task is not None:
             self._progress.remove_task(self._task)
             self._task = None
+
+    def _end_work(self) -> None:
+        if self._work is not None and self._work.task is not None:
+            self._progress.remove_task(self._work.task)
+        self._work = None
 
     def _show(self, step: int | None) -> None:
         if self._task is not None:
@@ -85,6 +130,7 @@ class LineDisplay:
         self._total = 0
         self._every = 1
         self._begun = 0.0
+        self._work: _Work | None = None
 
     def start(self, total_steps: int, title: str) -> None:
         """See `Display.start`."""
@@ -108,6 +154,21 @@ class LineDisplay:
     def evaluated(self, epoch: float, metrics: Mapping[str, float]) -> None:
         """See `Display.evaluated`."""
         self.message(f"epoch {epoch:g}: {', '.join(_scores(metrics))}")
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """See `Display.progress`."""
+        if self._work is None or self._work.what != what or done < self._work.done:
+            self._work = _Work(what)
+        work = self._work
+        work.done = done
+        if done == total:
+            if work.told:
+                self.message(f"{what}: {total} layers done in {_clock(work.seconds)}")
+            self._work = None
+        elif done and work.seconds > (work.told + _SECONDS_BETWEEN_LINES if work.told else _QUICK_SECONDS):
+            work.told = work.seconds
+            left = work.seconds / done * (total - done)
+            self.message(f"{what}: {done} of {total} layers  {_clock(left)} left")
 
     def message(self, text: str) -> None:
         """See `Display.message`."""

@@ -30,6 +30,7 @@ COMMANDS = {
     "shrink": "shrink",
     "verify": "verify",
     "inspect": "inspect",
+    "decompose": "decompose",
 }
 # They warn, when they are imported, of things that no user of this command can act on.
 _TALKATIVE = ("bitsandbytes", "torch.utils._pytree", "torchao")

@@ -81,6 +81,11 @@ class MethodSettings(Protocol):
         ...
 
     @property
+    def tails(self) -> str | None:
+        """The directory of tails that were decomposed before; None for none."""
+        ...
+
+    @property
     def options(self) -> Mapping[str, Any]:
         """The method's own settings, every option of its row of the table present and checked."""
         ...

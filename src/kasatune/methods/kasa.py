@@ -48,6 +48,7 @@ class Kasa(AdapterMethod):
             convention=settings.convention,  # type: ignore[arg-type]
             core=settings.core,  # type: ignore[arg-type]
             truncation=settings.truncation,
+            tails=settings.tails,
             **common,
         )
 

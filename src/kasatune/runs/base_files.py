@@ -60,7 +60,15 @@ def open_base(source: Source) -> BaseFiles:
         ModelError: it cannot be had, holds no safetensors, or transformers cannot make its model.
     """
     folder = checkpoint_folder(source)
-    model = _skeleton(source, folder)
+    return files_of(folder, _skeleton(source, folder))
+
+
+def files_of(folder: Path, model: PreTrainedModel) -> BaseFiles:
+    """The safetensors files in a folder, as a model without weights names the tensors in them.
+
+    Raises:
+        ModelError: there are none, or they are damaged.
+    """
     shards = [entries(path) for path in shard_files(folder)]
     known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     stored = [entry for shard in shards for entry in shard]

@@ -50,11 +50,7 @@ def check_output(out: Path, recipe: Recipe, *, resume: bool, overwrite: bool) ->
         occupied = out.is_dir() and any(out.iterdir())
     except OSError as fault:
         raise OutputError(f"{out} cannot be read ({fault.strerror}); give another directory") from fault
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out} is a file; give a directory")
-    nearest = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise OutputError(f"{out} cannot be made: {nearest} is not a directory that you can write to")
+    check_place(out)
     if not occupied or overwrite:
         return
     if not resume:
@@ -66,6 +62,19 @@ def check_output(out: Path, recipe: Recipe, *, resume: bool, overwrite: bool) ->
         raise OutputError(
             f"{out} was begun with another recipe ({'; '.join(changed)}); resume with the same one, or give --overwrite"
         )
+
+
+def check_place(out: Path) -> None:
+    """`out` is a directory that can be written, or one can be made there.
+
+    Raises:
+        OutputError: it is a file, or lies where nothing can be written.
+    """
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file; give a directory")
+    nearest = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise OutputError(f"{out} cannot be made: {nearest} is not a directory that you can write to")
 
 
 def read_recipe(run_dir: Path) -> Recipe:

@@ -21,6 +21,10 @@ class Display(Protocol):
         """The state at `epoch` has been evaluated."""
         ...
 
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Of work outside of training, such as decomposing, `done` of `total` layers are done; begins with 0."""
+        ...
+
     def message(self, text: str) -> None:
         """One line that the user should see: what was defaulted, ignored, truncated or kept."""
         ...

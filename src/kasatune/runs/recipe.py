@@ -86,7 +86,10 @@ class TaskSection(_Section):
 
 
 class MethodSection(_Section):
-    """The fine-tuning method; `convention` to `gamma` are KaSA's own, `options` holds those of any other method."""
+    """The fine-tuning method; `convention` to `tails` are KaSA's own, `options` holds those of any other method.
+
+    `tails` is a directory that `kasatune decompose` wrote.
+    """
 
     name: Text = "kasa"
     r: Count = 8
@@ -99,6 +102,7 @@ class MethodSection(_Section):
     truncation: Literal["attach", "fold"] = "attach"
     beta: Rate = 1e-4
     gamma: Rate = 1e-3
+    tails: Text | None = None
     options: dict[str, Any] = {}
 
     @model_validator(mode="before")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,6 +71,33 @@ def _files_are_there(recipe: Recipe) -> Iterator[str]:
         if not _is(Path.is_file, name):
             what = "is a folder, not a file" if _is(Path.is_dir, name) else "no such file"
             yield f"task.{key}: {show(name)}: {what}; check the path (relative ones start at {Path.cwd()})"
+
+
+@_needs("method.tails", "method.name", "method.r", "method.convention")
+def _tails_are_there(recipe: Recipe) -> Iterator[str]:
+    method = recipe.method
+    if method.tails is None or method.name != "kasa":
+        return
+    index = Path(method.tails) / "index.json"
+    if not _is(Path.is_file, str(index)):
+        yield (
+            f"method.tails: {show(method.tails)} received; no directory that `kasatune decompose` wrote to its end;"
+            f" check the path (relative ones start at {Path.cwd()})"
+        )
+        return
+    try:
+        made = json.loads(index.read_text(encoding="utf-8"))
+        rank, convention = int(made["rank"]), str(made["convention"])
+    except (OSError, ValueError, KeyError, TypeError):
+        yield f"method.tails: {index} is damaged; run `kasatune decompose` again with --overwrite"
+        return
+    if convention != method.convention:
+        yield (
+            f"method.tails: {show(method.tails)} follows the convention {show(convention)};"
+            " set method.convention to it, or decompose again"
+        )
+    elif rank < method.r:
+        yield f"method.r: {method.r} received; {show(method.tails)} holds rank {rank}; decompose with --rank {method.r}"
 
 
 @_needs("model.quantization")

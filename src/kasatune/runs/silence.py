@@ -15,6 +15,9 @@ class Silent:
     def evaluated(self, epoch: float, metrics: Mapping[str, float]) -> None:
         """Nothing."""
 
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Nothing."""
+
     def message(self, text: str) -> None:
         """Nothing."""
 

@@ -216,9 +216,22 @@ def checkpoint_folder(source: Source) -> Path:
     Raises:
         ModelError: there is no such model.
     """
-    name = require_base_name(source)
     with _naming(source):
-        folder = find_model(name)
+        return model_folder(require_base_name(source), source.revision, "name a folder with --base")
+
+
+def model_folder(name: str, revision: str | None, remedy: str = "check the name and the network") -> Path:
+    """The folder with a model's safetensors; a model on the hub is fetched.
+
+    Args:
+        name: hub id, folder or package:NAME.
+        revision: of a model on the hub.
+        remedy: what to do where it cannot be fetched.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    folder = find_model(name)
     if Path(folder).is_dir():
         return Path(folder)
     from huggingface_hub import snapshot_download
@@ -228,13 +241,13 @@ def checkpoint_folder(source: Source) -> Path:
             return Path(
                 snapshot_download(
                     folder,
-                    revision=source.revision,
+                    revision=revision,
                     allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"],
                 )
             )
     except Exception as fault:  # the hub client raises dozens of unrelated types
         reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
-        raise ModelError(f"the base {name} cannot be fetched: {reason}; name a folder with --base") from fault
+        raise ModelError(f"the model {name} cannot be fetched: {reason}; {remedy}") from fault
 
 
 def read_config(folder: Path) -> dict[str, Any]:

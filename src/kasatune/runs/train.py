@@ -25,6 +25,7 @@ from kasatune.runs.run import SPLIT, Outcome, Run, failures_told, is_main
 from kasatune.runs.silence import Silent
 from kasatune.runs.trainer import METHOD, PROGRESS, RunTrainer, find_device, training_arguments
 from kasatune.tasks import load_task
+from kasatune.tuner.progress import progress_told_to
 
 _STOPPING = "stopping after this step; Ctrl-C again stops at once"
 
@@ -90,7 +91,8 @@ def _begin(recipe: Recipe, out: Path, display: Display) -> Run:
     data = load_task(recipe.task)
     for note in data.notes:
         display.message(note)
-    prepared = prepare_training(recipe, data)
+    with progress_told_to(display.progress):
+        prepared = prepare_training(recipe, data)
     examples = {split: prepared.encode(data, split) for split in ("train", SPLIT)}
     for split, rows in examples.items():
         report_truncation(display, split, rows, recipe.task.max_length)

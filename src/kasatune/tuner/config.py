@@ -53,6 +53,8 @@ class KasaConfig(PeftConfig):
             the one that the base was loaded from.
         tail_source_used: filled in when the adapter is made on a quantized base: "checkpoint" or "dequantized", or a
             mapping of layer names to these where they differ; None on a float base.
+        tails: directory that `kasatune decompose` wrote, to take the tails from; of the same or a higher rank. Not
+            saved.
         rank_pattern: rank by layer name or regular expression.
         alpha_pattern: lora_alpha by layer name or regular expression.
         bias: "none", "all" or "lora_only": which biases are trained.
@@ -82,6 +84,7 @@ class KasaConfig(PeftConfig):
     tail_source: str = field(default="auto")
     tail_checkpoint: str | None = field(default=None)
     tail_source_used: str | dict[str, str] | None = field(default=None)
+    tails: str | None = field(default=None)
     rank_pattern: dict[str, int] = field(default=None)  # pyright: ignore[reportAssignmentType]
     alpha_pattern: dict[str, float] = field(default=None)  # pyright: ignore[reportAssignmentType]
     bias: str = field(default="none")
@@ -105,7 +108,7 @@ class KasaConfig(PeftConfig):
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain data, in the same order whatever the hash seed."""
         values = super().to_dict()
-        del values["check_base"]
+        del values["check_base"], values["tails"]
         return {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
 
 

@@ -8,22 +8,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
-from peft.utils import (
-    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
-    get_quantization_kwargs,
-)
-from peft.utils.other import get_pattern_key
+from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
 from torch import Tensor, nn
 
 from kasatune.errors import AdapterError, InputError, ModelError
-from kasatune.maths import TailSVD, dropped_count
+from kasatune.maths import TailSVD
 from kasatune.tuner import packed_4bit
-from kasatune.tuner.base_weight import BaseWeight, refusal
-from kasatune.tuner.config import KasaConfig, LayerSettings, scaling
-from kasatune.tuner.experts import check_experts, report_experts
+from kasatune.tuner.config import KasaConfig
 from kasatune.tuner.layer import COMBINE, KasaLayer
 from kasatune.tuner.loading import is_loading, makes_empty_weights, validated
+from kasatune.tuner.matching import DEFAULT_TARGETS, matched, new_targets, too_large, warn_unmatched
 from kasatune.tuner.tail_source import TailSource
 from kasatune.tuner.targets import Target, check_base, decompose
 
@@ -43,7 +37,7 @@ class KasaModel(BaseTuner):
 
     prefix = "kasa_"
     tuner_layer_cls = KasaLayer
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    target_module_mapping = DEFAULT_TARGETS
 
     # Making and loading adapters
 
@@ -80,64 +74,32 @@ class KasaModel(BaseTuner):
         all_linear = str(peft_config.target_modules).lower() == "all-linear"
         _maybe_include_all_linear_layers(peft_config, model)
         if self._loading:
-            targets = list(self._matched(peft_config, model))
+            targets = self._matched_keys(peft_config, model)
             self._refuse_unsuitable(peft_config, model, targets)
             check_base(peft_config, targets)
         else:
-            targets = self._checked_experts(peft_config, model, all_linear=all_linear)
+            targets = new_targets(peft_config, model, all_linear=all_linear)
+            warn_unmatched(peft_config, targets)
             self._refuse_unsuitable(peft_config, model, targets)
             source = TailSource(peft_config, model, quantized=any(t.weight.backend is not None for t in targets))
-            self._tails, peft_config.base_fingerprint = decompose(targets, source)
+            self._tails, peft_config.base_fingerprint = decompose(targets, source, peft_config.tails)
             peft_config.tail_source_used = source.used()
             peft_config.fan_in_fan_out = any(target.weight.transposed for target in targets)
         self._targets = {target.name: target for target in targets}
 
-    def _checked_experts(self, config: KasaConfig, model: nn.Module, *, all_linear: bool) -> list[Target]:
-        """The targets of a new adapter, once it is clear that none of them means a stack of experts."""
-        check_experts(model, lambda name: self._check_target_module_exists(config, name))
-        targets = list(self._matched(config, model))
-        names = [target.name for target in targets]
-        idle = _unmatched(config, names)
-        report_experts(model, names, idle, all_linear=all_linear)
-        if idle and names:
-            warnings.warn(
-                f"target_modules: {', '.join(idle)} matched no layer of the model", RuntimeWarning, stacklevel=2
-            )
-        return targets
-
-    def _matched(self, config: KasaConfig, model: nn.Module) -> Iterator[Target]:
-        adapted = tuple(f"{name}." for name, m in model.named_modules() if isinstance(m, BaseTunerLayer))
-        keys = None
-        if self._loaded_keys is not None:
-            keys = {key.rsplit("." + self.prefix, 1)[0].removeprefix("_orig_mod.") for key in self._loaded_keys}
-        refused = []
-        for name, module in model.named_modules():
-            if not name or (adapted and name.startswith(adapted)):
-                continue
-            wanted = name in keys if keys is not None else self._check_target_module_exists(config, name)
-            if not wanted:
-                continue
-            base = module.get_base_layer() if isinstance(module, KasaLayer) else module
-            weight = BaseWeight.of(base, **get_quantization_kwargs(model))
-            reason = None if weight.backend is not None else refusal(base)
-            if reason is not None:
-                refused.append(f"{name} is {reason}")
-                continue
-            yield Target(name, module, weight, _layer_settings(config, name, weight.shape))
-        if refused:
-            raise ModelError(
-                f"target_modules={_shown(config.target_modules)} names what KaSA cannot adapt: {'; '.join(refused)}. "
-                "Name the layers that are meant, or leave these out with exclude_modules."
-            )
+    def _matched_keys(self, config: KasaConfig, model: nn.Module) -> list[Target]:
+        """The layers of an adapter that is about to be loaded: those that its file names, where that is known."""
+        if self._loaded_keys is None:
+            return matched(config, model, lambda name: bool(self._check_target_module_exists(config, name)))
+        keys = {key.rsplit("." + self.prefix, 1)[0].removeprefix("_orig_mod.") for key in self._loaded_keys}
+        return matched(config, model, lambda name: name in keys)
 
     def _refuse_unsuitable(self, config: KasaConfig, model: nn.Module, targets: Sequence[Target]) -> None:
         faults = []
-        for name, _, weight, settings in targets:
+        for name, _, weight, _ in targets:
             if weight.is_missing and not (self._loading and config.truncation == "attach"):
                 faults.append(f"{name}: its weight is on the meta device; load the base's checkpoint first")
-            limit = min(weight.shape)
-            if settings.r >= limit:
-                faults.append(f"{name}: rank {settings.r} must be below min(out, in) = {limit}")
+        faults += too_large(targets)
         if config.truncation == "fold":
             shared = _shared_weights(model)
             for name, _, weight, _ in targets:
@@ -251,31 +213,6 @@ class KasaModel(BaseTuner):
         raise InputError(f"add_weighted_adapter: KaSA adapters cannot be added up; {COMBINE}")
 
 
-def _layer_settings(config: KasaConfig, name: str, shape: tuple[int, int]) -> LayerSettings:
-    ranks, alphas = config.rank_pattern, config.alpha_pattern
-    r = ranks.get(get_pattern_key(list(ranks), name), config.r)
-    alpha = alphas.get(get_pattern_key(list(alphas), name), config.lora_alpha)
-    return LayerSettings(
-        r=r,
-        scaling=scaling(alpha, r, use_rslora=config.use_rslora),
-        dropped=dropped_count(*shape, r, config.convention),
-        convention=config.convention,
-        core=config.core,
-        beta=config.beta,
-        gamma=config.gamma,
-        penalty=config.penalty,
-        truncation=config.truncation,
-        tail_source=config.tail_source,
-    )
-
-
-def _unmatched(config: KasaConfig, names: Sequence[str]) -> list[str]:
-    """Entries of target_modules that name no layer."""
-    if not isinstance(config.target_modules, set | list):
-        return []
-    return [t for t in sorted(config.target_modules) if not any(n == t or n.endswith(f".{t}") for n in names)]
-
-
 def _shared_weights(model: nn.Module) -> set[int]:
     """Identities of the parameters that more than one module holds."""
     seen: set[int] = set()
@@ -295,7 +232,3 @@ def _abandon(model: nn.Module, adapter_name: str) -> None:
         tuner.unload()
     else:
         tuner.delete_adapter(adapter_name)
-
-
-def _shown(target_modules: Any) -> Any:
-    return sorted(target_modules) if isinstance(target_modules, set) else target_modules

@@ -9,12 +9,13 @@ from peft.utils import get_quantization_kwargs
 from torch import Tensor, nn
 
 from kasatune.errors import AdapterError
-from kasatune.maths import Factors, dropped_count, tail_svd_many
+from kasatune.maths import Factors, dropped_count
 from kasatune.tuner.base_weight import BaseWeight
 from kasatune.tuner.config import scaling
 from kasatune.tuner.fingerprint import sketch
 from kasatune.tuner.formats import configured
 from kasatune.tuner.storage import PREFIX, AdapterFiles, listed
+from kasatune.tuner.tails import Wanted, tails_of
 
 # Fields of a configuration that every format has, with the same meaning.
 CARRIED = (
@@ -80,7 +81,7 @@ def with_tails(source: AdapterFiles, base: nn.Module) -> AdapterFiles:
         ModelError: a weight that cannot be decomposed.
     """
     factors, _ = trained_factors(source.tensors)
-    weights, ranks, names = [], [], []
+    wanted = []
     tensors = dict(source.tensors)
     fingerprint = {}
     for name, (A, _, B) in factors.items():
@@ -91,10 +92,9 @@ def with_tails(source: AdapterFiles, base: nn.Module) -> AdapterFiles:
         tensors[f"{PREFIX}{name}.kasa_tail_U"] = torch.zeros(B.shape[0], A.shape[0])
         tensors[f"{PREFIX}{name}.kasa_tail_V"] = torch.zeros_like(A, dtype=torch.float32)
         if dropped:
-            weights.append(W)
-            ranks.append(dropped)
-            names.append(name)
-    for name, dropped, tail in zip(names, ranks, tail_svd_many(weights, ranks, names=names), strict=True):
+            wanted.append(Wanted(name, W, dropped))
+    for name, tail in tails_of(wanted, len(wanted)).items():
+        dropped = len(tail.S)
         tensors[f"{PREFIX}{name}.kasa_tail_U"][:, :dropped] = (tail.U * tail.S).float()
         tensors[f"{PREFIX}{name}.kasa_tail_V"][:dropped] = tail.Vh.float()
     return AdapterFiles({**source.config, "base_fingerprint": fingerprint}, tensors)

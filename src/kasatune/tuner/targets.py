@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from kasatune.errors import AdapterError
-from kasatune.maths import TailSVD, tail_svd_many
+from kasatune.maths import TailSVD
 from kasatune.tuner.base_weight import BaseWeight
 from kasatune.tuner.config import KasaConfig, LayerSettings
 from kasatune.tuner.fingerprint import difference, sketch, tolerance
 from kasatune.tuner.layer import KasaLayer
 from kasatune.tuner.tail_source import TailSource
+from kasatune.tuner.tails import Wanted, tails_of
 
 logger = logging.getLogger("kasatune")
 
@@ -58,27 +59,30 @@ class Decomposition(NamedTuple):
     fingerprint: dict[str, Any]
 
 
-def decompose(targets: Sequence[Target], source: TailSource) -> Decomposition:
+def decompose(targets: Sequence[Target], source: TailSource, directory: str | None = None) -> Decomposition:
     """The tail and the fingerprint of every target; a quantized or offloaded weight is opened for its turn alone.
 
+    Args:
+        targets: the layers.
+        source: gives the weight of each that is decomposed.
+        directory: of tails that were decomposed before; None for none.
+
     Raises:
+        InputError: the directory lacks a tail.
         ModelError: a weight that cannot be read or decomposed, by name.
     """
-    apart = [t for t in targets if t.weight.backend is not None or t.weight.offloaded]
-    together = [t for t in targets if t.weight.backend is None and not t.weight.offloaded]
-    found = Decomposition({}, {})
-    for group in [together, *([target] for target in apart)]:
-        weights = [source.of(t.name, t.weight, t.original()) for t in group]
-        for target, weight in zip(group, weights, strict=True):
-            found.fingerprint[target.name] = {**sketch(weight.W, weight.bits), "held_as": target.weight.held_as}
-        dropping = [(t, w.W) for t, w in zip(group, weights, strict=True) if t.settings.dropped]
-        tails = tail_svd_many(
-            [W for _, W in dropping],
-            [target.settings.dropped for target, _ in dropping],
-            names=[target.name for target, _ in dropping],
-        )
-        found.tails.update({target.name: tail for (target, _), tail in zip(dropping, tails, strict=True)})
-    return found
+    fingerprint: dict[str, Any] = {}
+
+    def opened() -> Iterator[Wanted]:
+        for target in targets:
+            W, _, bits = source.of(target.name, target.weight, target.original())
+            fingerprint[target.name] = {**sketch(W, bits), "held_as": target.weight.held_as}
+            if target.settings.dropped:
+                yield Wanted(target.name, W, target.settings.dropped)
+            del W
+
+    total = sum(1 for target in targets if target.settings.dropped)
+    return Decomposition(tails_of(opened(), total, directory), fingerprint)
 
 
 def check_base(config: KasaConfig, targets: Sequence[Target]) -> None:

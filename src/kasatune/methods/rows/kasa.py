@@ -15,7 +15,7 @@ ROWS = (
         bases="layers Linear and Conv1D",
         implemented_by="kasatune",
         module="kasatune.methods.kasa",
-        uses=(*LORA_KEYS, "convention", "core", "truncation", "beta", "gamma"),
+        uses=(*LORA_KEYS, "convention", "core", "truncation", "beta", "gamma", "tails"),
         start=_TRUNCATED,
     ),
     MethodInfo(

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from kasatune.cli.console import results_only, say
+from kasatune.cli.display import make_display
+
+
+def command(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="The base model: hub id, folder or package:NAME.", show_default=False),
+    ],
+    rank: Annotated[int, typer.Option("--rank", metavar="R", help="Singular triplets to drop.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A new or empty directory.", show_default=False)],
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target",
+            metavar="NAME",
+            help="End of a layer's name, more than once; or `all-linear`. What PEFT adapts in the model by default.",
+            show_default=False,
+        ),
+    ] = None,
+    convention: Annotated[
+        Literal["paper", "authors"], typer.Option("--convention", help="Whose reading of what is dropped.")
+    ] = "paper",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option("--dtype", help="The dtype of training's `model.dtype`, where it is narrower than the files'."),
+    ] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Of a model on the hub.")] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N.")] = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what the directory holds.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier command wrote.")] = False,
+) -> None:
+    """Write the tails of every target weight: the decomposition that training begins with, done once.
+
+    Example: kasatune decompose path/to/model --rank 16 --target all-linear --out tails/model
+
+    Then `kasatune train RECIPE method.tails=tails/model`, of the same or a lower rank. Weights are read one by one;
+    the model is never whole in memory. `torchrun --nproc-per-node N -m kasatune decompose ...` shares the work.
+    """
+    with results_only():
+        from kasatune.runs.decompose import Job, decompose
+
+        job = Job(model, rank, tuple(target or ("default",)), convention, dtype, revision)
+        try:
+            index = decompose(job, out, device=device, resume=resume, overwrite=overwrite, display=make_display())
+        except KeyboardInterrupt as interrupt:
+            kept = f"{out} keeps what was done; go on with the same command and --resume"
+            interrupt.add_note(kept if out.is_dir() and any(out.iterdir()) else "nothing was written")
+            raise
+    if os.environ.get("RANK", "0") == "0":
+        files = {layer["file"] for layer in index["layers"].values() if layer["dropped"]}
+        size = sum((out / file).stat().st_size for file in files)
+        say(f"{out}: tails of {len(index['layers'])} layers, rank {rank}, {size / 1e6:.1f} MB")
