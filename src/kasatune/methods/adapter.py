@@ -51,7 +51,7 @@ class AdapterMethod(Method):
             wrapped = get_peft_model(model, self.config(settings, self.targets(model, settings), common))
         except KasatuneError:
             raise
-        except ValueError as fault:
+        except (ValueError, TypeError) as fault:  # PEFT raises either for a layer that a tuner cannot adapt
             raise ModelError(
                 f"method.target_modules: {settings.target_modules!r} cannot be adapted by {self.info.name}: {fault} "
                 f"The linear layers of {type(model).__name__} end in: {_linear_endings(model)}."

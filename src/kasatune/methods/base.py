@@ -255,8 +255,8 @@ def trainable(model: nn.Module) -> dict[str, Tensor]:
 
 def within(parameter: str, modules: Sequence[str]) -> bool:
     """Whether a parameter, of a model that PEFT may have wrapped, belongs to one of `modules`."""
-    name = parameter.removeprefix("module.").removeprefix("base_model.model.")
-    return any(name.startswith(f"{module}.") for module in modules)
+    name = parameter.removeprefix("module.").removeprefix("base_model.")  # PEFT's prompts wrap without a tuner between
+    return any(name.removeprefix("model.").startswith(f"{m}.") or name.startswith(f"{m}.") for m in modules)
 
 
 def head_name(model: PreTrainedModel) -> str:

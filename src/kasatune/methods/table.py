@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from kasatune.methods.info import MethodInfo, Option
-from kasatune.methods.rows import bottleneck, kasa, lora, whole
+from kasatune.methods.rows import bottleneck, kasa, lora, vectors, whole
 
 __all__ = ["METHODS", "MethodInfo", "Option"]
 
-_ORDER = ("kasa", "peft-kasa", "lora", "full", "head", "bitfit")
-_ROWS = {row.name: row for rows in (kasa.ROWS, whole.ROWS, lora.ROWS, bottleneck.ROWS) for row in rows}
+_FAMILIES = (kasa.ROWS, whole.ROWS, lora.ROWS, vectors.ROWS, bottleneck.ROWS)
 
-METHODS: dict[str, MethodInfo] = {name: _ROWS[name] for name in (*_ORDER, *(n for n in _ROWS if n not in _ORDER))}
+METHODS: dict[str, MethodInfo] = {row.name: row for rows in _FAMILIES for row in rows}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kasatune.methods.info import MethodInfo
+from kasatune.methods.info import MethodInfo, Option
 
 _OWN_WEIGHTS = "the base's own parameters are trained"
 
@@ -16,6 +16,18 @@ ROWS = (
         implemented_by="transformers",
         module="kasatune.methods.full",
         uses=(),
+        disable=_OWN_WEIGHTS,
+    ),
+    MethodInfo(
+        name="top-layers",
+        title="Fine-tuning of the top layers",
+        paper="arXiv 2101.00190",
+        trains="every weight of the last blocks",
+        bases="models with a list of blocks, not quantised",
+        implemented_by="kasatune",
+        module="kasatune.methods.top_layers",
+        uses=(),
+        options=(Option("layers", "integer", 2, "the number of blocks, counted from the top", low=1),),
         disable=_OWN_WEIGHTS,
     ),
     MethodInfo(

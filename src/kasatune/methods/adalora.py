@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import AdaLoraConfig, PeftConfig
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from kasatune.methods.adapter import AdapterMethod
+from kasatune.methods.base import MethodSettings
+from kasatune.methods.table import METHODS
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+_UNKNOWN_YET = 10**9  # steps; the configuration must have some before the trainer knows how many
+_AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+_PATTERN = "rank_pattern"
+
+
+class AdaLora(AdapterMethod):
+    """y = W x + (alpha / r0) P diag(E) Q drop(x); singular values E of least importance are set to 0 as training goes.
+
+    Starts with rank r0 in every layer and ends with r on average; after every optimizer step PEFT's allocator is called
+    while the gradients are there. The penalty `orthogonality` * mean(||Q Q^T - I||_F, ||P^T P - I||_F) over all factors
+    is an auxiliary loss: PEFT adds it to a loss that trainers with a loss of their own never read.
+
+    The schedule is given as shares of the run: the paper sets steps by hand for each task.
+
+    Source: Zhang et al., arXiv 2303.10512; computed by PEFT.
+    """
+
+    info = METHODS["adalora"]
+
+    def config(self, settings: MethodSettings, targets: list[str] | str | None, common: dict[str, Any]) -> PeftConfig:
+        """PEFT's AdaLoraConfig; the number of steps is filled in when training begins."""
+        options = settings.options
+        initial = options["initial_r"]
+        return AdaLoraConfig(
+            target_r=settings.r,
+            init_r=round(1.5 * settings.r) if initial is None else max(initial, settings.r),
+            lora_alpha=settings.alpha,  # type: ignore[arg-type]
+            lora_dropout=settings.dropout,
+            target_modules=targets,
+            deltaT=options["interval"],
+            beta1=options["beta1"],
+            beta2=options["beta2"],
+            orth_reg_weight=options["orthogonality"],
+            total_step=_UNKNOWN_YET,
+            **common,
+        )
+
+    def callbacks(self, model: nn.Module, settings: MethodSettings) -> list[TrainerCallback]:
+        """The one that calls the allocator."""
+        return [_Allocate(model, settings)]
+
+    def auxiliary_loss(self, model: nn.Module, settings: MethodSettings) -> Tensor:
+        """See the class."""
+        return _orthogonality(model)
+
+    def penalties(self, model: nn.Module) -> dict[str, float]:
+        """See `Method.penalties`: the orthogonality penalty, weighted."""
+        with torch.no_grad():
+            return {"penalty_orthogonality": float(_orthogonality(model))}
+
+    def training_state(self, model: nn.Module) -> dict[str, Tensor]:
+        """The allocator's averages of importance, and which singular values it keeps."""
+        allocator = _tuner(model).rankallocator
+        state = {f"{kind}/{name}": value for kind in _AVERAGES for name, value in getattr(allocator, kind).items()}
+        pattern = _tuner(model).peft_config["default"].rank_pattern or {}
+        return state | {f"{_PATTERN}/{name}": torch.tensor(kept) for name, kept in pattern.items()}
+
+    def restore_training_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+        """See `Method.restore_training_state`."""
+        tuner = _tuner(model)
+        device = next(model.parameters()).device
+        pattern = {}
+        for key, value in state.items():
+            kind, _, name = key.partition("/")
+            if kind == _PATTERN:
+                pattern[name] = value.tolist()
+            else:
+                getattr(tuner.rankallocator, kind)[name] = value.to(device)
+        tuner.peft_config["default"].rank_pattern = pattern or None
+
+    def save(self, model: nn.Module, run_dir: Path, base_name: str) -> None:
+        """See `Method.save`; what is saved are the singular values that are not 0, with their vectors."""
+        config = _tuner(model).peft_config["default"]
+        before = config.rank_pattern
+        # The allocator's own pattern is that of the last step; the state that is saved may be an earlier one.
+        kept = {name: (value != 0).flatten().tolist() for name, value in _singular_values(model).items()}
+        config.rank_pattern = {name: row for name, row in kept.items() if any(row)} or None
+        try:
+            super().save(model, run_dir, base_name)
+        finally:
+            config.rank_pattern = before
+
+
+class _Allocate(TrainerCallback):
+    """Tells the allocator how long the run is, and calls it after every optimizer step."""
+
+    def __init__(self, model: nn.Module, settings: MethodSettings) -> None:
+        self._tuner = _tuner(model)
+        self._shares = settings.options["initial_share"], settings.options["final_share"]
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        config = self._tuner.peft_config["default"]
+        config.total_step = state.max_steps
+        config.tinit, config.tfinal = (int(share * state.max_steps) for share in self._shares)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._tuner.update_and_allocate(state.global_step + 1)
+
+
+def _tuner(model: nn.Module) -> Any:
+    return model.base_model
+
+
+def _singular_values(model: nn.Module) -> dict[str, Tensor]:
+    """E of every layer, (r0, 1), by the name under which PEFT keeps its rank pattern."""
+    inner = _tuner(model).model
+    return {name: value.detach() for name, value in inner.named_parameters() if ".lora_E." in name}
+
+
+def _orthogonality(model: nn.Module) -> Tensor:
+    defects = []
+    for name, factor in model.named_parameters():
+        if ".lora_A." in name or ".lora_B." in name:
+            wide = (factor if ".lora_A." in name else factor.T).float()
+            identity = torch.eye(len(wide), device=wide.device)
+            defects.append(torch.linalg.matrix_norm(wide @ wide.T - identity))
+    return _tuner(model).peft_config["default"].orth_reg_weight * torch.stack(defects).mean()
+
+
+METHOD = AdaLora()

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+
+from kasatune.maths import tail_svd
+from kasatune.methods.residual import ADAPTER_NAME, ResidualLora
+from kasatune.methods.table import METHODS
+
+
+class MiLora(ResidualLora):
+    """B0 = U_d sqrt(S_d / s), A0 = sqrt(S_d / s) Vh_d, the r smallest singular triplets of W; the rest stays frozen.
+
+    The decomposition is made in float64. The authors recommend alpha = r.
+
+    Source: Wang et al., arXiv 2406.09044, and sufenlp/MiLoRA; PEFT's LoRA layers, initialised here.
+    """
+
+    info = METHODS["milora"]
+
+    def take_over(self, layer: LoraLinear) -> None:
+        """See the class."""
+        base: torch.nn.Module = layer.get_base_layer()
+        s = layer.scaling[ADAPTER_NAME]
+        with torch.no_grad():
+            weight: torch.Tensor = base.weight.T if layer.fan_in_fan_out else base.weight  # type: ignore[assignment]
+            tail = tail_svd(weight, layer.r[ADAPTER_NAME])
+            root = (tail.S / s).sqrt()
+            factors: Any = layer
+            A, B = factors.lora_A[ADAPTER_NAME].weight, factors.lora_B[ADAPTER_NAME].weight
+            A.copy_(root[:, None] * tail.Vh)
+            B.copy_(tail.U * root)
+            weight.copy_(weight.float() - s * B.float() @ A.float())
+
+
+METHOD = MiLora()

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from peft import PeftConfig, PrefixTuningConfig
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
+
+from kasatune.methods.adapter import AdapterMethod
+from kasatune.methods.base import MethodSettings
+from kasatune.methods.table import METHODS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class PrefixTuning(AdapterMethod):
+    """Attention over [P_k; k] and [P_v; v]: n trained keys and values in every block, before those of the input.
+
+    With `projection`, P = MLP(E): a trained embedding E and a two-layer map, as the paper trains it; without, P itself
+    is trained.
+
+    Source: Li, Liang, arXiv 2101.00190; computed by PEFT.
+    """
+
+    info = METHODS["prefix-tuning"]
+
+    def targets(self, model: PreTrainedModel, settings: MethodSettings) -> None:
+        """There are no adapted layers."""
+        return
+
+    def config(self, settings: MethodSettings, targets: list[str] | str | None, common: dict[str, Any]) -> PeftConfig:
+        """PEFT's PrefixTuningConfig."""
+        options = settings.options
+        return PrefixTuningConfig(
+            num_virtual_tokens=options["virtual_tokens"],
+            prefix_projection=options["projection"],
+            encoder_hidden_size=options["hidden_size"],
+            **common,
+        )
+
+    def disabled(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """See `Method.disabled`; PEFT's own context fails on models that cannot generate."""
+        return _without_prefix(model)
+
+
+@contextmanager
+def _without_prefix(model: nn.Module) -> Iterator[None]:
+    trained = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
+    for module in trained:
+        module.enable_adapters(False)
+    model.forward = model.base_model.forward  # type: ignore[method-assign,union-attr,assignment]
+    try:
+        yield
+    finally:
+        del model.forward  # the class's own shows again
+        for module in trained:
+            module.enable_adapters(True)
+
+
+METHOD = PrefixTuning()

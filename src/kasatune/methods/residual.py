@@ -1,0 +1,103 @@
+"""What the LoRA methods share that begin with a part of the weight itself in A and B."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import get_peft_model_state_dict
+from peft.tuners.lora import Linear as LoraLinear
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from kasatune.methods.adapter import ADAPTER_FOLDER, sort_config
+from kasatune.methods.base import MethodSettings, TaskKind
+from kasatune.methods.lora import Lora
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ADAPTER_NAME = "default"
+_WHILE_TRAINING = "initial_factors"
+
+
+class ResidualLora(Lora):
+    """y = (W - s B0 A0) x + s B A drop(x): A and B begin as A0 and B0, made of W itself, and W gives up what they hold.
+
+    Saved as the LoRA of rank 2r that it equals on the untouched base, s [B, -B0] [A; A0]: whoever loads the adapter
+    needs neither the decomposition nor the changed base. In 16 bits the residual is rounded when training begins, and
+    the saved adapter differs from the model in memory by that rounding.
+    """
+
+    def attach(
+        self, model: PreTrainedModel, settings: MethodSettings, kind: TaskKind, new_modules: Sequence[str]
+    ) -> nn.Module:
+        """See `Method.attach`."""
+        wrapped = super().attach(model, settings, kind, new_modules)
+        if not any(parameter.is_meta for parameter in wrapped.parameters()):
+            for _, layer in lora_layers(wrapped):
+                self.take_over(layer)
+            remember(wrapped)
+        return wrapped
+
+    def take_over(self, layer: LoraLinear) -> None:
+        """Set A and B of a layer and take s B A from its weight, where the adapter's making has not done so."""
+
+    def stored_numbers(self, trained: int, shapes: Sequence[tuple[int, int]], rank: int) -> dict[str, int]:
+        """See `Method.stored_numbers`: rank 2r."""
+        return {self.folder: 2 * trained}
+
+    def disabled(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """See `Method.disabled`: of a loaded adapter alone."""
+        if hasattr(model, _WHILE_TRAINING):
+            return super().disabled(model)
+        return model.disable_adapter()  # type: ignore[operator]
+
+    def save(self, model: nn.Module, run_dir: Path, base_name: str) -> None:
+        """See `Method.save` and the class."""
+        folder = run_dir / ADAPTER_FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        initial: dict[str, tuple[Tensor, Tensor]] = getattr(model, _WHILE_TRAINING)
+        tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
+        for name, (A0, B0) in initial.items():
+            A, B = (tensors[f"{name}.lora_{factor}.weight"].detach().cpu() for factor in "AB")
+            tensors[f"{name}.lora_A.weight"] = torch.cat([A, A0.to(A.dtype)])
+            tensors[f"{name}.lora_B.weight"] = torch.cat([B, -B0.to(B.dtype)], dim=1)
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            folder / "adapter_model.safetensors",
+            metadata={"format": "pt"},
+        )
+        self._save_config(model, folder, base_name)
+
+    def _save_config(self, model: nn.Module, folder: Path, base_name: str) -> None:
+        """That of a plain LoRA of rank 2r with the same scaling."""
+        config: Any = copy.copy(model.peft_config[ADAPTER_NAME])  # type: ignore[index]
+        config.lora_alpha *= math.sqrt(2) if config.use_rslora else 2
+        config.r *= 2
+        config.init_lora_weights = True
+        config.base_model_name_or_path = base_name
+        config.inference_mode = True
+        config.save_pretrained(str(folder), auto_mapping_dict=None)
+        sort_config(folder)
+
+
+def remember(model: nn.Module) -> None:
+    """Keep A0 and B0 of every layer, as they are now, on the CPU, for `ResidualLora.save`."""
+    factors = {
+        name: tuple(f[ADAPTER_NAME].weight.detach().cpu().clone() for f in (layer.lora_A, layer.lora_B))  # type: ignore[operator]
+        for name, layer in lora_layers(model)
+    }
+    setattr(model, _WHILE_TRAINING, factors)
+
+
+def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
+    """PEFT's LoRA layers, by name."""
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLinear):
+            yield name, module

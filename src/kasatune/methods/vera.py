@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from typing import Any
+
+from peft import PeftConfig, VeraConfig
+
+from kasatune.methods.adapter import AdapterMethod
+from kasatune.methods.base import MethodSettings
+from kasatune.methods.table import METHODS
+
+
+class Vera(AdapterMethod):
+    """y = W x + diag(b) B diag(d) A drop(x); b and d trained, b = 0 and d = `d_initial` at first; A and B frozen.
+
+    A and B are random (kaiming), drawn from `projection_seed`, shared by all layers and saved with the adapter.
+
+    Source: Kopiczko, Blankevoort, Asano, arXiv 2310.11454; computed by PEFT.
+    """
+
+    info = METHODS["vera"]
+
+    def config(self, settings: MethodSettings, targets: list[str] | str | None, common: dict[str, Any]) -> PeftConfig:
+        """PEFT's VeraConfig."""
+        return VeraConfig(
+            r=settings.r,
+            vera_dropout=settings.dropout,
+            d_initial=settings.options["d_initial"],
+            projection_prng_key=settings.options["projection_seed"],
+            save_projection=True,
+            target_modules=targets,
+            **common,
+        )
+
+
+METHOD = Vera()
