@@ -203,7 +203,10 @@ def _layers(job: Job, display: Display) -> list[Layer]:
         ModelError: the model cannot be had, a target is none, or a weight is not stored in a floating dtype.
     """
     config = KasaConfig(r=job.rank, target_modules=_targets(job.targets), convention=job.convention)
-    folder = model_folder(job.model, job.revision)
+    try:
+        folder = model_folder(job.model, job.revision)
+    except ModelError as fault:
+        raise ModelError(str(fault).replace("model.name", "MODEL", 1)) from fault
     model = _skeleton(folder)
     targets = targets_without_weights(config, model)
     files = files_of(folder, model)

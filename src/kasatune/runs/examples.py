@@ -9,6 +9,8 @@ from typing import Any
 from torch.utils.data import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from kasatune.runs.tokenized import Rows, remembered
+
 
 @dataclass(frozen=True)
 class Examples(Dataset):
@@ -52,16 +54,24 @@ def encode(
     """
     if not first:
         return Examples([], frozenset())
+    rows, long = remembered(
+        lambda: _tokenize(tokenizer, first, second, max_length), tokenizer, first, second, max_length
+    )
+    if labels is not None:
+        rows = [{**row, "labels": label} for row, label in zip(rows, labels, strict=True)]
+    return Examples(list(rows), frozenset(long))
+
+
+def _tokenize(
+    tokenizer: PreTrainedTokenizerBase, first: Sequence[str], second: Sequence[str] | None, max_length: int
+) -> Rows:
     whole = tokenizer(text=list(first), text_pair=None if second is None else list(second), verbose=False)
     rows = [{key: values[index] for key, values in whole.items()} for index in range(len(first))]
     long = [index for index, row in enumerate(rows) if len(row["input_ids"]) > max_length]
     for index in long:
         pair = None if second is None else second[index]
         rows[index] = dict(tokenizer(text=first[index], text_pair=pair, truncation=True, max_length=max_length))
-    if labels is not None:
-        for row, label in zip(rows, labels, strict=True):
-            row["labels"] = label
-    return Examples(rows, frozenset(long))
+    return rows, long
 
 
 def collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorWithPadding:
