@@ -21,6 +21,7 @@ from kasatune.errors import KasatuneError
 COMMANDS = {
     "demo": "demo",
     "train": "train",
+    "compare": "compare",
     "evaluate": "evaluate",
     "predict": "predict",
     "plan": "plan",

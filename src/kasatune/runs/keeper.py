@@ -23,7 +23,7 @@ from kasatune.runs.trainer import diverged, save_state
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-_LOWER_IS_BETTER = ("loss", "mse", "perplexity")
+LOWER_IS_BETTER = ("loss", "mse", "perplexity")
 
 
 @dataclass
@@ -209,4 +209,4 @@ def is_better(metrics: dict[str, float], best: dict[str, float] | None, primary:
     before = best.get(primary, math.nan)
     if math.isnan(value) or math.isnan(before):
         return math.isnan(before) and not math.isnan(value)
-    return value < before if primary in _LOWER_IS_BETTER else value > before
+    return value < before if primary in LOWER_IS_BETTER else value > before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ class Prepared:
         method: the recipe's.
         model: what the method made of the base, on the recipe's device.
         collate: makes batches of tokenized rows.
+        attach_seconds: time that the method took to make `model` of the base.
     """
 
     recipe: Recipe
@@ -43,6 +45,7 @@ class Prepared:
     method: Method
     model: nn.Module
     collate: Callable[[list[dict[str, Any]]], Any]
+    attach_seconds: float = 0.0
 
     def encode(self, data: TaskData, split: str) -> Examples:
         """The rows of a split, tokenized.
@@ -120,8 +123,10 @@ def _prepare(
         max_length=recipe.task.max_length,
         float32_head=recipe.training.precision != "float32",
     )
-    model = make(method, base).to(device)
-    return Prepared(recipe, kind, base, method, model, collator(base.tokenizer))
+    start = time.perf_counter()
+    model = make(method, base)
+    seconds = time.perf_counter() - start
+    return Prepared(recipe, kind, base, method, model.to(device), collator(base.tokenizer), seconds)
 
 
 def _attached(method: Method, base: Base, recipe: Recipe, kind: Any) -> nn.Module:

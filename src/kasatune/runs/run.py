@@ -25,6 +25,7 @@ from kasatune.runs.machine import peak_memory, versions
 from kasatune.runs.prepare import Prepared, prepare_saved
 from kasatune.runs.recipe import Recipe
 from kasatune.runs.scoring import predictions
+from kasatune.runs.supplies import Supplies
 from kasatune.tasks import TaskData
 
 SPLIT = "validation"
@@ -59,6 +60,7 @@ class Run:
         examples: its rows, tokenized, by split.
         seconds: time spent, by part.
         counts: numbers of trained parameters outside and within the newly made modules.
+        supplies: what else is measured at the end.
         details: further entries of metrics.json.
     """
 
@@ -70,6 +72,7 @@ class Run:
     examples: dict[str, Examples]
     seconds: dict[str, float]
     counts: tuple[int, int]
+    supplies: Supplies
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -121,7 +124,7 @@ class Run:
         if (self.work / "runs").is_dir():  # where the Trainer has TensorBoard write
             directory.remove(self.out / TENSORBOARD)
             (self.work / "runs").rename(self.out / TENSORBOARD)
-        self.write_metrics(outcome, scores.metrics)
+        self.write_metrics(outcome, scores.metrics, **self.supplies.measure(self.prepared, self.out))
         directory.remove(self.work)
 
     def write_metrics(self, outcome: Outcome, metrics: dict[str, float], **further: Any) -> None:

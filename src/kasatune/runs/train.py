@@ -23,8 +23,8 @@ from kasatune.runs.quiet import quiet
 from kasatune.runs.recipe import Recipe
 from kasatune.runs.run import SPLIT, Outcome, Run, failures_told, is_main
 from kasatune.runs.silence import Silent
+from kasatune.runs.supplies import Supplies
 from kasatune.runs.trainer import METHOD, PROGRESS, RunTrainer, find_device, training_arguments
-from kasatune.tasks import load_task
 from kasatune.tuner.progress import progress_told_to
 
 _STOPPING = "stopping after this step; Ctrl-C again stops at once"
@@ -37,6 +37,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     display: Display | None = None,
+    supplies: Supplies | None = None,
 ) -> Path:
     """Train what `recipe` says and write a run directory.
 
@@ -49,6 +50,7 @@ def train(
         resume: go on with the run that `out` holds; with nothing there, begin it.
         overwrite: begin anew, in the place of what an earlier run wrote to `out`.
         display: is told the progress; None for nobody.
+        supplies: where the rows come from and what is measured at the end; None for what the recipe says.
 
     Returns:
         `out`.
@@ -68,7 +70,7 @@ def train(
         shown.message(f"{out} is finished already; nothing is left to do")
         return out
     with quiet(shown.message), deterministic():
-        run = _begin(recipe, out, shown)
+        run = _begin(recipe, out, shown, supplies or Supplies())
         try:
             with failures_told(out), Interrupt(lambda: shown.message(_STOPPING)) as interrupt:
                 if is_main():
@@ -83,21 +85,22 @@ def train(
     return out
 
 
-def _begin(recipe: Recipe, out: Path, display: Display) -> Run:
+def _begin(recipe: Recipe, out: Path, display: Display, supplies: Supplies) -> Run:
     """All that can fail for a fault of the input, before anything is written."""
     start = time.perf_counter()
     reset_peak_memory()
     training_arguments(recipe.training, out)
-    data = load_task(recipe.task)
+    data = supplies.data(recipe)
     for note in data.notes:
         display.message(note)
     with progress_told_to(display.progress):
         prepared = prepare_training(recipe, data)
-    examples = {split: prepared.encode(data, split) for split in ("train", SPLIT)}
+    examples = {split: supplies.examples(prepared, data, split) for split in ("train", SPLIT)}
     for split, rows in examples.items():
         report_truncation(display, split, rows, recipe.task.max_length)
-    seconds = {"load": time.perf_counter() - start}
-    return Run(recipe, out, display, data, prepared, examples, seconds, prepared.parameter_counts())
+    attach = prepared.attach_seconds
+    seconds = {"load": time.perf_counter() - start - attach, "attach": attach}
+    return Run(recipe, out, display, data, prepared, examples, seconds, prepared.parameter_counts(), supplies)
 
 
 def _fit(run: Run) -> Outcome:

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kasatune.cli.arguments import Json, Overrides, RecipeFile
+from kasatune.cli.catalogue import find_recipe
+from kasatune.cli.console import note, print_json, print_table, results_only, say
+from kasatune.errors import InputError
+
+if TYPE_CHECKING:
+    from kasatune.runs.compare.request import Request
+
+
+def command(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    methods: Annotated[
+        str,
+        typer.Option(metavar="LIST", help="Methods and variants, for example kasa,kasa:convention=authors,lora."),
+    ] = "kasa,lora",
+    seeds: Annotated[str, typer.Option(metavar="LIST", help="Seeds of the reported runs.")] = "0,1,2",
+    tasks: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Further recipes, one a task.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where runs and results are kept.")] = Path("runs/compare"),
+    trials: Annotated[int, typer.Option(metavar="N", help="Search trials of every method; 1 for no search.")] = 4,
+    search: Annotated[str, typer.Option(metavar="KIND", help="grid, random or optuna.")] = "grid",
+    learning_rates: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOW,HIGH", help="Bounds of the search; by default a factor 10 about the recipe's.", show_default=False
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(metavar="METHOD", help="What differences are taken against.", show_default=False)
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option(metavar="KIND", help="clean, or paper: the best epoch on the reported rows.")
+    ] = "clean",
+    workers: Annotated[
+        str, typer.Option(metavar="N|ray", help="Processes of this machine, or a Ray cluster.")
+    ] = "1",
+    threads: Annotated[int, typer.Option(metavar="N", help="Processor threads of each run.")] = 1,
+    gpus_per_run: Annotated[
+        float | None, typer.Option(metavar="N", help="GPUs that a run asks Ray for.", show_default=False)
+    ] = None,
+    keep_adapters: Annotated[bool, typer.Option("--keep-adapters", help="Keep the weights of reported runs.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Say how many runs and how long, and do none.")] = False,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Write the report from the runs that are finished.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Train several methods on equal terms and say what can be told apart.
+
+    Example: kasatune compare glue-minilm/sst2 task.data=path/to/SST-2 --methods kasa,lora,bitfit,full --seeds 0,1,2,3,4
+
+    Every method searches its learning rate (KaSA beta and gamma too) with the same number of trials on a part of the
+    training rows, then trains on all of them with each seed. Give the same command again to go on after a stop: what is
+    finished is not done again. The fitted head on the frozen model always takes part.
+    """
+    with results_only():
+        request = _request(recipe, overrides, methods, seeds, tasks, trials, search, learning_rates, reference, protocol)
+        number = _workers(workers)
+        if threads < 1:
+            raise InputError(f"--threads: {threads} received; must be 1 or more")
+        words = "kasatune " + shlex.join(sys.argv[1:]) if "compare" in sys.argv else ""
+        if plan:
+            found: dict[str, Any] = _plan(request, out, threads, number)
+        else:
+            found = _compare(request, out, words, number, threads, gpus_per_run, keep_adapters, report_only)
+    if json:
+        print_json(found)
+    elif plan:
+        _show_plan(found)
+    else:
+        _show(found, out)
+
+
+def _request(
+    recipe: str,
+    overrides: list[str] | None,
+    methods: str,
+    seeds: str,
+    tasks: str | None,
+    trials: int,
+    search: str,
+    learning_rates: str | None,
+    reference: str | None,
+    protocol: str,
+) -> Request:
+    from kasatune.runs.compare.request import Search, make_request
+    from kasatune.runs.compare.variants import parse_seeds, parse_variants
+    from kasatune.runs.recipe import load_recipe
+
+    low, high = _bounds(learning_rates)
+    paths = [find_recipe(name.strip()) for name in [recipe, *(tasks or "").split(",")] if name.strip()]
+    recipes = [(path, load_recipe(path, overrides or (), check_inputs=True)) for path in paths]
+    return make_request(
+        recipes,
+        parse_variants(methods),
+        parse_seeds(seeds),
+        reference=reference,
+        protocol=protocol,
+        search=Search(search, trials, low, high),  # type: ignore[arg-type]
+    )
+
+
+def _bounds(text: str | None) -> tuple[float | None, float | None]:
+    if text is None:
+        return None, None
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError as fault:
+        raise InputError(f"--learning-rates: {text!r} received; give two numbers, for example 1e-4,1e-2") from fault
+    return low, high
+
+
+def _workers(text: str) -> int | str:
+    if text == "ray":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"--workers: {text!r} received; must be a number from 1 on, or ray")
+    return int(text)
+
+
+def _plan(request: Request, out: Path, threads: int, workers: int | str) -> dict[str, Any]:
+    from kasatune.runs.compare.forecast import forecast
+
+    return forecast(request, out, threads=threads, workers=workers)
+
+
+def _compare(
+    request: Request,
+    out: Path,
+    words: str,
+    workers: int | str,
+    threads: int,
+    gpus: float | None,
+    keep_adapters: bool,
+    report_only: bool,
+) -> dict[str, Any]:
+    from kasatune.reports.comparison.files import write_comparison
+    from kasatune.runs.compare.compare import compare, gather_finished
+
+    if report_only:
+        found = gather_finished(request, out, threads=threads, command=words)
+    else:
+        try:
+            found = compare(
+                request,
+                out,
+                workers=workers,
+                threads=threads,
+                gpus=gpus,
+                keep_adapters=keep_adapters,
+                tell=note,
+                command=words,
+            )
+        except KeyboardInterrupt as interrupt:
+            interrupt.add_note(f"{out} keeps the finished runs; go on with the same command")
+            raise
+    return write_comparison(found, out)
+
+
+def _show_plan(found: dict[str, Any]) -> None:
+    from kasatune.reports import words
+
+    head = ["task", "method", "runs", "finished", "seconds a run", "time left"]
+    rows = [
+        [one["task"], one["method"], str(one["runs"]), str(one["finished"]), f"{one['seconds']:.0f}", words.duration(one["left"])]
+        for one in found["cells"]
+    ]
+    print_table(head, rows, numbers=4)
+    say(
+        f"\n{found['runs']} runs, {found['finished']} finished; about {words.duration(found['left'])} left"
+        f" with {found['at_once']} at once ({found['basis']})"
+    )
+
+
+def _show(found: dict[str, Any], out: Path) -> None:
+    from kasatune.reports.comparison.tables import task_table
+
+    for task in found["tasks"]:
+        table = task_table(found, task)
+        print_table(table.head, table.rows, title=f"{task['name']}: {table.caption}", numbers=len(table.head) - 1)
+        say()
+    say(found["answer"])
+    say(f"\nreport: {out / 'report.html'}")

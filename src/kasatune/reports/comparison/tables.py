@@ -1,0 +1,329 @@
+"""The tables of a comparison as cells of text, and as Markdown, CSV and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from kasatune.reports import words
+from kasatune.reports.comparison.answer import answer, protocol_sentence, title_of
+from kasatune.reports.markdown import code, text
+from kasatune.reports.markdown import table as markdown_table
+
+RETENTION = {
+    "masked_lm_loss": "masked-LM loss on unrelated text",
+    "causal_lm_loss": "LM loss on unrelated text",
+    "feature_drift": "feature drift on unrelated text",
+}
+MAJORITY = "majority class"
+
+
+class Table(NamedTuple):
+    """A table as text."""
+
+    caption: str
+    head: list[str]
+    rows: list[list[str]]
+
+
+def task_table(found: Mapping[str, Any], task: Mapping[str, Any]) -> Table:
+    """Scores, differences against the reference and the most telling costs of every method on a task."""
+    against = f"minus {title_of(found, found['reference'])}"
+    head = ["method", "mean \u00b1 sd", "95 % interval", against, "p (Holm)", "verdict", "best epoch", "trained", "s/step"]
+    rows = [_row(found, entry) for entry in ordered(task)]
+    rows.append([MAJORITY, words.score(task["majority"]), *[words.ABSENT] * 7])
+    return Table(_caption(found, task), head, rows)
+
+
+def cost_table(task: Mapping[str, Any]) -> Table:
+    """What every method costs on a task."""
+    kind = next((e["costs"]["retention"]["kind"] for e in task["results"] if e["costs"].get("retention")), None)
+    head = ["method", "trained", "head", "file", "peak memory", "attach", "s/step", "a run"]
+    head += [RETENTION[kind]] if kind else []
+    rows = []
+    for entry in ordered(task):
+        costs = entry["costs"]
+        if costs:
+            rows.append(
+                [
+                    entry["title"],
+                    words.count(costs["trained_parameters"]),
+                    words.count(costs["head_parameters"]),
+                    words.size(file_bytes(costs)),
+                    words.size(costs["peak_memory_bytes"]),
+                    words.duration(costs["seconds_attach"]),
+                    seconds(costs["seconds_per_step"]),
+                    words.duration(costs["seconds_total"]),
+                    *([_retention(costs["retention"])] if kind else []),
+                ]
+            )
+    return Table("What a run costs: medians over the seeds", head, rows)
+
+
+def overall_table(found: Mapping[str, Any]) -> Table:
+    """Wins, ties and losses against the reference, and the average rank."""
+    reference = title_of(found, found["reference"])
+    rows = [
+        [
+            title_of(found, row["method"]),
+            str(row["wins"]),
+            str(row["ties"]),
+            str(row["losses"]),
+            str(row["not_tested"]),
+            words.ABSENT if row["average_rank"] is None else f"{row['average_rank']:.2f}",
+            str(row["tasks"]),
+        ]
+        for row in sorted(found["overall"], key=lambda row: (row["average_rank"] is None, row["average_rank"] or 0))
+    ]
+    head = ["method", "wins", "ties", "losses", "not tested", "average rank", "tasks"]
+    return Table(f"Over the tasks, against {reference}; a tie is no difference shown", head, rows)
+
+
+def search_table(task: Mapping[str, Any]) -> Table:
+    """What was tried for every method on a task, and what was chosen."""
+    rows = []
+    for entry in ordered(task):
+        found = entry["search"]
+        if not found or not found["trials"]:
+            continue
+        for trial in found["trials"]:
+            chosen = trial["settings"] == found["chosen"]
+            note = "chosen" if chosen else ("failed" if trial["error"] else "")
+            note += ", at the edge" if chosen and found["at_the_edge"] else ""
+            settings = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in trial["settings"].items())
+            rows.append([entry["title"], settings, note, words.score(trial["score"]), words.score(trial["loss"])])
+    return Table(
+        f"Search: {words.metric_title(task['primary'])} on training rows that were kept back",
+        ["method", "settings", "", "score", "loss"],
+        rows,
+    )
+
+
+def failures(found: Mapping[str, Any]) -> list[str]:
+    """One line for each run that failed."""
+    lines = []
+    for task in found["tasks"]:
+        for entry in task["results"]:
+            for run in entry["runs"]:
+                if run["error"]:
+                    lines.append(f"{entry['title']} on {task['name']}, seed {run['seed']}: {run['error']}")
+            for trial in (entry["search"] or {}).get("trials", ()):
+                if trial["error"]:
+                    rate = trial["settings"].get("learning_rate")
+                    lines.append(f"{entry['title']} on {task['name']}, search, learning rate {rate}: {trial['error']}")
+    return lines
+
+
+def ordered(task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The methods of a task, the best mean first; those without a score last."""
+    return sorted(task["results"], key=lambda entry: (entry["mean"] is None, -(entry["mean"] or 0.0)))
+
+
+def counts_sentence(task: Mapping[str, Any]) -> str:
+    """Whether the task tells anything."""
+    counts = task["counts"]
+    if counts["counts"] is None:
+        return "Whether this task counts cannot be said yet."
+    best = next(entry["title"] for entry in task["results"] if entry["method"] == counts["best"])
+    parts = [
+        f"{'beats' if interval[1] > 0 else 'does not beat'} {name} ({_signed_interval(interval)})"
+        for name, interval in (
+            ("the fitted head", counts["against_head"]),
+            ("the majority class", counts["against_majority"]),
+        )
+    ]
+    verdict = "This task counts" if counts["counts"] else "This task does not count"
+    return f"{verdict}: the best method, {best}, {' and '.join(parts)}."
+
+
+def as_markdown(found: Mapping[str, Any]) -> str:
+    """The whole comparison as a Markdown page."""
+    names = ", ".join(task["name"] for task in found["tasks"])
+    parts = [f"# Comparison on {text(names)}", text(answer(found)), text(protocol_sentence(found))]
+    if len(found["tasks"]) > 1 and found["overall"]:
+        parts += ["## Over the tasks", _markdown(overall_table(found))]
+    for task in found["tasks"]:
+        parts += [f"## {text(task['name'])}", text(counts_sentence(task)), _markdown(task_table(found, task))]
+        for table in (cost_table(task), search_table(task)):
+            if table.rows:
+                parts += [f"### {text(table.caption)}", _markdown(table, caption=False)]
+    failed = failures(found)
+    if failed:
+        parts += ["## Runs that failed", "\n".join(f"- {text(line)}" for line in failed)]
+    machine = found["machine"]
+    software = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    parts += [
+        "## How it was made",
+        "\n".join(
+            [
+                f"- {code(found['command'])}" if found["command"] else "- from Python",
+                f"- {text(machine['processor'])}, {machine['threads_per_run']} threads a run; {text(software)}",
+                *(f"- {text(task['name'])}: {text(settings_sentence(task))}" for task in found["tasks"]),
+            ]
+        ),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def settings_sentence(task: Mapping[str, Any]) -> str:
+    """What all methods share on a task."""
+    training, method = task["training"], task["shared_method_settings"]
+    length = f"{training['max_steps']} steps" if training["max_steps"] else f"{training['epochs']:g} epochs"
+    targets = method["target_modules"]
+    return (
+        f"{task['model']}, {task['rows']['train']:,} training and {task['rows']['validation']:,} validation rows, "
+        f"{length}, batches of {training['batch_size']}, schedule {training['schedule']}, {training['precision']}, at "
+        f"most {task['max_length']} tokens; r {method['r']}, alpha {method['alpha']:g}, targets "
+        f"{targets if isinstance(targets, str) else ', '.join(targets)}; rows from {task['data_source']}, SHA-256 "
+        f"{task['data_sha256'][:16]}"
+    )
+
+
+def as_csv(found: Mapping[str, Any]) -> str:
+    """One line a method and task, with numbers as they are."""
+    columns = (
+        *("task", "metric", "method", "title", "seeds", "mean", "sd", "low", "high", "best_epoch_mean"),
+        *("difference", "difference_low", "difference_high", "p", "p_holm", "verdict"),
+        *("learning_rate", "beta", "gamma", "trained_parameters", "head_parameters", "file_bytes"),
+        *("peak_memory_bytes", "seconds_attach", "seconds_per_step", "seconds_total"),
+        *("retention", "retention_before", "retention_after"),
+    )
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
+    writer.writeheader()
+    for task in found["tasks"]:
+        common = {"task": task["name"], "metric": task["primary"]}
+        for entry in task["results"]:
+            writer.writerow({**common, **_csv_values(entry)})
+        writer.writerow({**common, "method": "majority", "title": MAJORITY, "mean": task["majority"]})
+    return file.getvalue()
+
+
+def as_latex(found: Mapping[str, Any]) -> str:
+    """One table: methods down, tasks across, mean and standard deviation; for booktabs."""
+    tasks = found["tasks"]
+    lines = [
+        "% made by kasatune compare; needs \\usepackage{booktabs}",
+        f"\\begin{{tabular}}{{l{'r' * len(tasks)}r}}",
+        "\\toprule",
+        " & ".join(["Method", *(_latex(task["name"]) for task in tasks), "Trained"]) + r" \\",
+        "\\midrule",
+    ]
+    for method in dict.fromkeys(entry["method"] for task in tasks for entry in task["results"]):
+        entries = [next((e for e in task["results"] if e["method"] == method), None) for task in tasks]
+        trained = next((e["costs"]["trained_parameters"] for e in entries if e and e["costs"]), None)
+        cells = [_latex_score(entry) for entry in entries]
+        lines.append(" & ".join([_latex(title_of(found, method)), *cells, words.count(trained)]) + r" \\")
+    lines.append(" & ".join(["Majority class", *(_percent(task["majority"]) for task in tasks), "-"]) + r" \\")
+    marks = "$^{+}$ and $^{-}$: better and worse than " + _latex(title_of(found, found["reference"])) + " after Holm's correction."
+    lines += ["\\bottomrule", "\\end{tabular}", f"% {marks}"]
+    return "\n".join(lines) + "\n"
+
+
+def file_bytes(costs: Mapping[str, Any]) -> int | None:
+    """Size of the weights that a run needs to be loaded again: the method's own form, without other exports."""
+    sizes = costs.get("file_bytes") or {}
+    return next((sizes[name] for name in ("kasa", "adapter", "checkpoint") if name in sizes), None)
+
+
+def seconds(value: float | None) -> str:
+    """Seconds with three significant digits."""
+    return words.ABSENT if value is None else f"{value:.3g}"
+
+
+def _row(found: Mapping[str, Any], entry: Mapping[str, Any]) -> list[str]:
+    difference, costs = entry["difference"] or {}, entry["costs"] or {}
+    missing = "" if entry["n"] == len(found["seeds"]) or not entry["n"] else f" ({entry['n']} seeds)"
+    if entry["mean"] is None:
+        score = words.ABSENT
+    else:
+        score = words.score(entry["mean"]) + ("" if entry["sd"] is None else f" \u00b1 {entry['sd']:.4f}") + missing
+    interval = entry["interval"]
+    reference = entry["method"] == found["reference"]
+    return [
+        entry["title"],
+        score,
+        f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else words.ABSENT,
+        words.signed(difference["mean"]) if difference.get("mean") is not None else words.ABSENT,
+        f"{difference['p_holm']:.3g}" if difference.get("p_holm") is not None else words.ABSENT,
+        "reference" if reference else ("baseline" if entry["fitted"] else difference.get("verdict", words.ABSENT)),
+        words.score(entry["best_epoch_mean"]) if not entry["fitted"] else words.ABSENT,
+        words.count(costs.get("trained_parameters")),
+        seconds(costs.get("seconds_per_step")),
+    ]
+
+
+def _caption(found: Mapping[str, Any], task: Mapping[str, Any]) -> str:
+    label = "" if found["protocol"] == "clean" else ", best epoch chosen on these rows (protocol of the paper)"
+    return f"{words.metric_title(task['primary'])} on {task['rows']['validation']:,} validation rows{label}"
+
+
+def _retention(value: Mapping[str, Any] | None) -> str:
+    if value is None:
+        return words.ABSENT
+    if value["kind"] == "feature_drift":
+        return f"{value['after']:.4f}"
+    return f"{value['before']:.4f} to {value['after']:.4f}"
+
+
+def _signed_interval(interval: list[float]) -> str:
+    return f"{words.signed(interval[0])}, 95 % interval {words.signed(interval[1])} to {words.signed(interval[2])}"
+
+
+def _markdown(table: Table, *, caption: bool = True) -> str:
+    head, *rows = [[text(cell) for cell in row] for row in (table.head, *table.rows)]
+    body = markdown_table(head, rows, numbers=len(head) - 1)
+    return f"{text(words.sentence(table.caption))}.\n\n{body}" if caption else body
+
+
+def _csv_values(entry: Mapping[str, Any]) -> dict[str, Any]:
+    difference, costs = entry["difference"] or {}, entry["costs"] or {}
+    low, high = entry["interval"] or (None, None)
+    difference_low, difference_high = difference.get("interval") or (None, None)
+    kept = costs.get("retention") or {}
+    chosen = (entry["search"] or {}).get("chosen") or {}
+    return {
+        "method": entry["method"],
+        "title": entry["title"],
+        "seeds": entry["n"],
+        **{key: entry[key] for key in ("mean", "sd", "best_epoch_mean")},
+        "low": low,
+        "high": high,
+        "difference": difference.get("mean"),
+        "difference_low": difference_low,
+        "difference_high": difference_high,
+        **{key: difference.get(key) for key in ("p", "p_holm", "verdict")},
+        **{key: chosen.get(key) for key in ("learning_rate", "beta", "gamma")},
+        **{
+            key: costs.get(key)
+            for key in (
+                *("trained_parameters", "head_parameters", "peak_memory_bytes"),
+                *("seconds_attach", "seconds_per_step", "seconds_total"),
+            )
+        },
+        "file_bytes": file_bytes(costs),
+        "retention": kept.get("kind"),
+        "retention_before": kept.get("before"),
+        "retention_after": kept.get("after"),
+    }
+
+
+def _latex_score(entry: Mapping[str, Any] | None) -> str:
+    if entry is None or entry["mean"] is None:
+        return "--"
+    verdict = (entry["difference"] or {}).get("verdict")
+    mark = "" if entry["fitted"] else {"better": "$^{+}$", "worse": "$^{-}$"}.get(str(verdict), "")
+    spread = "" if entry["sd"] is None else f" {{\\scriptsize $\\pm$ {_percent(entry['sd'])}}}"
+    return f"{_percent(entry['mean'])}{spread}{mark}"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f}"
+
+
+def _latex(value: str) -> str:
+    for mark in "\\&%$#_{}":
+        value = value.replace(mark, "\\" + mark if mark != "\\" else r"\textbackslash ")
+    return value

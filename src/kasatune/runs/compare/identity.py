@@ -1,0 +1,75 @@
+"""What makes two runs the same: the settings that the run reads, its rows, its base model and the software."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from kasatune.runs.compare.request import HELD_OUT, SEARCH_SEED
+from kasatune.runs.compare.variants import keys_read
+from kasatune.runs.machine import versions
+from kasatune.runs.models import find_model
+from kasatune.runs.recipe import Recipe
+from kasatune.runs.trainer import find_device
+
+_SOFTWARE = ("kasatune", "torch", "transformers", "peft", "accelerate", "tokenizers")
+_PLACE = ("device", "report_to")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to do.
+
+    Attributes:
+        id: of its content; equal jobs have equal ids.
+        recipe: what it does.
+        search: whether it sees the training rows alone, some of them kept back.
+        identity: what `id` is the digest of.
+    """
+
+    id: str
+    recipe: Recipe
+    search: bool
+    identity: dict[str, Any]
+
+
+def make_job(recipe: Recipe, data_sha256: str, *, search: bool) -> Job:
+    """The run of `recipe` on the rows with this sum.
+
+    Paths do not count, what they lead to does; nor do settings of other methods.
+    """
+    values = recipe.model_dump()
+    read = {"name", "options", *keys_read(recipe.method.name)}
+    identity = {
+        "model": {**values["model"], "name": model_digest(recipe.model.name, recipe.model.revision), "revision": None},
+        "rows": data_sha256,
+        "held_out": {"share": HELD_OUT, "seed": SEARCH_SEED} if search else None,
+        "task": {key: values["task"][key] for key in ("name", "max_length")},
+        "method": {key: value for key, value in values["method"].items() if key in read},
+        "training": {key: value for key, value in values["training"].items() if key not in _PLACE},
+        "device": find_device(recipe.training).type,
+        "software": {key: value for key, value in versions().items() if key in _SOFTWARE},
+    }
+    text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
+    return Job(hashlib.sha256(text.encode()).hexdigest()[:20], recipe, search, identity)
+
+
+@cache
+def model_digest(name: str, revision: str | None = None) -> str:
+    """SHA-256 over the files of a base model in a folder; for a model of the hub, its name and commit."""
+    folder = Path(find_model(name))
+    if not folder.is_dir():
+        from transformers import AutoConfig
+
+        commit = getattr(AutoConfig.from_pretrained(name, revision=revision), "_commit_hash", None)
+        return f"{name}@{commit}"
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.suffix in (".json", ".safetensors", ".txt", ".bin", ".model"):
+            with path.open("rb") as file:
+                digest.update(f"{path.name}\n".encode() + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,55 @@
+"""One run of a comparison: done in a folder of its own, or recorded as failed."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import torch
+
+from kasatune.errors import DivergedError, InputError, KasatuneError
+from kasatune.runs.compare.identity import Job
+from kasatune.runs.compare.shared import FOLDERS, Shared
+from kasatune.runs.compare.store import publish, unfinished_folder
+from kasatune.runs.directory import WORK, remove
+from kasatune.runs.train import train
+
+
+def do(job: Job, runs: Path, shared: Shared, *, threads: int, keep_adapters: bool) -> str:
+    """Do a run and put it among the finished ones, whether it came to its end or failed.
+
+    Args:
+        job: the run.
+        runs: folder of the finished runs.
+        shared: what runs of this process share.
+        threads: of the processor, for torch; part of what decides the last digits of a score.
+        keep_adapters: keep the trained weights of runs that are reported.
+
+    Returns:
+        The job's ID.
+
+    Raises:
+        KeyboardInterrupt: it was stopped; nothing is left of it.
+    """
+    folder = unfinished_folder(runs, job.id)
+    before = torch.get_num_threads()
+    start = time.perf_counter()
+    error, final = None, True
+    try:
+        torch.set_num_threads(threads)
+        train(job.recipe, folder, supplies=shared.supplies(search=job.search))
+    except KeyboardInterrupt:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    except Exception as fault:  # a method's failure is a result, whatever it raises
+        error = f"{type(fault).__name__}: {fault}" if not isinstance(fault, KasatuneError) else str(fault)
+        final = isinstance(fault, (DivergedError, InputError))
+        folder.mkdir(parents=True, exist_ok=True)
+    finally:
+        torch.set_num_threads(before)
+    if error is not None or job.search or not keep_adapters:
+        for name in (*FOLDERS, WORK):
+            remove(folder / name)
+    publish(folder, runs, job, seconds=time.perf_counter() - start, error=error, final=final)
+    return job.id
