@@ -52,6 +52,21 @@ def _verdicts(found: Mapping[str, Any], verdict: str) -> dict[str, list[str]]:
     return by_method
 
 
+def _grouped(by_method: Mapping[str, list[str]]) -> list[tuple[list[str], str]]:
+    """(tasks, methods in words) of the methods that share their tasks; the most tasks first."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, tasks in by_method.items():
+        groups.setdefault(tuple(tasks), []).append(name)
+    ordered = sorted(groups.items(), key=lambda item: -len(item[0]))
+    return [(list(tasks), listed(names)) for tasks, names in ordered]
+
+
+def _on(found: Mapping[str, Any], tasks: Sequence[str]) -> str:
+    every = len(tasks) == len(found["tasks"]) > 1
+    number = "both" if len(tasks) == 2 else f"all {len(tasks)}"
+    return f"{number} tasks" if every else listed(tasks)
+
+
 def _differences(found: Mapping[str, Any]) -> str:
     reference = title_of(found, found["reference"])
     better, worse = _verdicts(found, "better"), _verdicts(found, "worse")
@@ -66,16 +81,13 @@ def _differences(found: Mapping[str, Any]) -> str:
         )
     else:
         sentences = [
-            f"{listed([f'{name} ({listed(tasks)})' for name, tasks in group.items()])} "
-            f"{'was' if len(group) == 1 else 'were'} shown to be {verdict} than {reference}."
+            f"Shown to be {verdict} than {reference} on {_on(found, tasks)}: {name}."
             for verdict, group in (("better", better), ("worse", worse))
-            if group
+            for tasks, name in _grouped(group)
         ]
-        if same:
-            sentences.append(
-                f"No difference shown against {reference} for "
-                f"{listed([f'{name} ({listed(tasks)})' for name, tasks in same.items()])}."
-            )
+        sentences += [
+            f"No difference shown between {reference} and {name} on {_on(found, tasks)}." for tasks, name in _grouped(same)
+        ]
         text = " ".join(sentences)
     if untested:
         text += f" Not tested for want of seeds or runs: {listed(list(untested))}."

@@ -31,7 +31,7 @@ class Table(NamedTuple):
 def task_table(found: Mapping[str, Any], task: Mapping[str, Any]) -> Table:
     """Scores, differences against the reference and the most telling costs of every method on a task."""
     against = f"minus {title_of(found, found['reference'])}"
-    head = ["method", "mean \u00b1 sd", "95 % interval", against, "p (Holm)", "verdict", "best epoch", "trained", "s/step"]
+    head = ["method", "mean \u00b1 sd", "verdict", against, "p (Holm)", "95 % interval", "best epoch", "trained", "s/step"]
     rows = [_row(found, entry) for entry in ordered(task)]
     rows.append([MAJORITY, words.score(task["majority"]), *[words.ABSENT] * 7])
     return Table(_caption(found, task), head, rows)
@@ -245,10 +245,10 @@ def _row(found: Mapping[str, Any], entry: Mapping[str, Any]) -> list[str]:
     return [
         entry["title"],
         score,
-        f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else words.ABSENT,
+        "reference" if reference else ("baseline" if entry["fitted"] else difference.get("verdict", words.ABSENT)),
         words.signed(difference["mean"]) if difference.get("mean") is not None else words.ABSENT,
         f"{difference['p_holm']:.3g}" if difference.get("p_holm") is not None else words.ABSENT,
-        "reference" if reference else ("baseline" if entry["fitted"] else difference.get("verdict", words.ABSENT)),
+        f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else words.ABSENT,
         words.score(entry["best_epoch_mean"]) if not entry["fitted"] else words.ABSENT,
         words.count(costs.get("trained_parameters")),
         seconds(costs.get("seconds_per_step")),

@@ -23,7 +23,7 @@ from kasatune.runs.compare.request import PROTOCOLS, Request
 from kasatune.runs.compare.search import at_the_edge
 from kasatune.runs.compare.standing import compare_to_reference, count_tasks, overall
 from kasatune.runs.compare.store import Finished
-from kasatune.runs.directory import HISTORY, PREDICTIONS, History
+from kasatune.runs.directory import HISTORY, PREDICTIONS, History, finite
 from kasatune.runs.machine import processor, versions
 
 FORMAT = 1
@@ -136,7 +136,7 @@ def gather(request: Request, cells: Sequence[Cell], progress: Progress, *, threa
     compare_to_reference(request, list(results.values()), tasks)
     for task, group in zip(tasks, results.values(), strict=True):
         task["counts"] = count_tasks(group, task)
-    return {
+    content = {
         "format": FORMAT,
         "command": command,
         "protocol": request.protocol,
@@ -152,6 +152,7 @@ def gather(request: Request, cells: Sequence[Cell], progress: Progress, *, threa
         "machine": {"processor": processor(), "processors": os.cpu_count(), "threads_per_run": threads},
         "versions": versions(),
     }
+    return finite(content)
 
 
 def _task(group: Sequence[Result]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Variant:
     def title(self) -> str:
         """The method's name in the field, with the settings."""
         info = METHODS[self.method]
-        return f"{info.shown_title}, {self.settings_text}" if self.settings else info.shown_title
+        return f"{info.shown_title} ({self.settings_text})" if self.settings else info.shown_title
 
     @property
     def settings_text(self) -> str:

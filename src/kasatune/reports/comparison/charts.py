@@ -1,0 +1,208 @@
+"""The charts of a comparison as inline SVG, coloured by the page's style sheet: they follow its theme, without scripts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from kasatune.reports import words
+from kasatune.reports.comparison.tables import ordered
+from kasatune.reports.scale import Scale
+from kasatune.reports.svg import Chart, Line
+from kasatune.reports.words import compact
+
+_WIDTH = 400
+_ROW = 24
+_LABEL = 146
+_RADIUS = 8.5
+_LETTERS = 23
+_SHOWN_CURVES = 4
+
+Entry = Mapping[str, Any]
+
+
+def numbers(task: Mapping[str, Any]) -> dict[str, int]:
+    """The number of each method in the charts of a task: its place by mean score."""
+    return {entry["method"]: place for place, entry in enumerate(ordered(task), 1) if entry["mean"] is not None}
+
+
+def interval_chart(task: Mapping[str, Any], reference: str) -> Markup:
+    """Mean and 95 % interval of every method on one axis, the majority class as a line."""
+    entries = [entry for entry in ordered(task) if entry["mean"] is not None]
+    values = [v for entry in entries for v in (entry["mean"], *(entry["interval"] or ()))] + [task["majority"]]
+    scale = Scale(values, _LABEL + 8, _WIDTH - 12, log=False, margin=0.04)
+    height = _ROW * len(entries) + 48
+    floor = height - 34
+    said = "; ".join(f"{entry['title']} {words.score(entry['mean'])}" for entry in entries)
+    parts = [_open(height, f"Means and 95 % intervals over the seeds: {said}.")]
+    parts += _x_axis(scale, floor, words.metric_title(task["primary"]), left=_LABEL + 8, grid=4)
+    at = scale(task["majority"])
+    parts.append(Markup('<line class="majority" x1="{0:.1f}" x2="{0:.1f}" y1="4" y2="{1}"/>').format(at, floor))
+    for row, entry in enumerate(entries):
+        y = _ROW * row + 17
+        style = _style(entry, reference)
+        label = f"{row + 1} {entry['title']}"
+        short = label if len(label) <= _LETTERS else f"{label[: _LETTERS - 1]}\u2026"
+        parts.append(
+            Markup('<text class="name" x="{}" y="{}" text-anchor="end">{}<title>{}</title></text>').format(
+                _LABEL, y + 4, short, entry["title"]
+            )
+        )
+        if entry["interval"]:
+            low, high = (scale(value) for value in entry["interval"])
+            parts.append(
+                Markup('<path class="whisker {}" d="M{:.1f} {}L{:.1f} {}"/>').format(style, low, y, high, y)
+            )
+        parts.append(
+            Markup('<circle class="{}" cx="{:.1f}" cy="{}" r="4"><title>{}</title></circle>').format(
+                style, scale(entry["mean"]), y, f"{entry['title']}: {words.score(entry['mean'])}"
+            )
+        )
+    return Markup("").join([*parts, Markup("</svg>")])
+
+
+def trade_off_chart(
+    task: Mapping[str, Any], reference: str, cost: Callable[[Entry], float | None], label: str
+) -> Markup | None:
+    """The mean score of every method against a cost on a logarithmic axis, with those that no other beats in both.
+
+    Methods carry the numbers of the table. None where fewer than two have the cost.
+    """
+    points = [
+        (entry, float(value))
+        for entry in ordered(task)
+        if entry["mean"] is not None and (value := cost(entry)) is not None and value > 0
+    ]
+    if len(points) < 2:
+        return None
+    height, floor = 280, 246
+    x_scale = Scale([value for _, value in points], 62, _WIDTH - 20, log=True, margin=0.06)
+    y_scale = Scale([entry["mean"] for entry, _ in points], floor - 12, 18, log=False)
+    front = pareto([(value, entry["mean"]) for entry, value in points])
+    named = ", ".join(points[index][0]["title"] for index in front)
+    parts = [_open(height, f"{words.metric_title(task['primary'])} against {label}. Beaten by none in both: {named}.")]
+    parts += _y_axis(y_scale, 46)
+    parts += _x_axis(x_scale, floor, label, left=46, grid=0)
+    line = "".join(
+        f"{'L' if place else 'M'}{x_scale(points[index][1]):.1f} {y_scale(points[index][0]['mean']):.1f}"
+        for place, index in enumerate(front)
+    )
+    parts.append(Markup('<path class="front" d="{}"/>').format(line))
+    names = numbers(task)
+    placed: list[tuple[float, float]] = []
+    for entry, value in points:
+        x, y = _apart(x_scale(value) or 0.0, y_scale(entry["mean"]) or 0.0, placed)
+        what = f"{entry['title']}: {words.score(entry['mean'])} at {value:,.4g}"
+        parts.append(
+            Markup(
+                '<g><title>{}</title><circle class="mark {}" cx="{:.1f}" cy="{:.1f}" r="{}"/>'
+                '<text class="number-mark" x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text></g>'
+            ).format(what, _style(entry, reference), x, y, _RADIUS, x, y + 3.6, names[entry["method"]])
+        )
+    return Markup("").join([*parts, Markup("</svg>")])
+
+
+def curve_chart(task: Mapping[str, Any], reference: str) -> Chart | None:
+    """The mean score over the epochs: the best methods and the reference by name, the others thin; None without any."""
+    entries = [entry for entry in ordered(task) if len(entry["curve"]) > 1]
+    if not entries:
+        return None
+    shown = entries[:_SHOWN_CURVES]
+    if reference not in [entry["method"] for entry in shown]:
+        shown = shown[: _SHOWN_CURVES - 1] + [entry for entry in entries if entry["method"] == reference]
+    lines = [_curve(entry, "fine", "others") for entry in entries if entry not in shown]
+    lines += [_curve(entry, f"s{place}", entry["title"], dots=True) for place, entry in enumerate(shown, 1)]
+    first = shown[0]
+    return Chart(
+        title="Learning curves",
+        description=f"{first['title']}: {first['curve'][0][1]:.4f} after the first epoch, "
+        f"{first['curve'][-1][1]:.4f} after the last.",
+        lines=lines,
+        x_label="epoch",
+        whole_x=True,
+        height=280,
+    )
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the (cost, score) points that none beats in both, by ascending cost."""
+    front: list[int] = []
+    best = -math.inf
+    for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if points[index][1] > best:
+            best = points[index][1]
+            front.append(index)
+    return front
+
+
+def _curve(entry: Entry, style: str, label: str, *, dots: bool = False) -> Line:
+    epochs, means = [point[0] for point in entry["curve"]], [point[1] for point in entry["curve"]]
+    return Line(label, epochs, means, style, dots=dots)
+
+
+def _style(entry: Entry, reference: str) -> str:
+    """By meaning: KaSA in its forms, the reference, baselines, all others."""
+    if entry["name"] in ("kasa", "peft-kasa"):
+        return "s1"
+    if entry["method"] == reference:
+        return "s2"
+    return "fine" if entry["fitted"] else "s3"
+
+
+def _apart(x: float, y: float, placed: list[tuple[float, float]]) -> tuple[float, float]:
+    """(x, y), moved aside until it covers no mark that is there already."""
+    for step in range(40):
+        shift = (step + 1) // 2 * 5.0 * (1 if step % 2 else -1)
+        here = min(max(x + shift, 56.0), _WIDTH - 12.0)
+        if all((here - a) ** 2 + (y - b) ** 2 >= (1.9 * _RADIUS) ** 2 for a, b in placed):
+            break
+    else:
+        here = x
+    placed.append((here, y))
+    return here, y
+
+
+def _open(height: int, words_for_readers: str) -> Markup:
+    return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(_WIDTH, height, words_for_readers)
+
+
+def _x_axis(scale: Scale, floor: int, label: str, *, left: int, grid: int) -> list[Markup]:
+    right = _WIDTH - 8
+    parts = [Markup('<line class="axis" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(left, right, floor, floor)]
+    for value in scale.ticks(4):
+        x = scale(value)
+        if x is not None:
+            if grid:
+                parts.append(
+                    Markup('<line class="grid" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}"/>').format(x, grid, floor)
+                )
+            parts.append(
+                Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
+                    x, floor + 14, compact(value)
+                )
+            )
+    parts.append(
+        Markup('<text class="label" x="{}" y="{}" text-anchor="middle">{}</text>').format(
+            (left + right) / 2, floor + 29, label
+        )
+    )
+    return parts
+
+
+def _y_axis(scale: Scale, left: int) -> list[Markup]:
+    parts = []
+    for value in scale.ticks(4):
+        y = scale(value)
+        if y is not None:
+            parts.append(
+                Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(left, _WIDTH - 8, y, y)
+            )
+            parts.append(
+                Markup('<text class="tick" x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(
+                    left - 6, y + 3.5, compact(value)
+                )
+            )
+    return parts
