@@ -78,8 +78,12 @@ def _task(name: str, seeds: int, draw: random.Random) -> dict[str, Any]:
         },
         "max_length": 128,
         "shared_method_settings": {
-            **{"r": 8, "alpha": 16, "dropout": 0.0, "target_modules": ["query", "value"]},
-            **{"beta": 1e-4, "gamma": 1e-3},
+            "r": 8,
+            "alpha": 16,
+            "dropout": 0.0,
+            "target_modules": ["query", "value"],
+            "beta": 1e-4,
+            "gamma": 1e-3,
         },
         "majority": 0.51,
         "results": results,
@@ -112,8 +116,13 @@ def _result(row: tuple, seeds: int, draw: random.Random) -> dict[str, Any]:
         for place, one in enumerate(settings)
     ]
     return {
-        **{"method": method, "name": name, "title": title, "paper": "arXiv", "implemented_by": "peft"},
-        **{"reconstructed": False, "fitted": fitted},
+        "method": method,
+        "name": name,
+        "title": title,
+        "paper": "arXiv",
+        "implemented_by": "peft",
+        "reconstructed": False,
+        "fitted": fitted,
         "search": None
         if fitted
         else {
@@ -143,6 +152,8 @@ def _result(row: tuple, seeds: int, draw: random.Random) -> dict[str, Any]:
             "steps": 250,
             "retention": {"kind": "feature_drift", "before": 0.0, "after": 0.1},
         },
-        "curve": [] if fitted else [[1.0, mean - 0.03, mean - 0.04, mean - 0.02], [2.0, mean, mean - 0.01, mean + 0.01]],
+        "curve": []
+        if fitted
+        else [[1.0, mean - 0.03, mean - 0.04, mean - 0.02], [2.0, mean, mean - 0.01, mean + 0.01]],
         "difference": None if method == "lora" else difference,
     }

@@ -29,6 +29,9 @@ class Kasa(AdapterMethod):
 
     Saved twice: natively in kasa/, and in adapter/ as the LoRA of rank 2r on the untouched base that it equals.
 
+    Two options take it apart for ablations: `truncate` false leaves W whole in the place of W_world, and `sigma` "one"
+    leaves diag(sigma) the identity, untrained. With both, and beta = gamma = 0, it is LoRA.
+
     Source: Wang et al., arXiv 2412.06071; computed by kasatune.
     """
 
@@ -52,11 +55,26 @@ class Kasa(AdapterMethod):
             **common,
         )
 
+    def attach(
+        self, model: PreTrainedModel, settings: MethodSettings, kind: TaskKind, new_modules: Sequence[str]
+    ) -> nn.Module:
+        """See `Method.attach`."""
+        wrapped = super().attach(model, settings, kind, new_modules)
+        for _, layer in _layers(wrapped):
+            if not settings.options["truncate"]:
+                layer.restore_base()
+                layer.kasa_tail_U[_ADAPTER_NAME].data.zero_()
+            if settings.options["sigma"] == "one":
+                sigma = layer.kasa_sigma[_ADAPTER_NAME].requires_grad_(False)
+                sigma.data.copy_(torch.ones_like(sigma) if sigma.ndim == 1 else torch.eye(len(sigma)))
+        return wrapped
+
     def trained_parameters(
         self, model: PreTrainedModel, settings: MethodSettings, kind: TaskKind, new_modules: Sequence[str]
     ) -> int:
         """Sum of r (out + in) + r over the layers, r^2 for the last r with a dense core; no weight is decomposed."""
         core = settings.r**2 if settings.core == "dense" else settings.r
+        core = 0 if settings.options["sigma"] == "one" else core
         with torch.device("meta"):
             lora = LORA.attach(model, settings, kind, new_modules)
         layers = len(lora.base_model.targeted_module_names)  # type: ignore[union-attr,arg-type]
@@ -93,13 +111,14 @@ class Kasa(AdapterMethod):
         for name, layer in _layers(model):
             values = _rounded(singular_values(layer.original_weight()))
             settings = layer.settings[_ADAPTER_NAME]
+            dropped = settings.dropped if layer.kasa_tail_U[_ADAPTER_NAME].any() else 0
             found.append(
                 {
                     "name": name,
                     "shape": [layer.out_features, layer.in_features],
                     "rank": settings.r,
                     "singular_values": values,
-                    "dropped": [len(values) - settings.dropped, settings.dropped],
+                    "dropped": [len(values) - dropped, dropped],
                     "sigma_initial": list(initial.get(name, ())),
                     "sigma": _shown(layer.factors(_ADAPTER_NAME).sigma),
                 }

@@ -33,7 +33,9 @@ def command(
     learning_rates: Annotated[
         str | None,
         typer.Option(
-            metavar="LOW,HIGH", help="Bounds of the search; by default a factor 10 about the recipe's.", show_default=False
+            metavar="LOW,HIGH",
+            help="Bounds of the search; by default a factor 10 about the recipe's.",
+            show_default=False,
         ),
     ] = None,
     reference: Annotated[
@@ -42,9 +44,7 @@ def command(
     protocol: Annotated[
         str, typer.Option(metavar="KIND", help="clean, or paper: the best epoch on the reported rows.")
     ] = "clean",
-    workers: Annotated[
-        str, typer.Option(metavar="N|ray", help="Processes of this machine, or a Ray cluster.")
-    ] = "1",
+    workers: Annotated[str, typer.Option(metavar="N|ray", help="Processes of this machine, or a Ray cluster.")] = "1",
     threads: Annotated[int, typer.Option(metavar="N", help="Processor threads of each run.")] = 1,
     gpus_per_run: Annotated[
         float | None, typer.Option(metavar="N", help="GPUs that a run asks Ray for.", show_default=False)
@@ -65,7 +65,9 @@ def command(
     finished is not done again. The fitted head on the frozen model always takes part.
     """
     with results_only():
-        request = _request(recipe, overrides, methods, seeds, tasks, trials, search, learning_rates, reference, protocol)
+        request = _request(
+            recipe, overrides, methods, seeds, tasks, trials, search, learning_rates, reference, protocol
+        )
         number = _workers(workers)
         if threads < 1:
             raise InputError(f"--threads: {threads} received; must be 1 or more")
@@ -173,7 +175,14 @@ def _show_plan(found: dict[str, Any]) -> None:
 
     head = ["task", "method", "runs", "finished", "seconds a run", "time left"]
     rows = [
-        [one["task"], one["method"], str(one["runs"]), str(one["finished"]), f"{one['seconds']:.0f}", words.duration(one["left"])]
+        [
+            one["task"],
+            one["method"],
+            str(one["runs"]),
+            str(one["finished"]),
+            f"{one['seconds']:.0f}",
+            words.duration(one["left"]),
+        ]
         for one in found["cells"]
     ]
     print_table(head, rows, numbers=4)

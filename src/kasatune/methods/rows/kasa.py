@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kasatune.methods.info import LORA_KEYS, MethodInfo
+from kasatune.methods.info import LORA_KEYS, MethodInfo, Option
 
 _TRUNCATED = "the r smallest singular triplets of each targeted weight are dropped"
 
@@ -16,6 +16,10 @@ ROWS = (
         implemented_by="kasatune",
         module="kasatune.methods.kasa",
         uses=(*LORA_KEYS, "convention", "core", "truncation", "beta", "gamma", "tails"),
+        options=(
+            Option("truncate", "flag", True, "false drops nothing from the weights: for ablations"),
+            Option("sigma", "choice", "trained", "one leaves sigma at 1, untrained: for ablations", ("trained", "one")),
+        ),
         start=_TRUNCATED,
     ),
     MethodInfo(

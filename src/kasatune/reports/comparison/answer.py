@@ -26,7 +26,7 @@ def title_of(found: Mapping[str, Any], method: str) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """ "a", "a and b", "a, b and c"."""
+    """The names in words: a; a and b; a, b and c."""
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
 
 
@@ -47,7 +47,12 @@ def _verdicts(found: Mapping[str, Any], verdict: str) -> dict[str, list[str]]:
     for task in found["tasks"]:
         for entry in task["results"]:
             difference = entry["difference"]
-            if not entry["fitted"] and difference and difference.get("verdict") == verdict and entry["mean"] is not None:
+            if (
+                not entry["fitted"]
+                and difference
+                and difference.get("verdict") == verdict
+                and entry["mean"] is not None
+            ):
                 by_method.setdefault(entry["title"], []).append(task["name"])
     return by_method
 
@@ -86,7 +91,8 @@ def _differences(found: Mapping[str, Any]) -> str:
             for tasks, name in _grouped(group)
         ]
         sentences += [
-            f"No difference shown between {reference} and {name} on {_on(found, tasks)}." for tasks, name in _grouped(same)
+            f"No difference shown between {reference} and {name} on {_on(found, tasks)}."
+            for tasks, name in _grouped(same)
         ]
         text = " ".join(sentences)
     if untested:
@@ -105,7 +111,9 @@ def _ranks(found: Mapping[str, Any]) -> str:
     first = ranked[0]
     ties = [row for row in ranked if row["average_rank"] == first["average_rank"]]
     names = listed([title_of(found, row["method"]) for row in ties])
-    return f"The best average rank over {most} tasks, {first['average_rank']:.2f}, is that of {names}; a rank is no test."
+    return (
+        f"The best average rank over {most} tasks, {first['average_rank']:.2f}, is that of {names}; a rank is no test."
+    )
 
 
 def _tasks_that_count(found: Mapping[str, Any]) -> str:
@@ -125,9 +133,7 @@ def _not_tested(found: Mapping[str, Any]) -> str:
     amount = f"{min(rows):,}" if min(rows) == max(rows) else f"{min(rows):,} to {max(rows):,}"
     ranks = sorted({task["shared_method_settings"]["r"] for task in found["tasks"]})
     search = found["search"]
-    how = (
-        f"more than {search['trials']} search trials a method" if search["applies"] else "any search of settings"
-    )
+    how = f"more than {search['trials']} search trials a method" if search["applies"] else "any search of settings"
     return (
         f"Not tested: models other than {listed(models)}, tasks other than "
         f"{listed([task['name'] for task in found['tasks']])}, more training rows than {amount}, ranks other than "
@@ -151,6 +157,6 @@ def protocol_sentence(found: Mapping[str, Any]) -> str:
     )
     seeds = len(found["seeds"])
     return words.sentence(
-        f"{searched}; then {seeds} fresh {'seed' if seeds == 1 else 'seeds'} trained on all training rows, and the state "
-        "after the last epoch was scored on the validation rows, on which nothing was chosen."
+        f"{searched}; then {seeds} fresh {'seed' if seeds == 1 else 'seeds'} trained on all training rows, and the "
+        "state after the last epoch was scored on the validation rows, on which nothing was chosen."
     )

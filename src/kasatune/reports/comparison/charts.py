@@ -1,4 +1,4 @@
-"""The charts of a comparison as inline SVG, coloured by the page's style sheet: they follow its theme, without scripts."""
+"""The charts of a comparison as inline SVG without scripts, in the style sheet's colours, which follow the theme."""
 
 from __future__ import annotations
 
@@ -53,9 +53,7 @@ def interval_chart(task: Mapping[str, Any], reference: str) -> Markup:
         )
         if entry["interval"]:
             low, high = (scale(value) for value in entry["interval"])
-            parts.append(
-                Markup('<path class="whisker {}" d="M{:.1f} {}L{:.1f} {}"/>').format(style, low, y, high, y)
-            )
+            parts.append(Markup('<path class="whisker {}" d="M{:.1f} {}L{:.1f} {}"/>').format(style, low, y, high, y))
         parts.append(
             Markup('<circle class="{}" cx="{:.1f}" cy="{}" r="4"><title>{}</title></circle>').format(
                 style, scale(entry["mean"]), y, f"{entry['title']}: {words.score(entry['mean'])}"

@@ -31,7 +31,17 @@ class Table(NamedTuple):
 def task_table(found: Mapping[str, Any], task: Mapping[str, Any]) -> Table:
     """Scores, differences against the reference and the most telling costs of every method on a task."""
     against = f"minus {title_of(found, found['reference'])}"
-    head = ["method", "mean \u00b1 sd", "verdict", against, "p (Holm)", "95 % interval", "best epoch", "trained", "s/step"]
+    head = [
+        "method",
+        "mean \u00b1 sd",
+        "verdict",
+        against,
+        "p (Holm)",
+        "95 % interval",
+        "best epoch",
+        "trained",
+        "s/step",
+    ]
     rows = [_row(found, entry) for entry in ordered(task)]
     rows.append([MAJORITY, words.score(task["majority"]), *[words.ABSENT] * 7])
     return Table(_caption(found, task), head, rows)
@@ -217,7 +227,11 @@ def as_latex(found: Mapping[str, Any]) -> str:
         cells = [_latex_score(entry) for entry in entries]
         lines.append(" & ".join([_latex(title_of(found, method)), *cells, words.count(trained)]) + r" \\")
     lines.append(" & ".join(["Majority class", *(_percent(task["majority"]) for task in tasks), "-"]) + r" \\")
-    marks = "$^{+}$ and $^{-}$: better and worse than " + _latex(title_of(found, found["reference"])) + " after Holm's correction."
+    marks = (
+        "$^{+}$ and $^{-}$: better and worse than "
+        + _latex(title_of(found, found["reference"]))
+        + " after Holm's correction."
+    )
     lines += ["\\bottomrule", "\\end{tabular}", f"% {marks}"]
     return "\n".join(lines) + "\n"
 

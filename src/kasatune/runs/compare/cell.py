@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +66,12 @@ class Cell:
         jobs = [self._job(seed, self.chosen, search=False) for seed in self.request.seeds]
         results = yield jobs
         self.finals = list(zip(self.request.seeds, results, strict=True))
+
+    def take(self, jobs: Sequence[Job], results: Mapping[str, Finished]) -> None:
+        """Enter the reported runs that are there while others of `jobs` are not, for a report on the way."""
+        if self.chosen is not None:
+            there = zip(self.request.seeds, jobs, strict=True)
+            self.finals = [(seed, results[job.id]) for seed, job in there if job.id in results]
 
     def score_of(self, run: Finished) -> dict[str, float] | None:
         """The scores that count under the protocol; None for a run that failed."""

@@ -58,9 +58,7 @@ def compare(
         runs = open_folder(out)
         with open_index(out) as index, deterministic():
             engine = Engine(cells, runs, tell)
-            pool = make_pool(
-                workers, runs, shared, threads=threads, keep_adapters=keep_adapters, gpus=gpus, tell=tell
-            )
+            pool = make_pool(workers, runs, shared, threads=threads, keep_adapters=keep_adapters, gpus=gpus, tell=tell)
             try:
                 engine.work(pool, index)
             finally:

@@ -69,6 +69,8 @@ class Engine:
         for cell in self._cells:
             steps = cell.steps()
             self._go_on(cell, steps, None)
+        for batch in {id(one): one for waiting in self._waiting.values() for one in waiting}.values():
+            batch.cell.take(batch.jobs, batch.results)
         return {run_id: job for run_id, (job, _) in self._jobs.items()}
 
     def work(self, pool: Pool, index: Index) -> None:

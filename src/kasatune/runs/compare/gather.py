@@ -50,7 +50,9 @@ class Result:
     def table(self) -> dict[int, np.ndarray] | None:
         """The main score of each seed on resamples of the scored rows; None where it cannot be had."""
         predictions = [_predictions(run) for _, run in self.done]
-        if not predictions or any(one is None or len(one) != len(self.cell.data.splits["validation"]) for one in predictions):
+        if not predictions or any(
+            one is None or len(one) != len(self.cell.data.splits["validation"]) for one in predictions
+        ):
             return None
         labels = self.cell.data.splits["validation"].labels
         table = resampled_scores(self.primary, labels, predictions)  # type: ignore[arg-type]
@@ -127,7 +129,9 @@ class Result:
         return [[epoch, statistics.fmean(values), min(values), max(values)] for epoch, values in points]
 
 
-def gather(request: Request, cells: Sequence[Cell], progress: Progress, *, threads: int, command: str) -> dict[str, Any]:
+def gather(
+    request: Request, cells: Sequence[Cell], progress: Progress, *, threads: int, command: str
+) -> dict[str, Any]:
     """comparison.json of what there is so far."""
     results: dict[str, list[Result]] = {task.name: [] for task in request.tasks}
     for cell in cells:

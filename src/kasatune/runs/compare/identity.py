@@ -43,7 +43,7 @@ def make_job(recipe: Recipe, data_sha256: str, *, search: bool) -> Job:
     Paths do not count, what they lead to does; nor do settings of other methods.
     """
     values = recipe.model_dump()
-    read = {"name", "options", *keys_read(recipe.method.name)}
+    read = {"name", "options", *keys_read(recipe.method.name)} - {"tails"}
     identity = {
         "model": {**values["model"], "name": model_digest(recipe.model.name, recipe.model.revision), "revision": None},
         "rows": data_sha256,

@@ -56,8 +56,8 @@ class RayPool:
         if self.slots < 1:
             self.close()
             raise WorkError(
-                f"the Ray cluster has {resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs; a run asks "
-                f"for {threads} and {wanted:g}: lower --threads or --gpus-per-run"
+                f"the Ray cluster has {resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs; a run "
+                f"asks for {threads} and {wanted:g}: lower --threads or --gpus-per-run"
             )
         tell(f"Ray: {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs, {self.slots} runs at once")
         # The package may not be installed where the tasks run from, only be on this process's path.
@@ -96,9 +96,7 @@ def _do_there(job: Job, threads: int, keep_adapters: bool) -> Files:
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / do(job, Path(place), shared_here(), threads=threads, keep_adapters=keep_adapters)
-        return {
-            path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-        }
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def _unpack(files: Files, runs: Path, run_id: str) -> None:

@@ -143,7 +143,9 @@ def _check_search(search: Search) -> None:
         raise InputError(f"--trials: {search.trials} received; must be 1 (no search) or more")
     low, high = search.low, search.high
     if low is not None and high is not None and not 0 < low <= high:
-        raise InputError(f"--learning-rates: {low:g},{high:g} received; give two numbers above 0, the smaller one first")
+        raise InputError(
+            f"--learning-rates: {low:g},{high:g} received; give two numbers above 0, the smaller one first"
+        )
 
 
 def _tasks(recipes: Sequence[tuple[Path, Recipe]]) -> tuple[Task, ...]:

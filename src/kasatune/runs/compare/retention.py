@@ -95,7 +95,8 @@ def _pretraining_head(section: ModelSection) -> tuple[str, nn.Module | None]:
         ):
             return DRIFT, None
         family = AutoModelForMaskedLM if kind == MASKED else AutoModelForCausalLM
-        model, report = family.from_pretrained(folder, output_loading_info=True, dtype=torch.float32, **options)
+        loaded: Any = family.from_pretrained(folder, output_loading_info=True, dtype=torch.float32, **options)
+    model, report = loaded
     if report["missing_keys"]:
         return DRIFT, None
     setattr(model, model.base_model_prefix, _Given())

