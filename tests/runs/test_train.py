@@ -85,7 +85,7 @@ def test_a_run_directory_holds_what_it_should_and_nothing_else(bert, tmp_path):
     assert found["head_parameters"] == 2 * 32 + 2
     assert found["selected"]["rule"] == "best"
     assert found["last"]["step"] == 6
-    assert set(found["seconds"]) == {"load", "train", "evaluate"}
+    assert set(found["seconds"]) == {"load", "attach", "train", "evaluate"}
     assert found["versions"]["torch"] == torch.__version__
     assert found["peak_memory_bytes"] > 1e6
     config = json.loads((run / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
