@@ -10,12 +10,14 @@ import torch
 from transformers import BertForSequenceClassification
 
 from kasatune.errors import InputError, MissingExtraError
+from kasatune.runs.convert import convert_adapter
 from kasatune.runs.evaluate import evaluate
 from kasatune.runs.models import load_base
 from kasatune.runs.predict import predict
 from kasatune.runs.quantization import quantization_config
 from kasatune.runs.recipe import ModelSection
 from kasatune.runs.train import train
+from kasatune.runs.verify import verify
 from tests.runs.toys import make_bert, make_recipe
 
 KINDS = {"nf4": "bitsandbytes", "int8": "bitsandbytes", "torchao-int8": "torchao"}
@@ -81,6 +83,18 @@ def test_a_run_on_a_quantized_base_learns_and_repeats_its_metrics(kind, method, 
         stored = json.loads((run / "kasa" / "adapter_config.json").read_text())
         assert stored["tail_source_used"] == "checkpoint"
     assert json.loads((run / "adapter" / "adapter_config.json").read_text())["peft_type"] == "LORA"
+
+
+def test_a_run_on_a_quantized_base_is_verified_exported_and_merged(kind, wide_bert, tmp_path):
+    recipe = make_recipe(wide_bert, tmp_path, train=32, validation=8, epochs=1, model_options={"quantization": kind})
+    run = train(recipe, tmp_path / "run")
+    record = convert_adapter(run, tmp_path / "lora", "lora")
+    assert record["outputs"]["dtype"] == "quantized"
+    assert record["outputs"]["largest_difference"] < 1e-4 * record["outputs"]["largest_output"]
+    checks = {check.name: check for check in verify(run)}
+    assert [check for check in checks.values() if check.passed is False] == []
+    assert checks["base untouched"].passed and checks["export to lora"].passed and checks["merge"].passed
+    assert "no KaSA on quantized layers" in checks["export to peft-kasa"].figure
 
 
 def test_none_is_no_configuration():

@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
 
-from kasatune import KasaConfig, export_adapter, tail_svd
+from kasatune import KasaConfig, export_adapter, load_adapter, tail_svd
 from kasatune.errors import ModelError
 from kasatune.tuner import tails as tails_module
 from kasatune.tuner.layer import KasaLayer
@@ -226,6 +226,28 @@ def test_the_exported_lora_gives_the_same_outputs_on_the_same_quantized_base(fol
     assert distance(logits(lora), expected) < max(1e-4, LOOSE.get(kind, 0.0))
     with lora.disable_adapter():
         assert distance(logits(lora), expected) > 0.05
+
+
+@pytest.mark.parametrize("kind", CAN_MERGE)
+def test_exporting_from_files_leaves_a_base_that_was_never_evaluated_as_it_is(folder, kind, monkeypatch, tmp_path):
+    """The first forward pass moves what belongs to some weights elsewhere: a copy must not take it from the base."""
+    shaken(adapted(loaded(folder, kind, monkeypatch))).save_pretrained(tmp_path / "kasa")
+    expected = logits(loaded(folder, kind, monkeypatch))
+    base = loaded(folder, kind, monkeypatch)
+    export_adapter(tmp_path / "kasa", tmp_path / "lora", base=base)
+    assert torch.equal(logits(base), expected)
+
+
+@pytest.mark.parametrize("kind", CAN_MERGE)
+def test_an_exported_lora_is_loaded_onto_a_base_that_was_evaluated_before(folder, kind, monkeypatch, tmp_path):
+    model = shaken(adapted(loaded(folder, kind, monkeypatch)))
+    export_adapter(model, tmp_path / "lora")
+    base = loaded(folder, kind, monkeypatch)
+    before = logits(base)
+    lora = load_adapter(base, tmp_path / "lora")
+    # The two go through different kernels, which compute in 32 and in 16 bits.
+    assert distance(logits(lora), logits(model)) < max(1e-3, LOOSE.get(kind, 0.0))
+    assert torch.equal(logits(lora.unload()), before)
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8", "torchao-int8"])

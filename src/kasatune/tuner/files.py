@@ -12,6 +12,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from kasatune.errors import InputError
+from kasatune.tuner import packed_4bit
 from kasatune.tuner.certificate import (
     CERTIFICATE,
     certificate,
@@ -161,6 +162,8 @@ def _load(
     header, kind, layers = read_checked(directory)
     check_on_base(header, layers, base, kind)
     check_repeated(header, base)
+    # PEFT asks the base for its state_dict, which damages 4-bit weights that were evaluated before.
+    packed_4bit.protect(base)
     files = read_tensors(header)
     written = own_parameters(files)
     options = {"adapter_name": adapter_name, "is_trainable": is_trainable}

@@ -14,6 +14,7 @@ from peft import PeftModel
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
+from kasatune.tuner import packed_4bit
 from kasatune.tuner.diagonal import native_from_diagonal
 from kasatune.tuner.layer import KasaLayer
 from kasatune.tuner.lora_export import stack, stock_layers
@@ -77,6 +78,12 @@ def untouched_copy(model: nn.Module) -> nn.Module:
     it is, unless it writes into parameters.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
+    packed_4bit.protect(base)
+    for module in base.modules():
+        own: Any = module
+        if hasattr(module, "init_8bit_state") and getattr(own.weight, "CB", None) is not None:
+            # bitsandbytes' first forward pass takes the scales off the weight, which a copy shares.
+            own.init_8bit_state()
     tensors = itertools.chain(base.parameters(), base.buffers())
     twin = copy.deepcopy(base, {id(tensor): tensor for tensor in tensors})
     for name, module in list(twin.named_modules()):
