@@ -9,8 +9,11 @@ from torch import Tensor
 
 from kasatune.maths.eigen import one_thread, smallest_eigenpairs
 
-GUARD = 8
-"""Vectors iterated beyond the r wanted: they bring the (r + 1)th value and shorten the way to convergence."""
+GUARD = 4
+"""Fewest vectors iterated beyond the r wanted: they bring the (r + 1)th value and shorten the way to convergence."""
+
+LANES = 12
+"""Blocks hold a multiple of that many vectors: other products of such narrow matrices take up to four times as long."""
 
 SMALL_BASIS = 1600
 """Bases may hold that many vectors, or half the space if that is more: convergence comes far earlier, or not at all."""
@@ -22,7 +25,7 @@ def smallest_left_space(
     """M^T U = V S for the r smallest S of a square M, from M^-1 P = Q B: block Golub-Kahan, fully reorthogonalized.
 
     M^-1 is taken as it is, never M^-T M^-1, so that tiny and middling singular values stand side by side. The start is
-    a block of r + GUARD Gaussian vectors of a fixed seed: independent directions, so that no singular vector is missed
+    a block of at least r + GUARD Gaussian vectors of a fixed seed: independent directions, so that no singular vector is missed
     by chance, whatever its multiplicity, and the same input gives the same bytes.
 
     Args:
@@ -32,10 +35,10 @@ def smallest_left_space(
         r: number of singular vectors that must converge.
 
     Returns:
-        (k, r + GUARD): U in ascending order of S, not normalized; the first r have converged, unless the bases were
+        (k, b), b >= r + GUARD: U in ascending order of S, not normalized; the first r have converged, unless the bases were
         full. They are Ritz vectors with M^-T M^-1 applied once more, which takes from them what is left of large S.
     """
-    k, b = len(like), r + GUARD
+    k, b = len(like), min(len(like), -(-(r + GUARD) // LANES) * LANES)
     start = torch.randn(k, b, generator=torch.Generator().manual_seed(0), dtype=like.dtype).to(like.device)
     X = torch.linalg.qr(start).Q
     capacity = max(b, min(k, max(SMALL_BASIS, k // 2)) // b * b)

@@ -52,7 +52,7 @@ def direct_limit(square: bool, r: int) -> int:
     Straight lines through the shapes where both took the same time on one and two cores of an x86-64 server. Square
     weights have the better separated small singular values, and need a third of the iterations.
     """
-    return 280 + 22 * r if square else 750 + 34 * r
+    return 230 + 19 * r if square else 680 + 32 * r
 
 
 def triplets_by_gram(W: Tensor, r: int) -> Triplets | None:
