@@ -183,7 +183,7 @@ def test_ranks_from_one_to_the_last(r, shape, large_path):
 
 
 def test_methods_by_shape_and_rank():
-    assert smallest._methods((384, 384), 8) == [direct_triplets, triplets_by_lu]
+    assert smallest._methods((256, 256), 8) == [direct_triplets, triplets_by_lu]
     assert smallest._methods((1024, 1024), 8) == [triplets_by_lu]
     assert smallest._methods((768, 3072), 8) == [direct_triplets, triplets_by_lq]
     assert smallest._methods((4096, 4096), 32) == [triplets_by_lu]

@@ -119,3 +119,28 @@ def test_many_refuses_before_it_works_and_names_the_layer():
 
 def test_many_of_nothing_is_nothing():
     assert tail_svd_many([], []) == []
+
+
+def test_small_weights_side_by_side_give_what_one_alone_gives_and_leave_the_threads_as_they_were():
+    weights = [torch.randn(40, 30 + i, generator=torch.Generator().manual_seed(i)) for i in range(6)]
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            tails = tail_svd_many(weights, [4] * 6)
+            assert torch.get_num_threads() == threads
+            for W, tail in zip(weights, tails, strict=True):
+                assert all(torch.equal(a, b) for a, b in zip(tail, tail_svd(W, 4), strict=True))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_fault_in_one_of_many_is_raised_and_the_threads_are_as_they_were(monkeypatch):
+    def fails(W, r, name):
+        raise RuntimeError(name)
+
+    monkeypatch.setattr("kasatune.maths.tail._decompose", fails)
+    before = torch.get_num_threads()
+    with pytest.raises(RuntimeError, match="a"):
+        tail_svd_many([torch.randn(5, 5)] * 2, [2, 2], names=["a", "b"])
+    assert torch.get_num_threads() == before

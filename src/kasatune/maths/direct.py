@@ -4,11 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kasatune.maths.eigen import one_thread, smallest_eigenpairs
+from kasatune.maths.eigen import smallest_eigenpairs
+from kasatune.maths.threads import one_blas_thread
 from kasatune.maths.triplets import ORTHOGONALITY_BOUND, Triplets, largest_residual, rayleigh_ritz
-
-WORTH_TWO_THREADS = 256
-"""The k from which torch's threads multiply W W^T faster than numpy on one."""
 
 
 def direct_triplets(W: Tensor, r: int) -> Triplets | None:
@@ -18,11 +16,11 @@ def direct_triplets(W: Tensor, r: int) -> Triplets | None:
     """
     if W.device.type != "cpu":
         return triplets_by_eigh(W, r)
-    # numpy, because its calls cost a third of torch's and there are many, on matrices as small as 64 x 64
+    # numpy, because its calls cost a third of torch's and there are many, on matrices as small as 64 x 64, and
+    # because it computes but half of a product that it sees to be symmetric
     array = W.numpy()
-    with one_thread(len(array)):
-        gram = array @ array.T if len(array) < WORTH_TWO_THREADS else (W @ W.mT).numpy()
-        _, vectors = smallest_eigenpairs(gram, r + 1)
+    with one_blas_thread:
+        _, vectors = smallest_eigenpairs(array @ array.T, r + 1)
         found = _normalized(array, vectors, r)
     if found is None:
         U = torch.from_numpy(vectors)

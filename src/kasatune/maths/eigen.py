@@ -1,40 +1,20 @@
 from __future__ import annotations
 
-import functools
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import scipy.linalg
-from threadpoolctl import ThreadpoolController
 
 EPS = np.finfo(np.float64).eps
 
-ALONE_ANYWAY = 64
-"""Matrices up to this size are worked on by one thread without being told."""
-
 lapack: Any = scipy.linalg.lapack  # its functions are generated when it is built, out of sight of type checkers
-
-
-def one_thread(k: int) -> AbstractContextManager[Any]:
-    """Numpy's and scipy's linear algebra on one thread meanwhile, for k x k matrices; torch keeps its threads.
-
-    Their threads and torch's wait for work by spinning and take each other's cores: on two cores the reduction of a
-    128 x 128 matrix takes twelve times as long as on one thread alone, of a 1024 x 1024 one twice.
-    """
-    return _controller().limit(limits=1, user_api="blas") if k > ALONE_ANYWAY else nullcontext()
-
-
-@functools.cache
-def _controller() -> ThreadpoolController:
-    return ThreadpoolController()  # looking for the libraries takes a millisecond, limiting them microseconds
 
 
 def smallest_eigenpairs(G: np.ndarray, m: int) -> tuple[np.ndarray, np.ndarray]:
     """G x = lambda x for the m smallest lambda of a symmetric float64 G (k, k), k >= 2, given by its upper triangle.
 
     Householder reduction to a tridiagonal T, the eigenvalues of T, inverse iteration for m of its eigenvectors, and
-    back: far cheaper than all k eigenvectors. G is overwritten. To be called within `one_thread`.
+    back: far cheaper than all k eigenvectors. G is overwritten. To be called within `one_blas_thread`.
 
     Returns:
         lambda (m,) in ascending order, x (k, m) with orthonormal columns.

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kasatune.maths.eigen import one_thread, smallest_eigenpairs
+from kasatune.maths.eigen import smallest_eigenpairs
+from kasatune.maths.threads import one_blas_thread
 
 GUARD = 4
 """Fewest vectors iterated beyond the r wanted: they bring the (r + 1)th value and shorten the way to convergence."""
@@ -25,8 +26,8 @@ def smallest_left_space(
     """M^T U = V S for the r smallest S of a square M, from M^-1 P = Q B: block Golub-Kahan, fully reorthogonalized.
 
     M^-1 is taken as it is, never M^-T M^-1, so that tiny and middling singular values stand side by side. The start is
-    a block of at least r + GUARD Gaussian vectors of a fixed seed: independent directions, so that no singular vector is missed
-    by chance, whatever its multiplicity, and the same input gives the same bytes.
+    a block of at least r + GUARD Gaussian vectors of a fixed seed: independent directions, so that no singular vector
+    is missed by chance, whatever its multiplicity, and the same input gives the same bytes.
 
     Args:
         solve: X (k, b) to M^-1 X.
@@ -35,8 +36,9 @@ def smallest_left_space(
         r: number of singular vectors that must converge.
 
     Returns:
-        (k, b), b >= r + GUARD: U in ascending order of S, not normalized; the first r have converged, unless the bases were
-        full. They are Ritz vectors with M^-T M^-1 applied once more, which takes from them what is left of large S.
+        (k, b), b >= r + GUARD: U in ascending order of S, not normalized; the first r have converged, unless the bases
+        were full. They are Ritz vectors with M^-T M^-1 applied once more, which takes from them what is left of
+        large S.
     """
     k, b = len(like), min(len(like), -(-(r + GUARD) // LANES) * LANES)
     start = torch.randn(k, b, generator=torch.Generator().manual_seed(0), dtype=like.dtype).to(like.device)
@@ -95,7 +97,7 @@ def _orthogonalized(Y: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
 
 def _largest_triplets(B: np.ndarray, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """B right = left * values for the m largest values of B, in descending order."""
-    with one_thread(len(B)):
+    with one_blas_thread:
         negative, right = smallest_eigenpairs(-(B.T @ B), m)
         if -negative[-1] > 1e-8 * -negative[0]:
             values = np.sqrt(-negative)

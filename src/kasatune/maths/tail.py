@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -9,7 +10,13 @@ from torch import Tensor
 
 from kasatune.errors import ModelError
 from kasatune.maths.smallest import smallest_triplets
+from kasatune.maths.threads import one_torch_thread, side_by_side
 from kasatune.maths.triplets import full_triplets
+
+SMALL = 5 * 2**19
+"""Weights of up to so many entries are decomposed on one thread each: several at once make better use of the cores.
+
+A weight by itself goes the same way, so that its bytes do not depend on its company."""
 
 
 class TailSVD(NamedTuple):
@@ -36,6 +43,9 @@ def tail_svd(W: Tensor, r: int, *, name: str | None = None) -> TailSVD:
         ModelError: W is not a matrix of finite floating-point numbers in memory, or r is out of range.
     """
     _check(W, r, name)
+    if _is_small(W):
+        with one_torch_thread():
+            return _decompose(W, r, name)
     return _decompose(W, r, name)
 
 
@@ -46,7 +56,7 @@ def tail_svd_many(
     names: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[TailSVD]:
-    """`tail_svd` of each weight with its rank, in the order given.
+    """`tail_svd` of each weight with its rank, in the order given; the small ones first, several at once.
 
     Args:
         weights: matrices, of any shapes.
@@ -61,12 +71,27 @@ def tail_svd_many(
     layer_names = list(names) if names is not None else [None] * len(weights)
     for W, r, name in zip(weights, ranks, layer_names, strict=True):
         _check(W, r, name)
-    tails = []
-    for done, (W, r, name) in enumerate(zip(weights, ranks, layer_names, strict=True), start=1):
-        tails.append(_decompose(W, r, name))
+    jobs = list(zip(weights, ranks, layer_names, strict=True))
+    count = itertools.count(1)
+
+    def advance() -> None:
         if progress is not None:
-            progress(done, len(weights))
-    return tails
+            progress(next(count), len(jobs))
+
+    small = [job for job in jobs if _is_small(job[0])]
+    tails = iter(side_by_side(lambda job: _decompose(*job), small, advance))
+    found = []
+    for job in jobs:
+        if _is_small(job[0]):
+            found.append(next(tails))
+        else:
+            found.append(_decompose(*job))
+            advance()
+    return found
+
+
+def _is_small(W: Tensor) -> bool:
+    return W.numel() <= SMALL and W.device.type == "cpu"
 
 
 def _decompose(W: Tensor, r: int, name: str | None) -> TailSVD:
