@@ -122,8 +122,12 @@ def is_at_hand(source: Source) -> bool:
         return False
 
 
-def load_base_model(source: Source) -> PreTrainedModel:
+def load_base_model(source: Source, *, quantized: bool = True) -> PreTrainedModel:
     """The untouched base, with a head of the adapter's size, in the dtype of the recipe or of its checkpoint.
+
+    Args:
+        source: what the command was given.
+        quantized: False loads the base of a run in full precision, whatever its recipe says.
 
     Raises:
         InputError: nobody names the base.
@@ -131,13 +135,14 @@ def load_base_model(source: Source) -> PreTrainedModel:
     """
     name = require_base_name(source)
     with _naming(source):
-        return _load_base_model(source, name)
+        return _load_base_model(source, name, quantized=quantized)
 
 
-def _load_base_model(source: Source, name: str) -> PreTrainedModel:
+def _load_base_model(source: Source, name: str, *, quantized: bool) -> PreTrainedModel:
     if source.run is not None:
         recipe, metrics = read_recipe(source.run), read_metrics(source.run)
-        section = recipe.model.model_copy(update={"name": name, "revision": source.revision})
+        options = {} if quantized else {"quantization": "none"}
+        section = recipe.model.model_copy(update={"name": name, "revision": source.revision, **options})
         labels = metrics.get("label_names")
         return load_base(
             section,
@@ -148,7 +153,7 @@ def _load_base_model(source: Source, name: str) -> PreTrainedModel:
             float32_head=recipe.training.precision != "float32",
         ).model
     folder = find_model(name)
-    options: dict[str, Any] = {"revision": source.revision}
+    options = {"revision": source.revision}
     try:
         with quiet():
             config = load_config(source, folder, **options)
