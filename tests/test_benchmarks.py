@@ -1,0 +1,78 @@
+"""The table of all benchmarks shows what failed, and the fits of the scaling page find what they were given."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from benchmarks import __main__ as bench
+from benchmarks import scaling
+from benchmarks.harness import Row
+
+
+@pytest.fixture
+def scripts(tmp_path, monkeypatch):
+    """Benchmarks that do what they are told in the place of the real ones."""
+    monkeypatch.setattr(bench, "RESULTS", tmp_path)
+    row = {"what": "time", "ours": "1.0 ms", "peer": "2.0 ms", "ratio": 0.5, "target": 0.4}
+    record, content = str(tmp_path / "good-quick.json"), json.dumps({"rows": [row]})
+    does = {
+        "good": f"from pathlib import Path; Path({record!r}).write_text({content!r})",
+        "bad": "raise SystemExit('the reason')",
+        "silent": "pass",
+    }
+    original = subprocess.run
+
+    def run(command, **options):
+        assert command[:2] == [sys.executable, "-m"] and command[3] == "--quick"
+        return original([sys.executable, "-c", does[command[2].removeprefix("benchmarks.")]], **options)
+
+    monkeypatch.setattr(bench.subprocess, "run", run)
+    return lambda *names: monkeypatch.setattr(bench, "SCRIPTS", names)
+
+
+def test_one_failure_stops_nothing_and_is_shown(scripts, tmp_path, capsys):
+    scripts("bad", "good", "silent")
+    (tmp_path / "silent-quick.json").write_text("an earlier run's")
+    assert bench.main() == 1
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in shown[1:]] == ["bad", "good", "silent"]
+    assert "FAILED, exit status 1: the reason" in shown[1]
+    assert shown[2].split()[-3:] == ["0.500", "0.4", "MISSED"]
+    assert "FAILED, wrote no silent-quick.json" in shown[3]
+    page = (tmp_path / "bench.md").read_text()
+    assert "0 targets met, 1 missed" in page and "| bad: FAILED, exit status 1: the reason |" in page
+
+
+def test_success_is_status_0(scripts):
+    scripts("good")
+    assert bench.main() == 0
+
+
+def test_a_verdict_compares_with_the_target():
+    assert [Row("", "", "", 1.0, target).verdict for target in (None, 1.0, 0.9)] == ["", "met", "MISSED"]
+
+
+def test_the_exponent_of_a_power_law_is_found():
+    power, error = scaling.slope([1, 2, 4, 8], [3 * x**2.5 for x in (1, 2, 4, 8)])
+    assert power == pytest.approx(2.5) and error < 1e-6
+
+
+def test_a_forecast_takes_fixed_and_growing_shares_apart():
+    draw = np.random.default_rng(1)
+    columns = np.array([[count, work] for count in (7, 14, 28) for work in (1e6, 1e7, 1e8)])
+    exact = columns @ np.array([2e-3, 3e-9])
+    value, low, high = scaling.extrapolated(columns, exact, np.array([224, 1e11]))
+    assert value == pytest.approx(224 * 2e-3 + 300) and low == pytest.approx(value) and high == pytest.approx(value)
+    noisy = exact * draw.uniform(0.8, 1.25, len(exact))
+    value, low, high = scaling.extrapolated(columns, noisy, np.array([224, 1e11]))
+    assert low < 224 * 2e-3 + 300 < high and low < value < high
+
+
+def test_the_forecast_s_shapes_are_of_their_size():
+    for name, (hidden, intermediate, layers, narrow) in scaling.FORECAST.items():
+        numbers = scaling.numbers(scaling.shapes(hidden, intermediate, layers, narrow))
+        assert 0.8 < numbers / (float(name) * 1e9) < 1.0  # embeddings are the rest
