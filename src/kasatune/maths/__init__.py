@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kasatune.maths.convention import Convention, Core, dropped_count
 from kasatune.maths.initialization import initial_factors
+from kasatune.maths.leading import leading_triplets
 from kasatune.maths.penalty import PenaltyTerms, orthogonality_norms, penalty_gradients, penalty_terms
 from kasatune.maths.spectrum import (
     ThinSVD,
@@ -28,6 +29,7 @@ __all__ = [
     "effective_rank",
     "energy_share",
     "initial_factors",
+    "leading_triplets",
     "orthogonality_norms",
     "penalty_gradients",
     "penalty_terms",

@@ -138,8 +138,10 @@ class Method(ABC):
 
     def trained_parameters(
         self, model: PreTrainedModel, settings: MethodSettings, kind: TaskKind, new_modules: Sequence[str]
-    ) -> int:
+    ) -> int | None:
         """The number of parameters that training would change outside `new_modules`, from shapes alone.
+
+        None where it follows from the weights.
 
         Args:
             model: a fresh one on the meta device; changed.

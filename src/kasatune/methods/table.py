@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from kasatune.methods.info import MethodInfo, Option
-from kasatune.methods.rows import bottleneck, kasa, lora, vectors, whole
+from kasatune.methods.rows import bottleneck, kasa, lora, own, vectors, whole
 
 __all__ = ["METHODS", "MethodInfo", "Option"]
 
-_FAMILIES = (kasa.ROWS, whole.ROWS, lora.ROWS, vectors.ROWS, bottleneck.ROWS)
+_FAMILIES = (kasa.ROWS, whole.ROWS, lora.ROWS, vectors.ROWS, bottleneck.ROWS, own.ROWS)
 
 METHODS: dict[str, MethodInfo] = {row.name: row for rows in _FAMILIES for row in rows}

@@ -179,10 +179,13 @@ def _trained(method: Method, recipe: Recipe, model: PreTrainedModel, head: str, 
     """Trainable parameters without the head."""
     try:
         with quiet():
-            return method.trained_parameters(model, recipe.method, "classification", [head])
+            trained = method.trained_parameters(model, recipe.method, "classification", [head])
     except KasatuneError as error:
         found.problems.append(str(error))
         return None
+    if trained is None:
+        found.notes.append(f"the number of parameters that {recipe.method.name} trains follows from the weights")
+    return trained
 
 
 def _bytes(numbers: Mapping[str, int], head_parameters: int) -> dict[str, int]:

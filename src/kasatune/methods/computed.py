@@ -1,0 +1,120 @@
+"""What the LoRA methods share whose A and B are computed from other tensors."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch.nn.functional as F
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from kasatune.methods.base import MethodSettings, TaskKind
+from kasatune.methods.lora import Lora
+from kasatune.tuner.base_weight import BaseWeight
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ADAPTER_NAME = "default"
+
+
+class ComputedLinear(nn.Module, ABC):
+    """x -> weight x, the weight (out, in) computed anew from what is trained; in the place of a LoRA layer's A or B."""
+
+    bias = None
+
+    @property
+    @abstractmethod
+    def weight(self) -> Tensor:
+        """The weight as it is now, with gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Weight x."""
+        return F.linear(x, self.weight)
+
+
+class Frozen(ComputedLinear):
+    """A weight that is not trained.
+
+    Args:
+        weight: (out, in).
+    """
+
+    fixed: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("fixed", weight, persistent=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight."""
+        return self.fixed
+
+
+class ComputedLora(Lora):
+    """y = W x + s B A drop(x), A or B computed from tensors that are trained in their place.
+
+    Saved as the plain LoRA that it is: any server loads it, and no decomposition or frozen matrix is needed again.
+    """
+
+    def attach(
+        self, model: PreTrainedModel, settings: MethodSettings, kind: TaskKind, new_modules: Sequence[str]
+    ) -> nn.Module:
+        """See `Method.attach`."""
+        wrapped = super().attach(model, settings, kind, new_modules)
+        for _, layer in lora_layers(wrapped):
+            self.reform(layer, settings)
+        return wrapped
+
+    @abstractmethod
+    def reform(self, layer: Any, settings: MethodSettings) -> None:
+        """Put `ComputedLinear`s in the place of A and B of one of PEFT's LoRA layers."""
+
+    def stored_numbers(self, trained: int, shapes: Sequence[tuple[int, int]], rank: int) -> dict[str, int]:
+        """See `Method.stored_numbers`: those of A and B."""
+        return {self.folder: sum(rank * sum(shape) for shape in shapes)}
+
+    def save(self, model: nn.Module, run_dir: Path, base_name: str) -> None:
+        """See `Method.save`."""
+        with plain(model):
+            super().save(model, run_dir, base_name)
+
+
+@contextmanager
+def plain(model: nn.Module) -> Iterator[None]:
+    """PEFT's own A and B with the values of the computed ones, for the length of the context."""
+    put_back = []
+    for _, layer in lora_layers(model):
+        for factors in (layer.lora_A, layer.lora_B):
+            computed = factors[ADAPTER_NAME]
+            if isinstance(computed, ComputedLinear):
+                put_back.append((factors, computed))
+                weight = computed.weight.detach().contiguous()
+                linear = nn.Linear(*reversed(weight.shape), bias=False, device="meta")
+                linear.weight = nn.Parameter(weight, requires_grad=False)
+                factors[ADAPTER_NAME] = linear
+    try:
+        yield
+    finally:
+        for factors, computed in put_back:
+            factors[ADAPTER_NAME] = computed
+
+
+def lora_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """PEFT's LoRA layers, quantized ones included, by name."""
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer) and ADAPTER_NAME in module.lora_A:
+            yield name, module
+
+
+def weight_under(layer: Any) -> Tensor | None:
+    """W (out, in) of the layer under an adapter, dequantized where it is quantized; None where it is not loaded."""
+    base = layer.get_base_layer()
+    if all(parameter.is_meta for parameter in base.parameters()):
+        return None
+    return BaseWeight.of(base).read()
