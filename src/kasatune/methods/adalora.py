@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from kasatune.methods.adapter import AdapterMethod
-from kasatune.methods.base import MethodSettings
+from kasatune.methods.base import MethodSettings, TaskKind
 from kasatune.methods.table import METHODS
 
 if TYPE_CHECKING:
-    from transformers import TrainerControl, TrainerState, TrainingArguments
+    from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
 
 _UNKNOWN_YET = 10**9  # steps; the configuration must have some before the trainer knows how many
 _AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
@@ -52,6 +52,16 @@ class AdaLora(AdapterMethod):
             total_step=_UNKNOWN_YET,
             **common,
         )
+
+    def attach(
+        self, model: PreTrainedModel, settings: MethodSettings, kind: TaskKind, new_modules: Sequence[str]
+    ) -> nn.Module:
+        """See `Method.attach`."""
+        wrapped = super().attach(model, settings, kind, new_modules)
+        for name, parameter in wrapped.named_parameters():
+            if ".ranknum." in name:  # the divisor r0, which PEFT makes trainable where it converts it to 16 bits
+                parameter.requires_grad_(False)
+        return wrapped
 
     def callbacks(self, model: nn.Module, settings: MethodSettings) -> list[TrainerCallback]:
         """The one that calls the allocator."""
@@ -114,7 +124,10 @@ class _Allocate(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self._tuner.update_and_allocate(state.global_step + 1)
+        config, allocator, step = self._tuner.peft_config["default"], self._tuner.rankallocator, state.global_step + 1
+        if not allocator.ipt and step == config.total_step - config.tfinal:  # a run too short for any earlier call
+            allocator.update_ipt(self._tuner.model)
+        self._tuner.update_and_allocate(step)
 
 
 def _tuner(model: nn.Module) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft import PeftConfig, PeftModel, get_peft_model
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, TaskType
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, ModulesToSaveWrapper, TaskType
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -80,7 +80,11 @@ class AdapterMethod(Method):
         """See `Method.merge`; `model` is used up."""
         if self.info.merge:
             return super().merge(model)
-        return _peft(model).merge_and_unload()  # type: ignore[operator]
+        merged: nn.Module = _peft(model).merge_and_unload()  # type: ignore[operator]
+        for name, module in list(merged.named_modules()):
+            if isinstance(module, ModulesToSaveWrapper):  # some tuners of PEFT leave it there
+                merged.set_submodule(name, module.modules_to_save["default"])
+        return merged
 
     def save(self, model: nn.Module, run_dir: Path, base_name: str) -> None:
         """See `Method.save`."""

@@ -1,0 +1,115 @@
+"""What the laws must be told of each method: how many parameters it trains, and on which bases it refuses to work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+R = 2
+ALPHA = 4
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a model.
+
+    Attributes:
+        base: its model type.
+        d: hidden size.
+        f: inner size of the feed-forward part.
+        L: number of blocks.
+    """
+
+    base: str
+    d: int
+    f: int
+    L: int
+
+    @property
+    def targets(self) -> list[tuple[int, int]]:
+        """(out, in) of the layers that "default" adapts: queries and values, or the fused layer of GPT-2."""
+        return [(3 * self.d, self.d)] * self.L if self.base == "gpt2" else [(self.d, self.d)] * (2 * self.L)
+
+    @property
+    def norms(self) -> int:
+        """Numbers in all normalisations."""
+        if self.base == "llama":
+            return (2 * self.L + 1) * self.d
+        return 2 * (2 * self.L + 1) * self.d  # two a block; the last of GPT-2, the first of BERT
+
+    @property
+    def block(self) -> int:
+        """Numbers in one block."""
+        d, f = self.d, self.f
+        if self.base == "llama":
+            return 4 * d * d + 3 * d * f + 2 * d
+        return 4 * (d * d + d) + (d * f + f) + (f * d + d) + 4 * d
+
+
+def lora(s: Shape) -> int:
+    """r (out + in) over the targets."""
+    return sum(R * (out + inside) for out, inside in s.targets)
+
+
+def rows(s: Shape) -> int:
+    """The outputs of all targets."""
+    return sum(out for out, _ in s.targets)
+
+
+def biases(s: Shape) -> int:
+    """A block has those of four or six layers and two norms; beside them one norm, and the pooler of BERT."""
+    if s.base == "gpt2":
+        return s.L * (3 * s.d + s.d + s.f + s.d + 2 * s.d) + s.d
+    return s.L * (5 * s.d + s.f + 2 * s.d) + (2 if s.base == "bert" else 1) * s.d
+
+
+def bottleneck(s: Shape) -> int:
+    """2 d r + r + d: two matrices and their biases."""
+    return 2 * s.d * R + R + s.d
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of one method.
+
+    Attributes:
+        trained: the number of trained parameters outside the head; None where it is every parameter of the model.
+        refuses: tiny bases that it refuses, with a part of what it says.
+        options: settings of its own to try it with.
+        steps: optimizer steps after which every tensor has had a gradient.
+    """
+
+    trained: Callable[[Shape], int] | None
+    refuses: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    steps: int = 3
+
+
+FACTS: dict[str, Facts] = {
+    "kasa": Facts(lambda s: lora(s) + R * len(s.targets)),
+    "peft-kasa": Facts(lambda s: lora(s) + R * len(s.targets), {"gpt2": "Conv1D"}),
+    "full": Facts(None),
+    "top-layers": Facts(lambda s: s.block, options={"layers": 1}),
+    "bitfit": Facts(biases, {"llama": "has none outside its head"}),
+    "lora": Facts(lora),
+    "rslora": Facts(lora),
+    "lora-plus": Facts(lora),
+    "dora": Facts(lambda s: lora(s) + rows(s)),
+    "adalora": Facts(lambda s: sum(3 * (out + inside + 1) for out, inside in s.targets)),
+    "pissa": Facts(lora),
+    "milora": Facts(lora),
+    "corda": Facts(lora),
+    "olora": Facts(lora, {"gpt2": "Conv1D"}),
+    "vera": Facts(lambda s: rows(s) + R * len(s.targets)),
+    "miss": Facts(lambda s: R * rows(s), {"gpt2": "Conv1D"}),
+    "ia3": Facts(lambda s: s.L * ((3 if s.base == "gpt2" else 2) * s.d + s.f)),
+    "prefix-tuning": Facts(lambda s: 4 * s.L * 2 * s.d, options={"virtual_tokens": 4}),
+    "ln-tuning": Facts(lambda s: s.norms),
+    "houlsby": Facts(lambda s: 2 * s.L * bottleneck(s)),
+    "pfeiffer": Facts(lambda s: s.L * bottleneck(s)),
+    "lin": Facts(lambda s: s.L * (bottleneck(s) + 2 * s.d)),
+    "adapterdrop": Facts(lambda s: s.L * bottleneck(s), steps=8),
+    "series-adapter": Facts(lambda s: s.L * 2 * s.d * R),
+    "parallel-adapter": Facts(lambda s: 2 * s.L * R * (s.d + s.f)),
+}

@@ -1,0 +1,146 @@
+"""The laws that every method obeys. Each raises AssertionError where a method breaks it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from kasatune.errors import ModelError
+from kasatune.methods.base import trainable, within
+from tests.contract.bases import on_meta, tiny_config, tiny_model
+from tests.contract.facts import FACTS, Shape
+from tests.contract.harness import Case, logits, trained
+
+Law = Callable[[Case], None]
+_CLOSE = 2e-5
+
+
+def starts_as_the_base_or_says_how_it_differs(case: Case) -> None:
+    """Training begins with the base's outputs, unless `info.start` tells of a difference, which there is then."""
+    same = bool(torch.allclose(logits(case.attached()), logits(tiny_model(case.base)), atol=_CLOSE, rtol=0))
+    assert same == (case.method.info.start == "")
+
+
+def trains_exactly_what_it_says(case: Case) -> None:
+    """As many parameters outside the head as the formula says, all of the head, and not one other moves."""
+    run = trained(case, steps=2)
+    names = set(trainable(run.model))
+    head = {name for name in names if within(name, case.new_modules)}
+    sizes = {name: value.numel() for name, value in run.before.items()}
+    assert sum(sizes[name] for name in names - head) == expected_count(case)
+    base_head = dict(tiny_model(case.base).get_submodule(case.new_modules[0]).named_parameters())
+    assert sum(sizes[name] for name in head) == sum(parameter.numel() for parameter in base_head.values())
+    after = dict(run.model.named_parameters())
+    moved = {name for name, value in run.before.items() if not torch.equal(value, after[name])}
+    assert moved <= names
+
+
+def plans_what_it_trains(case: Case) -> None:
+    """The count from shapes alone is the count of the model with weights."""
+    real = case.attached()
+    counted = sum(p.numel() for name, p in trainable(real).items() if not within(name, case.new_modules))
+    config = tiny_config(case.base)
+    config.num_labels = 3
+    planned = case.method.trained_parameters(on_meta(config), case.settings, "classification", case.new_modules)
+    assert planned == counted
+
+
+def gradients_reach_every_trained_tensor(case: Case) -> None:
+    """Within a few steps, every trained tensor has had a gradient."""
+    run = trained(case, steps=FACTS[case.method.info.name].steps)
+    missing = set(trainable(run.model)) - run.reached
+    assert not missing
+
+
+def disabled_it_is_the_base(case: Case) -> None:
+    """Switched off, the loaded model gives the base's outputs bit for bit and then its own again, or refuses."""
+    loaded = case.saved_and_loaded(case.shaken())
+    own = logits(loaded)
+    assert not torch.allclose(own, logits(tiny_model(case.base)), atol=1e-3)
+    if case.method.info.disable:
+        with contextlib.suppress(ModelError), case.method.disabled(loaded):
+            assert torch.equal(logits(loaded), logits(tiny_model(case.base)))
+        with pytest.raises(ModelError, match=r"cannot be switched off"), case.method.disabled(case.shaken()):
+            pass
+    else:
+        for model in (loaded, case.shaken()):
+            with case.method.disabled(model):
+                assert torch.equal(logits(model), logits(tiny_model(case.base)))
+    assert torch.equal(logits(loaded), own)
+
+
+def saved_and_loaded_it_is_the_same(case: Case) -> None:
+    """The files and an untouched base give the model's outputs."""
+    model = case.shaken()
+    torch.testing.assert_close(logits(case.saved_and_loaded(model)), logits(model), atol=_CLOSE, rtol=0)
+
+
+def merged_it_computes_the_same(case: Case) -> None:
+    """The merged model is a plain transformers model with the same outputs, or merging is refused with the reason."""
+    model = case.saved_and_loaded(case.shaken())
+    expected = logits(model)
+    if case.method.info.merge:
+        with pytest.raises(ModelError, match="cannot be merged"):
+            case.method.merge(model)
+        return
+    merged = case.method.merge(model)
+    plain = tiny_model(case.base)
+    assert type(merged) is type(plain)
+    assert {name for name, _ in merged.named_parameters()} == {name for name, _ in plain.named_parameters()}
+    torch.testing.assert_close(logits(merged.eval()), expected, atol=5e-5, rtol=0)
+
+
+def same_seed_same_training(case: Case) -> None:
+    """Two runs of one seed end in the same bits."""
+    first, second = (dict(trained(case, steps=2).model.named_parameters()) for _ in range(2))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def works_in_bfloat16(case: Case) -> None:
+    """Attached to a base in bfloat16: finite outputs and gradients, and the saved files give the outputs back."""
+    model = case.shaken(torch.bfloat16)
+    assert set(trainable(model)) == set(trainable(case.attached()))
+    found = logits(model)
+    assert bool(found.isfinite().all())
+    torch.testing.assert_close(found, logits(case.shaken()), atol=0.1, rtol=0.05)
+    model.train()
+    batch = torch.arange(3, 13).view(2, 5)
+    model(input_ids=batch, attention_mask=torch.ones_like(batch)).logits.float().square().sum().backward()
+    gradients = [p.grad for p in trainable(model).values() if p.grad is not None]
+    assert gradients and all(bool(gradient.isfinite().all()) for gradient in gradients)
+    again = logits(case.saved_and_loaded(model.eval(), torch.bfloat16))
+    torch.testing.assert_close(again, found, atol=0.1, rtol=0.05)
+
+
+def a_step_is_a_step_however_it_is_cut(case: Case) -> None:
+    """The gradient of the first step of 1 x 8 rows is that of 2 x 4."""
+    whole, cut = (trained(case, pieces=pieces).first for pieces in (1, 2))
+    assert whole.keys() == cut.keys()
+    for name, gradient in whole.items():
+        torch.testing.assert_close(cut[name], gradient, atol=1e-5, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+
+
+LAWS: tuple[Law, ...] = (
+    starts_as_the_base_or_says_how_it_differs,
+    trains_exactly_what_it_says,
+    plans_what_it_trains,
+    gradients_reach_every_trained_tensor,
+    disabled_it_is_the_base,
+    saved_and_loaded_it_is_the_same,
+    merged_it_computes_the_same,
+    same_seed_same_training,
+    works_in_bfloat16,
+    a_step_is_a_step_however_it_is_cut,
+)
+
+
+def expected_count(case: Case) -> int:
+    """The formula's number of trained parameters outside the head."""
+    formula = FACTS[case.method.info.name].trained
+    model = tiny_model(case.base)
+    if formula is None:
+        return sum(p.numel() for name, p in model.named_parameters() if not within(name, case.new_modules))
+    return formula(Shape(case.base, d=16, f=24, L=2))

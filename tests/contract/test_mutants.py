@@ -1,0 +1,207 @@
+"""Each law fails a method that breaks it: deliberately broken methods, which break one law each."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+from torch import nn
+from transformers import TrainerCallback
+
+from kasatune.methods.base import Method
+from kasatune.methods.info import MethodInfo
+from kasatune.methods.lora import Lora
+from tests.contract import laws
+from tests.contract.harness import Case
+
+BASE = "base_model.model.bert."
+
+
+class BeginsElsewhere(Lora):
+    """B is not zero at first."""
+
+    def attach(self, *args: Any) -> nn.Module:
+        model = super().attach(*args)
+        for layer in layers(model):
+            nn.init.constant_(layer.lora_B["default"].weight, 0.1)
+        return model
+
+
+class SaysThatItBeginsElsewhere(Lora):
+    """It claims a difference from the base that is not there."""
+
+    info = MethodInfo(**{**vars(Lora.info), "start": "it does not"})
+
+
+class TrainsMore(Lora):
+    """A bias of the base is trained on the side."""
+
+    def attach(self, *args: Any) -> nn.Module:
+        model = super().attach(*args)
+        model.get_parameter(f"{BASE}pooler.dense.bias").requires_grad_(True)
+        return model
+
+
+class TrainsLess(Lora):
+    """The A of one layer is frozen."""
+
+    def attach(self, *args: Any) -> nn.Module:
+        model = super().attach(*args)
+        layers(model)[0].lora_A["default"].requires_grad_(False)
+        return model
+
+
+class MovesTheBase(Lora):
+    """A frozen weight changes in training."""
+
+    def callbacks(self, model: nn.Module, settings: Any) -> list[TrainerCallback]:
+        class Move(TrainerCallback):
+            def on_step_end(self, *_: Any, **__: Any) -> None:
+                with torch.no_grad():
+                    model.get_parameter(f"{BASE}pooler.dense.bias").add_(1e-3)
+
+        return [Move()]
+
+
+class PlansOtherwise(Lora):
+    """The plan forgets a layer."""
+
+    def trained_parameters(self, *args: Any) -> int:
+        return super().trained_parameters(*args) - 64
+
+
+class Saddle(Lora):
+    """A and B both begin as zero: neither ever has a gradient."""
+
+    def attach(self, *args: Any) -> nn.Module:
+        model = super().attach(*args)
+        for layer in layers(model):
+            nn.init.zeros_(layer.lora_A["default"].weight)
+        return model
+
+
+class LeavesATrace(Lora):
+    """Attaching changes a weight of the base a little."""
+
+    def attach(self, *args: Any) -> nn.Module:
+        model = super().attach(*args)
+        with torch.no_grad():
+            layers(model)[0].get_base_layer().weight.mul_(1 + 1e-6)
+        return model
+
+
+class StaysOff(Lora):
+    """Once switched off, it does not come back."""
+
+    def disabled(self, model: nn.Module) -> Any:
+        model.base_model.disable_adapter_layers()  # type: ignore[union-attr,operator]
+        return contextlib.nullcontext()
+
+
+class ForgetsTheScaling(Lora):
+    """What is loaded has another scaling than what was saved."""
+
+    def load(self, *args: Any) -> nn.Module:
+        model = super().load(*args)
+        for layer in layers(model):
+            layer.scaling["default"] /= 2
+        return model
+
+
+class MergesNothing(Lora):
+    """Merging throws the update away."""
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        return model.unload()  # type: ignore[operator]
+
+
+class MergesWhatCannotBe(Lora):
+    """It says that it cannot be merged, and merges."""
+
+    info = MethodInfo(**{**vars(Lora.info), "merge": "it is not linear"})
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        return model.merge_and_unload()  # type: ignore[operator]
+
+
+class Dice(Lora):
+    """A is drawn from a source that no seed reaches."""
+
+    def attach(self, *args: Any) -> nn.Module:
+        model = super().attach(*args)
+        generator = torch.Generator()
+        generator.seed()
+        for layer in layers(model):
+            nn.init.normal_(layer.lora_A["default"].weight, generator=generator)
+        return model
+
+
+class TrainsMoreIn16Bits(Lora):
+    """Another set of parameters is trained on a base in bfloat16."""
+
+    def attach(self, *args: Any) -> nn.Module:
+        model = super().attach(*args)
+        bias = model.get_parameter(f"{BASE}pooler.dense.bias")
+        bias.requires_grad_(bias.dtype == torch.bfloat16)
+        return model
+
+
+class Overflows(Lora):
+    """Its numbers do not fit into a base in 16 bits."""
+
+    def attach(self, *args: Any) -> nn.Module:
+        model = super().attach(*args)
+        weight = layers(model)[0].get_base_layer().weight
+        if weight.dtype == torch.bfloat16:
+            with torch.no_grad():
+                weight.mul_(float("inf"))
+        return model
+
+
+class PenaltyInEveryPiece(Lora):
+    """Its penalty joins the gradient of every piece of a step, as one that is part of the model's loss would."""
+
+    def attach(self, *args: Any) -> nn.Module:
+        model = super().attach(*args)
+        for layer in layers(model):
+            weight = layer.lora_A["default"].weight
+            if not weight.is_meta:
+                weight.register_hook(lambda gradient, weight=weight: gradient + 0.1 * weight.detach())
+        return model
+
+
+MUTANTS: list[tuple[type[Method], laws.Law]] = [
+    (BeginsElsewhere, laws.starts_as_the_base_or_says_how_it_differs),
+    (SaysThatItBeginsElsewhere, laws.starts_as_the_base_or_says_how_it_differs),
+    (TrainsMore, laws.trains_exactly_what_it_says),
+    (TrainsLess, laws.trains_exactly_what_it_says),
+    (MovesTheBase, laws.trains_exactly_what_it_says),
+    (PlansOtherwise, laws.plans_what_it_trains),
+    (Saddle, laws.gradients_reach_every_trained_tensor),
+    (LeavesATrace, laws.disabled_it_is_the_base),
+    (StaysOff, laws.disabled_it_is_the_base),
+    (ForgetsTheScaling, laws.saved_and_loaded_it_is_the_same),
+    (MergesNothing, laws.merged_it_computes_the_same),
+    (MergesWhatCannotBe, laws.merged_it_computes_the_same),
+    (Dice, laws.same_seed_same_training),
+    (TrainsMoreIn16Bits, laws.works_in_bfloat16),
+    (Overflows, laws.works_in_bfloat16),
+    (PenaltyInEveryPiece, laws.a_step_is_a_step_however_it_is_cut),
+]
+
+
+def layers(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, LoraLinear)]
+
+
+@pytest.mark.parametrize(("mutant", "law"), MUTANTS, ids=lambda item: item.__name__)
+def test_a_broken_method_fails_the_law_that_it_breaks(mutant, law):
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        law(Case(mutant(), "bert"))
+
+
+def test_every_law_has_its_mutant():
+    assert {law for _, law in MUTANTS} == set(laws.LAWS)
