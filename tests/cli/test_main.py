@@ -159,6 +159,13 @@ def test_every_command_is_one_file_with_one_function():
     assert all(command.callback.__name__ == "command" for command in build_app().registered_commands)
 
 
+def test_a_method_that_was_rebuilt_is_listed_as_such(kasatune):
+    (line,) = [line for line in kasatune("list", "methods").out.splitlines() if line.startswith("sara ")]
+    assert "SARA (reconstructed)" in line
+    rows = json.loads(kasatune("list", "methods", "--json").out)
+    assert {row["name"]: row["title"] for row in rows}["sara"] == "SARA (reconstructed)"
+
+
 @pytest.mark.parametrize("kind", ["methods", "tasks", "recipes"])
 def test_lists_as_json_are_objects_with_a_name(kasatune, kind):
     done = kasatune("list", kind, "--json")

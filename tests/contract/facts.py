@@ -8,6 +8,7 @@ from typing import Any
 
 R = 2
 ALPHA = 4
+RANKS_FROM_WEIGHTS = ("sara",)
 
 
 @dataclass(frozen=True)
@@ -112,4 +113,10 @@ FACTS: dict[str, Facts] = {
     "adapterdrop": Facts(lambda s: s.L * bottleneck(s), steps=8),
     "series-adapter": Facts(lambda s: s.L * 2 * s.d * R),
     "parallel-adapter": Facts(lambda s: 2 * s.L * R * (s.d + s.f)),
+    "dylora": Facts(lora, steps=6),
+    "sara": Facts(lambda s: sum(out + inside + 1 for out, inside in s.targets), options={"share": 0.001}),
+    "clora": Facts(lora, options={"k": 4}),
+    "lora-mini": Facts(lambda s: 2 * R * 6 * len(s.targets), options={"inner": 6}),
+    "lora-xs": Facts(lambda s: R * R * len(s.targets), options={"sigma": 0.1}),
+    "ist": Facts(lora, options={"interval": 2}, steps=12),
 }

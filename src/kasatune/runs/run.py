@@ -78,7 +78,8 @@ class Run:
     @property
     def title(self) -> str:
         """The run in a few words."""
-        return f"{self.recipe.method.name} on {self.data.name}"
+        rebuilt = " (reconstructed)" if self.prepared.method.info.reconstructed else ""
+        return f"{self.recipe.method.name}{rebuilt} on {self.data.name}"
 
     @property
     def work(self) -> Path:
