@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.harness import RESULTS, Row, machine
 
-SCRIPTS = ("decomposition", "attach", "load", "step", "whole_run", "scaling")
+SCRIPTS = ("decomposition", "tails", "attach", "load", "step", "whole_run", "scaling")
 LONGEST = 600.0
 HEAD = ("what", "ours", "peer", "ratio", "target", "")
 

@@ -1,0 +1,96 @@
+"""What the cache of tails costs and saves, weight by weight; and whether weights should be decomposed two at a time.
+
+python -m benchmarks.tails [--quick]
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from benchmarks.harness import Row, arguments, duration, publish, ratio_in_turn
+from kasatune import tail_svd
+from kasatune.tuner.tail_cache import SMALLEST
+from kasatune.tuner.tail_files import TailKey, read_tail, write_tail
+
+RANK = 8
+SIZES = ((64, 64), (128, 128), (192, 192), (256, 256), (384, 1536), (768, 768), (1024, 2816), (2048, 2048))
+
+
+def weights(shape: tuple[int, int], count: int) -> list[torch.Tensor]:
+    made = torch.Generator().manual_seed(0)
+    return [torch.randn(*shape, generator=made) for _ in range(count)]
+
+
+def found(folder: Path, W: torch.Tensor) -> Callable[[], object]:
+    """Hash a weight, read its tail and check it."""
+
+    def run() -> object:
+        key = TailKey.of(W, RANK)
+        return read_tail(folder / key.filename, key)
+
+    return run
+
+
+def kept(folder: Path, W: torch.Tensor) -> Callable[[], object]:
+    """What a miss costs besides the decomposition: hash a weight and write its tail."""
+    tail = tail_svd(W, RANK)
+    return lambda: write_tail(folder, TailKey.of(W, RANK), tail)
+
+
+def one_by_one(found: list[torch.Tensor]) -> Callable[[], object]:
+    return lambda: [tail_svd(W, RANK) for W in found]
+
+
+def two_at_a_time(found: list[torch.Tensor]) -> Callable[[], object]:
+    """In two threads, each with half of the processor's."""
+
+    def run() -> object:
+        before = torch.get_num_threads()
+        torch.set_num_threads(max(1, before // 2))
+        try:
+            with ThreadPoolExecutor(2) as pool:
+                return list(pool.map(lambda W: tail_svd(W, RANK), found))
+        finally:
+            torch.set_num_threads(before)
+
+    return run
+
+
+def main() -> None:
+    quick = arguments(__doc__ or "").quick
+    sizes = SIZES[:6] if quick else SIZES
+    turns = 9 if quick else 15
+    rows = []
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        for shape in sizes:
+            W = weights(shape, 1)[0]
+            name, worth = f"{shape[0]} x {shape[1]}", min(shape) >= SMALLEST
+            kept(folder, W)()
+            for what, run in (("found in the cache", found(folder, W)), ("put into the cache", kept(folder, W))):
+                mine, theirs, ratio = ratio_in_turn(run, lambda W=W: tail_svd(W, RANK), turns, warmup=2)
+                limit = 1.0 if worth else None
+                rows.append(Row(f"{name} {what} / decomposed", duration(mine), duration(theirs), ratio, limit))
+        for shape in ((384, 384), (768, 768), (1024, 1024)) if quick else ((384, 384), (768, 3072), (2048, 2048)):
+            several = weights(shape, 8)
+            mine, theirs, ratio = ratio_in_turn(two_at_a_time(several), one_by_one(several), max(3, turns // 3))
+            name = f"8 weights of {shape[0]} x {shape[1]}, two at a time / one by one"
+            rows.append(Row(name, duration(mine), duration(theirs), ratio, None))
+    publish(
+        "tails",
+        "Tails kept, and tails computed two at a time",
+        "python -m benchmarks.tails",
+        rows,
+        f"Float32, r = {RANK}. Weights with min(out, in) below {SMALLEST} are not kept. Layers are decomposed one by "
+        "one, each with all threads.",
+        quick=quick,
+    )
+
+
+if __name__ == "__main__":
+    main()
