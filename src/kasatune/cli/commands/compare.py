@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -102,7 +103,8 @@ def _request(
 
     low, high = _bounds(learning_rates)
     paths = [find_recipe(name.strip()) for name in [recipe, *(tasks or "").split(",")] if name.strip()]
-    recipes = [(path, load_recipe(path, overrides or (), check_inputs=True)) for path in paths]
+    own = _overrides(overrides or (), [path.stem for path in paths])
+    recipes = [(path, load_recipe(path, own[path.stem], check_inputs=True)) for path in paths]
     return make_request(
         recipes,
         parse_variants(methods),
@@ -111,6 +113,19 @@ def _request(
         protocol=protocol,
         search=Search(search, trials, low, high),  # type: ignore[arg-type]
     )
+
+
+def _overrides(given: Sequence[str], recipes: Sequence[str]) -> dict[str, list[str]]:
+    """The overrides of each recipe, by its file's name: those of all, and those that name it, as in sst2:task.data=X."""
+    own: dict[str, list[str]] = {name: [] for name in recipes}
+    for override in given:
+        place = override.partition("=")[0]
+        name, colon, _ = place.partition(":")
+        if colon and name not in own:
+            raise InputError(f"{override!r} received; {name!r} is none of the recipes {', '.join(own)}")
+        for recipe in [name] if colon else own:
+            own[recipe].append(override.removeprefix(f"{name}:") if colon else override)
+    return own
 
 
 def _bounds(text: str | None) -> tuple[float | None, float | None]:

@@ -104,7 +104,7 @@ class Cell:
         recipe = self.request.recipe(self.task, self.variant, seed, settings)
         held_out = search and self.request.protocol == "clean"
         data: Any = self.search_data if held_out else self.data
-        return make_job(recipe, data.sha256, search=held_out)
+        return make_job(recipe, data.sha256, search=held_out, cold=seed == self.request.seeds[0])
 
 
 def fitted(cell: Cell) -> bool:

@@ -29,15 +29,17 @@ class Job:
         recipe: what it does.
         search: whether it sees the training rows alone, some of them kept back.
         identity: what `id` is the digest of.
+        cold: whether decompositions are to be computed anew, so that their cost is seen; their values are the same.
     """
 
     id: str
     recipe: Recipe
     search: bool
     identity: dict[str, Any]
+    cold: bool = False
 
 
-def make_job(recipe: Recipe, data_sha256: str, *, search: bool) -> Job:
+def make_job(recipe: Recipe, data_sha256: str, *, search: bool, cold: bool = False) -> Job:
     """The run of `recipe` on the rows with this sum.
 
     Paths do not count, what they lead to does; nor do settings of other methods.
@@ -55,7 +57,7 @@ def make_job(recipe: Recipe, data_sha256: str, *, search: bool) -> Job:
         "software": {key: value for key, value in versions().items() if key in _SOFTWARE},
     }
     text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
-    return Job(hashlib.sha256(text.encode()).hexdigest()[:20], recipe, search, identity)
+    return Job(hashlib.sha256(text.encode()).hexdigest()[:20], recipe, search, identity, cold)
 
 
 @cache

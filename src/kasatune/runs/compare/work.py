@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -14,6 +17,7 @@ from kasatune.runs.compare.shared import FOLDERS, Shared
 from kasatune.runs.compare.store import publish, unfinished_folder
 from kasatune.runs.directory import WORK, remove
 from kasatune.runs.train import train
+from kasatune.tuner.tail_cache import FOLDER
 
 
 def do(job: Job, runs: Path, shared: Shared, *, threads: int, keep_adapters: bool) -> str:
@@ -38,7 +42,8 @@ def do(job: Job, runs: Path, shared: Shared, *, threads: int, keep_adapters: boo
     error, final = None, True
     try:
         torch.set_num_threads(threads)
-        train(job.recipe, folder, supplies=shared.supplies(search=job.search))
+        with _without_tail_cache() if job.cold else nullcontext():
+            train(job.recipe, folder, supplies=shared.supplies(search=job.search))
     except KeyboardInterrupt:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -53,3 +58,16 @@ def do(job: Job, runs: Path, shared: Shared, *, threads: int, keep_adapters: boo
             remove(folder / name)
     publish(folder, runs, job, seconds=time.perf_counter() - start, error=error, final=final)
     return job.id
+
+
+@contextmanager
+def _without_tail_cache() -> Iterator[None]:
+    before = os.environ.get(FOLDER)
+    os.environ[FOLDER] = "off"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[FOLDER]
+        else:
+            os.environ[FOLDER] = before
