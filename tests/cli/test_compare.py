@@ -74,9 +74,21 @@ def test_a_comparison_writes_every_form_of_its_report_and_shows_the_answer(kasat
         (("--tasks", "nowhere.yaml"), "no such file"),
         (("--report-only",), "holds no comparison"),
         (("training.epochs=0",), "epochs"),
+        (("other:training.epochs=1",), "none of the recipes toy"),
+        (("toy:training.epochs=0",), "epochs"),
     ],
 )
 def test_faults_of_the_input_are_told_and_nothing_is_written(options, words, kasatune, toy, place):
     done = kasatune("compare", toy, *options, "--out", place / "out")
     assert done.status == 2 and words in done.err and "Traceback" not in done.err
     assert not (place / "out").exists()
+
+
+def test_an_override_may_be_for_one_recipe_alone():
+    from kasatune.cli.commands.compare import _overrides
+
+    own = _overrides(["training.epochs=2", "sst2:task.data=a:b", "task.text=x:y"], ["sst2", "demo"])
+    assert own == {
+        "sst2": ["training.epochs=2", "task.data=a:b", "task.text=x:y"],
+        "demo": ["training.epochs=2", "task.text=x:y"],
+    }

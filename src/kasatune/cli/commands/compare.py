@@ -116,7 +116,7 @@ def _request(
 
 
 def _overrides(given: Sequence[str], recipes: Sequence[str]) -> dict[str, list[str]]:
-    """The overrides of each recipe, by its file's name: those of all, and those that name it, as in sst2:task.data=X."""
+    """The overrides of each recipe, by its file's name: those of all, and its own, such as sst2:task.data=X."""
     own: dict[str, list[str]] = {name: [] for name in recipes}
     for override in given:
         place = override.partition("=")[0]
