@@ -31,8 +31,9 @@ check: $(STAMP) ## format, lint, types, direction of imports
 bench: $(STAMP) ## the quick form of every benchmark, against peers: minutes, best on a machine that does nothing else
 	@$(BIN)/python -m benchmarks
 
-tree: $(STAMP) ## write the file tree of README.md again
+tree: $(STAMP) ## write the file tree of README.md and docs/methods.md again
 	@$(BIN)/python docs/readme_tree.py
+	@$(BIN)/python docs/methods_page.py
 
 install: $(STAMP) ## .venv with everything at the pinned versions
 

@@ -78,7 +78,7 @@ ROWS = (
         bases="those of the method named by the option over, which also says how it starts and whether it merges",
         implemented_by="kasatune",
         module="kasatune.methods.ist",
-        uses=(*LORA_KEYS, "convention", "core", "truncation", "beta", "gamma"),
+        uses=(*LORA_KEYS, "convention", "core", "truncation", "beta", "gamma", "tails"),
         options=(
             Option("over", "choice", "lora", "the method whose adapters are trained", choices=_SCALED),
             Option("update_share", "number", 0.25, "blocks trained in a step, of all", low=0, high=1, above=True),
