@@ -1,13 +1,16 @@
 """The r smallest singular triplets of a weight: tail_svd against the full SVD, and against one float64 W @ W.T.
 
-python -m benchmarks.decomposition [--quick]
+python -m benchmarks.decomposition [--quick] [--device cuda]
 """
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable
+
 import torch
 
-from benchmarks.harness import Row, arguments, duration, publish, ratio_in_turn
+from benchmarks.harness import Row, duration, publish, ratio_in_turn
 from kasatune.maths import tail_svd
 
 RANK = 16
@@ -28,6 +31,12 @@ CASES: tuple[tuple[int, int, float, float | None, int], ...] = (
     (4096, 4096, 1 / 8, 1.5, 3),
     (4096, 11008, 1 / 8, 1.5, 1),
 )
+GPU_CASES: tuple[tuple[int, int, float, float | None, int], ...] = (
+    (1024, 1024, 1, None, 5),
+    (2048, 2048, 1, None, 3),
+    (4096, 4096, 1 / 20, None, 3),
+    (4096, 11008, 1 / 20, None, 1),
+)
 SETTLED = 1e8
 """Multiplications in a product beyond which a first call is no slower than the next."""
 
@@ -41,19 +50,25 @@ def component_error(W: torch.Tensor) -> float:
 
 
 def measure(
-    out_features: int, in_features: int, svd_bound: float, product_bound: float | None, turns: int
+    out_features: int, in_features: int, svd_bound: float, product_bound: float | None, turns: int, device: str
 ) -> list[Row]:
-    W = torch.randn(out_features, in_features, generator=torch.Generator().manual_seed(0))
+    W = torch.randn(out_features, in_features, generator=torch.Generator().manual_seed(0)).to(device)
 
-    def ours() -> object:
-        return tail_svd(W, RANK)
+    def finished(work: Callable[[], object]) -> Callable[[], None]:
+        def run() -> None:
+            work()
+            if W.device.type == "cuda":
+                torch.cuda.synchronize()
 
-    def full_svd() -> object:
-        return torch.linalg.svd(W, full_matrices=False)
+        return run
 
-    def product() -> object:
+    def square() -> object:
         W64 = W.double()
         return W64 @ W64.mT
+
+    ours = finished(lambda: tail_svd(W, RANK))
+    full_svd = finished(lambda: torch.linalg.svd(W, full_matrices=False))
+    product = finished(square)
 
     warmup = 3 if out_features**2 * in_features < SETTLED else min(1, turns - 1)
     shape = f"{out_features} x {in_features}"
@@ -69,23 +84,29 @@ def measure(
 
 
 def main() -> None:
-    quick = arguments(__doc__ or "").quick
-    cases = CASES
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="smaller shapes and fewer turns")
+    parser.add_argument("--device", default="cpu", help="where to decompose")
+    options = parser.parse_args()
+    quick, device = options.quick, options.device
+    name = "decomposition" if device == "cpu" else f"decomposition-{torch.device(device).type}"
+    cases = CASES if device == "cpu" else GPU_CASES
     if quick:
-        cases = tuple((*case[:4], 1 if max(case[:2]) > 1024 else case[4]) for case in CASES if case[1] <= 4096)
-    rows = [row for case in cases for row in measure(*case)]
+        cases = tuple((*case[:4], 1 if max(case[:2]) > 1024 else case[4]) for case in cases if case[1] <= 4096)
+    rows = [row for case in cases for row in measure(*case, device)]
     errors = [
         component_error(torch.randn(case[0], case[1], generator=torch.Generator().manual_seed(0)))
         for case in cases
         if max(case[:2]) <= 1024
     ]
     publish(
-        "decomposition",
+        name,
         "The r smallest singular triplets: kasatune against torch.linalg.svd",
-        "python -m benchmarks.decomposition",
+        "python -m benchmarks.decomposition" + ("" if device == "cpu" else f" --device {device}"),
         rows,
         f"Gaussian float32 weights, r = {RANK}; the product includes the conversion of W. Largest relative error of "
-        f"the dropped component against the float64 SVD, over the shapes up to 1024: {max(errors):.1e}.",
+        f"the dropped component on the CPU against the float64 SVD, over the shapes up to 1024: {max(errors):.1e}."
+        + ("" if device == "cpu" else f" Device: {torch.cuda.get_device_name(device)}."),
         quick=quick,
     )
 

@@ -6,6 +6,8 @@ python -m benchmarks.step [--quick]
 from __future__ import annotations
 
 import gc
+import statistics
+import time
 import weakref
 from collections.abc import Callable
 
@@ -19,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode, addmm_flop
 from benchmarks.harness import Row, arguments, duration, publish, ratio_in_turn
 from benchmarks.models import llama
 from kasatune import KasaConfig
+from kasatune.tuner.layer import KasaLayer
 
 RANK = 16
 
@@ -102,9 +105,46 @@ def measured(model: nn.Module, ids: torch.Tensor) -> dict[str, float]:
     return {"operations": flops.get_total_flops(), "saved": saved_bytes(model, ids), "peak": memory.peak}
 
 
+def penalty_seconds(model: nn.Module, ids: torch.Tensor, turns: int = 21) -> tuple[float, int]:
+    """Median seconds of the penalty's gradient alone, of all layers, and their number.
+
+    What an optimizer that changes nothing takes, with the penalty's hook and without it.
+    """
+    layers = [module for module in model.modules() if isinstance(module, KasaLayer)]
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    model(input_ids=ids[:1, :8]).last_hidden_state.square().mean().backward()
+    took: dict[bool, list[float]] = {True: [], False: []}
+    for turn in range(2 * turns):
+        if turn % 2:
+            model.base_model.enable_adapter_layers()
+        else:
+            model.base_model.disable_adapter_layers()
+        start = time.perf_counter()
+        optimizer.step()
+        took[bool(turn % 2)].append(time.perf_counter() - start)
+    model.base_model.enable_adapter_layers()
+    return statistics.median(took[True]) - statistics.median(took[False]), len(layers)
+
+
+def compiled_rows(ids: torch.Tensor, turns: int) -> list[Row]:
+    """Steps through torch.compile, on a model small enough for its compilation to take less than a minute."""
+    steps = {}
+    for name, config in (
+        ("LoRA", LoraConfig(r=RANK, target_modules="all-linear")),
+        ("KaSA attached", KasaConfig(r=RANK, target_modules="all-linear")),
+    ):
+        torch._dynamo.reset()
+        model = adapted(512, 2, config)
+        model.forward = torch.compile(model.forward)
+        steps[name] = step_of(model, ids)
+        steps[name]()
+    ours, peer, ratio = ratio_in_turn(steps["KaSA attached"], steps["LoRA"], turns)
+    return [Row("KaSA attached / LoRA, both compiled, hidden size 512", duration(ours), duration(peer), ratio, None)]
+
+
 def main() -> None:
     quick = arguments(__doc__ or "").quick
-    hidden, layers, batch, length, turns = (512, 2, 4, 256, 9) if quick else (2048, 4, 4, 512, 5)
+    hidden, layers, batch, length, turns = (512, 2, 4, 256, 9) if quick else (2048, 4, 4, 512, 3)
     ids = torch.randint(0, 512, (batch, length))
     targets = {"target_modules": "all-linear", "lora_alpha": 2 * RANK}
     models = {
@@ -136,6 +176,11 @@ def main() -> None:
     ):
         ours_s, peer_s, ratio = ratio_in_turn(step_of(models[name], ids), step_of(models[peer], ids), turns)
         rows.append(Row(f"{name} / {peer}: time of a step", duration(ours_s), duration(peer_s), ratio, limit))
+    seconds, count = penalty_seconds(models["KaSA attached"], ids)
+    share = seconds / ours_s
+    rows.append(Row(f"the penalty of {count} layers / the step", duration(seconds), duration(ours_s), share, None))
+    if not quick:
+        rows += compiled_rows(torch.randint(0, 512, (4, 256)), 9)
     publish(
         "step",
         "A training step: KaSA against PEFT's LoRA",
