@@ -10,6 +10,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    SqueezeBertConfig,
+    SqueezeBertForSequenceClassification,
 )
 
 
@@ -46,6 +48,26 @@ def gpt2() -> GPT2LMHeadModel:
         eos_token_id=0,
     )
     return GPT2LMHeadModel(config).eval()
+
+
+def squeezebert() -> SqueezeBertForSequenceClassification:
+    """A text model whose linear layers are convolutions of kernel 1."""
+    torch.manual_seed(0)
+    groups = {f"{name}_groups": 1 for name in ("q", "k", "v", "post_attention", "intermediate", "output")}
+    config = SqueezeBertConfig(
+        vocab_size=97,
+        hidden_size=32,
+        embedding_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=80,
+        max_position_embeddings=40,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=0.2,
+        **groups,
+    )
+    return SqueezeBertForSequenceClassification(config).eval()
 
 
 def llama(dtype: torch.dtype = torch.float32, *, tied: bool = False) -> LlamaForCausalLM:

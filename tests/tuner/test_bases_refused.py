@@ -81,8 +81,11 @@ def whole_numbers():
     ("odd", "reason"),
     [
         (nn.Embedding(20, 16), r"odd is an Embedding; .*modules_to_save, or adapt it with LoRA"),
-        (nn.Conv1d(16, 16, 1), r"odd is a Conv1d \(convolution\); .*transformers' Conv1D, which is linear"),
-        (nn.Conv2d(16, 16, 1), r"odd is a Conv2d \(convolution\)"),
+        (nn.Conv1d(16, 16, 3), r"odd is a Conv1d \(convolution\) of kernel \[3\], .*kernel 1, stride 1"),
+        (nn.Conv2d(16, 16, 1, stride=2), r"odd is a Conv2d \(convolution\) of kernel \[1, 1\], stride \[2, 2\]"),
+        (nn.Conv1d(16, 16, 1, groups=4), r"odd is a Conv1d \(convolution\) .*groups 4; KaSA adapts"),
+        (nn.Conv2d(16, 16, 1, padding=1), r"odd is a Conv2d \(convolution\) .*no padding and one group"),
+        (nn.Conv3d(16, 16, 1), r"odd is a Conv3d \(convolution\)"),
         (nn.Bilinear(16, 16, 16), r"odd is a Bilinear; KaSA adapts linear layers"),
         (Custom(), r"odd is a Custom; KaSA adapts linear layers"),
         (nn.LayerNorm(16), r"odd is a LayerNorm"),

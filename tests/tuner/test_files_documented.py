@@ -10,7 +10,7 @@ from peft import get_peft_model
 
 from kasatune import KasaConfig, export_adapter, load_adapter
 from kasatune.errors import InputError
-from tests.tuner.models import bert, gpt2, llama, shaken, token_ids
+from tests.tuner.models import bert, gpt2, llama, shaken, squeezebert, token_ids
 
 SQUARE, WIDE = ["q_proj", "o_proj", "gate_proj"], ["k_proj", "down_proj"]
 
@@ -32,6 +32,7 @@ ROWS = {
     "ranks and alphas by layer": (bert, {"rank_pattern": {"layer.1.*query": 2}, "alpha_pattern": {"value": 5}}),
     "rank stabilization": (bert, {"use_rslora": True, "lora_alpha": 3}),
     "Conv1D layers (GPT-2)": (gpt2, {}),
+    "convolutions of kernel 1": (squeezebert, {"target_modules": ["query", "conv1d"]}),
     "a quantized base": (bert, {}),
     "trained biases": (bert, {"bias": "all"}),
     "a head or other modules saved whole": (bert, {"task_type": "SEQ_CLS", "modules_to_save": ["pooler"]}),

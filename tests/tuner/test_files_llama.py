@@ -1,4 +1,4 @@
-"""Real pretrained Llamas, trained for a few steps on text, in every format that can hold the result and back."""
+"""Real pretrained Llamas and a random one, trained for a few steps on text, in every format that can hold the result and back."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from kasatune import KasaConfig, export_adapter, load_adapter
 from kasatune.errors import InputError
 from tests.shared_data import shared
+from tests.tuner.models import llama, token_ids
 
 TEXT = (
     "Once upon a time there was a small robot who lived by the sea. Every morning it counted the boats. "
@@ -21,12 +22,17 @@ TEXT = (
 BOUNDS = {"lora": 1e-5, "kasa": 0.0, "peft-kasa": 5e-5, "authors": 5e-5}
 
 
-@pytest.fixture(scope="module", params=["stories260K-hf", "babyllama-105-hf"])
-def trained(request):
+@pytest.fixture(scope="module", params=["stories260K-hf", "babyllama-105-hf", "random weights"])
+def trained(request, tmp_path_factory):
     """(folder of the base, token ids, adapted model, its logits), adapted where the authors' rule is the paper's."""
-    folder = shared(f"models/{request.param}")
+    if request.param == "random weights":
+        folder = tmp_path_factory.mktemp("llama")
+        llama().save_pretrained(folder)
+        ids = token_ids(rows=1)
+    else:
+        folder = shared(f"models/{request.param}")
+        ids = AutoTokenizer.from_pretrained(folder)(TEXT, return_tensors="pt").input_ids
     base = AutoModelForCausalLM.from_pretrained(folder)
-    ids = AutoTokenizer.from_pretrained(folder)(TEXT, return_tensors="pt").input_ids
     torch.manual_seed(0)
     # Square or taller layers: in the wider ones the authors' code drops nothing.
     config = KasaConfig(r=4, target_modules=["q_proj", "o_proj", "gate_proj", "up_proj"], task_type="CAUSAL_LM")

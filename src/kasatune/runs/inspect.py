@@ -159,7 +159,7 @@ def _weight(base: BaseFiles | None, name: str) -> Tensor | None:
         return None
     try:
         stored = entry.read()
-        return stored.T if base.is_transposed(name) else stored
+        return stored.T if base.is_transposed(name) else stored.flatten(1)
     except AttributeError:
         raise InputError(f"the base has no layer {name}: the adapter is of another model; see --base") from None
 

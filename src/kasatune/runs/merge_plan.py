@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from kasatune.errors import AdapterError, ModelError
 from kasatune.maths import Factors, dropped_count, tail_svd, update
+from kasatune.tuner.base_weight import pointwise_dimensions
 from kasatune.tuner.conversion import as_native
 from kasatune.tuner.fingerprint import difference, tolerance
 from kasatune.tuner.lora_export import stock_layers, to_lora
@@ -47,7 +48,7 @@ class Plan:
         Raises:
             AdapterError: W is not the weight that the adapter was made for.
         """
-        W = stored.T if layer in self.transposed else stored
+        W = stored.T if layer in self.transposed else stored.reshape(stored.shape[:2])
         if layer in self.fingerprint:
             found = difference(W, self.fingerprint[layer])
             if found is None or found > tolerance(W.dtype, None, self.fingerprint[layer]):
@@ -64,7 +65,7 @@ class Plan:
         norm = float(change.norm())
         lost = math.hypot(*(_lost(*rows) for rows in zip(*(t.split(_ROWS) for t in (rounded, W, change)), strict=True)))
         self.rounding[layer] = lost / norm if norm else 0.0
-        return rounded.T if layer in self.transposed else rounded
+        return rounded.T if layer in self.transposed else rounded.reshape(stored.shape)
 
 
 def plan_merge(files: AdapterFiles, kind: str, layers: list[str], model: nn.Module) -> Plan:
@@ -142,7 +143,7 @@ def _lost(rounded: Tensor, W: Tensor, change: Tensor) -> float:
 
 
 def _require_shape(name: str, change: Any, module: Any, *, transposed: bool) -> None:
-    found = tuple(module.weight.shape)
+    found = tuple(module.weight.shape[:2] if pointwise_dimensions(module) else module.weight.shape)
     wanted = change.shape[::-1] if transposed else change.shape
     if found != tuple(wanted):
         raise ModelError(

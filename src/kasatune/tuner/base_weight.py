@@ -16,13 +16,24 @@ from transformers.pytorch_utils import Conv1D
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+def pointwise_dimensions(module: nn.Module) -> int:
+    """The number of dimensions that a convolution with a kernel of 1 runs over, 1 or 2; 0 for any other module.
+
+    Such a convolution is the linear layer y = W x + b at every place: one stride, no padding, one group.
+    """
+    if not isinstance(module, nn.Conv1d | nn.Conv2d) or module.groups != 1:
+        return 0
+    unpadded = module.padding in ("same", "valid") or not any(module.padding)
+    return len(module.kernel_size) if unpadded and {*module.kernel_size, *module.stride} == {1} else 0
+
+
 def refusal(module: nn.Module) -> str | None:
     """Why a module that PEFT has no quantization backend for cannot be adapted, or None where it can."""
     kind = type(module).__name__
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return "the output projection of nn.MultiheadAttention, whose forward reads the weight and passes by the layer"
-    if isinstance(module, nn.Linear | Conv1D):
-        weight = module.weight
+    if isinstance(module, nn.Linear | Conv1D) or pointwise_dimensions(module):
+        weight: Any = module.weight
         plain = type(weight).__module__.partition(".")[0] == "torch"
         if weight.dtype in FLOAT_DTYPES and plain:
             return None
@@ -33,11 +44,15 @@ def refusal(module: nn.Module) -> str | None:
         )
     if isinstance(module, nn.Embedding):
         return (
-            "an Embedding; KaSA adapts linear layers. Train it whole with modules_to_save, or adapt it with LoRA in an "
-            "adapter of its own"
+            "an Embedding; KaSA adapts layers that multiply: a token reaches a single column of A, whose entries start "
+            "at 1/sqrt(vocabulary). Train it whole with modules_to_save, or adapt it with LoRA in an adapter of its own"
         )
     if isinstance(module, _ConvNd):
-        return f"a {kind} (convolution); KaSA adapts linear layers, also transformers' Conv1D, which is linear"
+        return (
+            f"a {kind} (convolution) of kernel {list(module.kernel_size)}, stride {list(module.stride)}, groups "
+            f"{module.groups}; KaSA adapts Conv1d and Conv2d of kernel 1, stride 1, no padding and one group, and "
+            "transformers' Conv1D, which are linear"
+        )
     return f"a {kind}; KaSA adapts linear layers: nn.Linear, transformers' Conv1D and their quantized forms"
 
 
@@ -60,7 +75,7 @@ class Original:
 
 
 class BaseWeight:
-    """The matrix W (out, in) of a float base layer: nn.Linear or transformers' Conv1D.
+    """The matrix W (out, in) of a float base layer: nn.Linear, transformers' Conv1D, a convolution of kernel 1.
 
     A quantized layer is a `QuantizedWeight`; `of` gives whichever it is.
 
@@ -73,6 +88,7 @@ class BaseWeight:
     def __init__(self, layer: nn.Module) -> None:
         self.layer: Any = layer
         self.transposed = isinstance(layer, Conv1D)
+        self.pointwise = pointwise_dimensions(layer)
 
     @classmethod
     def of(cls, layer: nn.Module, **quantization: Any) -> BaseWeight:
@@ -94,11 +110,15 @@ class BaseWeight:
         if self.transposed:
             rows, columns = self.layer.weight.shape
             return columns, rows
+        if self.pointwise:
+            return self.layer.out_channels, self.layer.in_channels
         return self.layer.out_features, self.layer.in_features
 
     @property
     def held_as(self) -> str:
-        """What holds the weight: "linear", "conv1d", or the name of the quantization backend."""
+        """What holds the weight: "linear", "conv1d", "pointwise1d", "pointwise2d", or a quantization backend's name."""
+        if self.pointwise:
+            return f"pointwise{self.pointwise}d"
         return "conv1d" if self.transposed else "linear"
 
     @property
@@ -139,6 +159,8 @@ class BaseWeight:
 
     def aligned(self, matrix: Tensor) -> Tensor:
         """A matrix (out, in) in the layout of the layer's own weight, or back."""
+        if self.pointwise:
+            return matrix.flatten(1) if matrix.ndim > 2 else matrix.reshape(*matrix.shape, *[1] * self.pointwise)
         return matrix.T if self.transposed else matrix
 
     def replace(self, matrix: Tensor, owner: nn.Module) -> Original:

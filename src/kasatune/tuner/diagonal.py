@@ -14,6 +14,8 @@ from kasatune.tuner.formats import DIAGONAL, split_key
 from kasatune.tuner.native import trained_factors
 from kasatune.tuner.storage import PREFIX, AdapterFiles, listed
 
+# What holds the weight of a convolution of kernel 1, over one dimension or two.
+POINTWISE = ("pointwise1d", "pointwise2d")
 _FIELDS = ("r", "lora_alpha", "lora_dropout", "use_rslora", "bias")
 
 
@@ -81,7 +83,10 @@ def require_holdable(source: AdapterFiles, convention: Convention, holder: str, 
     layers, _ = trained_factors(source.tensors)
     held = {name: held_as(source.config, name) for name in layers}
     faults = []
-    quantized = [name for name in layers if held[name] not in ("linear", "conv1d", None)]
+    convolutions = [name for name in layers if held[name] in POINTWISE]
+    if convolutions:
+        faults.append(f"{holder} has no KaSA on convolutions ({listed(convolutions)})")
+    quantized = [name for name in layers if held[name] not in ("linear", "conv1d", *POINTWISE, None)]
     if quantized:
         faults.append(f"{holder} has no KaSA on quantized layers ({listed(quantized)})")
     transposed = [name for name in layers if held[name] == "conv1d"]

@@ -83,7 +83,8 @@ def checked_layers(header: Header, kind: str) -> dict[str, LayerShapes]:
         raise AdapterError(f"{where}: the adapter holds no adapted layer; it was cut, or it is of another kind")
     faults: list[str] = []
     layers: dict[str, LayerShapes] = {}
-    for module, found in parts.items():
+    for module, stored in parts.items():
+        found = _as_matrices(stored) if kind == "lora" else stored
         missing = [part for part in _PARTS[kind] if part not in found]
         if missing:
             faults.append(f"{listed([module])} lacks {', '.join(missing)}")
@@ -122,6 +123,12 @@ def exact_patterns(values: dict[str, Any], layers: Iterable[str]) -> dict[str, A
         others = [other for other in names if other != name and re.match(rf"(.*\.)?({name})$", other)]
         found[f"^{re.escape(name)}$" if others else name] = value
     return found
+
+
+def _as_matrices(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The shapes of a LoRA on a convolution of kernel 1 without their dimensions of 1; others as they are."""
+    is_pointwise = all(len(shape) > 2 and set(shape[2:]) == {1} for shape in shapes.values())
+    return {part: shape[:2] for part, shape in shapes.items()} if is_pointwise else shapes
 
 
 def _wanted(

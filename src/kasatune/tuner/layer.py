@@ -29,6 +29,8 @@ COMBINE = "export each adapter with export_adapter(model, out, to='lora') and co
 class KasaLayer(nn.Module, BaseTunerLayer):
     """y = W x - tail_U tail_V x + s B diag(sigma) A dropout(x): a linear layer with KaSA adapters.
 
+    A convolution of kernel 1 is one too, with x and y along the channels.
+
     W is untouched while an adapter is attached. It is replaced, and its original kept, while an adapter is folded
     (truncation="fold": W - tail) or merged (W - tail + s B diag(sigma) A); disabling, switching, deleting and
     unloading put the original back bit for bit.
@@ -64,6 +66,7 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         self.quantization_backend = weight.backend
         self.out_features, self.in_features = weight.shape
         self.fan_in_fan_out = weight.transposed
+        self.pointwise = weight.pointwise
         for name in self.adapter_layer_names:
             setattr(self, name, nn.ParameterDict())
         self.kasa_dropout = nn.ModuleDict()
@@ -200,7 +203,8 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         """Where the fused function does not reach: compilers and autocast rewrite plain operations themselves."""
         dropout = self.kasa_dropout[adapter]
         return (
-            torch.compiler.is_compiling()
+            self.pointwise > 0
+            or torch.compiler.is_compiling()
             or torch.is_autocast_enabled(x.device.type)
             or (self.training and isinstance(dropout, nn.Dropout))
             or isinstance(self.kasa_A[adapter], DTensor)
@@ -210,6 +214,8 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         result = self.base_layer(x, *args, **kwargs)
         A, sigma, B = self.factors(adapter)
         x = self._cast_input_dtype(x, A.dtype)
+        if self.pointwise:
+            x = x.movedim(-1 - self.pointwise, -1)
         hidden = F.linear(self.kasa_dropout[adapter](x), A)
         # Scale and sigma act on the r-wide activation, in float32 even where a trainer has cast the adapter.
         core = sigma.to(self._wide(sigma)) * self.scaling[adapter]
@@ -218,6 +224,8 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         change = F.linear(hidden, B)
         if tail is not None:
             change = change - F.linear(F.linear(x.to(tail.V.dtype), tail.V), tail.U)
+        if self.pointwise:
+            change = change.movedim(-1, -1 - self.pointwise)
         return (result + change).to(result.dtype)
 
     # The base weight: original, folded or merged

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from kasatune.errors import AdapterError
+from kasatune.tuner.diagonal import POINTWISE, held_as
 from kasatune.tuner.formats import exact_patterns
 from kasatune.tuner.native import CARRIED, StoredLayer, scaling_of, stored_layers
 from kasatune.tuner.storage import PREFIX, AdapterFiles, listed
@@ -43,22 +46,31 @@ def to_lora(source: AdapterFiles) -> AdapterFiles:
         AdapterError: the source lacks its tails.
     """
     layers, rest = stored_layers(source.tensors)
-    return lora_files(
-        source.config, {name: stack(layer, scaling_of(source.config, name)) for name, layer in layers.items()}, rest
-    )
+    held = {name: held_as(source.config, name) for name in layers}
+    trailing = {name: int(kind[-2]) for name, kind in held.items() if kind in POINTWISE}
+    stacked = {name: stack(layer, scaling_of(source.config, name)) for name, layer in layers.items()}
+    return lora_files(source.config, stacked, rest, trailing)
 
 
-def lora_files(config: dict[str, Any], layers: dict[str, StackedLora], rest: dict[str, Tensor]) -> AdapterFiles:
+def lora_files(
+    config: dict[str, Any],
+    layers: dict[str, StackedLora],
+    rest: dict[str, Tensor],
+    trailing: Mapping[str, int] = MappingProxyType({}),
+) -> AdapterFiles:
     """The stock LoRA adapter of these layers, scaling exactly 1 in each.
 
     Args:
         config: of the adapter that they come from; target, head and base names are taken over.
         layers: factors by module name.
         rest: tensors that are no adapter's, by checkpoint key.
+        trailing: dimensions of 1 that the tensors of a layer have at their end, for convolutions.
     """
     tensors = dict(rest)
     for name, lora in layers.items():
-        tensors[f"{PREFIX}{name}.lora_A.weight"], tensors[f"{PREFIX}{name}.lora_B.weight"] = lora
+        for part, tensor in zip(("lora_A", "lora_B"), lora, strict=True):
+            shape = (*tensor.shape, *[1] * trailing.get(name, 0))
+            tensors[f"{PREFIX}{name}.{part}.weight"] = tensor.reshape(shape)
     return AdapterFiles(_config(config, {name: lora.A.shape[0] for name, lora in layers.items()}), tensors)
 
 
@@ -77,7 +89,8 @@ def stock_layers(files: AdapterFiles) -> tuple[dict[str, StackedLora], dict[str,
                 break
         else:
             rest[key] = tensor
-    special = [key for key in rest if ".lora_" in key] + [n for n, p in found.items() if p["lora_A"].ndim != 2]
+    special = [key for key in rest if ".lora_" in key]
+    special += [n for n, parts in found.items() if any(p.ndim < 2 or p[0, 0].numel() > 1 for p in parts.values())]
     if special or files.config.get("use_dora"):
         raise AdapterError(
             f"this LoRA adapter is more than B A on linear layers ({listed(special) or 'use_dora'}); "
@@ -85,9 +98,17 @@ def stock_layers(files: AdapterFiles) -> tuple[dict[str, StackedLora], dict[str,
         )
     layers = {}
     for name, parts in found.items():
-        A, B = (parts[p].to(torch.promote_types(parts[p].dtype, torch.float32)) for p in ("lora_A", "lora_B"))
+        A, B = (parts[part].reshape(parts[part].shape[:2]) for part in ("lora_A", "lora_B"))
+        A, B = (factor.to(torch.promote_types(factor.dtype, torch.float32)) for factor in (A, B))
         layers[name] = StackedLora(A, scaling_of(files.config, name) * B)
     return layers, rest
+
+
+def trailing_dimensions(files: AdapterFiles) -> dict[str, int]:
+    """The dimensions of 1 at the end of the tensors of a stock LoRA adapter, by the name of the convolution."""
+    end = ".lora_A.weight"
+    found = {key.removesuffix(end).removeprefix(PREFIX): t.ndim - 2 for key, t in files.tensors.items() if end in key}
+    return {name: count for name, count in found.items() if count}
 
 
 def _config(config: dict[str, Any], ranks: dict[str, int]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kasatune.errors import InputError
 from kasatune.maths import product_svd
-from kasatune.tuner.lora_export import StackedLora, lora_files, stock_layers
+from kasatune.tuner.lora_export import StackedLora, lora_files, stock_layers, trailing_dimensions
 from kasatune.tuner.storage import AdapterFiles
 
 
@@ -51,7 +51,7 @@ def recompress(files: AdapterFiles, choose_rank: Callable[[Tensor], int]) -> Rec
         made[name] = StackedLora((root[:, None] * Vh[:rank]).contiguous(), (U[:, :rank] * root).contiguous())
         norm, lost = float(S.double().norm()), float(S[rank:].double().norm())
         errors[name] = LayerError(A.shape[0], rank, norm, lost / norm if norm else 0.0)
-    return Recompressed(lora_files(files.config, made, rest), errors, overall_error(errors))
+    return Recompressed(lora_files(files.config, made, rest, trailing_dimensions(files)), errors, overall_error(errors))
 
 
 def overall_error(errors: Mapping[str, LayerError]) -> float:
