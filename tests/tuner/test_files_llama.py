@@ -1,4 +1,4 @@
-"""Real pretrained Llamas and a random one, trained for a few steps on text, in every format that can hold the result and back."""
+"""Llamas, pretrained and random, trained for a few steps on text, in every format that can hold the result and back."""
 
 from __future__ import annotations
 
