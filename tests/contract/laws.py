@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from kasatune.errors import ModelError
 from kasatune.methods.base import trainable, within
@@ -78,6 +81,20 @@ def saved_and_loaded_it_is_the_same(case: Case) -> None:
     torch.testing.assert_close(logits(case.saved_and_loaded(model)), logits(model), atol=_CLOSE, rtol=0)
 
 
+def stores_as_many_numbers_as_it_plans(case: Case) -> None:
+    """Each folder of files holds the planned number of values, and those of the head."""
+    shape = Shape(case.base, d=16, f=24, L=2)
+    planned = case.method.stored_numbers(expected_count(case), shape.targets, case.settings)
+    head = sum(p.numel() for p in tiny_model(case.base).get_submodule(case.new_modules[0]).parameters())
+    with tempfile.TemporaryDirectory() as folder:
+        case.method.save(case.shaken(), Path(folder), "some/base")
+        found: dict[str, int] = {}
+        for path in Path(folder).rglob("*.safetensors"):
+            values = sum(tensor.numel() for tensor in load_file(path).values())
+            found[path.parent.name] = found.get(path.parent.name, 0) + values - head
+    assert found == planned or case.method.info.name in RANKS_FROM_WEIGHTS
+
+
 def merged_it_computes_the_same(case: Case) -> None:
     """The merged model is a plain transformers model with the same outputs, or merging is refused with the reason."""
     model = case.saved_and_loaded(case.shaken())
@@ -130,6 +147,7 @@ LAWS: tuple[Law, ...] = (
     gradients_reach_every_trained_tensor,
     disabled_it_is_the_base,
     saved_and_loaded_it_is_the_same,
+    stores_as_many_numbers_as_it_plans,
     merged_it_computes_the_same,
     same_seed_same_training,
     works_in_bfloat16,

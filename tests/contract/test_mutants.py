@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -111,6 +112,14 @@ class ForgetsTheScaling(Lora):
         return model
 
 
+class WritesTwice(Lora):
+    """It stores twice what it plans."""
+
+    def save(self, model: nn.Module, run_dir: Path, base_name: str) -> None:
+        super().save(model, run_dir, base_name)
+        super().save(model, run_dir / "again", base_name)
+
+
 class MergesNothing(Lora):
     """Merging throws the update away."""
 
@@ -184,6 +193,7 @@ MUTANTS: list[tuple[type[Method], laws.Law]] = [
     (LeavesATrace, laws.disabled_it_is_the_base),
     (StaysOff, laws.disabled_it_is_the_base),
     (ForgetsTheScaling, laws.saved_and_loaded_it_is_the_same),
+    (WritesTwice, laws.stores_as_many_numbers_as_it_plans),
     (MergesNothing, laws.merged_it_computes_the_same),
     (MergesWhatCannotBe, laws.merged_it_computes_the_same),
     (Dice, laws.same_seed_same_training),

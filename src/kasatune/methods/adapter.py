@@ -66,7 +66,9 @@ class AdapterMethod(Method):
             return TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type)
         return settings.target_modules if isinstance(settings.target_modules, str) else list(settings.target_modules)
 
-    def stored_numbers(self, trained: int, shapes: Sequence[tuple[int, int]], rank: int) -> dict[str, int]:
+    def stored_numbers(
+        self, trained: int, shapes: Sequence[tuple[int, int]], settings: MethodSettings
+    ) -> dict[str, int]:
         """See `Method.stored_numbers`."""
         return {self.folder: trained}
 

@@ -156,15 +156,17 @@ class Method(ABC):
             attached = self.attach(model, settings, kind, new_modules)
         return sum(p.numel() for name, p in trainable(attached).items() if not within(name, new_modules))
 
-    def stored_numbers(self, trained: int, shapes: Sequence[tuple[int, int]], rank: int) -> dict[str, int]:
+    def stored_numbers(
+        self, trained: int, shapes: Sequence[tuple[int, int]], settings: MethodSettings
+    ) -> dict[str, int]:
         """How many numbers each folder of files holds beside the newly made modules, by folder.
 
         Args:
             trained: as `trained_parameters` counts.
             shapes: (out, in) of the targeted layers.
-            rank: of the update.
+            settings: the recipe's `method` section.
         """
-        return {}
+        return {"checkpoint": trained}
 
     def prepare(  # noqa: B027 - most need nothing
         self, model: nn.Module, settings: MethodSettings, batches: Iterable[Mapping[str, Tensor]]

@@ -75,9 +75,11 @@ class ComputedLora(Lora):
     def reform(self, layer: Any, settings: MethodSettings) -> None:
         """Put `ComputedLinear`s in the place of A and B of one of PEFT's LoRA layers."""
 
-    def stored_numbers(self, trained: int, shapes: Sequence[tuple[int, int]], rank: int) -> dict[str, int]:
+    def stored_numbers(
+        self, trained: int, shapes: Sequence[tuple[int, int]], settings: MethodSettings
+    ) -> dict[str, int]:
         """See `Method.stored_numbers`: those of A and B."""
-        return {self.folder: sum(rank * sum(shape) for shape in shapes)}
+        return {self.folder: sum(settings.r * sum(shape) for shape in shapes)}
 
     def save(self, model: nn.Module, run_dir: Path, base_name: str) -> None:
         """See `Method.save`."""

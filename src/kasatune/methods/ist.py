@@ -82,6 +82,12 @@ class Ist(Method):
         """As the method underneath: every adapter is trained at some step."""
         return _over(settings).trained_parameters(model, _inner(settings), kind, new_modules)
 
+    def stored_numbers(
+        self, trained: int, shapes: Sequence[tuple[int, int]], settings: MethodSettings
+    ) -> dict[str, int]:
+        """See `Method.stored_numbers`: the files are those of the method underneath."""
+        return _over(settings).stored_numbers(trained, shapes, _inner(settings))
+
     def save(self, model: nn.Module, run_dir: Path, base_name: str) -> None:
         """See `Method.save`."""
         _under(model).save(model, run_dir, base_name)

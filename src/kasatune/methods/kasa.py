@@ -81,9 +81,11 @@ class Kasa(AdapterMethod):
         factors = sum(p.numel() for name, p in trainable(lora).items() if not within(name, new_modules))
         return factors + layers * core
 
-    def stored_numbers(self, trained: int, shapes: Sequence[tuple[int, int]], rank: int) -> dict[str, int]:
+    def stored_numbers(
+        self, trained: int, shapes: Sequence[tuple[int, int]], settings: MethodSettings
+    ) -> dict[str, int]:
         """The native adapter carries the tail, r (out + in) in each layer; the LoRA has rank 2r."""
-        tail = sum(rank * sum(shape) for shape in shapes)
+        tail = sum(settings.r * sum(shape) for shape in shapes)
         return {self.folder: trained + tail, ADAPTER_FOLDER: 2 * tail}
 
     def save(self, model: nn.Module, run_dir: Path, base_name: str) -> None:

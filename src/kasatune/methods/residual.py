@@ -48,7 +48,9 @@ class ResidualLora(Lora):
     def take_over(self, layer: LoraLinear) -> None:
         """Set A and B of a layer and take s B A from its weight, where the adapter's making has not done so."""
 
-    def stored_numbers(self, trained: int, shapes: Sequence[tuple[int, int]], rank: int) -> dict[str, int]:
+    def stored_numbers(
+        self, trained: int, shapes: Sequence[tuple[int, int]], settings: MethodSettings
+    ) -> dict[str, int]:
         """See `Method.stored_numbers`: rank 2r."""
         return {self.folder: 2 * trained}
 

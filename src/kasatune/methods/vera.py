@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from peft import PeftConfig, VeraConfig
@@ -30,6 +31,13 @@ class Vera(AdapterMethod):
             target_modules=targets,
             **common,
         )
+
+    def stored_numbers(
+        self, trained: int, shapes: Sequence[tuple[int, int]], settings: MethodSettings
+    ) -> dict[str, int]:
+        """See `Method.stored_numbers`: the random A and B too, which are as large as the largest layer."""
+        widest = max((out for out, _ in shapes), default=0) + max((inside for _, inside in shapes), default=0)
+        return {self.folder: trained + settings.r * widest}
 
 
 METHOD = Vera()

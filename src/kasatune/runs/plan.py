@@ -95,7 +95,7 @@ def make_plan(recipe: Recipe, *, read_data: bool = True) -> Plan:
     total = sum(parameter.numel() for parameter in model.parameters())
     head_parameters = sum(parameter.numel() for parameter in model.get_submodule(head).parameters())
     trained = None if unsuitable else _trained(method, recipe, model, head, found)
-    numbers = method.stored_numbers(trained or 0, [layer.shape for layer in layers], recipe.method.r)
+    numbers = method.stored_numbers(trained or 0, [layer.shape for layer in layers], recipe.method)
     _check_limits(recipe, config, found)
     rows, per_epoch, steps = _steps(recipe, data)
     return Plan(
