@@ -181,8 +181,8 @@ def test_a_rank_that_is_none_is_refused(tmp_path, rank):
 def test_a_smaller_rank_that_loses_more_than_it_says_is_not_written(tmp_path, monkeypatch):
     original = recompress.lora_files
 
-    def worse(config, layers, rest):
-        return original(config, {name: lora._replace(B=0.9 * lora.B) for name, lora in layers.items()}, rest)
+    def worse(config, layers, *further):
+        return original(config, {name: lora._replace(B=0.9 * lora.B) for name, lora in layers.items()}, *further)
 
     monkeypatch.setattr(recompress, "lora_files", worse)
     with pytest.raises(CheckError, match="loses"):
