@@ -135,10 +135,11 @@ def test_trials_happen_every_interval_on_training_rows_and_change_the_scores():
 
 
 def test_the_losses_of_a_trial_are_those_of_the_suppressed_model():
-    model = attached("ist", interval=1, rows=6, candidates=3)
+    model = attached("ist", interval=1, rows=6, candidates=3).train()
     callback = callback_of(model, interval=1, rows=6, candidates=3)
     begin(callback, 1, train_dataloader=loader())
     found = model.ist_scores.clone()
+    model.eval()
     generator = torch.Generator().manual_seed(1)
     sets = draw_candidates(torch.zeros(BLOCKS).double(), 3, 1, generator)
     batch = {"input_ids": IDS.repeat(3, 1), "labels": torch.tensor([0, 1] * 3)}
@@ -153,6 +154,16 @@ def test_the_losses_of_a_trial_are_those_of_the_suppressed_model():
             layer.scaling["default"] /= 0.25
     expected = updated_scores(torch.zeros(BLOCKS).double(), sets, losses, 10.0)
     torch.testing.assert_close(found, expected)
+
+
+def test_blocks_of_low_scores_are_trained():
+    model = attached("ist")
+    model.ist_scores.copy_(torch.tensor([30.0, -30.0, 30.0]))
+    callback = callback_of(model)
+    for step in range(1, 10):
+        begin(callback, step)
+        assert trained_blocks(model) == [1]
+        end(callback, step)
 
 
 def test_random_choice_makes_no_trials():
