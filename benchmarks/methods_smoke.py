@@ -115,8 +115,8 @@ def counts(method: str) -> str:
     return f"| {method} | {' | '.join(cells)} |"
 
 
-def page(lines: Sequence[str], counted: Sequence[str]) -> str:
-    """docs/results/methods.md."""
+def page(lines: Sequence[str], counted: Sequence[str], missing: Sequence[str]) -> str:
+    """docs/results/methods.md; `missing` are the methods that were not run."""
     facts = machine()
     about = ", ".join(f"{key} {facts[key]}" for key in ("python", "torch", "transformers", "peft", "kasatune"))
     return "\n".join(
@@ -130,12 +130,13 @@ def page(lines: Sequence[str], counted: Sequence[str]) -> str:
             "others, and 20 steps teach nothing. What it shows is that each method trains, is saved, and is loaded "
             "again with the same outputs: `difference` is the largest between the logits of 64 validation rows before "
             f"and after, at most {CLOSE:g}. `loss` is the validation loss of the loaded model, `MiB` what the files "
-            "of weights take, `seconds` the whole run.",
+            "of weights take, `seconds` the whole run, on a machine that others were using.",
             "",
             "| method | title | implemented by | trained, without the head | MiB | seconds | loss | difference |",
             "|---|---|---|---|---|---|---|---|",
             *lines,
             "",
+            *([f"Not run: {', '.join(missing)}.", ""] if missing else []),
             "## Parameters",
             "",
             "Trained outside the head, with `r: 8` and default targets (queries and values; in GPT-2 the fused layer), "
@@ -165,11 +166,16 @@ def main() -> int:
             lines.append(line)
             well = well and good
             print(line, flush=True)
-    given.page.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = given.page.with_name(f"{given.page.name}.unfinished")
-    unfinished.write_text(page(lines, counted), encoding="utf-8")
-    unfinished.replace(given.page)
+            write(given.page, page(lines, counted, names[len(lines) :]))
     return int(not well)
+
+
+def write(path: Path, text: str) -> None:
+    """Put `text` there under a temporary name first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
 
 
 if __name__ == "__main__":
