@@ -65,6 +65,17 @@ def test_an_unfinished_comparison_says_so_first():
     assert "Not finished" not in answer(comparison())
 
 
+def test_methods_without_runs_are_named_as_not_tested():
+    found = verdicts(comparison(1, complete=False), "no difference shown")
+    for entry in found["tasks"][0]["results"]:
+        if entry["method"] not in ("lora", "kasa"):
+            entry.update(runs=[], n=0, mean=None)
+            entry["difference"].update(verdict="not tested")
+    text = answer(found)
+    assert "No difference shown: KaSA was not told apart from LoRA" in text
+    assert "Not tested: KaSA (convention=authors), KaSA as in PEFT, DoRA" in text and "(no run is finished)" in text
+
+
 def test_one_seed_is_not_called_a_tie():
     found = verdicts(comparison(1, seeds=1), "not tested")
     text = answer(found)
@@ -111,6 +122,18 @@ def test_missing_seeds_are_told():
     found = comparison(1)
     found["tasks"][0]["results"][0]["n"] = 3
     assert any("(3 seeds)" in row[1] for row in task_table(found, found["tasks"][0]).rows)
+
+
+def test_a_task_that_was_not_begun_is_no_result():
+    found = comparison(2, complete=False)
+    for entry in found["tasks"][1]["results"]:
+        entry.update(runs=[], n=0, mean=None, sd=None, interval=None, best_epoch_mean=None, costs={}, curve=[])
+        if entry["difference"]:
+            entry["difference"].update(seeds=0, mean=None, interval=None, p=None, p_holm=None, verdict="not tested")
+    found["tasks"][1]["counts"] = dict.fromkeys(("best", "against_head", "against_majority", "counts"))
+    assert "tasks other than glue/sst2, more" in answer(found)
+    for text in (as_markdown(found), render(found)):
+        assert text.count("No reported run on this task is finished yet.") == 1
 
 
 def test_failures_are_named():

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 
 from kasatune.errors import InputError, RecipeError
 from kasatune.runs.evaluate import evaluate
+from kasatune.runs.machine import peak_memory, reset_peak_memory
 from kasatune.runs.predict import predict
 from kasatune.runs.recipe import to_yaml
 from kasatune.runs.train import train
@@ -169,3 +171,16 @@ def test_two_processes_give_what_one_gives(name, bert, tmp_path):
     together = trained(tmp_path / "two")
     for key, value in alone.items():
         torch.testing.assert_close(together[key], value, rtol=1e-4, atol=1e-6)
+
+
+def test_the_peak_of_memory_is_that_since_it_was_reset():
+    reset_peak_memory()
+    before = peak_memory()
+    block = torch.ones(50 * 2**20)
+    during = peak_memory()
+    del block
+    reset_peak_memory()
+    assert before is not None and during is not None and peak_memory() is not None
+    if Path("/proc/self/clear_refs").exists() and not torch.cuda.is_available():
+        assert during - before > 150 * 2**20
+        assert during - peak_memory() > 100 * 2**20

@@ -208,9 +208,10 @@ def _show_plan(found: dict[str, Any]) -> None:
 
 
 def _show(found: dict[str, Any], out: Path) -> None:
+    from kasatune.reports.comparison.answer import begun
     from kasatune.reports.comparison.tables import task_table
 
-    for task in found["tasks"]:
+    for task in begun(found):
         table = task_table(found, task)
         print_table(table.head, table.rows, title=f"{task['name']}: {table.caption}", numbers=len(table.head) - 1)
         say()

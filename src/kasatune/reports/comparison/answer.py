@@ -16,6 +16,11 @@ def answer(found: Mapping[str, Any]) -> str:
     return " ".join(part for part in parts if part)
 
 
+def begun(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The tasks on which any run is finished that is reported."""
+    return [task for task in found["tasks"] if any(entry["mean"] is not None for entry in task["results"])]
+
+
 def title_of(found: Mapping[str, Any], method: str) -> str:
     """The shown name of a method of the comparison."""
     for task in found["tasks"]:
@@ -67,7 +72,7 @@ def _grouped(by_method: Mapping[str, list[str]]) -> list[tuple[list[str], str]]:
 
 
 def _on(found: Mapping[str, Any], tasks: Sequence[str]) -> str:
-    every = len(tasks) == len(found["tasks"]) > 1
+    every = len(tasks) == len(begun(found)) > 1
     number = "both" if len(tasks) == 2 else f"all {len(tasks)}"
     return f"{number} tasks" if every else listed(tasks)
 
@@ -79,10 +84,11 @@ def _differences(found: Mapping[str, Any]) -> str:
     if not better and not worse:
         if not same:
             return f"Nothing could be tested against {reference} yet."
-        seeds = len(found["seeds"])
+        seeds = _seeds_compared(found)
+        who = f"of {listed(list(same))}, none was" if len(same) > 1 else f"{listed(list(same))} was not"
         text = (
-            f"No difference shown: of {listed(list(same))}, none was told apart from {reference} on any task with "
-            f"{seeds} {'seed' if seeds == 1 else 'seeds'}. That is not a proof that they are equal."
+            f"No difference shown: {who} told apart from {reference} on any task with {seeds} "
+            f"{'seed' if seeds == 1 else 'seeds'}. That is not a proof that they are equal."
         )
     else:
         sentences = [
@@ -98,6 +104,12 @@ def _differences(found: Mapping[str, Any]) -> str:
     if untested:
         text += f" Not tested for want of seeds or runs: {listed(list(untested))}."
     return text
+
+
+def _seeds_compared(found: Mapping[str, Any]) -> int:
+    """The largest number of seeds that a difference was taken over."""
+    differences = [entry["difference"] for task in found["tasks"] for entry in task["results"] if not entry["fitted"]]
+    return max((one["seeds"] for one in differences if one), default=0)
 
 
 def _ranks(found: Mapping[str, Any]) -> str:
@@ -128,17 +140,27 @@ def _tasks_that_count(found: Mapping[str, Any]) -> str:
 
 
 def _not_tested(found: Mapping[str, Any]) -> str:
-    models = list(dict.fromkeys(task["model"] for task in found["tasks"]))
-    rows = [task["rows"]["train"] for task in found["tasks"]]
+    tasks = begun(found)
+    if not tasks:
+        return ""
+    models = list(dict.fromkeys(task["model"] for task in tasks))
+    rows = [task["rows"]["train"] for task in tasks]
     amount = f"{min(rows):,}" if min(rows) == max(rows) else f"{min(rows):,} to {max(rows):,}"
-    ranks = sorted({task["shared_method_settings"]["r"] for task in found["tasks"]})
+    ranks = sorted({task["shared_method_settings"]["r"] for task in tasks})
     search = found["search"]
     how = f"more than {search['trials']} search trials a method" if search["applies"] else "any search of settings"
+    without = [entry["title"] for entry in tasks[0]["results"] if not _has_runs(tasks, entry["method"])]
+    methods = f"{listed(without)} (no run is finished), " if without else ""
+    seeds = sorted({run["seed"] for task in tasks for entry in task["results"] for run in entry["runs"]})
     return (
-        f"Not tested: models other than {listed(models)}, tasks other than "
-        f"{listed([task['name'] for task in found['tasks']])}, more training rows than {amount}, ranks other than "
-        f"{listed([str(rank) for rank in ranks])}, {how}, seeds other than {listed([str(s) for s in found['seeds']])}."
+        f"Not tested: {methods}models other than {listed(models)}, tasks other than "
+        f"{listed([task['name'] for task in tasks])}, more training rows than {amount}, ranks other than "
+        f"{listed([str(rank) for rank in ranks])}, {how}, seeds other than {listed([str(seed) for seed in seeds])}."
     )
+
+
+def _has_runs(tasks: Sequence[Mapping[str, Any]], method: str) -> bool:
+    return any(entry["mean"] is not None for task in tasks for entry in task["results"] if entry["method"] == method)
 
 
 def protocol_sentence(found: Mapping[str, Any]) -> str:

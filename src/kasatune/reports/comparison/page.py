@@ -10,9 +10,10 @@ import jinja2
 from markupsafe import Markup
 
 from kasatune.reports import words
-from kasatune.reports.comparison.answer import answer, protocol_sentence, title_of
+from kasatune.reports.comparison.answer import answer, begun, protocol_sentence, title_of
 from kasatune.reports.comparison.charts import curve_chart, interval_chart, numbers, trade_off_chart
 from kasatune.reports.comparison.tables import (
+    NOTHING,
     cost_table,
     counts_sentence,
     failures,
@@ -46,15 +47,17 @@ def render(found: Mapping[str, Any]) -> str:
         overall=overall_table(found) if found["overall"] and len(found["tasks"]) > 1 else None,
         tasks=[_task(found, task) for task in found["tasks"]],
         failures=failures(found),
+        nothing=NOTHING,
     )
 
 
 def _task(found: Mapping[str, Any], task: Mapping[str, Any]) -> dict[str, Any]:
     reference = found["reference"]
-    scored = any(entry["mean"] is not None for entry in task["results"])
+    scored = task in begun(found)
     places = {entry["title"]: numbers(task).get(entry["method"]) for entry in task["results"]}
     return {
         "name": task["name"],
+        "begun": scored,
         "primary": task["primary"],
         "counts": counts_sentence(task),
         "table": task_table(found, task),

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from kasatune.reports import words
-from kasatune.reports.comparison.answer import answer, protocol_sentence, title_of
+from kasatune.reports.comparison.answer import answer, begun, protocol_sentence, title_of
 from kasatune.reports.markdown import code, text
 from kasatune.reports.markdown import table as markdown_table
 
@@ -18,6 +18,7 @@ RETENTION = {
     "feature_drift": "feature drift on unrelated text",
 }
 MAJORITY = "majority class"
+NOTHING = "No reported run on this task is finished yet."
 
 
 class Table(NamedTuple):
@@ -155,7 +156,10 @@ def as_markdown(found: Mapping[str, Any]) -> str:
     if len(found["tasks"]) > 1 and found["overall"]:
         parts += ["## Over the tasks", _markdown(overall_table(found))]
     for task in found["tasks"]:
-        parts += [f"## {text(task['name'])}", text(counts_sentence(task)), _markdown(task_table(found, task))]
+        parts.append(f"## {text(task['name'])}")
+        parts += (
+            [text(counts_sentence(task)), _markdown(task_table(found, task))] if task in begun(found) else [NOTHING]
+        )
         for table in (cost_table(task), search_table(task)):
             if table.rows:
                 parts += [f"### {text(table.caption)}", _markdown(table, caption=False)]

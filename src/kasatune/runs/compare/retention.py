@@ -7,11 +7,13 @@ sentences have moved, which is another thing and carries another name.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerBase
@@ -129,24 +131,30 @@ def _ask(model: nn.Module, batches: list[dict[str, Tensor]], head: nn.Module | N
     """The loss of the pretraining, averaged over its tokens, and the mean hidden state of each sentence."""
     device = next(model.parameters()).device
     total, tokens, features = 0.0, 0, []
+    caught: deque[Tensor] = deque(maxlen=1)
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    body: nn.Module = getattr(inner, inner.base_model_prefix)
+    handle = body.register_forward_hook(lambda module, given, answer: caught.append(answer[0]))
     was_training = model.training
     model.eval()
     with torch.no_grad():
         for batch in batches:
             inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
-            states = model(**inputs, output_hidden_states=True).hidden_states[-1].float()
+            model(**inputs)
+            states = caught[-1].float()
             length = inputs["input_ids"].shape[1]
             states = states[:, -length:]  # without the virtual tokens that a method may put in front
             mask = inputs["attention_mask"][..., None].float()
             features.append(((states * mask).sum(1) / mask.sum(1)).cpu())
             if head is not None:
-                body: Any = getattr(head, str(head.base_model_prefix))
-                body.hidden = states.cpu()
+                replaced: Any = getattr(head, str(head.base_model_prefix))
+                replaced.hidden = states.cpu()
                 logits = head(input_ids=batch["input_ids"]).logits.float()
                 labels = batch["labels"]
                 if "CausalLM" in type(head).__name__ or "LMHead" in type(head).__name__:
                     logits, labels = logits[:, :-1], labels[:, 1:]
                 total += float(functional.cross_entropy(logits.transpose(1, 2), labels, reduction="sum"))
                 tokens += int((labels != -100).sum())
+    handle.remove()
     model.train(was_training)
     return (total / tokens if tokens else None), torch.cat(features)
