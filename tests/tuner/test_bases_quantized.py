@@ -276,3 +276,45 @@ def test_a_layer_that_is_no_linear_map_is_refused(folder, monkeypatch):
     layer.forward = lambda x: plain(x / x.norm(dim=-1, keepdim=True).clamp_min(1e-6))
     with pytest.raises(ModelError, match=r"gptq \(ForwardOnly\) layer does more than W x \+ b"):
         adapted(base)
+
+
+def gptq_layer(linear, bits=4, group=32):
+    """The layer as gptqmodel packs it, scales by rounding to the nearest."""
+    from gptqmodel.nn_modules.qlinear.torch import TorchLinear
+
+    rows, columns = linear.weight.shape
+    groups = linear.weight.detach().float().reshape(rows, columns // group, group)
+    scales = groups.abs().amax(-1) / (2 ** (bits - 1) - 1)
+    made = TorchLinear(
+        bits=bits, group_size=group, sym=True, desc_act=False, in_features=columns, out_features=rows, bias=False
+    )
+    made.pack(linear, scales, torch.full_like(scales, 2 ** (bits - 1)), g_idx=(torch.arange(columns) // group).int())
+    made.post_init()
+    return made.eval()
+
+
+def test_layers_of_gptqmodel_are_adapted(folder, tmp_path):
+    pytest.importorskip("gptqmodel", reason="gptqmodel is not installed")
+    from transformers import AutoModelForCausalLM
+
+    def made():
+        base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        for name, module in list(base.named_modules()):
+            if isinstance(module, nn.Linear) and name != "lm_head":
+                parent, _, child = name.rpartition(".")
+                setattr(base.get_submodule(parent), child, gptq_layer(module))
+        return base.requires_grad_(False).eval()
+
+    base = made()
+    before = logits(base)
+    model = adapted(base, tail_source="dequantized")
+    assert {layer.quantization_backend.backend_name for layer in layers(model).values()} == {"gptq"}
+    losses = trained(model)
+    assert losses[-1] < 0.7 * losses[0]
+    expected = logits(model)
+    with model.disable_adapter():
+        assert torch.equal(logits(model), before)
+    with pytest.raises(ModelError, match=r"gptq \(TorchLinear\) layer cannot take a merged weight"):
+        model.merge_adapter()
+    export_adapter(model, tmp_path / "lora")
+    assert distance(logits(PeftModel.from_pretrained(made(), tmp_path / "lora")), expected) < 1e-4

@@ -21,7 +21,7 @@ from kasatune.tuner.native import scaling_of, trained_factors
 from kasatune.tuner.storage import PREFIX, AdapterFiles, listed
 
 Change = Callable[[Tensor], Tensor]
-_ROWS = 512
+_ROWS = 64
 
 
 @dataclass
