@@ -72,7 +72,8 @@ def command(
         number = _workers(workers)
         if threads < 1:
             raise InputError(f"--threads: {threads} received; must be 1 or more")
-        words = "kasatune " + shlex.join(sys.argv[1:]) if "compare" in sys.argv else ""
+        given = [one for one in sys.argv[1:] if one not in ("--report-only", "--json")]
+        words = f"kasatune {shlex.join(given)}" if "compare" in given else ""
         if plan:
             found: dict[str, Any] = _plan(request, out, threads, number)
         else:
