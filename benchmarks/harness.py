@@ -13,8 +13,11 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+
+_Result = TypeVar("_Result")
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -51,11 +54,16 @@ def arguments(description: str) -> argparse.Namespace:
 
 
 def ratio_in_turn(
-    ours: Callable[[], object], peer: Callable[[], object], turns: int, warmup: int = 1
+    ours: Callable[[], _Result],
+    peer: Callable[[], _Result],
+    turns: int,
+    warmup: int = 1,
+    undo: Callable[[_Result], object] | None = None,
 ) -> tuple[float, float, float]:
     """Median seconds of both and the median of the ratios turn by turn, which a drifting machine moves least.
 
     What takes less than a twentieth of a second is called several times in a turn, as often as fills that time.
+    `undo` is given the result of each call, outside the time that is measured.
     """
     candidates = {"ours": ours, "peer": peer}
     calls = dict.fromkeys(candidates, 1)
@@ -64,10 +72,14 @@ def ratio_in_turn(
         took = {}
         for name, run in list(candidates.items())[:: 1 if turn % 2 else -1]:
             gc.collect()
-            start = time.perf_counter()
+            seconds = 0.0
             for _ in range(calls[name]):
-                run()
-            took[name] = (time.perf_counter() - start) / calls[name]
+                start = time.perf_counter()
+                result = run()
+                seconds += time.perf_counter() - start
+                if undo is not None:
+                    undo(result)
+            took[name] = seconds / calls[name]
         if turn >= warmup:
             pairs.append((took["ours"], took["peer"]))
         else:

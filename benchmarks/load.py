@@ -20,15 +20,11 @@ from kasatune import KasaConfig
 RANK = 8
 
 
-def saved(make: Callable[[], nn.Module], config: peft.PeftConfig, folder: Path) -> Callable[[], None]:
+def saved(make: Callable[[], nn.Module], config: peft.PeftConfig, folder: Path) -> Callable[[], PeftModel]:
     """Save an adapter, and give back what loads it onto a base that is already there."""
     get_peft_model(make(), config).save_pretrained(str(folder), save_embedding_layers=False)
     base = make()
-
-    def load() -> None:
-        PeftModel.from_pretrained(base, str(folder)).unload()
-
-    return load
+    return lambda: PeftModel.from_pretrained(base, str(folder))
 
 
 def main() -> None:
@@ -48,7 +44,7 @@ def main() -> None:
                 (f"PEFT's LoRA of rank {2 * RANK}", lora, 1.3, 4 * turns + 1),
                 ("PEFT's KaSA", pefts, target, turns if turns > 3 else 1),
             ):
-                mine, theirs, ratio = ratio_in_turn(ours, peer, count, warmup=1)
+                mine, theirs, ratio = ratio_in_turn(ours, peer, count, warmup=1, undo=lambda model: model.unload())
                 rows.append(Row(f"{name}: load, against {peer_name}", duration(mine), duration(theirs), ratio, limit))
     publish(
         "load",
