@@ -1,4 +1,4 @@
-"""What the cache of tails costs and saves, weight by weight; and whether weights should be decomposed two at a time.
+"""What the cache of tails costs and saves, weight by weight; and what small weights gain side by side.
 
 python -m benchmarks.tails [--quick]
 """
@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
 from benchmarks.harness import Row, arguments, duration, publish, ratio_in_turn
 from kasatune import tail_svd
+from kasatune.maths import tail_svd_many
 from kasatune.tuner.tail_cache import SMALLEST
 from kasatune.tuner.tail_files import TailKey, read_tail, write_tail
 
@@ -42,25 +42,6 @@ def kept(folder: Path, W: torch.Tensor) -> Callable[[], object]:
     return lambda: write_tail(folder, TailKey.of(W, RANK), tail)
 
 
-def one_by_one(found: list[torch.Tensor]) -> Callable[[], object]:
-    return lambda: [tail_svd(W, RANK) for W in found]
-
-
-def two_at_a_time(found: list[torch.Tensor]) -> Callable[[], object]:
-    """In two threads, each with half of the processor's."""
-
-    def run() -> object:
-        before = torch.get_num_threads()
-        torch.set_num_threads(max(1, before // 2))
-        try:
-            with ThreadPoolExecutor(2) as pool:
-                return list(pool.map(lambda W: tail_svd(W, RANK), found))
-        finally:
-            torch.set_num_threads(before)
-
-    return run
-
-
 def main() -> None:
     quick = arguments(__doc__ or "").quick
     sizes = SIZES[:6] if quick else SIZES
@@ -78,16 +59,20 @@ def main() -> None:
                 rows.append(Row(f"{name} {what} / decomposed", duration(mine), duration(theirs), ratio, limit))
         for shape in ((384, 384), (768, 768), (1024, 1024)) if quick else ((384, 384), (768, 3072), (2048, 2048)):
             several = weights(shape, 8)
-            mine, theirs, ratio = ratio_in_turn(two_at_a_time(several), one_by_one(several), max(3, turns // 3))
-            name = f"8 weights of {shape[0]} x {shape[1]}, two at a time / one by one"
+            mine, theirs, ratio = ratio_in_turn(
+                lambda several=several: tail_svd_many(several, [RANK] * len(several)),
+                lambda several=several: [tail_svd(W, RANK) for W in several],
+                max(3, turns // 3),
+            )
+            name = f"8 weights of {shape[0]} x {shape[1]}, together / one by one"
             rows.append(Row(name, duration(mine), duration(theirs), ratio, None))
     publish(
         "tails",
-        "Tails kept, and tails computed two at a time",
+        "Tails kept, and tails computed together",
         "python -m benchmarks.tails",
         rows,
-        f"Float32, r = {RANK}. Weights with min(out, in) below {SMALLEST} are not kept. Layers are decomposed one by "
-        "one, each with all threads.",
+        f"Float32, r = {RANK}. Weights with min(out, in) below {SMALLEST} are not kept. Together: as many of the small "
+        "weights at once as there are threads, each on one; large ones one by one, with all threads.",
         quick=quick,
     )
 
