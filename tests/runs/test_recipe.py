@@ -64,7 +64,7 @@ def test_the_least_recipe_has_every_published_default(write):
             "beta": 1e-4,
             "gamma": 1e-3,
             "tails": None,
-            "options": {},
+            "options": {"truncate": True, "sigma": "trained"},
         },
         "training": {
             "epochs": 3,
@@ -364,3 +364,11 @@ def test_checking_does_not_change_the_mapping_it_is_given():
     recipe = Recipe.model_validate(given)
     assert recipe.training.warmup_ratio == 0.0
     assert given == {"model": {"name": "m"}, "task": {"name": "glue/sst2"}, "training": {"schedule": "constant"}}
+
+
+def test_another_method_by_an_override_leaves_the_options_of_the_first_behind(write):
+    path = write("model: {name: some/model}\ntask: {name: glue/rte}\nmethod: {name: kasa, options: {sigma: one}}\n")
+    assert load_recipe(path, ["method.name=lora"]).method.options == {}
+    assert load_recipe(path, ["method.name=kasa"]).method.options["sigma"] == "one"
+    learning = load_recipe(path, ["method.options.ratio=8", "method.name=lora-plus"]).method.options
+    assert learning["ratio"] == 8 and "sigma" not in learning

@@ -226,8 +226,12 @@ def to_yaml(recipe: Recipe) -> str:
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[str]:
-    """Put each "section.key=value" into `values`; the faults of those that are no such thing."""
+    """Put each "section.key=value" into `values`; the faults of those that are no such thing.
+
+    Another method by "method.name=..." leaves behind the options of the method that it replaces.
+    """
     faults = []
+    _leave_options(values, overrides)
     given: dict[str, str] = {}
     for override in overrides:
         place, equals, text = override.partition("=")
@@ -258,6 +262,13 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[st
         elif values.get(section) is None:
             values[section] = {key: value}
     return faults
+
+
+def _leave_options(values: dict[str, Any], overrides: Sequence[str]) -> None:
+    method = values.get("method")
+    names = [text for place, _, text in (override.partition("=") for override in overrides) if place == "method.name"]
+    if isinstance(method, dict) and names and names[0] != method.get("name", "kasa"):
+        values["method"] = {key: value for key, value in method.items() if key != "options"}
 
 
 def _with_defaults(obj: Mapping[Any, Any]) -> dict[str, Any]:
