@@ -26,3 +26,19 @@ def no_cache_of_the_user():
         del os.environ["KASATUNE_CACHE"]
     else:
         os.environ["KASATUNE_CACHE"] = before
+
+
+@pytest.fixture
+def decompositions(monkeypatch):
+    """Names of the layers that a new adapter decomposes."""
+    from kasatune.tuner import tails
+
+    counted = []
+    original = tails.tail_svd_many
+
+    def counting(weights, ranks, **options):
+        counted.extend(options["names"])
+        return original(weights, ranks, **options)
+
+    monkeypatch.setattr(tails, "tail_svd_many", counting)
+    return counted

@@ -21,7 +21,6 @@ from kasatune.runs.decompose import Job, Layer, Process, decompose
 from kasatune.runs.recipe import Recipe
 from kasatune.runs.shards import Entry
 from kasatune.runs.train import train
-from kasatune.tuner import tails as tails_module
 from kasatune.tuner.layer import KasaLayer
 from kasatune.tuner.tail_directory import TailDirectory
 from kasatune.tuner.tail_files import TailKey
@@ -52,19 +51,6 @@ def check(out, folder, rank, convention="paper"):
             tail = saved.get(TailKey.of(W, dropped), name)
             assert tail is not None and all(map(torch.equal, tail, tail_svd(W, dropped))), name
     return index
-
-
-@pytest.fixture
-def decompositions(monkeypatch):
-    counted = []
-    original = tails_module.tail_svd_many
-
-    def counting(found, ranks, **options):
-        counted.extend(options["names"])
-        return original(found, ranks, **options)
-
-    monkeypatch.setattr(tails_module, "tail_svd_many", counting)
-    return counted
 
 
 def tails(model):

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from kasatune import KasaConfig, load_adapter
 from kasatune.errors import AdapterError
 from kasatune.tuner import KasaLayer
-from kasatune.tuner import tails as tails_module
 from tests.tuner.models import bert, gpt2, labels, llama, shaken, token_ids
 
 MODELS = {"bert": bert, "gpt2": gpt2, "llama": llama}
@@ -22,20 +21,6 @@ MODELS = {"bert": bert, "gpt2": gpt2, "llama": llama}
 def logits(model):
     with torch.no_grad():
         return model.eval()(token_ids()).logits
-
-
-@pytest.fixture
-def decompositions(monkeypatch):
-    """Counts the weights that are decomposed."""
-    counted = []
-    original = tails_module.tail_svd_many
-
-    def counting(weights, ranks, **options):
-        counted.extend(options["names"])
-        return original(weights, ranks, **options)
-
-    monkeypatch.setattr(tails_module, "tail_svd_many", counting)
-    return counted
 
 
 def saved(tmp_path, base=bert, **options):

@@ -12,7 +12,6 @@ from torch import nn
 
 from kasatune import KasaConfig, tail_svd
 from kasatune.errors import InputError, ModelError
-from kasatune.tuner import tails as tails_module
 from kasatune.tuner.progress import progress_told_to
 from kasatune.tuner.tail_cache import TailCache
 from kasatune.tuner.tail_files import TailKey, read_tail, weight_digest, write_tail
@@ -24,20 +23,6 @@ WIDTH = 256
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("KASATUNE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "tails"
-
-
-@pytest.fixture
-def decompositions(monkeypatch):
-    """Names of the layers that are decomposed."""
-    counted = []
-    original = tails_module.tail_svd_many
-
-    def counting(weights, ranks, **options):
-        counted.extend(options["names"])
-        return original(weights, ranks, **options)
-
-    monkeypatch.setattr(tails_module, "tail_svd_many", counting)
-    return counted
 
 
 def model(width=WIDTH, dtype=torch.float32):

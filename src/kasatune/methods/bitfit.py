@@ -1,21 +1,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from kasatune.errors import ModelError
-from kasatune.methods.base import Method, MethodSettings, TaskKind, trainable
-from kasatune.methods.checkpoint import load_tensors, put_tensors, save_tensors
+from kasatune.methods.base import MethodSettings, TaskKind
+from kasatune.methods.checkpoint import CheckpointMethod
 from kasatune.methods.table import METHODS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class BitFit(Method):
+class BitFit(CheckpointMethod):
     """Every bias b of the model is trained (those of LayerNorm too), no weight matrix.
 
     Source: Ben Zaken, Ravfogel, Goldberg, arXiv 2106.10199.
@@ -39,15 +38,6 @@ class BitFit(Method):
                 "choose another method, e.g. lora"
             )
         return model
-
-    def save(self, model: nn.Module, run_dir: Path, base_name: str) -> None:
-        """See `Method.save`."""
-        save_tensors(run_dir, self.info.name, base_name, trainable(model))
-
-    def load(self, base: PreTrainedModel, run_dir: Path, settings: MethodSettings) -> nn.Module:
-        """See `Method.load`."""
-        put_tensors(base, load_tensors(run_dir), run_dir)
-        return base
 
 
 METHOD = BitFit()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -13,10 +13,27 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kasatune.errors import AdapterError
+from kasatune.methods.base import Method, MethodSettings, trainable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 CHECKPOINT_FOLDER = "checkpoint"
 _TENSORS = "trained.safetensors"
 _CONFIG = "checkpoint.json"
+
+
+class CheckpointMethod(Method):
+    """What the methods share that train parameters of the base model itself: these parameters are what is saved."""
+
+    def save(self, model: nn.Module, run_dir: Path, base_name: str) -> None:
+        """See `Method.save`."""
+        save_tensors(run_dir, self.info.name, base_name, trainable(model))
+
+    def load(self, base: PreTrainedModel, run_dir: Path, settings: MethodSettings) -> nn.Module:
+        """See `Method.load`."""
+        put_tensors(base, load_tensors(run_dir), run_dir)
+        return base
 
 
 def save_tensors(

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kasatune.methods.base import MethodSettings, TaskKind
-from kasatune.methods.computed import ADAPTER_NAME, lora_layers
-from kasatune.methods.lora import Lora
+from kasatune.methods.lora import ADAPTER_NAME, Lora, lora_layers
 from kasatune.methods.table import METHODS
 
 if TYPE_CHECKING:

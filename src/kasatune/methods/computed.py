@@ -9,17 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from kasatune.methods.base import MethodSettings, TaskKind
-from kasatune.methods.lora import Lora
+from kasatune.methods.lora import ADAPTER_NAME, Lora, lora_layers
 from kasatune.tuner.base_weight import BaseWeight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-ADAPTER_NAME = "default"
 
 
 class ComputedLinear(nn.Module, ABC):
@@ -105,13 +102,6 @@ def plain(model: nn.Module) -> Iterator[None]:
     finally:
         for factors, computed in put_back:
             factors[ADAPTER_NAME] = computed
-
-
-def lora_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """PEFT's LoRA layers, quantized ones included, by name."""
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer) and ADAPTER_NAME in module.lora_A:
-            yield name, module
 
 
 def weight_under(layer: Any) -> Tensor | None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from kasatune.errors import DataError
 from kasatune.methods.base import MethodSettings
-from kasatune.methods.residual import ADAPTER_NAME, ResidualLora, lora_layers, remember
+from kasatune.methods.lora import ADAPTER_NAME, lora_layers
+from kasatune.methods.residual import ResidualLora, remember
 from kasatune.methods.table import METHODS
 
 

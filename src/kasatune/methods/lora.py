@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from peft import LoraConfig, PeftConfig
+from peft.tuners.lora import LoraLayer
+from torch import nn
 
 from kasatune.methods.adapter import AdapterMethod
 from kasatune.methods.base import MethodSettings
 from kasatune.methods.table import METHODS
+
+ADAPTER_NAME = "default"
 
 
 class Lora(AdapterMethod):
@@ -27,6 +32,13 @@ class Lora(AdapterMethod):
             target_modules=targets,
             **common,
         )
+
+
+def lora_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """PEFT's LoRA layers, quantized ones included, by name."""
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer) and ADAPTER_NAME in module.lora_A:
+            yield name, module
 
 
 METHOD = Lora()

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from kasatune.errors import InputError
 from kasatune.methods.base import MethodSettings
-from kasatune.methods.computed import ADAPTER_NAME, ComputedLinear, ComputedLora
+from kasatune.methods.computed import ComputedLinear, ComputedLora
+from kasatune.methods.lora import ADAPTER_NAME
 from kasatune.methods.table import METHODS
 
 

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from kasatune.maths import leading_triplets
 from kasatune.methods.base import MethodSettings
-from kasatune.methods.computed import ADAPTER_NAME, ComputedLinear, ComputedLora, Frozen, weight_under
+from kasatune.methods.computed import ComputedLinear, ComputedLora, Frozen, weight_under
+from kasatune.methods.lora import ADAPTER_NAME
 from kasatune.methods.table import METHODS
 
 

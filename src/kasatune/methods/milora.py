@@ -6,7 +6,8 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 
 from kasatune.maths import tail_svd
-from kasatune.methods.residual import ADAPTER_NAME, ResidualLora
+from kasatune.methods.lora import ADAPTER_NAME
+from kasatune.methods.residual import ResidualLora
 from kasatune.methods.table import METHODS
 
 

@@ -9,7 +9,8 @@ from transformers.pytorch_utils import Conv1D
 
 from kasatune.errors import ModelError
 from kasatune.methods.base import MethodSettings, TaskKind
-from kasatune.methods.residual import ResidualLora, lora_layers
+from kasatune.methods.lora import lora_layers
+from kasatune.methods.residual import ResidualLora
 from kasatune.methods.table import METHODS
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,11 @@ from torch import Tensor, nn
 
 from kasatune.methods.adapter import ADAPTER_FOLDER, sort_config
 from kasatune.methods.base import MethodSettings, TaskKind
-from kasatune.methods.lora import Lora
+from kasatune.methods.lora import ADAPTER_NAME, Lora, lora_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ADAPTER_NAME = "default"
 _WHILE_TRAINING = "initial_factors"
 
 
@@ -92,14 +91,7 @@ class ResidualLora(Lora):
 def remember(model: nn.Module) -> None:
     """Keep A0 and B0 of every layer, as they are now, on the CPU, for `ResidualLora.save`."""
     factors = {
-        name: tuple(f[ADAPTER_NAME].weight.detach().cpu().clone() for f in (layer.lora_A, layer.lora_B))  # type: ignore[operator]
+        name: tuple(f[ADAPTER_NAME].weight.detach().cpu().clone() for f in (layer.lora_A, layer.lora_B))
         for name, layer in lora_layers(model)
     }
     setattr(model, _WHILE_TRAINING, factors)
-
-
-def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
-    """PEFT's LoRA layers, by name."""
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLinear):
-            yield name, module

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from kasatune.maths import singular_values
 from kasatune.methods.base import MethodSettings, TaskKind
-from kasatune.methods.computed import ADAPTER_NAME, ComputedLinear, ComputedLora, lora_layers, weight_under
+from kasatune.methods.computed import ComputedLinear, ComputedLora, weight_under
+from kasatune.methods.lora import ADAPTER_NAME, lora_layers
 from kasatune.methods.table import METHODS
 
 if TYPE_CHECKING:

@@ -1,22 +1,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from kasatune.errors import ModelError
-from kasatune.methods.base import Method, MethodSettings, TaskKind, trainable
+from kasatune.methods.base import MethodSettings, TaskKind
 from kasatune.methods.blocks import blocks
-from kasatune.methods.checkpoint import load_tensors, put_tensors, save_tensors
+from kasatune.methods.checkpoint import CheckpointMethod
 from kasatune.methods.table import METHODS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class TopLayers(Method):
+class TopLayers(CheckpointMethod):
     """Every parameter of the last n transformer blocks is trained; embeddings, lower blocks and final norm are frozen.
 
     Source: Li, Liang, arXiv 2101.00190, "FT-Top2" (n = 2).
@@ -40,15 +39,6 @@ class TopLayers(Method):
         for name in new_modules:
             model.get_submodule(name).requires_grad_(True)
         return model
-
-    def save(self, model: nn.Module, run_dir: Path, base_name: str) -> None:
-        """See `Method.save`."""
-        save_tensors(run_dir, self.info.name, base_name, trainable(model))
-
-    def load(self, base: PreTrainedModel, run_dir: Path, settings: MethodSettings) -> nn.Module:
-        """See `Method.load`."""
-        put_tensors(base, load_tensors(run_dir), run_dir)
-        return base
 
 
 METHOD = TopLayers()
