@@ -22,6 +22,7 @@ COMMANDS = {
     "demo": "demo",
     "train": "train",
     "compare": "compare",
+    "reproduce": "reproduce",
     "evaluate": "evaluate",
     "predict": "predict",
     "plan": "plan",

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import shlex
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kasatune.cli.arguments import Json, Overrides
+from kasatune.cli.catalogue import find_recipe
+from kasatune.cli.console import note, print_json, print_table, results_only, say
+from kasatune.errors import WorkError
+
+
+def command(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="glue, e2e, instruct, commonsense or ablation.", show_default=False)
+    ],
+    overrides: Overrides = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="M", help="A base model of the table, or any other in its place.", show_default=False),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The scaled-down form: a small model, fewer rows, fewer epochs.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where runs and results are kept; runs/reproduce-NAME by default."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder with the tasks' data; the hub by default.", show_default=False),
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(metavar="LIST", help="These tasks of the table alone.", show_default=False)
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="As `compare` has them; the table's by default.", show_default=False),
+    ] = None,
+    seeds: Annotated[str, typer.Option(metavar="LIST", help="Seeds of the runs.")] = "0",
+    json: Json = False,
+) -> None:
+    """Build a table of the paper again, with the paper's number beside ours.
+
+    Example: kasatune reproduce glue --quick --data path/to/GLUE
+
+    Runs what DIR does not hold yet, by the built-in recipes; give the same command again to go on after a stop. Writes
+    reproduction.md and reproduction.json, which say for every number where it was published, what the authors' log
+    has, what came out here, and what can be said of the two.
+    """
+    from kasatune.runs.compare.variants import parse_seeds
+    from kasatune.runs.reproduce.cases import make_request
+    from kasatune.runs.reproduce.experiments import find_experiment
+
+    experiment = find_experiment(name)
+    place = out or Path(f"runs/reproduce-{name}{'-quick' if quick else ''}")
+    request = make_request(
+        experiment,
+        place,
+        find_recipe,
+        model=model,
+        quick=quick,
+        methods=methods,
+        seeds=parse_seeds(seeds),
+        tasks=[one.strip() for one in (tasks or "").split(",") if one.strip()],
+        data=data,
+        overrides=overrides or (),
+    )
+    with results_only():
+        found = _reproduce(request, place)
+    if json:
+        print_json(found)
+    else:
+        _show(found, place)
+    if found["failed"]:
+        raise WorkError("not every run came to its end; the same command goes on")
+
+
+def _reproduce(request: Any, place: Path) -> dict[str, Any]:
+    from kasatune.cli.display import make_display
+    from kasatune.cli.outcome import write_pages
+    from kasatune.reports.reproduction import markdown
+    from kasatune.runs.directory import write_json, write_text
+    from kasatune.runs.reproduce.work import reproduce
+
+    given = [one for one in sys.argv[1:] if one != "--json"]
+    words = f"kasatune {shlex.join(given)}" if "reproduce" in given else ""
+    try:
+        found = reproduce(request, place, display=make_display(), tell=note, after=write_pages, command=words)
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(f"{place} keeps what was done; go on with the same command")
+        raise
+    write_json(place / "reproduction.json", found)
+    write_text(place / "reproduction.md", markdown(found, date=datetime.now(UTC).date().isoformat()))
+    return found
+
+
+def _show(found: dict[str, Any], place: Path) -> None:
+    from kasatune.reports.reproduction import HEAD, conclusion, rows
+
+    print_table(HEAD, rows(found), title=f"{found['title']}, {found['model_title']}")
+    say(f"\n{conclusion(found)}")
+    say(f"page: {place / 'reproduction.md'}")

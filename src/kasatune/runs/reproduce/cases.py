@@ -1,0 +1,210 @@
+"""The runs that a table takes, each with its recipe and with what sets it apart from the published run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kasatune.errors import InputError
+from kasatune.runs.compare.variants import Variant, parse_variants
+from kasatune.runs.recipe import Recipe, load_recipe
+from kasatune.runs.reproduce.figures import Experiment, PaperModel
+
+RUNS = "runs"
+# Where a run happens and what it reads decide nothing about its score, or are told of elsewhere.
+_NO_DIFFERENCE = (
+    "task.data",
+    "training.seed",
+    "training.device",
+    "training.report_to",
+    "training.eval_batch_size",
+    "training.gradient_accumulation",
+    "training.gradient_checkpointing",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run.
+
+    Attributes:
+        task: name of the task.
+        method: as it was written.
+        seed: of the run.
+        recipe: what is run.
+        folder: its run directory.
+        differences: what the recipe has otherwise than the published one, "key: ours (published: theirs)" each.
+        missing: why it cannot be run; "" where it can.
+    """
+
+    task: str
+    method: str
+    seed: int
+    recipe: Recipe
+    folder: Path
+    differences: tuple[str, ...]
+    missing: str = ""
+
+    @property
+    def title(self) -> str:
+        """The run in a few words."""
+        return f"{self.method} on {self.task}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be reproduced.
+
+    Attributes:
+        experiment: the table.
+        model: whose figures are the published ones.
+        quick: whether the scaled-down form is run.
+        cases: the runs.
+        methods: as they were written.
+        seeds: of the runs.
+    """
+
+    experiment: Experiment
+    model: PaperModel
+    quick: bool
+    cases: tuple[Case, ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+
+def make_request(
+    experiment: Experiment,
+    out: Path,
+    find: Callable[[str], Path],
+    *,
+    model: str | None = None,
+    quick: bool = False,
+    methods: str | None = None,
+    seeds: Sequence[int] = (0,),
+    tasks: Sequence[str] = (),
+    data: Path | None = None,
+    overrides: Sequence[str] = (),
+) -> Request:
+    """The runs of a table, checked before anything is loaded.
+
+    Args:
+        experiment: the table.
+        out: where the runs are kept.
+        find: the file of a built-in recipe.
+        model: a base model of the table, or any other model in its place; None for the table's first.
+        quick: the scaled-down form.
+        methods: separated by commas; None for the table's own.
+        seeds: of the runs of every method on every task.
+        tasks: of the table, to run those alone.
+        data: a folder with the tasks' data; None takes it from the hub.
+        overrides: "section.key=value" for every recipe, beyond those of the quick form.
+
+    Raises:
+        InputError: something is unknown, or a recipe has faults.
+    """
+    names = {one.name: one for one in experiment.models}
+    paper = names.get(model or "", experiment.models[0])
+    base = None if model is None or model in names else model
+    if quick and base is None:
+        base = experiment.quick_model
+        if base is None:
+            raise InputError(f"--quick: {experiment.name} needs a small base model: name one with --model MODEL")
+    changes = _changes(experiment, quick=quick, base=base, data=data, overrides=overrides)
+    variants = parse_variants(methods) if methods else [parse_variants(one)[0] for one in experiment.methods]
+    wanted = _wanted(paper, tasks)
+    cases = []
+    for task in wanted:
+        path = find(paper.recipes[task])
+        published = load_recipe(path)
+        lack = missing_data(task, data)
+        own = {**changes, **(experiment.quick_of_task.get(task, {}) if quick else {}), **_parsed(overrides)}
+        if lack:
+            own.pop("task.data", None)
+        recipe = load_recipe(path, [f"{key}={value}" for key, value in own.items()], check_inputs=True)
+        for variant in variants:
+            for seed in seeds:
+                cases.append(_case(task, variant, seed, recipe, published, out, lack))
+    return Request(experiment, paper, quick, tuple(cases), tuple(one.text for one in variants), tuple(seeds))
+
+
+def missing_data(task: str, data: Path | None) -> str:
+    """Why the folder `data` cannot serve a task; "" where it can, or where nothing is known before it is read.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if data is None:
+        return ""
+    if not data.is_dir():
+        raise InputError(f"--data: {str(data)!r}: no such folder; check the path (relative ones start at {Path.cwd()})")
+    if task.startswith("glue/"):
+        from kasatune.tasks.glue import GLUE
+
+        folder = GLUE[task].folder
+        return "" if (data / folder).is_dir() else f"{data} has no {folder}"
+    return ""
+
+
+def _wanted(paper: PaperModel, tasks: Sequence[str]) -> list[str]:
+    if not tasks:
+        return list(paper.recipes)
+    short = {name.rpartition("/")[2]: name for name in paper.recipes}
+    unknown = [task for task in tasks if task not in short and task not in paper.recipes]
+    if unknown:
+        raise InputError(f"--tasks: {', '.join(map(repr, unknown))} received; the table has {', '.join(short)}")
+    asked = {short.get(task, task) for task in tasks}
+    return [name for name in paper.recipes if name in asked]
+
+
+def _changes(
+    experiment: Experiment, *, quick: bool, base: str | None, data: Path | None, overrides: Sequence[str]
+) -> dict[str, str]:
+    changes = dict(experiment.quick) if quick else {}
+    if base is not None:
+        changes["model.name"] = base
+        if not quick or base != experiment.quick_model:
+            changes["method.target_modules"] = "default"
+    if data is not None:
+        changes["task.data"] = str(data)
+    return {**changes, **_parsed(overrides)}
+
+
+def _parsed(overrides: Sequence[str]) -> dict[str, str]:
+    wrong = [one for one in overrides if "=" not in one]
+    if wrong:
+        raise InputError(f"{wrong[0]!r} received; overrides are written section.key=value, as training.epochs=3")
+    return {key: value for key, _, value in (one.partition("=") for one in overrides)}
+
+
+def _case(task: str, variant: Variant, seed: int, recipe: Recipe, published: Recipe, out: Path, missing: str) -> Case:
+    words = [task.rpartition("/")[2], variant.text.replace(":", "-").replace("=", "-"), f"seed{seed}"]
+    folder = out / RUNS / "-".join(words)
+    ours = variant.apply(recipe, {"seed": seed}, {}).model_copy(update={"output": str(folder)})
+    theirs = variant.apply(published, {}, {})
+    return Case(task, variant.text, seed, ours, folder, tuple(_differences(ours, theirs)), missing)
+
+
+def _differences(ours: Recipe, theirs: Recipe) -> list[str]:
+    mine, published = _flat(ours), _flat(theirs)
+    return [
+        f"{key}: {_shown(key, mine[key])} (published: {_shown(key, published[key])})"
+        for key in mine
+        if key not in _NO_DIFFERENCE and mine[key] != published[key]
+    ]
+
+
+def _flat(recipe: Recipe) -> Mapping[str, Any]:
+    found: dict[str, Any] = {}
+    for section, value in recipe.model_dump().items():
+        found |= {f"{section}.{key}": one for key, one in (value or {}).items()} if section != "output" else {}
+    return found
+
+
+def _shown(key: str, value: Any) -> str:
+    if value is None:
+        return "all" if key in ("task.max_train", "task.max_eval") else "none"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(str, value)) + "]"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,25 @@
+"""The tables that can be reproduced, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kasatune.errors import InputError
+from kasatune.runs.recipe_faults import did_you_mean
+from kasatune.runs.reproduce.figures import Experiment
+from kasatune.runs.reproduce.published.ablation import ABLATION
+from kasatune.runs.reproduce.published.glue import GLUE
+
+EXPERIMENTS: Mapping[str, Experiment] = {one.name: one for one in (GLUE, ABLATION)}
+
+
+def find_experiment(name: str) -> Experiment:
+    """The table of this name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in EXPERIMENTS:
+        near = did_you_mean(name, EXPERIMENTS) or f"; choose from {', '.join(EXPERIMENTS)}"
+        raise InputError(f"{name!r} is not a table that can be reproduced{near}")
+    return EXPERIMENTS[name]

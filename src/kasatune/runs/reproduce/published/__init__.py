@@ -1,0 +1,1 @@
+"""What the paper and its authors' logs say, as plain data, one file a table."""
