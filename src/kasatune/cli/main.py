@@ -33,6 +33,7 @@ COMMANDS = {
     "verify": "verify",
     "inspect": "inspect",
     "decompose": "decompose",
+    "synthesize": "synthesize",
 }
 # They warn, when they are imported, of things that no user of this command can act on.
 _TALKATIVE = ("bitsandbytes", "torch.utils._pytree", "torchao")

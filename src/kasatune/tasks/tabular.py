@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,13 +57,43 @@ def read_table(path: Path, columns: Sequence[str]) -> Table:
         DataError: the file is missing, empty, too large (2 GiB; JSON 256 MiB; a line 10 MiB), damaged, of another
             format or encoding, has rows of differing width or no rows, or lacks a column or has it twice.
     """
-    ending = path.suffix.lower()
-    if ending not in _READERS:
-        raise DataError(f"{path}: the ending {ending!r} is none of {', '.join(_READERS)}; convert the file")
+    ending = _ending(path)
     table = _READERS[ending](path, tuple(columns))
     if not len(table):
         raise DataError(f"{path}: the file holds no rows")
     return table
+
+
+def column_names(path: Path) -> list[str]:
+    """The names of the columns of a file that `read_table` reads; of JSON those of all rows, of JSON Lines the first's.
+
+    Raises:
+        DataError: as `read_table` has it.
+    """
+    ending = _ending(path)
+    if ending in (".csv", ".tsv"):
+        reader = csv.reader(read_lines(path), delimiter="," if ending == ".csv" else "\t", strict=True)
+        return next(_records(path, reader), (0, []))[1]
+    if ending == ".jsonl":
+        lines = ((number, line) for number, line in enumerate(read_lines(path), start=1) if line.strip())
+        for number, line in lines:
+            objects = _Objects(path, ())
+            objects.add(f"line {number}", _parse(path, line, number))
+            return list(objects.keys)
+        return []
+    if ending == ".parquet":
+        return _schema_names(path)
+    objects = _Objects(path, ())
+    for number, item in enumerate(_json_list(path), start=1):
+        objects.add(f"row {number}", item)
+    return list(objects.keys)
+
+
+def _ending(path: Path) -> str:
+    ending = path.suffix.lower()
+    if ending not in _READERS:
+        raise DataError(f"{path}: the ending {ending!r} is none of {', '.join(_READERS)}; convert the file")
+    return ending
 
 
 def _delimited(path: Path, columns: Sequence[str], delimiter: str) -> Table:
@@ -154,13 +185,17 @@ def _json_lines(path: Path, columns: Sequence[str]) -> Table:
     return Table(path, objects.columns(), lines)
 
 
-def _json(path: Path, columns: Sequence[str]) -> Table:
+def _json_list(path: Path) -> list[Any]:
     content = _parse(path, read_text(path, MAX_JSON_BYTES), 1)
     if not isinstance(content, list):
         what = "one object" if isinstance(content, dict) else show(content)
         raise DataError(f"{path}: {what} where a list of objects is expected: [{{...}}, {{...}}]")
+    return content
+
+
+def _json(path: Path, columns: Sequence[str]) -> Table:
     objects = _Objects(path, columns)
-    for number, item in enumerate(content, start=1):
+    for number, item in enumerate(_json_list(path), start=1):
         objects.add(f"row {number}", item)
     return Table(path, objects.columns(), None)
 
@@ -215,22 +250,31 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parquet(path: Path, columns: Sequence[str]) -> Table:
+    with _parquet_file(path) as file:
+        for column in columns:
+            _find(path, column, file.schema_arrow.names)
+        size = _unpacked_bytes(file.metadata, columns)
+        if size > MAX_FILE_BYTES:
+            limit = f"{MAX_FILE_BYTES / 1024**2:,.0f} MiB"
+            raise DataError(f"{path}: {size / 1024**2:,.0f} MiB once unpacked; the limit is {limit}; give a part of it")
+        table = file.read(columns=list(columns))
+        return Table(path, {name: table.column(name).to_pylist() for name in columns}, None)
+
+
+def _schema_names(path: Path) -> list[str]:
+    with _parquet_file(path) as file:
+        return list(file.schema_arrow.names)
+
+
+@contextmanager
+def _parquet_file(path: Path) -> Iterator[Any]:
     import pyarrow
     import pyarrow.parquet
 
     require_file(path)
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            for column in columns:
-                _find(path, column, file.schema_arrow.names)
-            size = _unpacked_bytes(file.metadata, columns)
-            if size > MAX_FILE_BYTES:
-                limit = f"{MAX_FILE_BYTES / 1024**2:,.0f} MiB"
-                raise DataError(
-                    f"{path}: {size / 1024**2:,.0f} MiB once unpacked; the limit is {limit}; give a part of it"
-                )
-            table = file.read(columns=list(columns))
-            return Table(path, {name: table.column(name).to_pylist() for name in columns}, None)
+            yield file
     except DataError:
         raise
     except (pyarrow.ArrowException, OSError, ValueError) as error:

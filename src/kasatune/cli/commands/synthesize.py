@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kasatune.cli.arguments import Json, NewDirectory, Overrides
+from kasatune.cli.console import note, print_json, say
+
+
+def command(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file.", show_default=False)],
+    out: NewDirectory,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what the directory holds.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what an earlier synthesis wrote to the directory.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Write instruction data with a teacher model that speaks the OpenAI protocol.
+
+    Example: kasatune synthesize closed_qa.yaml data.count=1000 --out data/closed_qa
+
+    The least that a recipe needs:
+
+    ```yaml
+    teacher: {model: gpt-4o}
+    seeds: {file: seeds.jsonl}
+    data: {subject: closed_qa, count: 100}
+    ```
+
+    The key is read from OPENAI_API_KEY; `teacher.url` names a server of your own. No reply is asked for twice.
+    """
+    from kasatune.runs.synthesis.recipe import load_synthesis
+    from kasatune.runs.synthesis.synthesize import ROWS, synthesize
+
+    checked = load_synthesis(recipe, overrides or (), check_inputs=True)
+    try:
+        report = synthesize(checked, out, resume=resume, overwrite=overwrite, progress=_tell())
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(f"{out} keeps every reply; go on with the same command and --resume")
+        raise
+    if json:
+        print_json(report)
+        return
+    short = "" if report["rows"] >= report["wanted"] else f" of {report['wanted']:,} wanted"
+    told = f"{report['requests']:,} requests ({report['asked']:,} now)"
+    say(f"{report['rows']:,} rows{short} in {out / ROWS}, from {told}")
+    for reason, number in report["left_out"].items():
+        say(f"left out: {number:,} {reason}")
+    say(_cost(report["cost"]))
+
+
+def _tell() -> Any:
+    told = 0
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told
+        if done == total or done >= told + max(1, total // 20):
+            told = done
+            note(f"{done:,} of {total:,} rows")
+
+    return tell
+
+
+def _cost(cost: dict[str, Any]) -> str:
+    parts = [f"{cost['prompt_tokens']:,} prompt tokens", f"{cost['completion_tokens']:,} completion tokens"]
+    if cost["uncounted"]:
+        parts.append(f"{cost['uncounted']:,} replies not counted by the server")
+    if cost["money"] is not None:
+        parts.append(f"{cost['money']:.4f} by the prices given")
+    return f"cost: {', '.join(parts)}"

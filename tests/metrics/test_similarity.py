@@ -1,0 +1,37 @@
+"""ROUGE-L of words against rouge-score's own."""
+
+import random
+
+import pytest
+
+from kasatune.metrics.similarity import SimilarTexts, rouge_l_f1, words
+
+rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer")
+
+
+def test_it_is_rouge_scores_own():
+    draw, scorer = random.Random(0), rouge_scorer.RougeScorer(["rougeL"])
+    for _ in range(300):
+        a, b = (" ".join(draw.choices("abcdefg", k=draw.randrange(1, 90))) for _ in range(2))
+        assert rouge_l_f1(words(a), words(b)) == pytest.approx(scorer.score(a, b)["rougeL"].fmeasure, abs=1e-12)
+
+
+def test_empty_texts_are_like_nothing():
+    assert rouge_l_f1([], []) == rouge_l_f1(["a"], []) == rouge_l_f1([], ["a"]) == 0.0
+
+
+def test_the_first_text_too_much_alike_is_found():
+    known = SimilarTexts(0.7)
+    for text in ("Name three rivers of Asia", "Add two numbers, then print them"):
+        known.add(text)
+    assert known.find("name three LAKES of asia!") == 0  # four of five words
+    assert known.find("Name three lakes in Asia") is None  # three of five
+    assert known.find("then print them, add two numbers") is None
+    assert known.find("") is None and known.find("?!") is None
+    assert len(known) == 2
+
+
+def test_the_threshold_itself_is_too_much():
+    known = SimilarTexts(0.8)
+    known.add("a b c d e")
+    assert known.find("a b c d f") == 0
