@@ -47,6 +47,7 @@ def test_the_least_recipe_has_every_published_default(write):
             "label": None,
             "prompt": None,
             "completion": None,
+            "loss_on": None,
             "max_length": 128,
             "max_train": None,
             "max_eval": None,

@@ -11,5 +11,7 @@ class Settings:
     validation: str | float | None = None
     text: str | tuple[str, ...] | None = None
     label: str | None = None
+    prompt: str | None = None
+    completion: str | None = None
     max_train: int | None = None
     max_eval: int | None = None

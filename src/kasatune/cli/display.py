@@ -18,6 +18,7 @@ _LINES_PER_RUN = 20
 # Work outside of training is shown once it has taken so long, and in lines so far apart.
 _QUICK_SECONDS = 1.0
 _SECONDS_BETWEEN_LINES = 10.0
+_COUNTED = {"writing": "texts"}  # what other work counts is layers
 
 
 def make_display() -> Display:
@@ -91,7 +92,7 @@ class LiveDisplay:
         work = self._work
         work.done = done
         if work.task is None and done < total and work.seconds > _QUICK_SECONDS:
-            work.task = self._progress.add_task(what, total=total, state="layers")
+            work.task = self._progress.add_task(what, total=total, state=_COUNTED.get(what, "layers"))
             self._progress.start()
         if work.task is not None:
             self._progress.update(work.task, completed=done)
@@ -159,16 +160,16 @@ class LineDisplay:
         """See `Display.progress`."""
         if self._work is None or self._work.what != what or done < self._work.done:
             self._work = _Work(what)
-        work = self._work
+        work, counted = self._work, _COUNTED.get(what, "layers")
         work.done = done
         if done == total:
             if work.told:
-                self.message(f"{what}: {total} layers done in {_clock(work.seconds)}")
+                self.message(f"{what}: {total} {counted} done in {_clock(work.seconds)}")
             self._work = None
         elif done and work.seconds > (work.told + _SECONDS_BETWEEN_LINES if work.told else _QUICK_SECONDS):
             work.told = work.seconds
             left = work.seconds / done * (total - done)
-            self.message(f"{what}: {done} of {total} layers  {_clock(left)} left")
+            self.message(f"{what}: {done} of {total} {counted}  {_clock(left)} left")
 
     def message(self, text: str) -> None:
         """See `Display.message`."""

@@ -101,6 +101,8 @@ class MethodInfo:
         start: how the model that training begins with differs from the base.
         disable: why the base cannot be had back by switching the method off.
         merge: why it cannot be merged into the base's weights.
+        kinds: the kinds of task that it can do.
+        unable: why it cannot do the others.
     """
 
     name: str
@@ -116,6 +118,8 @@ class MethodInfo:
     start: str = ""
     disable: str = ""
     merge: str = ""
+    kinds: tuple[str, ...] = ("classification", "regression", "generation")
+    unable: str = ""
 
     @property
     def shown_title(self) -> str:

@@ -14,7 +14,7 @@ import yaml
 from kasatune.reports import markdown, words
 from kasatune.reports.certainty import accuracy_interval, against_baseline
 from kasatune.reports.files import write_text
-from kasatune.reports.page import facts
+from kasatune.reports.page import decoding, facts
 from kasatune.reports.record import RunRecord, read_run
 from kasatune.reports.snippet import example_texts, loading_snippet
 from kasatune.reports.tables import as_markdown, scores
@@ -41,6 +41,7 @@ def run_card(run: RunRecord) -> str:
         facts=markdown.table(["cost", "value"], [[markdown.text(n), markdown.text(v)] for n, v in facts(run)], 1),
         versions=_versions(run),
         interval=accuracy_interval(run),
+        decoding=decoding(run),
         against=against_baseline(run),
         predict=_predict_command(run),
         again=f"kasatune train {shlex.quote(str(run.output / 'recipe.yaml'))} "
@@ -89,14 +90,14 @@ def _front_matter(run: RunRecord) -> str:
     matter: dict[str, Any] = {
         "base_model": run.model_name,
         "library_name": "peft" if adapter else "transformers",
-        "pipeline_tag": "text-classification",
+        "pipeline_tag": _pipeline(run),
         "tags": list(dict.fromkeys(tags)),
         "model-index": [
             {
                 "name": f"{run.method_title} on {run.task_name}",
                 "results": [
                     {
-                        "task": {"type": "text-classification", "name": run.task_title},
+                        "task": {"type": _pipeline(run), "name": run.task_title},
                         "dataset": {
                             "type": run.task_name,
                             "name": run.task_name,
@@ -109,6 +110,10 @@ def _front_matter(run: RunRecord) -> str:
         ],
     }
     return yaml.safe_dump(matter, sort_keys=False, allow_unicode=True).rstrip()
+
+
+def _pipeline(run: RunRecord) -> str:
+    return "text-generation" if run.task_kind == "generation" else "text-classification"
 
 
 def _predict_command(run: RunRecord) -> str:

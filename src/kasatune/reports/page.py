@@ -16,6 +16,7 @@ from kasatune.reports.record import RunRecord, read_run
 from kasatune.reports.svg import swatch
 
 SHOWN_LAYERS = 12  # the rest of a large model opens on demand
+SHOWN_TEXTS = 8
 
 
 def write_report(run_dir: Path) -> None:
@@ -64,6 +65,8 @@ def render(run: RunRecord) -> str:
         shown=all_layers[:SHOWN_LAYERS],
         hidden=all_layers[SHOWN_LAYERS:],
         facts=facts(run),
+        texts=written(run)[:SHOWN_TEXTS],
+        decoding=decoding(run),
     )
 
 
@@ -76,6 +79,25 @@ def score_rows(run: RunRecord) -> list[tuple[str, float, float | None]]:
     """(name, selected state, last state) of every score; the primary score first."""
     last = (run.metrics.get("last") or {}).get("metrics") or {}
     return [(name, run.scores[name], last.get(name)) for name in run.score_names]
+
+
+def written(run: RunRecord) -> list[tuple[str, str, list[str]]]:
+    """(prompt, what the model wrote, references) of the scored split; empty where no text is written."""
+    kept = run.predictions
+    if not kept.get("inputs"):
+        return []
+    return list(zip(kept["inputs"], kept["predictions"], kept["labels"], strict=True))
+
+
+def decoding(run: RunRecord) -> str:
+    """How text was written, in words; "" where none is."""
+    settings = run.metrics.get("generation") or {}
+    unused = settings.get("model_settings_not_used") or {}
+    shown = {name: value for name, value in settings.items() if name != "model_settings_not_used"}
+    plain, rest = (
+        ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in group.items()) for group in (shown, unused)
+    )
+    return f"{plain}; not used of the model's own settings: {rest}" if rest else plain
 
 
 def facts(run: RunRecord) -> list[tuple[str, str]]:

@@ -85,10 +85,13 @@ class RunRecord:
 
     @property
     def primary(self) -> str | None:
-        """The score that selects the best epoch; the first score where the task does not say."""
+        """The score that is shown first: the one that selects the best epoch, of written text the paper's.
+
+        The first score where the task does not say.
+        """
         info = TASKS.get(self.task_name)
-        if info and info.primary in self.scores:
-            return info.primary
+        if info and info.headline in self.scores:
+            return info.headline
         return next(iter(self.scores), None)
 
     @property
@@ -102,7 +105,9 @@ class RunRecord:
         chosen = self.metrics.get("selected") or {}
         rule, epoch = str(chosen.get("rule", "")), chosen.get("epoch")
         if rule == "best":
-            return f"best {metric_title(self.primary or 'score')} on {self.split}, epoch {epoch:g}"
+            info = TASKS.get(self.task_name)
+            score = info.primary if info else self.primary or "score"
+            return f"best {metric_title(score)} on {self.split}, epoch {epoch:g}"
         if rule == "last":
             return f"last state, epoch {epoch:g}"
         return "fitted in one go" if rule == "fitted" else rule

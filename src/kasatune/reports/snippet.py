@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from kasatune.errors import AdapterError
+from kasatune.reports.python_code import base_expression, head_lines, literal, source_options
 from kasatune.reports.record import RunRecord
-
-_PACKAGE = "package:"
+from kasatune.reports.text_snippet import text_snippet
 
 
 def label_names(run: RunRecord) -> list[str]:
@@ -28,11 +25,13 @@ def label_names(run: RunRecord) -> list[str]:
 
 
 def loading_snippet(run: RunRecord) -> str:
-    """Python that loads base and adapter and scores one text; runs as it stands, kasatune not installed.
+    """Python that loads base and adapter and answers to one text; runs as it stands, kasatune not installed.
 
     Raises:
         AdapterError: the number of labels cannot be known.
     """
+    if run.task_kind == "generation":
+        return text_snippet(run)
     model = run.recipe.get("model", {})
     regression = run.task_kind == "regression"
     names = [] if regression else label_names(run)
@@ -42,28 +41,19 @@ def loading_snippet(run: RunRecord) -> str:
     else:
         options.append("id2label=dict(enumerate(labels))")
         options.append("label2id={label: number for number, label in enumerate(labels)}")
-    source = _source_options(model)
+    source = source_options(model)
     options += [*source, f'dtype="{model.get("dtype", "float32")}"']
     output = (
         "print(logits.item())"
         if regression
         else "print(model.config.id2label[logits.argmax(-1).item()], logits.softmax(-1).tolist()[0])"
     )
-    texts = ", ".join(map(_literal, example_texts(run)))
-    places = [str(run.output / "adapter"), "adapter", "."]
+    texts = ", ".join(map(literal, example_texts(run)))
     return "\n".join(
         [
-            *(["from importlib.util import find_spec"] if _is_package(model) else []),
-            "from pathlib import Path",
-            "",
-            "import torch",
-            "from peft import PeftModel",
-            "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
-            "",
-            f"places = {_literal(places)}  # where this folder may be",
-            'adapter = next(place for place in places if Path(place, "adapter_config.json").is_file())',
-            f"base = {_base_expression(model)}",
-            *([] if regression else [f"labels = {_literal(names)}"]),
+            *head_lines(run, "AutoModelForSequenceClassification"),
+            f"base = {base_expression(model)}",
+            *([] if regression else [f"labels = {literal(names)}"]),
             "",
             f"tokenizer = AutoTokenizer.from_pretrained({', '.join(['base', *source])})",
             "model = AutoModelForSequenceClassification.from_pretrained(",
@@ -80,53 +70,10 @@ def loading_snippet(run: RunRecord) -> str:
     )
 
 
-def _literal(value: str | list[str]) -> str:
-    """Python for a string or a list of strings, in double quotes: JSON's form of them is Python's too."""
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _is_package(model: Mapping[str, Any]) -> bool:
-    return str(model.get("name", "")).startswith(_PACKAGE)
-
-
-def _base_expression(model: Mapping[str, Any]) -> str:
-    name = str(model.get("name"))
-    if not _is_package(model):
-        return _literal(name)
-    package = name.removeprefix(_PACKAGE)
-    inside = "".join(f" / {_literal(part)}" for part in _model_folder(package))
-    return f"str(Path(find_spec({_literal(package)}).origin).parent{inside})"
-
-
-def _model_folder(package: str) -> tuple[str, ...]:
-    """Where in the package the model lies: the folder of the config.json that names a model type.
-
-    Raises:
-        AdapterError: the package is not installed, or brings no model.
-    """
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:
-        raise AdapterError(
-            f"the base model {_PACKAGE}{package} is not installed; install it, then write the card again"
-        )
-    root = Path(spec.origin).parent
-    for path in sorted(root.rglob("config.json"), key=lambda found: (len(found.parts), found)):
-        if "model_type" in json.loads(path.read_text(encoding="utf-8")):
-            return path.parent.relative_to(root).parts
-    raise AdapterError(f"the package {package} holds no config.json of a model; name another base model")
-
-
-def _source_options(model: Mapping[str, Any]) -> list[str]:
-    options = []
-    if model.get("revision"):
-        options.append(f"revision={_literal(model['revision'])}")
-    if model.get("trust_remote_code"):
-        options.append("trust_remote_code=True")
-    return options
-
-
 def example_texts(run: RunRecord) -> tuple[str, ...]:
     """A text, or two where the task is about pairs."""
+    if run.task_kind == "generation":
+        return ("A text to go on from.",)
     return ("The first text.", "The second text.") if run.metrics.get("text_fields") == 2 else ("A text to score.",)
 
 

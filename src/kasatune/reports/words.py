@@ -14,6 +14,7 @@ _TITLES = {
     "bleu": "BLEU",
     "nist": "NIST",
     "meteor": "METEOR",
+    "meteor_exact_stem": "METEOR (exact and stem)",
     "rouge_l": "ROUGE-L",
     "cider": "CIDEr",
     "loss": "loss",

@@ -218,7 +218,7 @@ class History:
 
 def _differences(before: Recipe, now: Recipe) -> list[str]:
     old, new = _flat(before), _flat(now)
-    return [f"{key}: {old[key]!r} then, {new[key]!r} now" for key in old if old[key] != new[key]]
+    return [f"{key}: {old[key]!r} then, {new.get(key)!r} now" for key in old if old[key] != new.get(key)]
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class Display(Protocol):
         ...
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Of work outside of training, such as decomposing, `done` of `total` layers are done; begins with 0."""
+        """Of work outside of training `done` of `total` are done: layers decomposed, texts written; begins with 0."""
         ...
 
     def message(self, text: str) -> None:

@@ -39,7 +39,7 @@ def evaluate(run_dir: Path, split: str | None = None, data: str | None = None) -
         prepared = prepare_saved(recipe, before["kind"], names, run_dir)
         loaded = time.perf_counter()
         chosen = split or str(before["split"])
-        scores = prepared.score(prepared.encode(task, chosen), task)
+        scores = prepared.final_score(prepared.encode(task, chosen), task, chosen)
     seconds = {"load": loaded - start, "evaluate": time.perf_counter() - loaded}
     return {
         **before,

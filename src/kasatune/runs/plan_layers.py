@@ -37,13 +37,15 @@ class LayerPlan:
     rank: int
 
 
-def match(model: PreTrainedModel, settings: MethodSettings, head: str) -> tuple[tuple[LayerPlan, ...], list[str]]:
+def match(
+    model: PreTrainedModel, settings: MethodSettings, head: str | None
+) -> tuple[tuple[LayerPlan, ...], list[str]]:
     """The layers that `settings.target_modules` names, and what is wrong with them in sentences.
 
     Args:
         model: on any device, meta included.
         settings: the method's.
-        head: name of the newly made head, which is trained whole and never adapted.
+        head: name of the newly made head, which is trained whole and never adapted; None where there is none.
     """
     targets = _resolve(model, settings.target_modules)
     if targets is None:
@@ -51,7 +53,10 @@ def match(model: PreTrainedModel, settings: MethodSettings, head: str) -> tuple[
             f'method.target_modules: "default" received; PEFT has no default for the model type'
             f" {model.config.model_type!r}; name the layers, or use all-linear"
         ]
-    modules = {name: module for name, module in model.named_modules() if name and not f"{name}.".startswith(f"{head}.")}
+    own = None if head is None else f"{head}."
+    modules = {
+        name: module for name, module in model.named_modules() if name and not (own and f"{name}.".startswith(own))
+    }
     if targets == "all-linear":
         outputs = model.get_output_embeddings()
         names = [name for name, module in modules.items() if _shape(module) and module is not outputs]

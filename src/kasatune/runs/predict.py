@@ -7,9 +7,11 @@ from typing import Any
 from kasatune.errors import InputError
 from kasatune.runs.directory import read_metrics, read_recipe
 from kasatune.runs.examples import encode
-from kasatune.runs.prepare import deterministic, prepare_saved
+from kasatune.runs.prepare import Prepared, deterministic, prepare_saved
 from kasatune.runs.quiet import quiet
 from kasatune.runs.scoring import answers
+from kasatune.runs.text.rows import prompt_tokens
+from kasatune.tasks.prompts import render
 
 Text = str | Sequence[str]
 
@@ -19,11 +21,13 @@ def predict(run_dir: Path, texts: Sequence[Text]) -> list[dict[str, Any]]:
 
     Args:
         run_dir: of a run that was finished, or interrupted.
-        texts: one or more; where the task is about pairs, two texts each, or one with a tab between them.
+        texts: one or more, without the task's prompt around them; where the task is about pairs, two texts each, or
+            one with a tab between them.
 
     Returns:
-        For each text `input` as given and `prediction`: {"label": name, "scores": {name: probability}}, or a number;
-        and `truncated`: true where the text is longer than the model was trained for and its end was not read.
+        For each text `input` as given and `prediction`: {"label": name, "scores": {name: probability}}, a number, or
+        {"text": what is written for it}; and `truncated`: true where the text is longer than the model was trained for,
+        so that its end was not read, or its beginning where text is written.
 
     Raises:
         InputError: the directory, its files or the base model is not to be had, or a text is not what the task needs.
@@ -36,6 +40,8 @@ def predict(run_dir: Path, texts: Sequence[Text]) -> list[dict[str, Any]]:
     names = tuple(metrics["label_names"]) if metrics.get("label_names") else None
     with quiet(), deterministic():
         prepared = prepare_saved(recipe, metrics["kind"], names, run_dir)
+        if prepared.kind == "generation":
+            return _written(prepared, [pair[0] for pair in fields])
         second = [pair[1] for pair in fields] if metrics["text_fields"] == 2 else None
         examples = encode(prepared.base.tokenizer, [pair[0] for pair in fields], second, None, recipe.task.max_length)
         predictions, scores = answers(prepared.logits(examples), prepared.kind)
@@ -47,6 +53,16 @@ def predict(run_dir: Path, texts: Sequence[Text]) -> list[dict[str, Any]]:
         item: dict[str, Any] = {"input": text if isinstance(text, str) else list(text), "prediction": prediction}
         found.append(item | ({"truncated": True} if index in examples.truncated else {}))
     return found
+
+
+def _written(prepared: Prepared, texts: Sequence[str]) -> list[dict[str, Any]]:
+    prompts = [render(prepared.recipe.task.name, text) for text in texts]
+    limit = prepared.recipe.task.max_length
+    cut = [len(row) > limit for row in prompt_tokens(prepared.base.tokenizer, prompts)]
+    return [
+        {"input": text, "prediction": {"text": written}} | ({"truncated": True} if long else {})
+        for text, written, long in zip(texts, prepared.generate(prompts), cut, strict=True)
+    ]
 
 
 def _fields(text: Text, number: int, wanted: int) -> tuple[str, ...]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,15 @@ from kasatune.runs.examples import Examples, collator, encode
 from kasatune.runs.models import Base, load_base
 from kasatune.runs.recipe import Recipe
 from kasatune.runs.scoring import Scores, logits, score
+from kasatune.runs.text.decode import generate, generation_config, unused_settings
+from kasatune.runs.text.loss import text_loss, text_metrics
+from kasatune.runs.text.rows import TextCollator, encode_rows
+from kasatune.runs.text.scores import asked, text_scores
 from kasatune.runs.trainer import find_device
 from kasatune.tasks import TaskData
+
+if TYPE_CHECKING:
+    from kasatune.runs.recipe import GenerationSection
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ class Prepared:
 
     Attributes:
         recipe: what it was made from.
-        kind: "classification" or "regression".
+        kind: "classification", "regression" or "generation".
         base: the model that `model` is or wraps, its tokenizer and its newly made modules.
         method: the recipe's.
         model: what the method made of the base, on the recipe's device.
@@ -58,11 +65,61 @@ class Prepared:
         rows = data.splits[split]
         if not rows.first:
             raise DataError(f"the split {split!r} of task {data.name} is empty: it needs one row at least")
-        return encode(self.base.tokenizer, rows.first, rows.second, rows.labels, self.recipe.task.max_length)
+        task = self.recipe.task
+        if self.kind == "generation":
+            loss_on = task.loss_on or "completion"
+            return encode_rows(self.base.tokenizer, rows.first, rows.labels, task.max_length, loss_on)
+        return encode(self.base.tokenizer, rows.first, rows.second, rows.labels, task.max_length)
 
     def score(self, examples: Examples, data: TaskData) -> Scores:
-        """The scores of the model as it is on tokenized rows."""
+        """The scores of the model as it is on tokenized rows; of a language model its loss, and nothing is written."""
+        if self.kind == "generation":
+            training = self.recipe.training
+            size, precision = training.eval_batch_size, training.precision
+            loss = text_loss(self.model, examples, self.collate, size, precision)
+            return Scores(text_metrics(loss), [], [], [])
         return score(self.logits(examples), examples.labels, self.kind, data.metric_names)
+
+    def final_score(self, examples: Examples, data: TaskData, split: str) -> Scores:
+        """`score`, and where text is written that of the whole split and its scores too."""
+        scores = self.score(examples, data)
+        if self.kind != "generation":
+            return scores
+        prompts, references = asked(data.splits[split])
+        texts = self.generate(prompts)
+        metrics = text_scores(data.name, data.metric_names, prompts, texts, references)
+        return Scores({**metrics, **scores.metrics}, references, texts, [], prompts)
+
+    def generate(self, prompts: Sequence[str]) -> list[str]:
+        """What the model writes after each prompt, by the recipe's section `generation`."""
+        recipe = self.recipe
+        return generate(
+            self.model,
+            self.base.tokenizer,
+            prompts,
+            self._decoding,
+            recipe.training.eval_batch_size,
+            max_length=recipe.task.max_length,
+            precision=recipe.training.precision,
+        )
+
+    def decoding(self) -> dict[str, Any]:
+        """How text is written, for metrics.json: the settings, and what the model's own of them were not heeded."""
+        config = generation_config(self.model, self.base.tokenizer, self._decoding)
+        return {
+            **self._decoding.model_dump(),
+            "do_sample": False,
+            "early_stopping": config.early_stopping,
+            "eos_token_id": config.eos_token_id,
+            "batch_size": self.recipe.training.eval_batch_size,
+            "model_settings_not_used": unused_settings(self.model),
+        }
+
+    @property
+    def _decoding(self) -> GenerationSection:
+        if self.recipe.generation is None:
+            raise DataError(f"task.name: {self.recipe.task.name} writes no text")
+        return self.recipe.generation
 
     def logits(self, examples: Examples) -> Any:
         """The logits of tokenized rows, (rows, labels), in the precision of the recipe."""
@@ -126,7 +183,12 @@ def _prepare(
     start = time.perf_counter()
     model = make(method, base)
     seconds = time.perf_counter() - start
-    return Prepared(recipe, kind, base, method, model.to(device), collator(base.tokenizer), seconds)
+    return Prepared(recipe, kind, base, method, model.to(device), batch_maker(base, kind), seconds)
+
+
+def batch_maker(base: Base, kind: str) -> Callable[[list[dict[str, Any]]], Any]:
+    """What makes batches of tokenized rows."""
+    return TextCollator(base.tokenizer) if kind == "generation" else collator(base.tokenizer)
 
 
 def _attached(method: Method, base: Base, recipe: Recipe, kind: Any) -> nn.Module:

@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 
@@ -26,6 +27,7 @@ from kasatune.runs.recipe_checks import contradictions
 from kasatune.runs.recipe_faults import sentences, show
 from kasatune.runs.recipe_inputs import missing_inputs
 from kasatune.runs.recipe_yaml import dump_yaml, parse_yaml, read_recipe_text
+from kasatune.tasks.table import TASKS
 
 
 def _whole(value: Any) -> Any:
@@ -69,7 +71,8 @@ class ModelSection(_Section):
 class TaskSection(_Section):
     """The task and its rows; `train` to `completion` belong to your own data. Lengths are in tokens, sizes in rows.
 
-    `validation` is a file, or the share of the training rows to keep for it.
+    `validation` is a file, or the share of the training rows to keep for it. `loss_on` is for tasks that write text:
+    "completion" (their default) learns what follows the prompt, "everything" the prompt too.
     """
 
     name: Text = Field(description="name a task of `kasatune list tasks`")
@@ -80,6 +83,7 @@ class TaskSection(_Section):
     label: Text | None = None
     prompt: Text | None = None
     completion: Text | None = None
+    loss_on: Literal["completion", "everything"] | None = None
     max_length: Count = 128
     max_train: Count | None = None
     max_eval: Count | None = None
@@ -142,12 +146,27 @@ class TrainingSection(_Section):
     report_to: Annotated[list[Text], BeforeValidator(_listed)] = []
 
 
+class GenerationSection(_Section):
+    """How text is written once training is done: greedy search, or beams; no token is ever drawn.
+
+    A task may have defaults of its own. `training.eval_batch_size` prompts are answered at a time. A beam's score is
+    the sum of its log-probabilities over its length to the power `length_penalty`; n-grams of `no_repeat_ngram_size`
+    tokens are written once, 0 sets no limit.
+    """
+
+    max_new_tokens: Count = 64
+    num_beams: Count = 1
+    length_penalty: Annotated[float, Field(ge=-10, le=10)] = 1.0
+    no_repeat_ngram_size: Annotated[int, BeforeValidator(_whole), Field(ge=0)] = 0
+
+
 _OPTIONS = "options."
 SECTIONS: dict[str, type[BaseModel]] = {
     "model": ModelSection,
     "task": TaskSection,
     "method": MethodSection,
     "training": TrainingSection,
+    "generation": GenerationSection,
 }
 
 
@@ -158,7 +177,13 @@ class Recipe(_Section):
     task: TaskSection
     method: MethodSection
     training: TrainingSection
+    generation: GenerationSection | None = None
     output: Text
+
+    @model_serializer(mode="wrap")
+    def _without_null(self, write: Any) -> dict[str, Any]:
+        """`generation` is written only where text is."""
+        return {key: value for key, value in write(self).items() if value is not None}
 
     @classmethod
     def model_validate(cls, obj: Any, *, source: str = "recipe", check_inputs: bool = False, **_: Any) -> Self:
@@ -277,8 +302,9 @@ def _with_defaults(obj: Mapping[Any, Any]) -> dict[str, Any]:
     for section in SECTIONS:
         given = values.get(section)
         values[section] = {str(key): one for key, one in given.items()} if isinstance(given, Mapping) else given
-        if given is None:
+        if given is None and section != "generation":
             values[section] = {}
+    _complete_generation(values)
     if values.get("output") is None:
         task, method = values["task"], values["method"]
         names = [section.get("name") if isinstance(section, dict) else None for section in (task, method)]
@@ -287,6 +313,19 @@ def _with_defaults(obj: Mapping[Any, Any]) -> dict[str, Any]:
     if isinstance(training, dict) and training.get("schedule") == "constant":
         training.setdefault("warmup_ratio", 0.0)
     return values
+
+
+def _complete_generation(values: dict[str, Any]) -> None:
+    """The task's own defaults of decoding, and the loss on completions, where the task writes text."""
+    task = values["task"]
+    info = TASKS.get(str(task.get("name"))) if isinstance(task, dict) else None
+    if info is None or info.kind != "generation":
+        return
+    if task.get("loss_on") is None:
+        values["task"] = {**task, "loss_on": "completion"}
+    given = values["generation"]
+    if given is None or isinstance(given, dict):
+        values["generation"] = {**info.decoding, **(given or {})}
 
 
 def _without(values: dict[str, Any], faults: Mapping[str, str]) -> dict[str, Any]:

@@ -127,6 +127,38 @@ for _key in ("data", "train", "validation", "text", "label", "prompt", "completi
     _rule("task.name", f"task.{_key}")(partial(_key_fits_the_task, _key))
 
 
+@_rule("task.name", "task.loss_on")
+def _loss_is_of_text(recipe: Recipe) -> Iterator[str]:
+    task = recipe.task
+    if task.loss_on is not None and task.name in TASKS and TASKS[task.name].kind != "generation":
+        yield f"task.loss_on: {show(task.loss_on)} received; {task.name} writes no text; leave it out"
+
+
+@_rule("task.name", "generation")
+def _only_text_is_decoded(recipe: Recipe) -> Iterator[str]:
+    task = recipe.task
+    if recipe.generation is not None and task.name in TASKS and TASKS[task.name].kind != "generation":
+        writing = ", ".join(name for name, info in TASKS.items() if info.kind == "generation")
+        yield f"generation: {task.name} writes no text; leave the section out (tasks that do: {writing})"
+
+
+@_rule("task.name", "task.max_length")
+def _row_holds_prompt_and_answer(recipe: Recipe) -> Iterator[str]:
+    task = recipe.task
+    if task.name in TASKS and TASKS[task.name].kind == "generation" and task.max_length < 2:
+        yield f"task.max_length: {task.max_length} received; a prompt and what follows it need 2 tokens at least"
+
+
+@_rule("method.name", "task.name")
+def _method_can_do_the_task(recipe: Recipe) -> Iterator[str]:
+    info, task = METHODS.get(recipe.method.name), TASKS.get(recipe.task.name)
+    if info is not None and task is not None and task.kind not in info.kinds:
+        yield (
+            f"method.name: {show(info.name)} received; it cannot do {task.name}, a task of {task.kind}: {info.unable};"
+            " choose another method"
+        )
+
+
 @_rule("task.train", "task.validation")
 def _files_are_tables(recipe: Recipe) -> Iterator[str]:
     for key, name in own_files(recipe.task):

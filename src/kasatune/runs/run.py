@@ -27,6 +27,7 @@ from kasatune.runs.recipe import Recipe
 from kasatune.runs.scoring import predictions
 from kasatune.runs.supplies import Supplies
 from kasatune.tasks import TaskData
+from kasatune.tuner.progress import progress_told_to
 
 SPLIT = "validation"
 _NO_ROOM = 1 << 20
@@ -113,7 +114,10 @@ class Run:
         del self.prepared  # two models at once may be more than the memory holds
         gc.collect()
         self.prepared = prepare_saved(self.recipe, self.data.kind, self.data.label_names, self.out)
-        scores = self.prepared.score(self.examples[SPLIT], self.data)
+        with progress_told_to(self.display.progress):
+            scores = self.prepared.final_score(self.examples[SPLIT], self.data, SPLIT)
+        if self.data.kind == "generation":
+            self.details["generation"] = self.prepared.decoding()
         seconds = time.perf_counter() - start
         self.seconds["evaluate"] = self.seconds.get("evaluate", 0.0) + seconds
         if self.prepared.method.fitted:

@@ -24,15 +24,17 @@ class Scores:
 
     Attributes:
         metrics: scores by name, `loss` (the task's alone) among them.
-        labels: the right answers.
-        predictions: the model's: label numbers, or numbers.
-        scores: probabilities of every label for each row, or the numbers again.
+        labels: the right answers; of text, the list of references of each input.
+        predictions: the model's: label numbers, numbers, or texts.
+        scores: probabilities of every label for each row, or the numbers again; empty for text.
+        inputs: what text was written for; None where the answers are to the rows of the split.
     """
 
     metrics: dict[str, float]
     labels: list[Any]
     predictions: list[Any]
     scores: list[Any]
+    inputs: list[str] | None = None
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
@@ -116,4 +118,11 @@ def answers(values: np.ndarray, kind: str) -> tuple[list[Any], list[Any]]:
 
 def predictions(split: str, scores: Scores) -> dict[str, Any]:
     """The content of predictions.json."""
-    return {"split": split, "labels": scores.labels, "predictions": scores.predictions, "scores": scores.scores}
+    asked = {} if scores.inputs is None else {"inputs": scores.inputs}
+    return {
+        "split": split,
+        **asked,
+        "labels": scores.labels,
+        "predictions": scores.predictions,
+        "scores": scores.scores,
+    }

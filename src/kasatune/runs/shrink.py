@@ -6,9 +6,8 @@ from typing import Any
 from kasatune import methods
 from kasatune.errors import DataError
 from kasatune.runs.directory import read_metrics, read_recipe
-from kasatune.runs.examples import collator
 from kasatune.runs.models import load_base
-from kasatune.runs.prepare import Prepared, deterministic
+from kasatune.runs.prepare import Prepared, batch_maker, deterministic
 from kasatune.runs.quiet import quiet
 from kasatune.runs.sources import Source, find_source, is_at_hand, load_base_model
 from kasatune.runs.trainer import find_device
@@ -71,7 +70,7 @@ def _scores(source: Source, run: Path, adapter: Path) -> dict[str, Any]:
         )
         model = load_adapter(base.model, adapter).to(find_device(recipe.training))
         method = methods.load(recipe.method.name)
-        prepared = Prepared(recipe, before["kind"], base, method, model, collator(base.tokenizer))
+        prepared = Prepared(recipe, before["kind"], base, method, model, batch_maker(base, before["kind"]))
         split = str(before["split"])
-        after = prepared.score(prepared.encode(task, split), task).metrics
+        after = prepared.final_score(prepared.encode(task, split), task, split).metrics
     return {"split": split, "before": before["metrics"], "after": after}

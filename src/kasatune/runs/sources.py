@@ -187,7 +187,10 @@ def load_config(source: Source, folder: str, **options: Any) -> PreTrainedConfig
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=source.trust_remote_code, **options)
     if source.run is not None:
-        names = read_metrics(source.run).get("label_names")
+        metrics = read_metrics(source.run)
+        names = metrics.get("label_names")
+        if metrics["kind"] == "generation":
+            return config
         if names:
             config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
         else:

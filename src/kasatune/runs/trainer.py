@@ -15,6 +15,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from kasatune.errors import DivergedError, RecipeError
 from kasatune.methods.base import Method, MethodSettings, trainable, within
 from kasatune.runs.directory import write_json
+from kasatune.runs.text.loss import learnt_tokens, token_losses
 
 if TYPE_CHECKING:
     from kasatune.runs.recipe import TrainingSection
@@ -83,12 +84,12 @@ class RunTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
-        """The pieces of a step, and the number of examples in them over all processes.
+        """The pieces of a step, and the number of examples in them, or of learnt tokens, over all processes.
 
         The base counts labels that are not -100; a number to predict may well be -100.
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        count = torch.tensor(sum(len(batch["labels"]) for batch in batches), device=device)
+        count = torch.tensor(sum(_answers(batch["labels"]) for batch in batches), device=device)
         if self.args.world_size > 1:
             everywhere: Any = self.accelerator.gather(count)
             count = everywhere.sum()
@@ -151,14 +152,23 @@ class RunTrainer(Trainer):
 def mean_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
     """(1/N) sum_i loss_i over the examples of this piece, N the examples of the whole optimizer step.
 
-    Cross-entropy for integer labels, squared error for real ones; computed in float32.
+    Cross-entropy for integer labels, squared error for real ones; computed in float32. Where labels are (rows, tokens)
+    an example is a token that is learnt, predicted from those before it.
     """
+    if labels.ndim == 2:
+        return token_losses(outputs.logits, labels) / (
+            learnt_tokens(labels) if num_items_in_batch is None else num_items_in_batch
+        )
     logits = outputs.logits.float()
     if labels.is_floating_point():
         loss = functional.mse_loss(logits.squeeze(-1), labels.float(), reduction="sum")
     else:
         loss = functional.cross_entropy(logits, labels, reduction="sum")
     return loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+
+
+def _answers(labels: Tensor) -> int:
+    return learnt_tokens(labels) if labels.ndim == 2 else len(labels)
 
 
 def diverged(what: str, step: int) -> DivergedError:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from kasatune.tasks.table import TaskInfo, TaskKind
 
@@ -45,6 +45,16 @@ class TaskSettings(Protocol):
         ...
 
     @property
+    def prompt(self) -> str | None:
+        """The column of your prompts."""
+        ...
+
+    @property
+    def completion(self) -> str | None:
+        """The column of what is to follow them."""
+        ...
+
+    @property
     def max_train(self) -> int | None:
         """How many training rows to keep, the first ones; None keeps all."""
         ...
@@ -60,14 +70,14 @@ class Rows:
     """Texts with their labels, in the order of their file.
 
     Attributes:
-        first: the texts.
+        first: the texts; whole prompts where text is generated.
         second: their partners, or None where a row is one text.
-        labels: label numbers (classification) or numbers (regression).
+        labels: label numbers (classification), numbers (regression), or what follows the prompt (generation).
     """
 
     first: list[str]
     second: list[str] | None
-    labels: list[int] | list[float]
+    labels: list[Any]
 
     def __len__(self) -> int:
         return len(self.first)
@@ -96,9 +106,9 @@ class TaskData:
 
     Attributes:
         name: of the task.
-        kind: "classification" or "regression".
-        label_names: the word of each label number; None for a regression.
-        splits: "train", "validation", and further ones where the task has them ("validation_mismatched").
+        kind: "classification", "regression" or "generation".
+        label_names: the word of each label number; None where there are none.
+        splits: "train", "validation", and further ones where the task has them ("validation_mismatched", "test").
         metric_names: the scores of the task.
         primary: the score that selects the best epoch.
         paper_metric: the score that the KaSA paper reports, or None.
@@ -144,7 +154,8 @@ def make_task_data(
             told.append(f"{name}: {key} is {limit:,} and there are {len(rows):,} rows; all are used")
         elif limit is not None and limit < len(rows):
             told.append(f"{name}: the first {limit:,} of {len(rows):,} rows ({key})")
-        told += _odd_labels(name, kept[name], label_names)
+        if info.kind != "generation":
+            told += _odd_labels(name, kept[name], label_names)
     told += _shared_rows(kept)
     return TaskData(
         name=info.name,

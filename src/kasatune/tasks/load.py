@@ -10,6 +10,7 @@ from kasatune.tasks.faults import nearest
 from kasatune.tasks.table import TASKS, TaskInfo
 
 _OWN = ("classification", "regression")
+_DATA_TO_TEXT = ("e2e", "webnlg", "dart")
 
 
 def load_task(settings: TaskSettings) -> TaskData:
@@ -31,6 +32,14 @@ def load_task(settings: TaskSettings) -> TaskData:
         from kasatune.tasks.demo import load_demo
 
         return load_demo(info, settings)
+    if info.name in _DATA_TO_TEXT:
+        from kasatune.tasks.data_to_text import load_data_to_text
+
+        return load_data_to_text(info, settings)
+    if info.name == "text-generation":
+        from kasatune.tasks.prompted import load_prompted
+
+        return load_prompted(info, settings)
     from kasatune.tasks.glue import load_glue
 
     return load_glue(info, settings)
@@ -41,9 +50,9 @@ def load_evaluation(settings: TaskSettings, data: str | Path, label_names: tuple
 
     Args:
         settings: what the model was trained with; `max_eval` counts here too.
-        data: your file for `classification` and `regression`; for GLUE a folder of the release, whose development set
-            is read (MNLI: both, "validation" and "validation_mismatched").
-        label_names: what the model was trained on, in the order of its label numbers; None for a regression.
+        data: your file for `classification`, `regression`, `text-generation` and the tasks that tell facts; for GLUE a
+            folder of the release, whose development set is read (MNLI: both, "validation" and "validation_mismatched").
+        label_names: what the model was trained on, in the order of its label numbers; None where there are none.
 
     Raises:
         DataError: the data is missing, unreadable or inconsistent, or a label is not among `label_names`.
@@ -55,6 +64,14 @@ def load_evaluation(settings: TaskSettings, data: str | Path, label_names: tuple
         splits, notes = {"validation": read_own_rows(Path(data), settings, label_names)}, []
     elif info.name == "demo":
         raise DataError("the task demo makes its own rows from installed packages; it takes no other data")
+    elif info.name in _DATA_TO_TEXT:
+        from kasatune.tasks.data_to_text import read_pairs
+
+        splits, notes = {"validation": read_pairs(info.name, Path(data))}, []
+    elif info.name == "text-generation":
+        from kasatune.tasks.prompted import read_prompted
+
+        splits, notes = {"validation": read_prompted(Path(data), settings)}, []
     else:
         from kasatune.tasks.glue_files import read_release
 

@@ -40,7 +40,7 @@ def load_own(info: TaskInfo, settings: TaskSettings) -> TaskData:
         raise DataError(
             "task.validation: missing; give a file, or the share of the training rows to keep for it, as 0.1"
         )
-    path, share = Path(settings.train), _share(settings.validation)
+    path, share = Path(settings.train), validation_share(settings.validation)
     table = _read(path, settings)
     names = _label_names(table, settings) if info.kind == "classification" else None
     train = _rows(table, settings, names, trained_on=None)
@@ -53,7 +53,7 @@ def load_own(info: TaskInfo, settings: TaskSettings) -> TaskData:
         validation, notes = _rows(_read(other, settings), settings, names, trained_on=path), []
         source = f"{path}, {other}"
     else:
-        train, validation = _parted(train, share, path)
+        train, validation = parted(train, share, path)
         notes = [f"validation: {len(validation):,} of {len(table):,} rows of {path}, drawn with a fixed seed"]
         source = str(path)
     return make_task_data(
@@ -76,8 +76,12 @@ def read_own_rows(path: Path, settings: TaskSettings, label_names: tuple[str, ..
     return _rows(_read(path, settings), settings, label_names, trained_on=Path(settings.train or "the training data"))
 
 
-def _share(validation: str | float) -> float | None:
-    """The share that `validation` is, or None where it is a path."""
+def validation_share(validation: str | float) -> float | None:
+    """The share that `validation` is, or None where it is a path.
+
+    Raises:
+        DataError: a number that is no share.
+    """
     try:
         share = float(validation)
     except ValueError:
@@ -87,7 +91,12 @@ def _share(validation: str | float) -> float | None:
     return share
 
 
-def _parted(rows: Rows, share: float, path: Path) -> tuple[Rows, Rows]:
+def parted(rows: Rows, share: float, path: Path) -> tuple[Rows, Rows]:
+    """`rows` without `round(share * rows)` of them drawn with a fixed seed, and those, each in the order of the file.
+
+    Raises:
+        DataError: one of the two would be empty.
+    """
     count = round(share * len(rows))
     if not 0 < count < len(rows):
         raise DataError(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 TaskKind = Literal["classification", "regression", "generation"]
 
@@ -19,9 +19,11 @@ class TaskInfo:
         title: what it is, in a few words.
         kind: what the model gives: a label, a number or text.
         metrics: names of the scores, in the order in which tables show them.
-        primary: the score that selects the best epoch; one of `metrics`.
+        primary: the score that selects the best epoch; one of `metrics`, or "loss" where text is generated, which
+            happens once, after training.
         paper_metric: the score that the KaSA paper reports for this task; None where the paper does not use it.
         source: where the rows come from.
+        decoding: defaults of the recipe's section `generation`, where they differ from the section's own.
     """
 
     name: str
@@ -31,12 +33,21 @@ class TaskInfo:
     primary: str
     paper_metric: str | None
     source: str
+    decoding: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def headline(self) -> str:
+        """The score that reports show first: the one that selects, or the paper's where that is the loss."""
+        return self.paper_metric or self.metrics[0] if self.kind == "generation" else self.primary
 
 
 _GLUE = "the hub (nyu-mll/glue), or a folder of the GLUE release as `data`"
 _OWN = "your files, as `train` and `validation`: CSV, TSV, JSON, JSONL or Parquet"
 _ACCURACY = ("accuracy",)
 _ACCURACY_F1 = ("accuracy", "f1")
+_TEXT_SCORES = ("bleu", "nist", "meteor_exact_stem", "rouge_l", "cider")
+# The beam search of microsoft/LoRA, examples/NLG; its README decodes all three tasks with it.
+_BEAM_SEARCH = {"max_new_tokens": 64, "num_beams": 10, "length_penalty": 0.8, "no_repeat_ngram_size": 4}
 
 _ROWS = (
     TaskInfo(
@@ -87,6 +98,37 @@ _ROWS = (
         _OWN,
     ),
     TaskInfo("regression", "your own text with a number", "regression", ("pearson", "spearman"), "pearson", None, _OWN),
+    TaskInfo(
+        "e2e",
+        "facts about a restaurant, told in a sentence",
+        "generation",
+        _TEXT_SCORES,
+        "loss",
+        "bleu",
+        "the hub (tuetschek/e2e_nlg), or a folder with LoRA's or the challenge's files as `data`",
+        _BEAM_SEARCH,
+    ),
+    TaskInfo(
+        "webnlg",
+        "facts of a knowledge base, told in sentences",
+        "generation",
+        _TEXT_SCORES,
+        "loss",
+        None,
+        "the hub (GEM/web_nlg), or a folder with the challenge's files as `data`",
+        _BEAM_SEARCH,
+    ),
+    TaskInfo(
+        "dart",
+        "rows of tables, told in sentences",
+        "generation",
+        _TEXT_SCORES,
+        "loss",
+        None,
+        "the hub (GEM/dart), or a folder with the release's files as `data`",
+        _BEAM_SEARCH,
+    ),
+    TaskInfo("text-generation", "your own prompts and completions", "generation", _TEXT_SCORES, "loss", None, _OWN),
 )
 
 TASKS: Mapping[str, TaskInfo] = MappingProxyType({info.name: info for info in _ROWS})

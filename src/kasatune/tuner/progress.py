@@ -28,14 +28,14 @@ def progress_told_to(listener: Listener) -> Iterator[None]:
 
 @contextmanager
 def counted(what: str, total: int) -> Iterator[Callable[[], None]]:
-    """Count layers: gives a function to be called after each.
+    """Count layers or texts: gives a function to be called after each.
 
     Without a listener a bar of tqdm stands on a terminal while the work takes longer than a second; none where
     transformers' progress bars are switched off.
 
     Args:
         what: is done, in a word or two.
-        total: number of layers.
+        total: their number.
     """
     listener = _listener.get()
     done = 0
@@ -50,7 +50,7 @@ def counted(what: str, total: int) -> Iterator[Callable[[], None]]:
         yield tell
         return
     hidden = None if is_progress_bar_enabled() else True  # None: hidden where there is no terminal
-    with tqdm(total=total, desc=what, unit="layer", delay=_SILENT_SECONDS, leave=False, disable=hidden) as bar:
+    with tqdm(total=total, desc=what, delay=_SILENT_SECONDS, leave=False, disable=hidden) as bar:
 
         def show() -> None:
             bar.update()

@@ -22,6 +22,7 @@ def command(
 
     Example: kasatune evaluate runs/rte-kasa --split validation
     """
+    from kasatune.cli.display import make_display
     from kasatune.cli.outcome import show_scores
     from kasatune.runs.directory import read_metrics, read_recipe
 
@@ -29,8 +30,12 @@ def command(
     read_metrics(run_dir)
     with results_only():
         from kasatune.runs.evaluate import evaluate
+        from kasatune.tuner.progress import progress_told_to
 
-        metrics = evaluate(run_dir, split=split, data=data)
+        display = make_display()
+        with progress_told_to(display.progress):
+            metrics = evaluate(run_dir, split=split, data=data)
+        display.finish()
     if json:
         print_json(metrics)
     else:

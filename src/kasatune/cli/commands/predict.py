@@ -8,6 +8,7 @@ import typer
 
 from kasatune.cli.arguments import Json, RunDirectory
 from kasatune.cli.console import note, print_json, print_table, results_only
+from kasatune.cli.display import make_display
 from kasatune.errors import InputError
 
 
@@ -21,7 +22,7 @@ def command(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Labels and probabilities, or numbers, for new text.
+    """Labels and probabilities, numbers, or written text for new text.
 
     Where the task is about pairs of texts, a tab stands between the two.
 
@@ -34,8 +35,12 @@ def command(
     read_metrics(run_dir)
     with results_only():
         from kasatune.runs.predict import predict
+        from kasatune.tuner.progress import progress_told_to
 
-        predictions = predict(run_dir, texts)
+        display = make_display()
+        with progress_told_to(display.progress):
+            predictions = predict(run_dir, texts)
+        display.finish()
     if json:
         print_json(predictions)
     else:
@@ -67,7 +72,10 @@ def _texts(text: Sequence[str] | None, file: Path | None) -> list[str]:
 
 
 def _show(predictions: Sequence[dict[str, Any]]) -> None:
-    if isinstance(predictions[0]["prediction"], dict):
+    if isinstance(predictions[0]["prediction"], dict) and "text" in predictions[0]["prediction"]:
+        head = ["text", "written for it"]
+        rows = [[_one_line(item["input"]), _one_line(item["prediction"]["text"])] for item in predictions]
+    elif isinstance(predictions[0]["prediction"], dict):
         head = ["label", "probability", "text"]
         rows = [
             [one["label"], f"{one['scores'][one['label']]:.4f}", _one_line(item["input"])]
@@ -78,9 +86,10 @@ def _show(predictions: Sequence[dict[str, Any]]) -> None:
         head = ["number", "text"]
         rows = [[f"{item['prediction']:.4f}", _one_line(item["input"])] for item in predictions]
     print_table(head, rows)
+    lost = "beginnings" if head[0] == "text" else "ends"
     cut = sum(bool(item.get("truncated")) for item in predictions)
     if cut:
-        note(f"{cut} of {len(predictions)} texts are longer than the model was trained for; their ends were not read")
+        note(f"{cut} of {len(predictions)} texts are longer than the model was trained for; their {lost} were not read")
 
 
 def _one_line(text: str) -> str:

@@ -41,6 +41,8 @@ ROWS = (
         uses=(),
         disable="nothing but the head is learnt",
         merge="its head is a module of its own",
+        kinds=("classification", "regression"),
+        unable="it fits a classifier to features, and a language model's head is already there",
     ),
     MethodInfo(
         name="bitfit",

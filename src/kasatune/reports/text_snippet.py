@@ -1,0 +1,52 @@
+"""The code in adapter/README.md that has a language model with the adapter write text, without kasatune."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from kasatune.reports.python_code import base_expression, head_lines, literal, source_options
+from kasatune.reports.record import RunRecord
+
+_LONGEST = 300  # characters of a prompt that is shown
+
+
+def text_snippet(run: RunRecord) -> str:
+    """Python that loads base and adapter and writes on from one prompt; runs as it stands, kasatune not installed."""
+    model = run.recipe.get("model", {})
+    decoding: dict[str, Any] = dict(run.recipe.get("generation") or {})
+    limit = decoding.pop("no_repeat_ngram_size", 0)
+    source = source_options(model)
+    options = [*source, f'dtype="{model.get("dtype", "float32")}"']
+    note = (
+        f"# An n-gram of {limit} tokens was written once, whatever the prompt held; no_repeat_ngram_size of\n"
+        "# transformers counts the prompt too, and is left out here."
+    )
+    return "\n".join(
+        [
+            *head_lines(run, "AutoModelForCausalLM"),
+            f"base = {base_expression(model)}",
+            "",
+            f"tokenizer = AutoTokenizer.from_pretrained({', '.join(['base', *source])})",
+            f"model = AutoModelForCausalLM.from_pretrained({', '.join(['base', *options])})",
+            "model = PeftModel.from_pretrained(model, adapter).eval()",
+            "",
+            f"prompt = {literal(example_prompt(run.predictions.get('inputs') or ()))}",
+            'inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)',
+            *([note] if limit else []),
+            "with torch.no_grad():",
+            "    written = model.generate(",
+            "        **inputs,",
+            "        do_sample=False,",
+            *(f"        {name}={value}," for name, value in decoding.items()),
+            "        pad_token_id=tokenizer.eos_token_id,",
+            "    )",
+            'answer = written[0, inputs["input_ids"].shape[1] :]',
+            "print(tokenizer.decode(answer, skip_special_tokens=True).strip())",
+        ]
+    )
+
+
+def example_prompt(inputs: Sequence[str]) -> str:
+    """The first prompt that is short enough to be shown."""
+    return next((str(prompt) for prompt in inputs if len(str(prompt)) <= _LONGEST), "Once upon a time")

@@ -1,0 +1,180 @@
+"""E2E, WebNLG and DART in their files' forms, and your own prompts."""
+
+import json
+
+import pytest
+
+from kasatune.errors import DataError, WorkError
+from kasatune.tasks import load_evaluation, load_task
+from kasatune.tasks.data_to_text import e2e_facts, read_pairs
+from kasatune.tasks.prompts import render
+from tests.shared_data import shared
+from tests.tasks.settings import Settings
+
+PROMPT = "### Context : {}\n### Completion : "
+
+
+def e2e_folder(path, lines=("name : A | Type : pub||A is a pub . ", "name : B||B it is .")):
+    for name in ("train", "valid", "test"):
+        (path / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_the_prompt_is_the_authors_to_the_letter():
+    assert render("e2e", "name : A") == "### Context : name : A\n### Completion : "
+    assert render("text-generation", "name : A") == "name : A"
+
+
+def test_lora_form(tmp_path):
+    data = load_task(Settings("e2e", data=str(e2e_folder(tmp_path))))
+    rows = data.splits["train"]
+    assert rows.first == [PROMPT.format("name : A | Type : pub"), PROMPT.format("name : B")]
+    assert rows.labels == ["A is a pub .", "B it is ."]
+    assert (data.kind, data.label_names, data.primary, set(data.splits)) == (
+        "generation",
+        None,
+        "loss",
+        {"train", "validation", "test"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("meaning", "facts"),
+    [
+        (
+            "name[Alimentum], area[city centre], familyFriendly[no]",
+            "name : Alimentum | area : city centre | family friendly : no",
+        ),
+        ("name[The Eagle], eatType[pub], priceRange[£20-25]", "name : The Eagle | Type : pub | price : £ 20 - 25"),
+        (
+            "priceRange[more than £30], customer rating[5 out of 5]",
+            "price : more than £ 30 | customer rating : 5 out of 5",
+        ),
+    ],
+)
+def test_the_challenges_facts_in_loras_form(meaning, facts):
+    assert e2e_facts(meaning) == facts
+
+
+def test_both_forms_of_the_real_set_give_the_same_prompts():
+    for ours, theirs, groups in (("valid.txt", "devset.csv", 547), ("test.txt", "testset_w_refs.csv", 630)):
+        lora, challenge = (read_pairs("e2e", shared(f"e2e/{name}")) for name in (ours, theirs))
+        assert lora.first == challenge.first
+        assert len(set(lora.first)) == groups
+
+
+def test_the_challenges_csv_without_a_test_set(tmp_path):
+    for name in ("trainset.csv", "devset.csv"):
+        (tmp_path / name).write_text('mr,ref\n"name[A], eatType[pub]","A, a pub."\n', encoding="utf-8")
+    data = load_task(Settings("e2e", data=str(tmp_path)))
+    assert data.splits["validation"].first == [PROMPT.format("name : A | Type : pub")]
+    assert data.splits["validation"].labels == ["A, a pub."]
+    assert "test" not in data.splits and any("no split test" in note for note in data.notes)
+
+
+def test_webnlg_keeps_the_sentences_found_good(tmp_path):
+    triples = [
+        {"subject": "Aarhus", "property": "cityOf", "object": "Denmark"},
+        {"subject": "X", "property": "p", "object": "Y"},
+    ]
+    texts = [{"comment": "good", "lex": "Aarhus is Danish."}, {"comment": "toFix", "lex": "no"}]
+    content = {"entries": [{"1": {"modifiedtripleset": triples, "lexicalisations": texts}}]}
+    for name in ("train", "dev", "test"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    rows = load_task(Settings("webnlg", data=str(tmp_path))).splits["test"]
+    assert rows.first == [PROMPT.format("Aarhus : cityOf : Denmark | X : p : Y")]
+    assert rows.labels == ["Aarhus is Danish."]
+
+
+def test_dart_has_its_relations_in_lower_case(tmp_path):
+    content = [{"tripleset": [["A", "IS_IN", "B"]], "annotations": [{"text": "A in B."}, {"text": "B holds A."}]}]
+    for name in ("train", "dev", "test"):
+        (tmp_path / f"dart-v1.1.1-full-{name}.json").write_text(json.dumps(content))
+    rows = load_task(Settings("dart", data=str(tmp_path))).splits["train"]
+    assert rows.first == [PROMPT.format("A : is_in : B")] * 2
+    assert rows.labels == ["A in B.", "B holds A."]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "no bars here\n", r"line 1: 'no bars here' has no '\|\|'"),
+        ("a.txt", "name : A||\n", "row 1: no sentence"),
+        ("a.txt", "||words\n", "row 1: no facts"),
+        ("a.json", "{}", "e2e is read from .txt or .csv files"),
+        ("a.csv", "mr,text\nx,y\n", "ref"),
+    ],
+)
+def test_faulty_files_are_named_with_the_place(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_pairs("e2e", tmp_path / name)
+
+
+def test_a_broken_release_is_a_fault_of_the_data(tmp_path):
+    (tmp_path / "a.json").write_text('{"entries": [{"1": {}}]}')
+    with pytest.raises(DataError, match="not in the form of the webnlg release"):
+        read_pairs("webnlg", tmp_path / "a.json")
+
+
+def test_a_folder_without_the_files_says_which(tmp_path):
+    with pytest.raises(DataError, match=r"train\.txt and valid\.txt; or trainset\.csv and devset\.csv"):
+        load_task(Settings("e2e", data=str(tmp_path)))
+
+
+def test_the_hubs_rows_take_the_same_form(monkeypatch):
+    import datasets
+
+    tables = {
+        "tuetschek/e2e_nlg": {"meaning_representation": "name[A], eatType[pub]", "human_reference": "A pub."},
+        "GEM/web_nlg": {"input": ["A | is_in | B", "A | p | C"], "target": "A pub."},
+        "GEM/dart": {"tripleset": [["A", "IS", "B"]], "target": "A pub."},
+    }
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda name, config: {s: [tables[name]] for s in ("train", "validation", "test")}
+    )
+    found = {task: load_task(Settings(task)).splits["test"] for task in ("e2e", "webnlg", "dart")}
+    assert [rows.first[0] for rows in found.values()] == [
+        PROMPT.format("name : A | Type : pub"),
+        PROMPT.format("A : is_in : B | A : p : C"),
+        PROMPT.format("A : is : B"),
+    ]
+    assert all(rows.labels == ["A pub."] for rows in found.values())
+    assert any("2017" in note for note in load_task(Settings("webnlg")).notes)
+
+    def unreachable(name, config):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(WorkError, match=r"e2e could not be had from the hub .*task\.data"):
+        load_task(Settings("e2e"))
+
+
+def own(tmp_path, rows, **further):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Settings(
+        "text-generation",
+        train=str(tmp_path / "rows.jsonl"),
+        **{"validation": 0.5, "prompt": "q", "completion": "a", **further},
+    )
+
+
+def test_your_own_prompts_stand_as_they_are(tmp_path):
+    settings = own(tmp_path, [{"q": f"What is {n}? ", "a": str(n) + "!"} for n in range(4)])
+    data = load_task(settings)
+    assert sorted(data.splits["train"].first + data.splits["validation"].first) == [f"What is {n}? " for n in range(4)]
+    assert len(data.splits["validation"]) == 2
+    assert len(load_evaluation(settings, tmp_path / "rows.jsonl", None).splits["validation"]) == 4
+
+
+def test_a_prompt_or_completion_that_is_no_text_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"row 2 .line 2., column 'a': no text"):
+        load_task(own(tmp_path, [{"q": "x", "a": "y"}, {"q": "x", "a": ""}]))
+    with pytest.raises(DataError, match="column 'a': 3 is no text"):
+        load_task(own(tmp_path, [{"q": "x", "a": "y"}, {"q": "x", "a": 3}]))
+
+
+def test_evaluation_rows_from_another_file(tmp_path):
+    settings = Settings("e2e", data=str(e2e_folder(tmp_path)), max_eval=1)
+    data = load_evaluation(settings, tmp_path / "test.txt", None)
+    assert data.splits["validation"].labels == ["A is a pub ."]
