@@ -105,6 +105,17 @@ def test_the_plan_counts_what_is_trained(run):
     assert (plan.head_parameters, plan.problems) == (0, ())
 
 
+def test_the_plan_counts_the_logits_of_a_large_vocabulary(llama, tmp_path):
+    from tests.runs.text_toys import make_llama
+
+    wide = make_llama(tmp_path / "wide", vocab_size=5000)
+    small, large = (
+        make_plan(make_text_recipe(model, tmp_path / f"data-{model.name}"), read_data=False).memory_bytes["activations"]
+        for model in (llama, wide)
+    )
+    assert large - small == 2 * 8 * 24 * (5000 - 17) * 4
+
+
 def test_equal_prompts_are_one_input_with_several_references(llama, tmp_path):
     recipe = make_text_recipe(llama, tmp_path / "data", max_steps=1)
     rows = [{"question": "say red :", "answer": answer} for answer in ("one", "two")]

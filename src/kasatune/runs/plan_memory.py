@@ -24,7 +24,8 @@ def estimate(
 
     activations = layers b (17 t h + 2.5 a t^2) width, b rows of t tokens in a piece of a step, h hidden size, a heads:
     Korthikanti et al. (arXiv 2205.05198, eq. 1) count 34 and 5 bytes of float16; with gradient checkpointing one layer
-    in full and t h of every other. AdamW holds two float32 values of each trained parameter.
+    in full and t h of every other. A model that writes text adds its logits and their gradient, 2 b t v width, v the
+    size of its vocabulary. AdamW holds two float32 values of each trained parameter.
 
     Returns:
         Bytes by name; None where the configuration does not tell the sizes.
@@ -40,6 +41,8 @@ def estimate(
     one_layer = rows * (17 * tokens * hidden + 2.5 * heads * tokens**2) * width
     kept = one_layer + depth * rows * tokens * hidden * width if training.gradient_checkpointing else depth * one_layer
     weights = _weights(recipe, layers, hidden, depth, parameters, trained)
+    if recipe.generation is not None:
+        kept += 2 * rows * tokens * int(getattr(config, "vocab_size", 0)) * width
     parts = {
         "weights": int(weights),
         "gradients": _FLOAT32 * trained,
