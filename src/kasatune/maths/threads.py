@@ -22,19 +22,22 @@ class _BlasLimit:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users = 0
-        self._limit: Any = None
+        self._before: list[int] = []
 
     def __enter__(self) -> None:
         with self._lock:
             self._users += 1
             if self._users == 1:
-                self._limit = _controller().limit(limits=1, user_api="blas")
+                self._before = [library.num_threads for library in _blas_libraries()]
+                for library in _blas_libraries():
+                    library.set_num_threads(1)
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._users -= 1
             if self._users == 0:
-                self._limit.restore_original_limits()
+                for library, threads in zip(_blas_libraries(), self._before, strict=True):
+                    library.set_num_threads(threads)
 
 
 one_blas_thread = _BlasLimit()
@@ -46,8 +49,9 @@ Their threads and torch's wait for work by spinning and take each other's cores:
 
 
 @functools.cache
-def _controller() -> ThreadpoolController:
-    return ThreadpoolController()  # looking for the libraries takes a millisecond, limiting them microseconds
+def _blas_libraries() -> list[Any]:
+    # looking for the libraries takes a millisecond, limiting one a microsecond, which counts on a 64 x 64 matrix
+    return ThreadpoolController().select(user_api="blas").lib_controllers
 
 
 @contextmanager
