@@ -17,6 +17,9 @@ _TITLES = {
     "meteor_exact_stem": "METEOR (exact and stem)",
     "rouge_l": "ROUGE-L",
     "cider": "CIDEr",
+    "unparsed": "texts without an answer",
+    "acc": "acc (log-likelihood)",
+    "acc_norm": "acc_norm (log-likelihood)",
     "loss": "loss",
     "perplexity": "perplexity",
 }

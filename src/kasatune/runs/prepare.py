@@ -21,8 +21,10 @@ from kasatune.runs.examples import Examples, collator, encode
 from kasatune.runs.models import Base, load_base
 from kasatune.runs.recipe import Recipe
 from kasatune.runs.scoring import Scores, logits, score
+from kasatune.runs.text.answers import answer_scores, has_choices
 from kasatune.runs.text.decode import generate, generation_config, unused_settings
 from kasatune.runs.text.loss import text_loss, text_metrics
+from kasatune.runs.text.ranking import log_likelihoods
 from kasatune.runs.text.rows import TextCollator, encode_rows
 from kasatune.runs.text.scores import asked, text_scores
 from kasatune.runs.trainer import find_device
@@ -87,8 +89,18 @@ class Prepared:
             return scores
         prompts, references = asked(data.splits[split])
         texts = self.generate(prompts)
+        if has_choices(data.name):
+            answered = answer_scores(data.name, split, prompts, texts, references, self.log_likelihoods)
+            return Scores({**answered.metrics, **scores.metrics}, references, texts, answered.answers, prompts)
         metrics = text_scores(data.name, data.metric_names, prompts, texts, references)
         return Scores({**metrics, **scores.metrics}, references, texts, [], prompts)
+
+    def log_likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """What the model makes of (context, continuation) pairs; see `ranking.log_likelihoods`."""
+        training = self.recipe.training
+        return log_likelihoods(
+            self.model, self.base.tokenizer, pairs, training.eval_batch_size, precision=training.precision
+        )
 
     def generate(self, prompts: Sequence[str]) -> list[str]:
         """What the model writes after each prompt, by the recipe's section `generation`."""

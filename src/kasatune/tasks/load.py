@@ -40,6 +40,10 @@ def load_task(settings: TaskSettings) -> TaskData:
         from kasatune.tasks.prompted import load_prompted
 
         return load_prompted(info, settings)
+    if info.name.startswith("commonsense"):
+        from kasatune.tasks.commonsense import load_commonsense
+
+        return load_commonsense(info, settings)
     from kasatune.tasks.glue import load_glue
 
     return load_glue(info, settings)
@@ -50,8 +54,9 @@ def load_evaluation(settings: TaskSettings, data: str | Path, label_names: tuple
 
     Args:
         settings: what the model was trained with; `max_eval` counts here too.
-        data: your file for `classification`, `regression`, `text-generation` and the tasks that tell facts; for GLUE a
-            folder of the release, whose development set is read (MNLI: both, "validation" and "validation_mismatched").
+        data: your file for `classification`, `regression`, `text-generation`, the tasks that tell facts and those of
+            commonsense; for GLUE a folder of the release, whose development set is read (MNLI: both, "validation" and
+            "validation_mismatched").
         label_names: what the model was trained on, in the order of its label numbers; None where there are none.
 
     Raises:
@@ -72,6 +77,10 @@ def load_evaluation(settings: TaskSettings, data: str | Path, label_names: tuple
         from kasatune.tasks.prompted import read_prompted
 
         splits, notes = {"validation": read_prompted(Path(data), settings)}, []
+    elif info.name.startswith("commonsense"):
+        from kasatune.tasks.commonsense import read_commonsense
+
+        splits, notes = {"validation": read_commonsense(Path(data))}, []
     else:
         from kasatune.tasks.glue_files import read_release
 

@@ -49,6 +49,25 @@ _TEXT_SCORES = ("bleu", "nist", "meteor_exact_stem", "rouge_l", "cider")
 # The beam search of microsoft/LoRA, examples/NLG; its README decodes all three tasks with it.
 _BEAM_SEARCH = {"max_new_tokens": 64, "num_beams": 10, "length_penalty": 0.8, "no_repeat_ngram_size": 4}
 
+# The search of LLM-Adapters' commonsense_evaluate.py; its temperature and top-p are without effect there.
+_FOUR_BEAMS = {"max_new_tokens": 32, "num_beams": 4}
+_ANSWERS = ("accuracy", "unparsed", "acc", "acc_norm")
+_LLM_ADAPTERS = "LLM-Adapters' repository at a fixed commit, or a folder with its files as `data`"
+_COMMONSENSE = tuple(
+    TaskInfo(name, title, "generation", _ANSWERS, "loss", "accuracy", _LLM_ADAPTERS, _FOUR_BEAMS)
+    for name, title in {
+        "commonsense": "eight tasks of commonsense reasoning as one",
+        "commonsense/boolq": "yes or no to a question",
+        "commonsense/piqa": "the better of two ways to a goal",
+        "commonsense/social_i_qa": "what people feel and do, three answers",
+        "commonsense/hellaswag": "how a sentence goes on, four endings",
+        "commonsense/winogrande": "whom a blank stands for, two names",
+        "commonsense/arc-easy": "science questions, the easy part",
+        "commonsense/arc-challenge": "science questions, the hard part",
+        "commonsense/openbookqa": "elementary science, four answers",
+    }.items()
+)
+
 _ROWS = (
     TaskInfo(
         "demo",
@@ -128,6 +147,7 @@ _ROWS = (
         "the hub (GEM/dart), or a folder with the release's files as `data`",
         _BEAM_SEARCH,
     ),
+    *_COMMONSENSE,
     TaskInfo("text-generation", "your own prompts and completions", "generation", _TEXT_SCORES, "loss", None, _OWN),
 )
 
