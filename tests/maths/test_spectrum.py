@@ -85,3 +85,12 @@ def test_subspace_alignment():
     angle = 0.3
     tilted = math.cos(angle) * basis[:, :1] + math.sin(angle) * basis[:, 1:2]
     assert subspace_alignment(basis[:, :1], tilted) == pytest.approx(math.cos(angle) ** 2)
+
+
+@pytest.mark.parametrize("smallest", [1e-1, 2e-4, 5e-5, 1e-7, 1e-9])
+@pytest.mark.parametrize("shape", [(40, 40), (40, 90), (90, 40)])
+def test_singular_values_hold_eight_digits_however_small(smallest, shape):
+    S = torch.logspace(0, math.log10(smallest), 40, dtype=torch.float64)
+    found = singular_values(with_spectrum(*shape, S.tolist()))
+    limit = 1e-8 if smallest > 1e-8 else 1e-6
+    assert float(((found - S) / S).abs().max()) < limit

@@ -6,7 +6,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from kasatune.runs import examples, tokenized
-from kasatune.runs.examples import collator, encode
+from kasatune.runs.examples import encode
+from kasatune.runs.padding import PaddedBatch
 
 TEXTS = ["good fine", "bad", "good " * 9]
 
@@ -33,7 +34,7 @@ def tokenizer(bert):
 
 def test_equal_texts_are_tokenized_once(bert, tokenizer, calls):
     one = encode(tokenizer, TEXTS, None, [0, 1, 0], 8)
-    collator(tokenizer)([one[index] for index in range(3)])
+    PaddedBatch(tokenizer)([one[index] for index in range(3)])
     other = encode(AutoTokenizer.from_pretrained(bert), list(TEXTS), None, [1, 1, 1], 8)
     assert len(calls) == 1
     assert one.labels == [0, 1, 0] and other.labels == [1, 1, 1]

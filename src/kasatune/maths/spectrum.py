@@ -8,6 +8,9 @@ from torch import Tensor
 from kasatune.maths.update import Factors
 
 
+_SMALLEST_SHARE = 1e-4  # of the largest singular value: (S_1 / S_k)^2 eps / 2 is 1e-8 there
+
+
 class ThinSVD(NamedTuple):
     """Singular triplets U (out, q), S (q,) descending, Vh (q, in)."""
 
@@ -17,8 +20,19 @@ class ThinSVD(NamedTuple):
 
 
 def singular_values(W: Tensor) -> Tensor:
-    """All min(out, in) singular values of W (out, in), descending, float64: computed in float64 whatever W's dtype."""
-    return torch.linalg.svdvals(W.detach().double())
+    """All min(out, in) singular values of W (out, in), descending, float64, to eight digits or more.
+
+    S_i = sqrt(lambda_i(W W^T)) in float64 whatever W's dtype, or W^T W where that is the smaller: an eigenvalue is off
+    by about eps S_1^2, hence S_i by eps / 2 (S_1 / S_i)^2 of itself. Where the smallest is too small for that, and
+    where W holds NaN or infinity, they come from the SVD.
+    """
+    W = W.detach().double()
+    wide = W if W.shape[0] <= W.shape[1] else W.mT
+    if wide.numel() and bool(torch.isfinite(wide).all()):
+        squares = torch.linalg.eigvalsh(wide @ wide.mT).flip(0)
+        if bool(squares[-1] > _SMALLEST_SHARE**2 * squares[0]):
+            return squares.sqrt()
+    return torch.linalg.svdvals(W)
 
 
 def energy_share(S: Tensor, first: int, count: int) -> float:

@@ -1,4 +1,4 @@
-"""Text as the model takes it: tokenized rows, and batches of them."""
+"""Text as the model takes it: tokenized rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.data import Dataset
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from kasatune.runs.tokenized import Rows, remembered
 
@@ -72,8 +72,3 @@ def _tokenize(
         pair = None if second is None else second[index]
         rows[index] = dict(tokenizer(text=first[index], text_pair=pair, truncation=True, max_length=max_length))
     return rows, long
-
-
-def collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorWithPadding:
-    """Pads the rows of a batch to the longest of them."""
-    return DataCollatorWithPadding(tokenizer, padding="longest")

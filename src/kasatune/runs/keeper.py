@@ -17,6 +17,7 @@ from kasatune.methods.base import Method, trainable
 from kasatune.runs.directory import History
 from kasatune.runs.display import Display
 from kasatune.runs.interrupt import Interrupt
+from kasatune.runs.scored import Scored
 from kasatune.runs.scoring import Scores
 from kasatune.runs.trainer import diverged, save_state
 
@@ -60,6 +61,8 @@ class Keeper(TrainerCallback):
         writes: false for a process that shares the run with the one that writes.
         progress: how far the run has come.
         stopped: whether the run was stopped on request, at a step that it can be resumed from.
+        best_scored: the scores behind `progress.best`, where this process measured them.
+        last_scored: the same of `progress.last`.
     """
 
     model: nn.Module
@@ -74,6 +77,8 @@ class Keeper(TrainerCallback):
     writes: bool = True
     progress: Progress = field(default_factory=Progress)
     stopped: bool = False
+    best_scored: Scored | None = None
+    last_scored: Scored | None = None
 
     def __post_init__(self) -> None:
         self._clock = time.perf_counter()
@@ -104,8 +109,10 @@ class Keeper(TrainerCallback):
         self._record_sigma()
         found = {"epoch": epoch, "step": step, "metrics": scores.metrics}
         self.progress.last = found
+        alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+        self.last_scored = Scored.of(self.model, scores) if alone and scores.logits is not None else None
         if is_better(scores.metrics, self.progress.best and self.progress.best["metrics"], self.primary):
-            self.progress.best = found
+            self.progress.best, self.best_scored = found, self.last_scored
             if self.best_state and self.writes:
                 save_state(self.model, self.best_state)
         self.display.evaluated(epoch, scores.metrics)

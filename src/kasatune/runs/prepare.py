@@ -17,8 +17,9 @@ from kasatune import methods
 from kasatune.errors import DataError
 from kasatune.methods.base import Method, trainable, within
 from kasatune.runs.display import Display
-from kasatune.runs.examples import Examples, collator, encode
+from kasatune.runs.examples import Examples, encode
 from kasatune.runs.models import Base, load_base
+from kasatune.runs.padding import PaddedBatch
 from kasatune.runs.recipe import Recipe
 from kasatune.runs.scoring import Scores, logits, score
 from kasatune.runs.text.answers import answer_scores, has_choices
@@ -200,7 +201,7 @@ def _prepare(
 
 def batch_maker(base: Base, kind: str) -> Callable[[list[dict[str, Any]]], Any]:
     """What makes batches of tokenized rows."""
-    return TextCollator(base.tokenizer) if kind == "generation" else collator(base.tokenizer)
+    return TextCollator(base.tokenizer) if kind == "generation" else PaddedBatch(base.tokenizer)
 
 
 def _attached(method: Method, base: Base, recipe: Recipe, kind: Any) -> nn.Module:

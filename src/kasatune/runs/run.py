@@ -24,6 +24,7 @@ from kasatune.runs.examples import Examples
 from kasatune.runs.machine import peak_memory, versions
 from kasatune.runs.prepare import Prepared, prepare_saved
 from kasatune.runs.recipe import Recipe
+from kasatune.runs.scored import Scored
 from kasatune.runs.scoring import predictions
 from kasatune.runs.supplies import Supplies
 from kasatune.tasks import TaskData
@@ -41,11 +42,13 @@ class Outcome:
         rule: how the saved state was selected: "best", "last" or "fitted".
         selected: epoch, step and metrics of the saved state, as measured in training.
         last: the same of the last state.
+        scored: the saved state's scores, where this process measured them.
     """
 
     rule: str
     selected: dict[str, Any]
     last: dict[str, Any]
+    scored: Scored | None = None
 
 
 @dataclass
@@ -109,13 +112,20 @@ class Run:
         directory.publish(staged, self.out)
 
     def finish(self, outcome: Outcome) -> None:
-        """Load the saved files as anyone would, score them, and write what came out."""
+        """Load the saved files as anyone would, score them, and write what came out.
+
+        Where they hold bit for bit what was scored in training, those scores are theirs.
+        """
         start = time.perf_counter()
         del self.prepared  # two models at once may be more than the memory holds
         gc.collect()
         self.prepared = prepare_saved(self.recipe, self.data.kind, self.data.label_names, self.out)
-        with progress_told_to(self.display.progress):
-            scores = self.prepared.final_score(self.examples[SPLIT], self.data, SPLIT)
+        scored, examples = outcome.scored, self.examples[SPLIT]
+        if scored is not None and scored.holds_for(self.prepared, examples):
+            scores = scored.scores
+        else:
+            with progress_told_to(self.display.progress):
+                scores = self.prepared.final_score(examples, self.data, SPLIT)
         if self.data.kind == "generation":
             self.details["generation"] = self.prepared.decoding()
         seconds = time.perf_counter() - start

@@ -28,6 +28,7 @@ class Scores:
         predictions: the model's: label numbers, numbers, or texts.
         scores: probabilities of every label for each row, or the numbers again; empty for text.
         inputs: what text was written for; None where the answers are to the rows of the split.
+        logits: what they were made of, float32 (rows, labels); None for text.
     """
 
     metrics: dict[str, float]
@@ -35,6 +36,7 @@ class Scores:
     predictions: list[Any]
     scores: list[Any]
     inputs: list[str] | None = None
+    logits: np.ndarray | None = None
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
@@ -66,14 +68,14 @@ def logits(
         between: called after each batch.
     """
     device = next(model.parameters()).device
-    order = sorted(range(len(examples)), key=lambda index: -len(examples[index]["input_ids"]))
+    shared = batches(examples, batch_size)
     was_training = model.training
     model.eval()
     parts = []
     try:
         with torch.no_grad(), autocast(device, precision):
-            for start in range(0, len(order), batch_size):
-                rows = [examples[index] for index in order[start : start + batch_size]]
+            for indices in shared:
+                rows = [examples[index] for index in indices]
                 batch = collate([{key: value for key, value in row.items() if key != "labels"} for row in rows])
                 parts.append(model(**{key: value.to(device) for key, value in batch.items()}).logits.float().cpu())
                 between()
@@ -81,8 +83,14 @@ def logits(
         model.train(was_training)
     ordered = torch.cat(parts).numpy()
     result = np.empty_like(ordered)
-    result[order] = ordered
+    result[[index for indices in shared for index in indices]] = ordered
     return result
+
+
+def batches(examples: Examples, batch_size: int) -> list[list[int]]:
+    """Which rows share a batch when they are scored: the longest rows first, equally long ones in their order."""
+    order = sorted(range(len(examples)), key=lambda index: -len(examples[index]["input_ids"]))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 def score(values: np.ndarray, labels: Sequence[int] | Sequence[float], kind: str, names: Sequence[str]) -> Scores:
@@ -105,7 +113,7 @@ def score(values: np.ndarray, labels: Sequence[int] | Sequence[float], kind: str
     else:
         loss = functional.cross_entropy(wide, torch.tensor(labels))
         metrics = classification_scores(names, values, labels)
-    return Scores({**metrics, "loss": float(loss)}, list(labels), predictions, shown)
+    return Scores({**metrics, "loss": float(loss)}, list(labels), predictions, shown, logits=values)
 
 
 def answers(values: np.ndarray, kind: str) -> tuple[list[Any], list[Any]]:

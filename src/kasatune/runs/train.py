@@ -149,7 +149,9 @@ def _train(run: Run, interrupt: Interrupt, *, resume: bool) -> Outcome:
     run.seconds |= {"train": progress.train_seconds, "evaluate": progress.evaluate_seconds}
     best, last = progress.best or {}, progress.last or {}
     rule = run.recipe.training.select
-    return Outcome(rule, best if rule == "best" else last, last)
+    if rule == "best":
+        return Outcome(rule, best, last, keeper.best_scored)
+    return Outcome(rule, last, last, keeper.last_scored)
 
 
 def _trainer(run: Run, interrupt: Interrupt) -> tuple[RunTrainer, Keeper]:
