@@ -134,7 +134,12 @@ def measure(recipe: Recipe, turns: int, *, one_thread: bool) -> dict[str, Any]:
                 found.setdefault(name, []).append(run(candidates[name], name, one_thread=one_thread))
                 print(f"{name}: {found[name][-1]}", file=sys.stderr, flush=True)
     rows = {split: len(read.splits[split].first) for split in ("train", "validation")}
-    return {"rows": rows, "epochs": recipe.training.epochs, "targets": list(recipe.method.target_modules), "took": found}
+    return {
+        "rows": rows,
+        "epochs": recipe.training.epochs,
+        "targets": list(recipe.method.target_modules),
+        "took": found,
+    }
 
 
 def table(cases: dict[str, dict[str, Any]]) -> list[Row]:

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from kasatune.maths.update import Factors
 
-
 _SMALLEST_SHARE = 1e-4  # of the largest singular value: (S_1 / S_k)^2 eps / 2 is 1e-8 there
 
 
