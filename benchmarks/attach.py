@@ -31,7 +31,7 @@ def main() -> None:
         ("Llama blocks of hidden size 1024, 2 layers", lambda: llama(1024, 2), 1 / 4, 3),
     ]
     if not quick:
-        cases.append(("one Llama block of hidden size 4096", lambda: llama(4096, 1), 1 / 8, 1))
+        cases.append(("Llama blocks of hidden size 4096, 1 layer", lambda: llama(4096, 1), 1 / 8, 1))
     rows = []
     for name, make, target, turns in cases:
         ours, peer, ratio = ratio_in_turn(
@@ -49,7 +49,8 @@ def main() -> None:
         "Attaching KaSA to a model: kasatune against PEFT",
         "python -m benchmarks.attach",
         rows,
-        "PEFT truncates the same base again at every turn, which takes it as long as the first time.",
+        "PEFT truncates the same base again at every turn, which takes it as long as the first time. Both sides grow "
+        "in proportion to the number of layers.",
         quick=quick,
     )
 
