@@ -27,7 +27,7 @@ class PaddedBatch:
         self._left = tokenizer.padding_side == "left"
         self._fill = {"input_ids": tokenizer.pad_token_id, _MASK: 0, "token_type_ids": tokenizer.pad_token_type_id}
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Tensor]:
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> Mapping[str, Tensor]:
         """A batch; `labels` is int64 for label numbers and float32 for numbers."""
         keys = [key for key in rows[0] if key != "labels"]
         if _MASK not in keys or any(self._fill.get(key) is None for key in keys):
