@@ -17,11 +17,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kasatune.caution import presentable
+
+_MOST_FAULTS = 20
+
 
 class KasatuneError(Exception):
-    """Base of every exception that kasatune raises on purpose."""
+    """Base of every exception that kasatune raises on purpose; its message holds no secret and no control character."""
 
     exit_status = 1
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(presentable(part) if isinstance(part, str) else part for part in args))
 
 
 class InputError(KasatuneError, ValueError):
@@ -39,11 +46,12 @@ class RecipeError(InputError):
     """
 
     def __init__(self, faults: Sequence[str], source: str = "recipe") -> None:
-        self.faults = tuple(faults)
+        self.faults = tuple(presentable(fault) for fault in faults)
         self.source = source
         noun = "fault" if len(self.faults) == 1 else "faults"
-        lines = "\n".join(f"  - {fault}" for fault in self.faults)
-        super().__init__(f"{source}: {len(self.faults)} {noun}\n{lines}")
+        lines = "\n".join(f"  - {fault}" for fault in self.faults[:_MOST_FAULTS])
+        more = f"\n  and {len(self.faults) - _MOST_FAULTS:,} more" if len(self.faults) > _MOST_FAULTS else ""
+        super().__init__(f"{source}: {len(self.faults):,} {noun}\n{lines}{more}")
 
 
 class DataError(InputError):

@@ -105,7 +105,7 @@ def test_malformed_recipes(kasatune, work, content, words):
         (["predict", "nowhere", "--text", "x"], "not a run directory"),
         (["predict", "model"], "--text and --file"),
         (["predict", "model", "--text", "x", "--file", "good.yaml"], "both"),
-        (["predict", "model", "--file", "nowhere.txt"], "No such file"),
+        (["predict", "model", "--file", "nowhere.txt"], "no such file"),
         (["export", "model", "--out", "new"], "holds no adapter"),
         (["export", "nowhere", "--out", "new"], "no such directory"),
         (["demo", "--out", "model"], "no demo wrote"),
@@ -140,7 +140,7 @@ def test_an_output_that_cannot_be_written(kasatune, work):
 
 def test_files_for_predict_that_hold_nothing(kasatune, work):
     (work / "nothing.txt").touch()
-    assert "holds no text" in refused(kasatune, work, "predict", "model", "--file", "nothing.txt")
+    assert "is empty" in refused(kasatune, work, "predict", "model", "--file", "nothing.txt")
     (work / "binary.txt").write_bytes(b"\xff\xfe")
     assert "not UTF-8" in refused(kasatune, work, "predict", "model", "--file", "binary.txt")
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, Literal
 
+from kasatune.caution import presentable, printable
+
 Side = Literal["left", "right"]
 
 
@@ -19,7 +21,7 @@ def say(text: str = "") -> None:
 
 def note(text: str) -> None:
     """One line beside the result."""
-    print(text, file=sys.stderr)
+    print(presentable(text), file=sys.stderr)
 
 
 def complain(text: str) -> None:
@@ -27,7 +29,7 @@ def complain(text: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    message = Text.assemble(("error: ", "bold red"), text)
+    message = Text.assemble(("error: ", "bold red"), presentable(text))
     Console(stderr=True, soft_wrap=True, highlight=False).print(message)
 
 
@@ -52,6 +54,7 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, title: st
         title: a line above it.
         numbers: how many of the last columns hold numbers, which stand on the right.
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     sides: list[Side] = ["right" if place >= len(head) - numbers else "left" for place in range(len(head))]
     if _on_terminal():
         _print_rich(head, rows, title, sides)

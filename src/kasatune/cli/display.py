@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from kasatune.caution import presentable
+
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
@@ -103,7 +105,7 @@ class LiveDisplay:
         """See `Display.message`."""
         from rich.text import Text
 
-        self._progress.console.print(Text(text), soft_wrap=True)
+        self._progress.console.print(Text(presentable(text)), soft_wrap=True)
 
     def finish(self) -> None:
         """See `Display.finish`."""
@@ -173,7 +175,7 @@ class LineDisplay:
 
     def message(self, text: str) -> None:
         """See `Display.message`."""
-        print(text, file=sys.stderr, flush=True)
+        print(presentable(text), file=sys.stderr, flush=True)
 
     def finish(self) -> None:
         """See `Display.finish`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import itertools
 import logging
 import os
 import sys
@@ -37,6 +38,8 @@ COMMANDS = {
 }
 # They warn, when they are imported, of things that no user of this command can act on.
 _TALKATIVE = ("bitsandbytes", "torch.utils._pytree", "torchao")
+
+_LONGEST_VALUE = 60
 
 _HELP = """Fine-tune language models with KaSA, compare it honestly with other methods, hand over plain LoRA adapters.
 
@@ -94,13 +97,13 @@ def run(argv: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if os.environ.get("KASATUNE_DEBUG"):
             traceback.print_exc()
-        message, status = describe(error)
+        message, status = describe(error, arguments)
         note(message) if isinstance(error, KeyboardInterrupt) else complain(message)
         return status
 
 
-def describe(error: BaseException) -> tuple[str, int]:
-    """What to tell the user about `error`, and the exit status."""
+def describe(error: BaseException, arguments: Sequence[str] = ()) -> tuple[str, int]:
+    """What to tell the user about `error` that these arguments led to, and the exit status."""
     if isinstance(error, KasatuneError):
         return str(error), error.exit_status
     if isinstance(error, KeyboardInterrupt):
@@ -109,7 +112,7 @@ def describe(error: BaseException) -> tuple[str, int]:
         context = getattr(error, "ctx", None)
         hint = f"; see `{context.command_path} --help`" if context else ""
         message = " ".join(error.format_message().split()).rstrip(".")  # pyright: ignore
-        return f"{message}{hint}", getattr(error, "exit_code", 2)
+        return f"{message}{_received(error, arguments)}{hint}", getattr(error, "exit_code", 2)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "out of memory; raise training.gradient_accumulation, or lower training.batch_size, task.max_length", 1
     if isinstance(error, OSError) and error.errno is not None:
@@ -118,6 +121,15 @@ def describe(error: BaseException) -> tuple[str, int]:
         return f"{what}{error.strerror}{hint}", 1
     reason = str(error).strip() or "no reason given"
     return f"unexpected {type(error).__name__}: {reason} (KASATUNE_DEBUG=1 shows where)", 1
+
+
+def _received(error: BaseException, arguments: Sequence[str]) -> str:
+    """The value of the option that an error is about; typer leaves it out of some messages."""
+    options = getattr(getattr(error, "param", None), "opts", ())
+    for option, value in itertools.pairwise(arguments):
+        if option in options and option.startswith("-"):
+            return f"; {value[:_LONGEST_VALUE]!r} received"
+    return ""
 
 
 def _invoke(arguments: list[str]) -> int:

@@ -163,4 +163,7 @@ def load_peft(base: PreTrainedModel, folder: Path) -> PeftModel:
         raise
     except Exception as fault:  # safetensors and PEFT raise a dozen unrelated types for a damaged file
         reason = str(fault).strip().splitlines()[0] if str(fault).strip() else type(fault).__name__
-        raise AdapterError(f"{folder} cannot be loaded on {type(base).__name__}: {reason}") from fault
+        raise AdapterError(
+            f"{folder} cannot be loaded on {type(base).__name__}: {reason}. Its files were cut short or edited: train "
+            "again, or copy them again"
+        ) from fault

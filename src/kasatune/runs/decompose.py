@@ -141,6 +141,10 @@ def decompose(
                 index["layers"] = {layer.name: index["layers"][layer.name] for layer in layers}
                 directory.write_json(out / INDEX, index)
                 (out / UNFINISHED).unlink(missing_ok=True)
+        except InputError:
+            if process.rank == 0 and not resume:
+                _withdraw(out)
+            raise
         except OSError as fault:
             raise WorkError(f"{out}: {fault.strerror or fault}; make room, then go on with --resume") from fault
         finally:
@@ -194,6 +198,16 @@ def _begin(out: Path, job: Job, *, keep: bool) -> None:
             directory.remove(out / name)
         (out / TAILS).mkdir()
     directory.write_json(out / UNFINISHED, job.as_dict())
+
+
+def _withdraw(out: Path) -> None:
+    """Leave nothing behind where no tail was finished."""
+    if any((out / TAILS).glob("[!.]*")):
+        return
+    for name in (UNFINISHED, TAILS):
+        directory.remove(out / name)
+    if not any(out.iterdir()):
+        out.rmdir()
 
 
 def _layers(job: Job, display: Display) -> list[Layer]:

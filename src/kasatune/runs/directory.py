@@ -6,7 +6,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,13 @@ _WRITTEN = (
     "report.html",
     TENSORBOARD,
 )
+_METRICS_FORM: Mapping[str, Callable[[Any], bool]] = {
+    "kind": lambda value: value in ("classification", "regression", "generation"),
+    "split": lambda value: isinstance(value, str),
+    "label_names": lambda value: value is None or (isinstance(value, list) and all(isinstance(n, str) for n in value)),
+    "text_fields": lambda value: value in (1, 2),
+    "metrics": lambda value: isinstance(value, dict),
+}
 _PLACE_ONLY = ("output", "training.report_to")  # a resumed run may be told to go elsewhere with these
 
 
@@ -106,6 +113,11 @@ def read_metrics(run_dir: Path) -> dict[str, Any]:
         raise InputError(f"{path} is damaged ({fault}); train again") from fault
     if not isinstance(metrics, dict):
         raise InputError(f"{path} holds no JSON object; train again")
+    wrong = [key for key, is_right in _METRICS_FORM.items() if key in metrics and not is_right(metrics[key])]
+    if wrong or not {"kind", "split"} <= metrics.keys():
+        raise InputError(
+            f"{path} is damaged ({', '.join(wrong) or 'kind or split'} is not as a run writes it); train again"
+        )
     return metrics
 
 

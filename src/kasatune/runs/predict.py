@@ -6,7 +6,6 @@ from typing import Any
 
 from kasatune.errors import InputError
 from kasatune.runs.directory import read_metrics, read_recipe
-from kasatune.runs.examples import encode
 from kasatune.runs.prepare import Prepared, deterministic, prepare_saved
 from kasatune.runs.quiet import quiet
 from kasatune.runs.scoring import answers
@@ -43,7 +42,7 @@ def predict(run_dir: Path, texts: Sequence[Text]) -> list[dict[str, Any]]:
         if prepared.kind == "generation":
             return _written(prepared, [pair[0] for pair in fields])
         second = [pair[1] for pair in fields] if metrics["text_fields"] == 2 else None
-        examples = encode(prepared.base.tokenizer, [pair[0] for pair in fields], second, None, recipe.task.max_length)
+        examples = prepared.tokenize([pair[0] for pair in fields], second, None)
         predictions, scores = answers(prepared.logits(examples), prepared.kind)
     found = []
     for index, text in enumerate(texts):

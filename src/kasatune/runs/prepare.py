@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from transformers import set_seed
 
 from kasatune import methods
-from kasatune.errors import DataError
+from kasatune.errors import DataError, ModelError
 from kasatune.methods.base import Method, trainable, within
 from kasatune.runs.display import Display
 from kasatune.runs.examples import Examples, encode
@@ -71,8 +72,28 @@ class Prepared:
         task = self.recipe.task
         if self.kind == "generation":
             loss_on = task.loss_on or "completion"
-            return encode_rows(self.base.tokenizer, rows.first, rows.labels, task.max_length, loss_on)
-        return encode(self.base.tokenizer, rows.first, rows.second, rows.labels, task.max_length)
+            return self._known(encode_rows(self.base.tokenizer, rows.first, rows.labels, task.max_length, loss_on))
+        return self.tokenize(rows.first, rows.second, rows.labels)
+
+    def tokenize(self, first: Sequence[str], second: Sequence[str] | None, labels: Sequence[Any] | None) -> Examples:
+        """Texts, or pairs of texts, as the model takes them.
+
+        Raises:
+            ModelError: a token has a number that the model has no embedding for.
+        """
+        return self._known(encode(self.base.tokenizer, first, second, labels, self.recipe.task.max_length))
+
+    def _known(self, examples: Examples) -> Examples:
+        module: Any = self.base.model.get_input_embeddings()
+        embeddings = getattr(module, "num_embeddings", math.inf)
+        largest = max((max(row["input_ids"], default=0) for row in examples.rows), default=0)
+        if largest >= embeddings:
+            token = self.base.tokenizer.convert_ids_to_tokens(largest)
+            raise ModelError(
+                f"model.name: {self.recipe.model.name}: its tokenizer gives {token!r} the number {largest}, and the"
+                f" model has embeddings for {embeddings} words; give the tokenizer that belongs to the model"
+            )
+        return examples
 
     def score(self, examples: Examples, data: TaskData) -> Scores:
         """The scores of the model as it is on tokenized rows; of a language model its loss, and nothing is written."""

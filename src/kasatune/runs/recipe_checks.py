@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kasatune.caution import may_run_for_ever, redacted
 from kasatune.methods.table import METHODS
 from kasatune.runs.recipe_faults import did_you_mean, show
 from kasatune.tasks.table import TASKS
@@ -226,6 +227,11 @@ def _targets_are_a_pattern(recipe: Recipe) -> Iterator[str]:
             re.compile(targets)
         except re.error as error:
             yield f"method.target_modules: {show(targets)} is not a regular expression ({error}); give a list of names"
+        if may_run_for_ever(targets):
+            yield (
+                f"method.target_modules: {show(targets)} repeats a group that repeats itself, or is longer than 100,000"
+                " characters, and may take for ever to match; give a list of names"
+            )
 
 
 @_rule("method.name", "method.truncation", "model.quantization")
@@ -237,6 +243,28 @@ def _quantised_bases(recipe: Recipe) -> Iterator[str]:
         yield f'method.truncation: "fold" received; a {kind} base cannot be changed in place; use attach, the default'
     if "not quantised" in METHODS[method.name].bases:
         yield f'model.quantization: "{kind}" received; {method.name} needs a base that is not quantised; use none'
+
+
+@_rule()
+def _no_secrets(recipe: Recipe) -> Iterator[str]:
+    """A recipe is kept with its run, and shown in its report."""
+    for place, value in _texts(recipe.model_dump()):
+        if redacted(value) != value:
+            yield (
+                f"{place}: {show(value)} received; it holds a password or token, and a recipe is kept with its run;"
+                " leave it out and set HF_TOKEN in the environment"
+            )
+
+
+def _texts(value: object, place: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, dict):
+        for key, one in value.items():
+            yield from _texts(one, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _texts(one, place)
 
 
 @_rule("output")

@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from kasatune.caution import redacted
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from pydantic_core import ErrorDetails
@@ -36,7 +38,7 @@ _LIMITS = {
 
 def show(value: Any) -> str:
     """`value` as the user wrote it, more or less, cut where it is long."""
-    text = json.dumps(value, default=str, ensure_ascii=False)
+    text = redacted(json.dumps(value, default=str, ensure_ascii=False))  # before a cut hides what they are known by
     return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."
 
 

@@ -113,7 +113,7 @@ def shard_files(folder: Path) -> list[Path]:
     if (folder / INDEX).is_file():
         try:
             names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as fault:
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as fault:
             raise ModelError(f"{folder / INDEX} is damaged ({fault}); copy the model again") from fault
         bad = [name for name in names if not isinstance(name, str) or Path(name).name != name]
         missing = [name for name in names if name not in bad and not (folder / name).is_file()]

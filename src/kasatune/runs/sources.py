@@ -14,6 +14,7 @@ from kasatune.errors import InputError, ModelError
 from kasatune.runs.directory import RECIPE, read_metrics, read_recipe
 from kasatune.runs.models import find_model, load_base
 from kasatune.runs.quiet import quiet
+from kasatune.runs.shards import shard_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -154,11 +155,13 @@ def _load_base_model(source: Source, name: str, *, quantized: bool) -> PreTraine
         ).model
     folder = find_model(name)
     options = {"revision": source.revision}
+    if Path(folder).is_dir():
+        shard_files(Path(folder))
     try:
         with quiet():
             config = load_config(source, folder, **options)
             return model_class(source).from_pretrained(
-                folder, config=config, dtype="auto", ignore_mismatched_sizes=True, **options
+                folder, config=config, dtype="auto", ignore_mismatched_sizes=True, use_safetensors=True, **options
             )
     except ModelError:
         raise

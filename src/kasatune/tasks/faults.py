@@ -10,6 +10,7 @@ from kasatune.errors import DataError
 
 SHOWN = 5
 _LONGEST = 60
+_MOST_COMPARED = 1000  # each takes microseconds, and a file may have a million columns
 
 
 class Faults:
@@ -52,7 +53,7 @@ def show(value: object) -> str:
 def nearest(word: str, known: Sequence[str]) -> str:
     """The words "did you mean" with the one of `known` that is most like `word`, or nothing."""
     folded: dict[str, str] = {}
-    for name in known:
+    for name in known[:_MOST_COMPARED]:
         folded.setdefault(name.strip().casefold(), name)
     close = difflib.get_close_matches(word.strip().casefold(), list(folded), n=1)
     return f"; did you mean {folded[close[0]]!r}?" if close else ""

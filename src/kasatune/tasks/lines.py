@@ -83,6 +83,8 @@ def _decode(path: Path, line: int, offset: int, data: bytes) -> str:
     """Text of `data`, which begins at byte `offset` and line `line` of the file."""
     kind = next((kind for mark, kind in _OTHER_KINDS.items() if not offset and data.startswith(mark)), None)
     remedy = f"it looks like {kind}; save it as UTF-8 text" if kind else "save the file as UTF-8 text"
+    if kind == "Parquet":  # its first bytes alone are text
+        raise DataError(f"{path}: it looks like Parquet; name it .parquet")
     try:
         text = data.decode("utf-8")
         nul = data.find(b"\0")

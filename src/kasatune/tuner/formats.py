@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from peft.utils.other import get_pattern_key
 
+from kasatune.caution import may_run_for_ever
 from kasatune.errors import AdapterError
 from kasatune.tuner.storage import PREFIX, Header, is_number, listed
 
@@ -24,8 +25,6 @@ NATIVE = ("kasa_A", "kasa_sigma", "kasa_B", "kasa_tail_U", "kasa_tail_V")
 LORA = ("lora_A.weight", "lora_B.weight")
 DIAGONAL = (*LORA, "lora_diag")
 _PARTS = {"kasa": NATIVE, "peft-kasa": DIAGONAL, "authors": DIAGONAL, "lora": LORA}
-
-_LONGEST_PATTERN = 100_000
 
 
 class LayerShapes(NamedTuple):
@@ -189,32 +188,13 @@ def _check_config(header: Header) -> None:
 
 def _pattern_faults(name: str, patterns: Sequence[str]) -> list[str]:
     for pattern in patterns:
-        if len(pattern) > _LONGEST_PATTERN or _repeats_nested(pattern):
+        if may_run_for_ever(pattern):
             return [f"{name} holds the regular expression {_brief(pattern)}, which may take forever to match"]
         try:
             re.compile(rf"(.*\.)?({pattern})$")
         except (re.error, RecursionError, OverflowError) as error:
             return [f"{name} holds {_brief(pattern)}, no regular expression: {error}"]
     return []
-
-
-def _repeats_nested(pattern: str) -> bool:
-    """Whether a group that can match in several ways is repeated, as in (a+)+ or (a|a)*: the time it takes explodes."""
-    open_groups = [False]
-    closed = False
-    plain = re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]])*\]", "x", pattern, flags=re.DOTALL)
-    for character in plain:
-        if closed and character in "+*{":
-            return True
-        closed = False
-        if character == "(":
-            open_groups.append(False)
-        elif character == ")" and len(open_groups) > 1:
-            closed = open_groups.pop()
-            open_groups[-1] |= closed
-        elif character in "+*{|":
-            open_groups[-1] = True
-    return False
 
 
 def _is_rank(value: object) -> bool:

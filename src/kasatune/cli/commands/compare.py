@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kasatune.caution import redacted
 from kasatune.cli.arguments import Json, Overrides, RecipeFile
 from kasatune.cli.catalogue import find_recipe
 from kasatune.cli.console import note, print_json, print_table, results_only, say
@@ -73,7 +74,7 @@ def command(
         if threads < 1:
             raise InputError(f"--threads: {threads} received; must be 1 or more")
         given = [one for one in sys.argv[1:] if one not in ("--report-only", "--json")]
-        words = f"kasatune {shlex.join(given)}" if "compare" in given else ""
+        words = f"kasatune {redacted(shlex.join(given))}" if "compare" in given else ""
         if plan:
             found: dict[str, Any] = _plan(request, out, threads, number)
         else:
@@ -142,8 +143,8 @@ def _bounds(text: str | None) -> tuple[float | None, float | None]:
 def _workers(text: str) -> int | str:
     if text == "ray":
         return text
-    if not text.isdecimal() or int(text) < 1:
-        raise InputError(f"--workers: {text!r} received; must be a number from 1 on, or ray")
+    if not text.isdecimal() or not 1 <= len(text) <= 4 or int(text) < 1:
+        raise InputError(f"--workers: {text[:20]!r} received; must be a number from 1 to 9999, or ray")
     return int(text)
 
 

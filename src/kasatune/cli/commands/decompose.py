@@ -8,6 +8,7 @@ import typer
 
 from kasatune.cli.console import results_only, say
 from kasatune.cli.display import make_display
+from kasatune.errors import InputError
 
 
 def command(
@@ -45,6 +46,8 @@ def command(
     Then `kasatune train RECIPE method.tails=tails/model`, of the same or a lower rank. Weights are read one by one;
     the model is never whole in memory. `torchrun --nproc-per-node N -m kasatune decompose ...` shares the work.
     """
+    if rank < 1:
+        raise InputError(f"--rank: {rank} received; must be 1 or more")
     with results_only():
         from kasatune.runs.decompose import Job, decompose
 

@@ -10,6 +10,9 @@ from kasatune.cli.arguments import Json, RunDirectory
 from kasatune.cli.console import note, print_json, print_table, results_only
 from kasatune.cli.display import make_display
 from kasatune.errors import InputError
+from kasatune.tasks.lines import read_text
+
+_LARGEST_FILE = 256 * 1024**2
 
 
 def command(
@@ -58,14 +61,7 @@ def _texts(text: Sequence[str] | None, file: Path | None) -> list[str]:
         raise InputError(f"{given} of --text and --file given; give one of them")
     if file is None:
         return list(text or ())
-    try:
-        content = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: byte {error.start} is not UTF-8; save it as UTF-8 text") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"{file}: cannot be read ({reason}); check the path") from error
-    lines = content.removesuffix("\n").split("\n")
+    lines = read_text(file, _LARGEST_FILE).removesuffix("\n").split("\n")
     if lines == [""]:
         raise InputError(f"{file}: holds no text; write one text a line")
     return [line.removesuffix("\r") for line in lines]

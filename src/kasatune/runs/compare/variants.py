@@ -9,7 +9,7 @@ from typing import Any
 from kasatune.errors import InputError
 from kasatune.methods.table import METHODS
 from kasatune.runs.recipe import MethodSection, Recipe
-from kasatune.runs.recipe_faults import did_you_mean
+from kasatune.runs.recipe_faults import did_you_mean, show
 from kasatune.runs.recipe_yaml import parse_yaml
 
 
@@ -90,8 +90,8 @@ def parse_seeds(text: str) -> list[int]:
     """
     seeds = []
     for part in text.split(","):
-        if not part.strip().isdecimal() or int(part) >= 2**32:
-            raise InputError(f"--seeds: {part.strip()!r} received; give whole numbers from 0 on, for example 0,1,2")
+        if not part.strip().isdecimal() or len(part.strip()) > len(str(2**32)) or int(part) >= 2**32:
+            raise InputError(f"--seeds: {show(part.strip())} received; give whole numbers from 0 on, for example 0,1,2")
         seeds.append(int(part))
     _refuse_twice("--seeds", [str(seed) for seed in seeds])
     return seeds

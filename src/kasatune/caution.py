@@ -1,0 +1,66 @@
+"""What comes from outside and is shown, kept or run: secrets masked, control characters escaped, patterns bounded."""
+
+from __future__ import annotations
+
+import os
+import re
+
+_MASK = "***"
+_SHORTEST = 8  # a shorter value of the environment is no secret, and would be masked in ordinary words
+_IN_ADDRESS = re.compile(r"(?<=://)[^/\s@\"']+(?=@)")
+_IN_QUERY = re.compile(
+    r"(?<=[?&])((?:access_?)?(?:token|key|secret|password|signature)|api_?key)=[^&\s\"']+", re.IGNORECASE
+)
+# As Hugging Face, GitHub, GitLab, OpenAI and others, Slack and Amazon form them.
+_TOKENS = re.compile(
+    r"\b(hf_|gh[pousr]_|github_pat_|glpat-|sk-|xox[abp]-|AKIA)[A-Za-z0-9_-]{16,}",
+)
+_SECRET_NAME = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|KEY)$")
+_LONGEST_PATTERN = 100_000
+
+
+def redacted(text: str) -> str:
+    """`text` without passwords in addresses, without tokens, and without the secrets of this process's environment."""
+    text = _IN_ADDRESS.sub(_MASK, text)
+    text = _IN_QUERY.sub(rf"\1={_MASK}", text)
+    text = _TOKENS.sub(rf"\1{_MASK}", text)
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST and _SECRET_NAME.search(name.upper()):
+            text = text.replace(value, _MASK)
+    return text
+
+
+def printable(text: str) -> str:
+    """`text` with every character that steers a terminal or hides others written as an escape; lines stay lines."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one in "\n\t" else one.encode("unicode_escape").decode() for one in text)
+
+
+def presentable(text: str) -> str:
+    """`text` as a message may show it: printable, and without secrets."""
+    return printable(redacted(text))
+
+
+def may_run_for_ever(pattern: str) -> bool:
+    """Whether a regular expression is longer than 100,000 characters, or repeats a group that matches in several ways.
+
+    (a+)+ and (a|a)* are such: the time that they take may double with every character of a name.
+    """
+    if len(pattern) > _LONGEST_PATTERN:
+        return True
+    open_groups = [False]
+    closed = False
+    plain = re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]])*\]", "x", pattern, flags=re.DOTALL)
+    for character in plain:
+        if closed and character in "+*{":
+            return True
+        closed = False
+        if character == "(":
+            open_groups.append(False)
+        elif character == ")" and len(open_groups) > 1:
+            closed = open_groups.pop()
+            open_groups[-1] |= closed
+        elif character in "+*{|":
+            open_groups[-1] = True
+    return False
