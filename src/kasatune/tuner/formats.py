@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from peft import TaskType
 from peft.utils.other import get_pattern_key
 
 from kasatune.caution import may_run_for_ever
@@ -24,6 +25,7 @@ TITLES = {
 NATIVE = ("kasa_A", "kasa_sigma", "kasa_B", "kasa_tail_U", "kasa_tail_V")
 LORA = ("lora_A.weight", "lora_B.weight")
 DIAGONAL = (*LORA, "lora_diag")
+_TASK_TYPES = [kind.value for kind in TaskType]
 _PARTS = {"kasa": NATIVE, "peft-kasa": DIAGONAL, "authors": DIAGONAL, "lora": LORA}
 
 
@@ -180,6 +182,9 @@ def _check_config(header: Header) -> None:
     for name in ("use_rslora", "fan_in_fan_out"):
         if not isinstance(config.get(name, False), bool):
             faults.append(f"{name} is {_brief(config[name])}, must be true or false")
+    task = config.get("task_type")
+    if task is not None and task not in _TASK_TYPES:
+        faults.append(f"task_type is {_brief(task)}, must be one of {', '.join(_TASK_TYPES)}")
     if not isinstance(config.get("bias", "none"), str):
         faults.append(f"bias is {_brief(config['bias'])}, must be none, all or lora_only")
     if faults:

@@ -1,0 +1,1 @@
+"""What takes minutes to show: runs killed, faults injected, processes, inputs; run by `make soak`."""
