@@ -22,6 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.harness import RESULTS, Row, duration, publish
 from kasatune.cli.catalogue import built_in
 from kasatune.runs.models import find_model
@@ -29,7 +31,7 @@ from kasatune.runs.recipe import Recipe, load_recipe, to_yaml
 from kasatune.tasks import TaskData, load_task
 
 OURS, LORA, KASA = "kasatune's KaSA", "PEFT's LoRA", "PEFT's KaSA"
-QUICK_ROWS = 320
+QUICK_ROWS = 1280
 EVALUATED = 4  # with --rows, training rows for one that is evaluated
 Took = dict[str, float]
 
@@ -162,7 +164,7 @@ def table(cases: dict[str, dict[str, Any]]) -> list[Row]:
 
 def described(cases: dict[str, dict[str, Any]]) -> str:
     lines = [
-        f"{title}: {case['epochs']} epochs of {case['rows']['train']:,} rows, {case['rows']['validation']:,} rows "
+        f"{title}: epochs {case['epochs']}, {case['rows']['train']:,} rows, {case['rows']['validation']:,} rows "
         f"evaluated after each, adapters on {', '.join(case['targets'])}, {len(case['took'][OURS])} turns."
         for title, case in cases.items()
     ]
@@ -178,11 +180,12 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=1)
     parser.add_argument("--one-thread", action="store_true", help="one thread, in seconds of the processor")
     options = parser.parse_args()
+    if options.one_thread:
+        torch.set_num_threads(1)  # what the page says
     rows = QUICK_ROWS if options.quick else options.rows
     name = "whole_run-one-thread" if options.one_thread else "whole_run"
     kept = RESULTS / f"{name}-runs.json"
-    partial = options.quick or options.rows
-    cases = {} if partial or not kept.is_file() else json.loads(kept.read_text(encoding="utf-8"))
+    cases = {} if options.quick or not kept.is_file() else json.loads(kept.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as folder:
         for case in ("demo",) if options.quick else options.only.split(","):
             if case == "demo":
@@ -196,14 +199,14 @@ def main() -> None:
                 continue
             title = {"demo": "the demo", "rte": "RTE"}[case]
             cases[title] = measure(recipe, options.turns, one_thread=options.one_thread)
-            if not partial:
+            if not options.quick:
                 RESULTS.mkdir(exist_ok=True)
                 kept.write_text(json.dumps(cases, indent=1) + "\n", encoding="utf-8")
     publish(
         name,
         "Whole runs: kasatune's KaSA against PEFT with a plain Trainer",
         "python -m benchmarks.whole_run --data RTE_FOLDER"
-        + (f" --rows {options.rows}" if options.rows else "")
+        + (" --rows N" if options.rows else "")
         + (" --one-thread" if options.one_thread else ""),
         table(cases),
         f"{described(cases)} Each run is a process of its own, imports included; the model is MiniLM, the settings are "
