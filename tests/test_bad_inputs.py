@@ -51,6 +51,7 @@ def place(good, tmp_path, monkeypatch):
     shutil.copytree(good, folder, symlinks=True)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.delenv("KASATUNE_DEBUG", raising=False)
     monkeypatch.setattr(tempfile, "tempdir", str(folder / "temporary"))
     yield folder

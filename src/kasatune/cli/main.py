@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import importlib
 import itertools
-import logging
 import os
 import sys
 import traceback
@@ -17,6 +16,7 @@ import typer
 import kasatune
 from kasatune.cli.console import complain, note, say
 from kasatune.errors import KasatuneError
+from kasatune.runs.quiet import hush_imports
 
 # Name on the command line: module of kasatune.cli.commands whose `command` it runs, in the order of the help.
 COMMANDS = {
@@ -36,8 +36,6 @@ COMMANDS = {
     "decompose": "decompose",
     "synthesize": "synthesize",
 }
-# They warn, when they are imported, of things that no user of this command can act on.
-_TALKATIVE = ("bitsandbytes", "torch.utils._pytree", "torchao")
 
 _LONGEST_VALUE = 60
 
@@ -85,8 +83,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
-    for library in _TALKATIVE:
-        logging.getLogger(library).setLevel(logging.ERROR)
+    hush_imports()
     try:
         status = _invoke(arguments)
         sys.stdout.flush()

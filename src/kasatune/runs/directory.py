@@ -230,7 +230,12 @@ class History:
 
 def _differences(before: Recipe, now: Recipe) -> list[str]:
     old, new = _flat(before), _flat(now)
-    return [f"{key}: {old[key]!r} then, {new.get(key)!r} now" for key in old if old[key] != new.get(key)]
+    open_ = [key for key in ("model.revision",) if new[key] is None]  # the commit that was found then holds on
+    return [
+        f"{key}: {old[key]!r} then, {new.get(key)!r} now"
+        for key in old
+        if old[key] != new.get(key) and key not in open_
+    ]
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:

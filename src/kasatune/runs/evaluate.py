@@ -8,6 +8,7 @@ from kasatune.errors import DataError
 from kasatune.runs.directory import read_metrics, read_recipe
 from kasatune.runs.machine import peak_memory, reset_peak_memory, versions
 from kasatune.runs.prepare import deterministic, prepare_saved
+from kasatune.runs.provenance import trace
 from kasatune.runs.quiet import quiet
 from kasatune.runs.recipe import TaskSection
 from kasatune.tasks import TaskData, load_evaluation, load_task
@@ -50,6 +51,7 @@ def evaluate(run_dir: Path, split: str | None = None, data: str | None = None) -
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "peak_memory_bytes": peak_memory(),
         "versions": versions(),
+        **trace(recipe, prepared.base.revision, prepared.base.fingerprint),
     }
 
 

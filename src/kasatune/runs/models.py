@@ -25,9 +25,11 @@ from transformers import (
     set_seed,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils.hub import cached_file
 
 from kasatune.errors import KasatuneError, ModelError
 from kasatune.methods.base import head_name
+from kasatune.runs.provenance import model_fingerprint
 from kasatune.runs.quantization import quantization_config
 from kasatune.runs.quiet import quiet
 from kasatune.runs.shards import shard_files
@@ -54,11 +56,15 @@ class Base:
         tokenizer: with a padding token.
         new_modules: names of the modules to train and save whole: the head, and any other module with weights that the
             checkpoint does not hold; sorted, no name within another; none of a language model.
+        revision: the commit of the hub that it was loaded from; None for a folder.
+        fingerprint: of its weights without the new modules; see `model_fingerprint`.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     new_modules: tuple[str, ...]
+    revision: str | None = None
+    fingerprint: str = ""
 
 
 def find_model(name: str) -> str:
@@ -86,6 +92,18 @@ def find_model(name: str) -> str:
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         raise ModelError(f"model.name: {name} is not a folder; give a hub id, an existing folder or package:NAME")
     return name
+
+
+def find_commit(name: str, revision: str | None) -> str | None:
+    """The commit that a revision of a model on the hub is now, or was when it came into the cache; None for a folder.
+
+    Raises:
+        OSError: there is no such model.
+    """
+    if Path(name).is_dir():
+        return None
+    folder = Path(str(cached_file(name, "config.json", revision=revision))).parent
+    return folder.name if folder.parent.name == "snapshots" else None
 
 
 def load_base(
@@ -116,7 +134,10 @@ def load_base(
     options: dict[str, Any] = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
     try:
         with quiet():
+            revision = find_commit(folder, section.revision)
+            options["revision"] = revision or section.revision  # everything is of one commit
             config = AutoConfig.from_pretrained(folder, **options)
+            config._commit_hash = revision  # by which the tuner finds the checkpoint again
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
             _set_task(section.name, config, kind, label_names)
             _set_dropout(config, section.dropout)
@@ -144,12 +165,13 @@ def load_base(
     packed_4bit.protect(model)
     if kind == _TEXT:
         _require_complete(section.name, model, report)
-        return Base(model.eval(), tokenizer, ())
+        return Base(model.eval(), tokenizer, (), revision, model_fingerprint(model))
     new_modules = _new_modules(section.name, model, report)
+    fingerprint = model_fingerprint(model, new_modules)
     if float32_head:
         for name in new_modules:
             model.get_submodule(name).float()
-    return Base(model.eval(), tokenizer, new_modules)
+    return Base(model.eval(), tokenizer, new_modules, revision, fingerprint)
 
 
 def model_family(kind: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -249,6 +250,7 @@ def deterministic() -> Iterator[None]:
     options: Any = torch.utils.deterministic
     fill = options.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it no product of matrices on a GPU is
     options.fill_uninitialized_memory = False  # it finds faults of code, at the price of speed
     try:
         yield

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -11,17 +12,27 @@ from typing import Any
 # The tokenizers library warns on standard error when a process that has tokenized is forked.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# They warn, when they are imported, of things that no user of this command can act on.
+_TALKATIVE = ("bitsandbytes", "torch.utils._pytree", "torchao")
+_NOT_DETERMINISTIC = re.compile(r"^(\S+) does not have a deterministic implementation")
 _LOGGERS = (
     *("peft", "accelerate", "datasets", "huggingface_hub", "torchao", "bitsandbytes"),
     *("torch.utils._pytree", "torch.distributed.elastic.multiprocessing.redirects"),
 )
 
 
+def hush_imports() -> None:
+    """Have the libraries beneath be quiet while they are imported; for a process of kasatune's own, before it does."""
+    for library in _TALKATIVE:
+        logging.getLogger(library).setLevel(logging.ERROR)
+
+
 @contextmanager
 def quiet(tell: Callable[[str], None] | None = None) -> Iterator[None]:
     """Keep the progress bars, reports and warnings of other libraries off the terminal.
 
-    Warnings of kasatune itself are passed on, each once; errors are raised as ever. Settings are put back at the end.
+    Warnings of kasatune itself are passed on, each once, and of others those that matter, in its own words: an
+    operation that is not deterministic. Errors are raised as ever. Settings are put back at the end.
     The module is light: importing the heavy ones within this context keeps what they say at import off the terminal.
 
     Args:
@@ -58,18 +69,29 @@ def _own_warnings(tell: Callable[[str], None] | None) -> Iterator[None]:
     show = warnings.showwarning
 
     def passed_on(message: Warning | str, category: type[Warning], *place: Any, **further: Any) -> None:
-        if str(message) in seen or not _is_ours(sys._getframe(1)):
+        text = _in_our_words(str(message))
+        if text is None and _is_ours(sys._getframe(1)):
+            text = str(message)
+        if text is None or text in seen:
             return
-        seen.add(str(message))
+        seen.add(text)
         if tell is None:
-            show(message, category, *place, **further)
+            show(type(message)(text) if isinstance(message, Warning) else text, category, *place, **further)
         else:
-            tell(str(message))
+            tell(text)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = passed_on
         yield
+
+
+def _in_our_words(message: str) -> str | None:
+    """What matters to a user of a library's warning; None where it is noise."""
+    found = _NOT_DETERMINISTIC.match(message)
+    if found is None:
+        return None
+    return f"{found[1]} is not deterministic on this device: made again, the run may differ in its last digits"
 
 
 def _is_ours(frame: Any) -> bool:

@@ -23,6 +23,7 @@ from kasatune.runs.display import Display
 from kasatune.runs.examples import Examples
 from kasatune.runs.machine import peak_memory, versions
 from kasatune.runs.prepare import Prepared, prepare_saved
+from kasatune.runs.provenance import trace
 from kasatune.runs.recipe import Recipe
 from kasatune.runs.scored import Scored
 from kasatune.runs.scoring import predictions
@@ -163,6 +164,7 @@ class Run:
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "peak_memory_bytes": peak_memory(),
             "versions": versions(),
+            **trace(self.recipe, self.prepared.base.revision, self.prepared.base.fingerprint),
         }
         write_json(self.out / METRICS, content | self.details | further)
 

@@ -96,6 +96,11 @@ def find_source(directory: Path, base: str | None = None) -> Source:
     raise InputError(f"{directory}: {what}; give a directory that `kasatune train` or save_pretrained wrote")
 
 
+def has_adapter(run_dir: Path) -> bool:
+    """Whether a run directory holds an adapter, native or stock."""
+    return any((run_dir / name / ADAPTER_FILE).is_file() for name in ("kasa", "adapter"))
+
+
 def require_base_name(source: Source) -> str:
     """The name of the base.
 

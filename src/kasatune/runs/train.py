@@ -19,6 +19,7 @@ from kasatune.runs.keeper import Keeper, Progress
 from kasatune.runs.machine import reset_peak_memory
 from kasatune.runs.models import find_model
 from kasatune.runs.prepare import deterministic, prepare_training, report_truncation
+from kasatune.runs.provenance import as_begun, pinned
 from kasatune.runs.quiet import quiet
 from kasatune.runs.recipe import Recipe
 from kasatune.runs.run import SPLIT, Outcome, Run, failures_told, is_main
@@ -64,6 +65,8 @@ def train(
     shown: Display = display if display is not None and is_main() else Silent()
     if is_main():
         directory.check_output(out, recipe, resume=resume, overwrite=overwrite)
+    if resume:
+        recipe = as_begun(recipe, out)
     find_device(recipe.training)
     find_model(recipe.model.name)
     if resume and directory.is_finished(out):
@@ -74,7 +77,7 @@ def train(
         try:
             with failures_told(out), Interrupt(lambda: shown.message(_STOPPING)) as interrupt:
                 if is_main():
-                    directory.begin(out, recipe, resume=resume)
+                    directory.begin(out, run.recipe, resume=resume)
                 outcome = _fit(run) if run.prepared.method.fitted else _train(run, interrupt, resume=resume)
                 if is_main():
                     run.finish(outcome)
@@ -100,6 +103,7 @@ def _begin(recipe: Recipe, out: Path, display: Display, supplies: Supplies) -> R
         report_truncation(display, split, rows, recipe.task.max_length)
     attach = prepared.attach_seconds
     seconds = {"load": time.perf_counter() - start - attach, "attach": attach}
+    recipe = pinned(recipe, prepared.base.revision)
     return Run(recipe, out, display, data, prepared, examples, seconds, prepared.parameter_counts(), supplies)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from kasatune.runs.compare.request import HELD_OUT, SEARCH_SEED
 from kasatune.runs.compare.variants import keys_read
 from kasatune.runs.machine import versions
-from kasatune.runs.models import find_model
+from kasatune.runs.models import find_commit, find_model
 from kasatune.runs.recipe import Recipe
 from kasatune.runs.trainer import find_device
 
@@ -65,10 +65,7 @@ def model_digest(name: str, revision: str | None = None) -> str:
     """SHA-256 over the files of a base model in a folder; for a model of the hub, its name and commit."""
     folder = Path(find_model(name))
     if not folder.is_dir():
-        from transformers import AutoConfig
-
-        commit = getattr(AutoConfig.from_pretrained(name, revision=revision), "_commit_hash", None)
-        return f"{name}@{commit}"
+        return f"{name}@{find_commit(name, revision)}"
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.suffix in (".json", ".safetensors", ".txt", ".bin", ".model"):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kasatune.errors import WorkError
+from kasatune.runs.compare.begin import begin
 from kasatune.runs.compare.identity import Job
 from kasatune.runs.compare.shared import Shared
 from kasatune.runs.compare.work import do
@@ -86,7 +87,7 @@ class Processes:
         context = multiprocessing.get_context("spawn")
         self._arguments = (runs, threads, keep_adapters)
         self._executor = ProcessPoolExecutor(
-            workers, mp_context=context, initializer=_begin_worker, initargs=(context.Value("i", 0), os.getpid())
+            workers, mp_context=context, initializer=begin, initargs=(context.Value("i", 0), os.getpid())
         )
         self._under_way: set[Future[str]] = set()
 
@@ -162,7 +163,7 @@ def _do_here(job: Job, runs: Path, threads: int, keep_adapters: bool) -> str:
     return do(job, runs, shared_here(), threads=threads, keep_adapters=keep_adapters)
 
 
-def _begin_worker(counter: Any, parent: int) -> None:
+def begin_worker(counter: Any, parent: int) -> None:
     """Ctrl-C is the parent's business; without a parent a worker ends; each takes the next GPU."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with counter.get_lock():

@@ -1,0 +1,101 @@
+"""Where the numbers of a run come from: recipe, rows, model, software, seed and machine, so that each can be traced."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kasatune.methods.base import within
+from kasatune.runs.machine import processor
+from kasatune.runs.recipe import Recipe, to_yaml
+
+SAMPLES = 256
+
+
+def model_fingerprint(model: nn.Module, new_modules: Sequence[str] = ()) -> str:
+    """SHA-256 over names, shapes, dtypes and 256 entries of every weight of a base model.
+
+    It tells a model from another and from a later training of itself at next to no cost; it is no proof against
+    somebody who changes entries that it does not look at, as the commit of a hub or the files' own hashes are.
+
+    Args:
+        model: the base, before a method changes it.
+        new_modules: names of modules that the checkpoint does not hold; they are left out.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        if within(name, tuple(new_modules)):
+            continue
+        flat = weight.detach().reshape(-1)
+        places = torch.linspace(0, max(len(flat) - 1, 0), min(SAMPLES, len(flat)), dtype=torch.float64).long()
+        entries = flat[places.to(flat.device)].cpu().contiguous()
+        digest.update(f"{name} {list(weight.shape)} {weight.dtype}\n".encode())
+        digest.update(entries.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def trace(recipe: Recipe, revision: str | None, fingerprint: str) -> dict[str, Any]:
+    """The entries of metrics.json that say what its numbers were made from.
+
+    Args:
+        recipe: as recipe.yaml has it.
+        revision: the commit of a base model from the hub.
+        fingerprint: of the base model.
+    """
+    return {
+        "recipe_sha256": recipe_sha256(recipe),
+        "seed": recipe.training.seed,
+        "model": {"name": recipe.model.name, "revision": revision, "fingerprint": fingerprint},
+        "machine": machine(),
+        "deterministic": deterministic_words(),
+    }
+
+
+def recipe_sha256(recipe: Recipe) -> str:
+    """SHA-256 of a recipe with every default filled in, its output left out: a run may be moved."""
+    return hashlib.sha256(to_yaml(recipe.model_copy(update={"output": "run"})).encode("utf-8")).hexdigest()
+
+
+def machine() -> dict[str, Any]:
+    """What a number can depend on: system, processor, its threads, accelerator and number of processes."""
+    accelerator = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "accelerator": accelerator,
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+    }
+
+
+def deterministic_words() -> str:
+    """What is the same when a run is made again, and what is not."""
+    where = "GPU" if torch.cuda.is_available() else "processor"
+    return (
+        "Deterministic algorithms were asked for: made again with the same software, threads and kind of "
+        f"{where}, the run is the same bit for bit, but for operations that it warned of. Another {where}, number of "
+        "threads or of processes changes the last digits."
+    )
+
+
+def pinned(recipe: Recipe, revision: str | None) -> Recipe:
+    """`recipe` with the commit that its model was loaded from, where the recipe leaves that to the hub."""
+    if revision is None or recipe.model.revision == revision:
+        return recipe
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"revision": revision})})
+
+
+def as_begun(recipe: Recipe, out: Path) -> Recipe:
+    """`recipe` with the commit that the run in `out` was begun with."""
+    from kasatune.runs.directory import RECIPE, read_recipe
+
+    if recipe.model.revision is not None or not (out / RECIPE).is_file():
+        return recipe
+    return pinned(recipe, read_recipe(out).model.revision)
