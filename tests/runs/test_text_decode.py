@@ -9,7 +9,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from kasatune.errors import InputError, ModelError
 from kasatune.runs.text.decode import generate, unused_settings
+from kasatune.tasks.data_to_text import read_pairs
 from tests.runs.text_toys import lines
+from tests.shared_data import shared
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,15 @@ def test_batches_of_any_size_write_the_same_in_the_order_of_the_prompts(loaded, 
     assert len(set(alone)) > 3
     for size in (2, 5, 9):
         assert generate(model, tokenizer, PROMPTS, settings, size, max_length=40) == alone
+
+
+def test_a_trained_model_writes_the_same_in_batches():
+    model, tokenizer = load(shared("models/stories260K-hf"))
+    prompts = list(dict.fromkeys(read_pairs("e2e", shared("e2e/valid.txt")).first))[:5]
+    settings = Settings(max_new_tokens=12, num_beams=10, length_penalty=0.8)
+    alone = [generate(model, tokenizer, [prompt], settings, 1, max_length=400)[0] for prompt in prompts]
+    assert generate(model, tokenizer, prompts, settings, 5, max_length=400) == alone
+    assert all(alone)
 
 
 def test_greedy_search_is_the_most_likely_token_each_time(loaded):
