@@ -4,14 +4,18 @@ python -m benchmarks.e2e MODEL_FOLDER E2E_FOLDER RUN_FOLDER [--page docs/results
 
 MODEL_FOLDER is karpathy/tinyllamas stories260K in transformers' form, E2E_FOLDER holds train.txt, valid.txt and
 test.txt. The recipe is recipes/e2e/stories260k.yaml. RUN_FOLDER becomes the run directory; one that is there is
-resumed, or only scored where it is finished. The whole test set is scored twice with the same decoding: by the
-untrained base, which is the run's model with its adapter switched off, and by the run.
+resumed, or only scored where it is finished. Beside it, RUN_FOLDER-model is a copy of the model whose end-of-text token
+is <s>, which it has read between stories, in the place of </s>, which it has never read. The whole test set is scored
+twice with the same decoding: by the untrained base, which is the run's model with its adapter switched off, and by the
+run.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import textwrap
 import time
 from contextlib import nullcontext
 from datetime import UTC, datetime
@@ -26,7 +30,7 @@ from kasatune.reports import markdown, words
 from kasatune.runs.directory import read_metrics, read_recipe, write_json
 from kasatune.runs.prepare import prepare_saved
 from kasatune.runs.quiet import quiet
-from kasatune.runs.recipe import Recipe, load_recipe
+from kasatune.runs.recipe import load_recipe
 from kasatune.runs.scoring import Scores
 from kasatune.runs.train import train
 from kasatune.tasks import TaskData, load_task
@@ -47,8 +51,26 @@ python -m benchmarks.e2e path/to/stories260K-hf path/to/e2e runs/e2e-stories260k
 """
 
 
+def ending_with_its_own_mark(model: Path, copy: Path) -> Path:
+    """The model with <s> as its end-of-text token.
+
+    It has read <s> between stories, and never the </s> of its vocabulary: that row of its embedding, which is its head
+    too, is untrained, and an adapter of the layers between cannot teach it.
+    """
+    shutil.copytree(model, copy, dirs_exist_ok=True)
+    for name, key, value in (
+        ("tokenizer_config.json", "eos_token", "<s>"),
+        ("config.json", "eos_token_id", 1),
+        ("generation_config.json", "eos_token_id", 1),
+    ):
+        settings = json.loads((copy / name).read_text(encoding="utf-8"))
+        write_json(copy / name, settings | {key: value})
+    return copy
+
+
 def trained(arguments: argparse.Namespace) -> Path:
-    given = [f"model.name={arguments.model}", f"task.data={arguments.data}", f"output={arguments.run}"]
+    model = ending_with_its_own_mark(arguments.model, arguments.run.with_name(f"{arguments.run.name}-model"))
+    given = [f"model.name={model}", f"task.data={arguments.data}", f"output={arguments.run}"]
     recipe = load_recipe(find_recipe("e2e/stories260k"), [*given, *arguments.overrides], check_inputs=True)
     run = train(recipe, arguments.run, resume=arguments.run.is_dir(), display=make_display())
     write_pages(run)
@@ -94,7 +116,10 @@ def page(run: Path, found: dict[str, Any]) -> str:
             HEAD,
             markdown.table(["score", "base, test", "KaSA, test", "KaSA, validation"], rows, numbers=3),
             "",
-            *(f"- {line}" for line in conditions(read_recipe(run), metrics, found)),
+            *(
+                textwrap.fill(line, 118, initial_indent="- ", subsequent_indent="  ", break_long_words=False)
+                for line in conditions(run, metrics, found)
+            ),
             "",
             COMMAND,
             *examples(found),
@@ -102,15 +127,29 @@ def page(run: Path, found: dict[str, Any]) -> str:
     )
 
 
-def conditions(recipe: Recipe, metrics: dict[str, Any], found: dict[str, Any]) -> list[str]:
+def repeating(texts: list[str]) -> float:
+    """The share of texts in which some four words in a row come twice."""
+    runs = [[tuple(words[at : at + 4]) for at in range(len(words) - 3)] for words in (text.split() for text in texts)]
+    return sum(len(set(one)) < len(one) for one in runs) / len(texts)
+
+
+def conditions(run: Path, metrics: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    recipe = read_recipe(run)
     task, training, method = recipe.task, recipe.training, recipe.method
+    validated = len(json.loads((run / "predictions.json").read_text(encoding="utf-8"))["inputs"])
+    people = [references[0] for references in found["references"]]
     settings = {key: value for key, value in metrics["generation"].items() if key != "model_settings_not_used"}
     return [
         f"Scored are all {len(found['inputs'])} inputs of the test set with {found['rows']:,} references. The base is"
         " the same model with its adapter switched off, and writes with the same settings: "
         f"{', '.join(f'{name} {value}' for name, value in settings.items())}.",
         "Loss and perplexity are of the references' pieces, not of words: they compare with nothing outside this page.",
-        f"The validation column is of the first {task.max_eval} rows of that set, which also chose the epoch.",
+        f"The validation column is of the {validated} inputs in the first {task.max_eval} rows of that set, which also"
+        " chose the epoch.",
+        "Four words in a row come twice in"
+        f" {repeating(found['base']['texts']):.0%} of the base's texts, {repeating(found['run']['texts']):.0%} of"
+        f" KaSA's and {repeating(people):.0%} of people's: no limit was set on repetition, because the limit of the"
+        " LoRA paper's code, 4 tokens, is about a word here.",
         "METEOR here matches words and stems alone and stands under a name of its own: published METEOR is higher, and"
         " not to be set beside it.",
         "The texts are in LoRA's form, punctuation set apart by blanks.",
@@ -118,6 +157,8 @@ def conditions(recipe: Recipe, metrics: dict[str, Any], found: dict[str, Any]) -
         f" {method.alpha:g}, beta = {method.beta:g}, gamma = {method.gamma:g}) on the first {task.max_train:,} of"
         f" 42,061 rows, {training.epochs:g} epochs, batch {training.batch_size}, learning rate"
         f" {training.learning_rate:g}, {training.schedule} schedule, seed {training.seed}.",
+        "A text ends with <s>, which the model has read between stories; its </s> was never trained, and adapters of"
+        " the layers cannot teach a row of the frozen embedding.",
         "One run: no spread is known.",
         f"Training took {words.duration(metrics['seconds']['train'])}, writing the test set"
         f" {words.duration(found['seconds']['run'])}, on a machine whose processors others used too.",
