@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kasatune.cli.main import run as kasatune
+from kasatune.cli.outcome import write_pages
 from kasatune.runs.directory import read_metrics, read_recipe
 from kasatune.runs.evaluate import evaluate
 from kasatune.runs.provenance import model_fingerprint, recipe_sha256
@@ -117,3 +118,12 @@ def test_a_fingerprint_tells_models_apart():
     with torch.no_grad():
         one[0].weight[-1, -1] += 1
     assert model_fingerprint(one) != before
+
+
+def test_the_report_names_them_too(finished):
+    write_pages(finished)
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    metrics = read_metrics(finished)
+    for value in (metrics["model"]["fingerprint"], metrics["recipe_sha256"], metrics["machine"]["processor"]):
+        assert f"<td>{value}</td>" in page
+    assert "changes the last digits" in page

@@ -65,6 +65,7 @@ def render(run: RunRecord) -> str:
         shown=all_layers[:SHOWN_LAYERS],
         hidden=all_layers[SHOWN_LAYERS:],
         facts=facts(run),
+        origin=origin(run),
         texts=written(run)[:SHOWN_TEXTS],
         decoding=decoding(run),
     )
@@ -113,6 +114,24 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
     ]
     lines.append(("peak memory", words.size(metrics.get("peak_memory_bytes"))))
     return lines
+
+
+def origin(run: RunRecord) -> list[tuple[str, str]]:
+    """What the numbers were made from, in words: (name, value); nothing of a run that did not record it."""
+    metrics = run.metrics
+    model, machine = metrics.get("model") or {}, metrics.get("machine") or {}
+    lines = [
+        ("recipe, SHA-256", metrics.get("recipe_sha256")),
+        ("seed", metrics.get("seed")),
+        ("base model, commit", model.get("revision")),
+        ("base model, fingerprint", model.get("fingerprint")),
+        ("system", machine.get("system")),
+        ("processor", machine.get("processor")),
+        ("accelerator", machine.get("accelerator")),
+        ("threads", machine.get("threads")),
+        ("processes", machine.get("processes")),
+    ]
+    return [(name, str(value)) for name, value in lines if value is not None]
 
 
 def _epoch_table(run: RunRecord) -> dict[str, Any] | None:
