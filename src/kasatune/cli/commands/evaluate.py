@@ -1,11 +1,13 @@
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from kasatune.cli.arguments import Json, RunDirectory
 from kasatune.cli.console import print_json, results_only
+from kasatune.errors import InputError
 
 
 def command(
@@ -16,27 +18,55 @@ def command(
     data: Annotated[
         str | None, typer.Option(metavar="PATH", help="Where the rows lie now; the recipe's own place by default.")
     ] = None,
+    harness: Annotated[
+        str | None,
+        typer.Option(metavar="TASK,...", help="Tasks of lm-eval to score the model on instead.", show_default=False),
+    ] = None,
+    harness_path: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Task files of your own for --harness.", show_default=False)
+    ] = None,
+    harness_limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Rows of each task of --harness.", show_default=False)
+    ] = None,
     json: Json = False,
 ) -> None:
     """Score a run again, from its saved files alone.
 
     Example: kasatune evaluate runs/rte-kasa --split validation
+
+    With --harness, EleutherAI's lm-evaluation-harness scores the run's language model on tasks of its own, by the stock
+    LoRA adapter that the run wrote; it needs `kasatune[harness]`.
     """
-    from kasatune.cli.display import make_display
     from kasatune.cli.outcome import show_scores
     from kasatune.runs.directory import read_metrics, read_recipe
 
     read_recipe(run_dir)
     read_metrics(run_dir)
+    if harness is None and (harness_path or harness_limit):
+        raise InputError("--harness-path and --harness-limit belong to --harness TASK,...; name the tasks")
+    if harness is not None and (split or data):
+        raise InputError("--split and --data choose rows of the run's own task; leave them out with --harness")
     with results_only():
-        from kasatune.runs.evaluate import evaluate
-        from kasatune.tuner.progress import progress_told_to
+        if harness is not None:
+            from kasatune.runs.harness import harness as run_harness
 
-        display = make_display()
-        with progress_told_to(display.progress):
-            metrics = evaluate(run_dir, split=split, data=data)
-        display.finish()
+            names = [name.strip() for name in harness.split(",") if name.strip()]
+            metrics = run_harness(run_dir, names, path=harness_path, limit=harness_limit)
+        else:
+            metrics = _evaluate(run_dir, split, data)
     if json:
         print_json(metrics)
     else:
         show_scores(metrics)
+
+
+def _evaluate(run_dir: Path, split: str | None, data: str | None) -> dict[str, Any]:
+    from kasatune.cli.display import make_display
+    from kasatune.runs.evaluate import evaluate
+    from kasatune.tuner.progress import progress_told_to
+
+    display = make_display()
+    with progress_told_to(display.progress):
+        metrics = evaluate(run_dir, split=split, data=data)
+    display.finish()
+    return metrics
