@@ -6,7 +6,9 @@ import json
 
 import pytest
 
+from tests.runs.text_toys import make_llama
 from tests.runs.toys import make_bert, rows
+from tests.tasks.commonsense_toys import write_commonsense
 
 QUICK = ("--quick", "training.max_steps=2", "task.max_train=16", "task.max_length=16")
 
@@ -128,3 +130,59 @@ def test_other_settings_in_the_same_directory_are_refused(reproduce, out):
         reproduce(out)
     done = reproduce(out, "method.r=3")
     assert done.status == 2 and "method.r: 8 then, 3 now" in done.err
+
+
+def test_commonsense_scores_every_task_of_the_mixture_by_both_protocols(kasatune, tmp_path):
+    model, data = make_llama(tmp_path / "llama"), write_commonsense(tmp_path / "data")
+    command = ("reproduce", "commonsense", "--quick", "--model", str(model), "--data", str(data))
+    settings = ("training.max_steps=1", "task.max_length=56", "generation.max_new_tokens=4")
+    done = kasatune(*command, "--out", tmp_path / "out", *settings, "--json")
+    assert done.status == 0, done.err
+    figures = {(one["task"], one["metric"]): one for one in json.loads(done.out)["figures"] if one["method"] == "kasa"}
+    boolq = figures["boolq", "accuracy"]
+    assert (boolq["paper"], boolq["log"]["best"], boolq["verdict"]) == (73.6, 73.64, "not comparable")
+    assert any("beta and gamma" in reason for reason in boolq["reasons"])
+    assert boolq["ours"]["interval"] is not None
+    assert figures["boolq", "acc"]["ours"]["score"] >= 0 and figures["boolq", "acc"]["verdict"] == "nothing published"
+    assert figures["hellaswag", "accuracy"]["verdict"] == "not run"
+    assert "has no such rows" in figures["hellaswag", "accuracy"]["reasons"][0]
+    assert figures["average", "accuracy"]["reasons"] == ["2 of its 8 tasks have a score"]
+    kept = tmp_path / "out" / "runs" / "commonsense-kasa-seed0" / "scores" / "boolq.json"
+    scores = json.loads(kept.read_text(encoding="utf-8"))["metrics"]
+    assert scores["accuracy"] * 100 == boolq["ours"]["score"]
+    # scores belong to the weights that they were measured with: of a run that is done again they are measured again
+    kept.write_text("{}", encoding="utf-8")
+    (kept.parents[1] / "metrics.json").unlink()
+    again = kasatune(*command, "--out", tmp_path / "out", *settings)
+    assert again.status == 0, again.err
+    assert json.loads(kept.read_text(encoding="utf-8"))["metrics"] == scores
+
+
+def test_e2e_is_scored_on_its_test_rows(kasatune, tmp_path):
+    (tmp_path / "data").mkdir()
+    for split in ("train", "valid", "test"):
+        lines = [f"name : {word} | Type : pub||the {word} pub {split} one\n" for word in ("red", "blue", "green")]
+        (tmp_path / "data" / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
+    model = make_llama(tmp_path / "llama")
+    command = ("reproduce", "e2e", "--quick", "--model", str(model), "--data", str(tmp_path / "data"))
+    done = kasatune(*command, "--out", tmp_path / "out", "task.max_length=32", "generation.max_new_tokens=5", "--json")
+    assert done.status == 0, done.err
+    figures = {(one["metric"], one["method"]): one for one in json.loads(done.out)["figures"]}
+    assert figures["bleu", "kasa"]["verdict"] == "nothing published" and figures["bleu", "kasa"]["ours"]["score"] >= 0
+    assert figures["nist", "lora"]["paper"] == 8.85 and figures["nist", "lora"]["verdict"] == "not comparable"
+    kept = tmp_path / "out" / "runs" / "e2e-lora-seed0" / "scores" / "test.json"
+    assert "test" in json.loads(kept.read_text(encoding="utf-8"))["labels"][0][0]
+
+
+def test_what_nothing_can_repeat_is_shown_and_not_run(kasatune, tmp_path):
+    done = kasatune("reproduce", "instruct", "--model", "mistral-7b", "--out", tmp_path / "out")
+    assert done.status == 0, done.err
+    assert "5.72" in done.out and "not run" in done.out
+    page = (tmp_path / "out" / "reproduction.md").read_text(encoding="utf-8")
+    assert "every training setting of these runs" in page and "judge" in page
+
+
+def test_a_quick_form_without_a_model_at_hand_asks_for_one(kasatune, place):
+    done = kasatune("reproduce", "commonsense", "--quick")
+    assert done.status == 2 and "--model" in done.err
+    assert list(place.iterdir()) == []

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kasatune.methods.table import METHODS
+from kasatune.reports.words import metric_title
 
-HEAD = ("task", "method", "paper", "authors' log", "ours", "95 % interval", "verdict")
+HEAD = ("task", "score", "method", "paper", "authors' log", "ours", "95 % interval", "verdict")
 CURVE_HEAD = ("task", "method", "", "best epoch", "last epoch", "mean of the last ten")
 _UNKNOWN = "not known"
 _NONE = "-"
@@ -22,6 +23,7 @@ def rows(found: Mapping[str, Any]) -> list[list[str]]:
     return [
         [
             figure["task"],
+            metric_title(figure["metric"]) if figure["metric"] != "score" else "mean",
             _method(figure),
             paper(figure),
             _number(log["best"], 2) if (log := figure["log"]) else _NONE,
@@ -84,7 +86,8 @@ def markdown(found: Mapping[str, Any], *, date: str) -> str:
         f"Made by `{found['command']}`." if found["command"] else "",
         f"{conclusion(found)}.",
         f"Published: {found['published']}. Scores between 0 and 1 stand as percent.",
-        f"Ours: base model {', '.join(found['base'])}; seeds {', '.join(map(str, found['seeds']))}.",
+        f"Ours: base model {', '.join(found['base'])}; seeds {', '.join(map(str, found['seeds']))}."
+        * bool(found["base"]),
         _table(HEAD, rows(found)),
         f"The verdicts follow one rule. {found['rule'][0].upper()}{found['rule'][1:]}",
         _list("What our runs have otherwise than the published ones:", found["differences"]),

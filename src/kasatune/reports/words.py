@@ -20,6 +20,7 @@ _TITLES = {
     "unparsed": "texts without an answer",
     "acc": "acc (log-likelihood)",
     "acc_norm": "acc_norm (log-likelihood)",
+    "judge": "judge, 0 to 10",
     "loss": "loss",
     "perplexity": "perplexity",
 }

@@ -107,7 +107,7 @@ def make_request(
     names = {one.name: one for one in experiment.models}
     paper = names.get(model or "", experiment.models[0])
     base = None if model is None or model in names else model
-    if quick and base is None:
+    if quick and base is None and not experiment.not_run:
         base = experiment.quick_model
         if base is None:
             raise InputError(f"--quick: {experiment.name} needs a small base model: name one with --model MODEL")

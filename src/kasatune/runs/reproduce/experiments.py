@@ -8,9 +8,12 @@ from kasatune.errors import InputError
 from kasatune.runs.recipe_faults import did_you_mean
 from kasatune.runs.reproduce.figures import Experiment
 from kasatune.runs.reproduce.published.ablation import ABLATION
+from kasatune.runs.reproduce.published.commonsense import COMMONSENSE
+from kasatune.runs.reproduce.published.e2e import E2E
 from kasatune.runs.reproduce.published.glue import GLUE
+from kasatune.runs.reproduce.published.instruct import INSTRUCT
 
-EXPERIMENTS: Mapping[str, Experiment] = {one.name: one for one in (GLUE, ABLATION)}
+EXPERIMENTS: Mapping[str, Experiment] = {one.name: one for one in (GLUE, E2E, INSTRUCT, COMMONSENSE, ABLATION)}
 
 
 def find_experiment(name: str) -> Experiment:

@@ -94,6 +94,9 @@ class Experiment:
         quick: overrides of the recipes that make the scaled-down form.
         quick_of_task: further ones for single tasks.
         quick_model: base model of the scaled-down form; None where the user has to name one.
+        scored: where a figure's task is a split of a run's data, the task of the run and the split; a task that is
+            missing here is a run of its own, scored on its validation rows.
+        not_run: why nothing is run, and the published numbers are shown alone; "" where runs are made.
         published: in words, how the published numbers came about.
         unknown: what could not be found out, one sentence each.
     """
@@ -107,6 +110,12 @@ class Experiment:
     unknown: tuple[str, ...]
     quick_of_task: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     quick_model: str | None = None
+    scored: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    not_run: str = ""
+
+    def run_of(self, task: str) -> tuple[str, str | None]:
+        """The task of the run that scores a figure's task, and the split; None for the run's own scores."""
+        return self.scored.get(task, (task, None))
 
 
 def scale(metric: str) -> float:

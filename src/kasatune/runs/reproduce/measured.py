@@ -14,8 +14,11 @@ import numpy as np
 from kasatune.metrics.intervals import bootstrap_interval
 from kasatune.metrics.resampling import resampled_scores, seeds_and_rows_interval
 from kasatune.runs.directory import HISTORY, PREDICTIONS, History, read_metrics
+from kasatune.runs.reproduce.splits import split_file
+from kasatune.runs.text.answers import right
 
 _LAST = 10
+_KEYS = {"accuracy": "written", "acc": "acc", "acc_norm": "acc_norm"}
 
 
 @dataclass(frozen=True)
@@ -55,26 +58,37 @@ class Measured:
         return None
 
 
-def measure(folders: Sequence[Path], metric: str, number: int) -> Measured:
-    """The score `metric` of finished runs that differ in their seeds alone.
+def measure(folders: Sequence[Path], metric: str, number: int, split: str | None = None) -> Measured | None:
+    """The score `metric` of finished runs that differ in their seeds alone; None where a run has no such score.
 
     Args:
         folders: the run directories, at least one.
         metric: name of the score.
         number: of the task, the seed of its resamples: equal for what is subtracted, another for each task of an
             average.
+        split: rows that were scored after training; None for the run's own scores.
     """
+    if split is not None:
+        files = [split_file(folder, split) for folder in folders]
+        if not all(path.is_file() for path in files):
+            return None
+        told = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+        return Measured(
+            values=tuple(one["metrics"][metric] for one in told),
+            resampled=_resampled(told, metric, number),
+            folders=tuple(map(str, folders)),
+        )
     found = [read_metrics(folder) for folder in folders]
     curves = [_curve(folder, metric) for folder in folders]
     long = [curve for curve in curves if len(curve) > _LAST]
     last = [value for one in found if (value := (one.get("last") or {}).get("metrics", {}).get(metric)) is not None]
     return Measured(
         values=tuple(one["metrics"][metric] for one in found),
-        resampled=_resampled(folders, metric, number),
+        resampled=_resampled([_read(folder / PREDICTIONS) for folder in folders], metric, number),
         last=statistics.fmean(last) if last else None,
         last_ten=statistics.fmean(statistics.fmean(curve[-_LAST:]) for curve in long) if long else None,
         epochs=tuple((one.get("selected") or {}).get("epoch", 0.0) for one in found),
-        folders=tuple(str(folder) for folder in folders),
+        folders=tuple(map(str, folders)),
     )
 
 
@@ -104,15 +118,25 @@ def _joined(tables: Sequence[np.ndarray | None]) -> np.ndarray | None:
     return np.mean(there, axis=0) if there and len(there) == len(tables) else None
 
 
-def _resampled(folders: Sequence[Path], metric: str, number: int) -> np.ndarray | None:
+def _read(path: Path) -> dict[str, Any]:
     try:
-        told = [json.loads((folder / PREDICTIONS).read_text(encoding="utf-8")) for folder in folders]
-        labels = told[0]["labels"]
-        if any(one["labels"] != labels for one in told):
-            return None
-        return resampled_scores(metric, labels, [one["predictions"] for one in told], seed=number)
-    except (OSError, ValueError, KeyError):
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _resampled(told: Sequence[dict[str, Any]], metric: str, number: int) -> np.ndarray | None:
+    """The score on resamples of the rows, from labels and predictions of each seed."""
+    labels = told[0].get("labels")
+    if not labels or any(one.get("labels") != labels for one in told):
         return None
+    given = [one["predictions"] for one in told]
+    if isinstance(labels[0], list):  # text: answers are right or wrong, other scores are the corpus's
+        if metric not in _KEYS or not told[0].get("scores"):
+            return None
+        given = [right(one["inputs"], one["labels"], one["scores"], _KEYS[metric]) for one in told]
+        labels, metric = [True] * len(given[0]), "accuracy"
+    return resampled_scores(metric, labels, given, seed=number)
 
 
 def _curve(folder: Path, metric: str) -> list[float]:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from kasatune.errors import KasatuneError, OutputError
-from kasatune.runs.directory import check_output, check_place, finite, is_finished
+from kasatune.runs.directory import check_output, check_place, finite, is_finished, remove
 from kasatune.runs.display import Display
 from kasatune.runs.machine import processor, versions
 from kasatune.runs.reproduce.cases import RUNS, Case, Request
 from kasatune.runs.reproduce.figures import AVERAGE, Figure, scale
 from kasatune.runs.reproduce.measured import Measured, average, difference, measure
+from kasatune.runs.reproduce.splits import FOLDER, score_splits
 from kasatune.runs.reproduce.verdict import RULE, judge
 
 FORMAT = 1
@@ -61,11 +62,14 @@ def reproduce(
         KasatuneError: not one run could be done; the fault of the last one.
     """
     check(request, out)
+    (out / RUNS).mkdir(parents=True, exist_ok=True)
     outcomes: Outcomes = {}
     fault: KasatuneError | None = None
     for number, case in enumerate(request.cases, start=1):
         try:
             reason = _do(case, display, tell, after, f"{number}/{len(request.cases)}")
+            if not reason:
+                _score_splits(request, case, outcomes, display)
         except KasatuneError as error:
             fault, reason = error, str(error)
             tell(f"{case.title} failed: {reason}")
@@ -113,9 +117,20 @@ def _do(case: Case, display: Display, tell: Callable[[str], None], after: Callab
         tell(f"{place}  {case.title}: is there")
         return ""
     tell(f"{place}  {case.title}")
+    remove(case.folder / FOLDER)
     train(case.recipe, case.folder, resume=True, display=display)
     after(case.folder)
     return ""
+
+
+def _score_splits(request: Request, case: Case, outcomes: Outcomes, display: Display) -> None:
+    """Score the splits that the figures of this run are of; what cannot be scored is entered by its figure's task."""
+    scored = request.experiment.scored
+    tasks = {split: task for task, (run, split) in scored.items() if run == case.task}
+    lacks = score_splits(case.folder, list(tasks), display) if tasks else {}
+    for split, reason in lacks.items():
+        if tasks[split] != case.task:
+            outcomes[tasks[split], case.method] = reason
 
 
 def _enter(outcomes: Outcomes, case: Case, reason: str) -> None:
@@ -127,6 +142,16 @@ def _enter(outcomes: Outcomes, case: Case, reason: str) -> None:
         outcomes[key] = [*before, case.folder]
 
 
+def _tasks(request: Request) -> list[str]:
+    """The tasks of the table, without their average."""
+    return list(dict.fromkeys(one.task for one in request.model.figures if one.task != AVERAGE))
+
+
+def _metric(request: Request, task: str) -> str:
+    """The first score of a task in the table."""
+    return next(one.metric for one in request.model.figures if one.task == task)
+
+
 def _figures(request: Request) -> list[Figure]:
     """The published figures of the methods that are run; a blank one where a method has none."""
     methods = set(request.methods)
@@ -134,11 +159,10 @@ def _figures(request: Request) -> list[Figure]:
         one for one in request.model.figures if one.method in methods and (one.minus is None or one.minus in methods)
     ]
     there = {(one.task, one.method) for one in found}
-    metrics = {one.task: one.metric for one in request.model.figures}
-    for task in request.model.recipes:
+    for task in _tasks(request):
         for method in request.methods:
-            if (task, method) not in there:
-                found.append(Figure(task, metrics[task], method, None, "nothing was published"))
+            if (task, method) not in there and not request.experiment.not_run:
+                found.append(Figure(task, _metric(request, task), method, None, "nothing was published"))
     return found
 
 
@@ -192,26 +216,31 @@ def _ours(request: Request, figure: Figure, outcomes: Outcomes) -> tuple[Measure
 
 
 def _score(request: Request, task: str, method: str, metric: str, outcomes: Outcomes) -> tuple[Measured | None, str]:
-    tasks = list(request.model.recipes)
+    if request.experiment.not_run:
+        return None, request.experiment.not_run
+    tasks = _tasks(request)
     if task == AVERAGE:
-        own = {one.task: one.metric for one in request.model.figures if one.task != AVERAGE}
-        parts = [_score(request, one, method, own[one], outcomes)[0] for one in tasks]
+        parts = [_score(request, one, method, _metric(request, one), outcomes)[0] for one in tasks]
         there = [one for one in parts if one is not None]
         if len(there) < len(parts):
             return None, f"{len(there)} of its {len(parts)} tasks have a score"
         return average(there), ""
-    outcome = outcomes.get((task, method))
+    run, split = request.experiment.run_of(task)
+    outcome = outcomes.get((run, method))
     if outcome is None:
         return None, "not asked for"
     if isinstance(outcome, str):
         return None, outcome
-    return measure(outcome, metric, tasks.index(task)), ""
+    own = outcomes.get((task, method))
+    found = measure(outcome, metric, tasks.index(task), split)
+    return found, own if isinstance(own, str) else ("" if found else "no score of it was written")
 
 
 def _reasons(request: Request, figure: Figure) -> list[str]:
     """What else than in the published run was done for a figure."""
     methods = {figure.method, figure.minus}
-    cases = [one for one in request.cases if one.method in methods and figure.task in (one.task, AVERAGE)]
+    run = request.experiment.run_of(figure.task)[0]
+    cases = [one for one in request.cases if one.method in methods and (figure.task == AVERAGE or one.task == run)]
     found = [reason for case in cases for reason in case.differences]
     return list(dict.fromkeys([*found, *figure.caveats]))
 
