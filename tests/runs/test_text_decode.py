@@ -1,5 +1,6 @@
 """Batched decoding gives what one prompt at a time gives, and nothing but the recipe decides it."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,6 +94,15 @@ def test_an_ngram_is_written_once_whatever_the_prompt_holds(loaded):
     assert any(words), "words of the prompt may be written"
 
 
+def test_a_higher_length_penalty_writes_more(loaded):
+    model, tokenizer = loaded
+    short, long = (
+        generate(model, tokenizer, PROMPTS, Settings(12, num_beams=4, length_penalty=penalty), 9, max_length=40)
+        for penalty in (-5.0, 5.0)
+    )
+    assert sum(len(text.split()) for text in short) < sum(len(text.split()) for text in long)
+
+
 def test_a_long_prompt_loses_its_beginning(loaded):
     model, tokenizer = loaded
     whole = "say red blue green one two three :"
@@ -118,6 +128,17 @@ def test_an_empty_prompt_is_refused_where_nothing_stands_before_a_text(loaded):
 
     with pytest.raises(InputError, match="prompt 1 is empty"):
         generate(loaded[0], Bare(), [""], Settings(), 1, max_length=4)
+
+
+def test_texts_that_did_not_end_are_told(loaded):
+    model, tokenizer = loaded
+    with pytest.warns(UserWarning, match=r"of 9 texts were cut at generation\.max_new_tokens \(1\)") as told:
+        generate(model, tokenizer, PROMPTS, Settings(max_new_tokens=1), 4, max_length=40)
+    assert len(told) == 1
+    model.generation_config = GenerationConfig(eos_token_id=list(range(len(tokenizer))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # whatever is written ends the text now
+        generate(model, tokenizer, PROMPTS, Settings(), 4, max_length=40)
 
 
 def test_training_mode_comes_back(loaded):

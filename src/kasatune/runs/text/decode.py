@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -59,6 +60,8 @@ def generate(
     n-gram may be written once, whatever stands in the prompt (as in microsoft/LoRA's gpt2_beam.py; transformers' own
     limit counts the prompt too). The model's generation_config has no say but for its end-of-text tokens.
 
+    A warning tells how many texts the model did not end within `settings.max_new_tokens`.
+
     Args:
         model: put into evaluation mode, and back afterwards.
         tokenizer: its own, with end-of-text and padding token.
@@ -76,7 +79,7 @@ def generate(
     order = sorted(range(len(tokens)), key=lambda index: -len(tokens[index]))
     answers = [""] * len(tokens)
     config = generation_config(model, tokenizer, settings)
-    device = next(model.parameters()).device
+    device, ends, cut = next(model.parameters()).device, set(config.eos_token_id or ()), 0
     was_training = model.training
     model.eval()
     try:
@@ -90,10 +93,17 @@ def generate(
                 rows = order[start : start + batch_size]
                 batch = _left_padded([tokens[index] for index in rows], int(config.pad_token_id or 0), device)
                 for index, written in zip(rows, _written(model, batch, config, settings), strict=True):
+                    cut += ends.isdisjoint(written)
                     answers[index] = str(tokenizer.decode(written, skip_special_tokens=True)).strip()
                     advance()
     finally:
         model.train(was_training)
+    if cut:
+        warnings.warn(
+            f"{cut} of {len(answers)} texts were cut at generation.max_new_tokens ({settings.max_new_tokens}) before"
+            " the model ended them",
+            stacklevel=2,
+        )
     return answers
 
 
