@@ -13,6 +13,7 @@ from kasatune.cli.catalogue import built_in
 from kasatune.cli.console import print_table, results_only, say
 from kasatune.cli.demo_directory import check_replaceable, replace
 from kasatune.cli.display import make_display
+from kasatune.cli.importing import large_libraries
 from kasatune.cli.outcome import PAGES, write_pages
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ def _workshop(out: Path) -> Iterator[Path]:
 
 
 def _run_both(recipe: Recipe, folder: Path) -> None:
-    from kasatune.runs.train import train
+    with large_libraries():
+        from kasatune.runs.train import train
 
     display = make_display()
     train(recipe, folder, display=display)

@@ -62,8 +62,11 @@ def command(
 
 def _evaluate(run_dir: Path, split: str | None, data: str | None) -> dict[str, Any]:
     from kasatune.cli.display import make_display
-    from kasatune.runs.evaluate import evaluate
-    from kasatune.tuner.progress import progress_told_to
+    from kasatune.cli.importing import large_libraries
+
+    with large_libraries():
+        from kasatune.runs.evaluate import evaluate
+        from kasatune.tuner.progress import progress_told_to
 
     display = make_display()
     with progress_told_to(display.progress):

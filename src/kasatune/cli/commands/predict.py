@@ -9,6 +9,7 @@ import typer
 from kasatune.cli.arguments import Json, RunDirectory
 from kasatune.cli.console import note, print_json, print_table, results_only
 from kasatune.cli.display import make_display
+from kasatune.cli.importing import large_libraries
 from kasatune.errors import InputError
 from kasatune.tasks.lines import read_text
 
@@ -37,8 +38,9 @@ def command(
     read_recipe(run_dir)
     read_metrics(run_dir)
     with results_only():
-        from kasatune.runs.predict import predict
-        from kasatune.tuner.progress import progress_told_to
+        with large_libraries():
+            from kasatune.runs.predict import predict
+            from kasatune.tuner.progress import progress_told_to
 
         display = make_display()
         with progress_told_to(display.progress):

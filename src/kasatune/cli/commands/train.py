@@ -10,6 +10,7 @@ from kasatune.cli.arguments import Overrides, RecipeFile
 from kasatune.cli.catalogue import find_recipe
 from kasatune.cli.console import results_only
 from kasatune.cli.display import make_display
+from kasatune.cli.importing import large_libraries
 
 if TYPE_CHECKING:
     from kasatune.runs.recipe import Recipe
@@ -59,8 +60,9 @@ def command(
 
 
 def _train(recipe: Recipe, directory: Path, *, resume: bool, overwrite: bool) -> None:
-    from kasatune.runs.plan import require_feasible
-    from kasatune.runs.train import train
+    with large_libraries():
+        from kasatune.runs.plan import require_feasible
+        from kasatune.runs.train import train
 
     display = make_display()
     plan = require_feasible(recipe)
