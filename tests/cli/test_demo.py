@@ -71,7 +71,8 @@ def fake_train(accuracy_by_method, monkeypatch):
         scores = {"split": "validation", "labels": labels, "predictions": predictions}
         (out / "predictions.json").write_text(json.dumps(scores))
         counts = {"trainable_parameters": 5 if name == "kasa" else 0, "head_parameters": 2}
-        metrics = {"task": "demo", "split": "validation", "metrics": {"accuracy": right / 100}, **counts}
+        told = {"task": "demo", "kind": "classification", "split": "validation"}
+        metrics = {**told, "metrics": {"accuracy": right / 100}, **counts}
         (out / "metrics.json").write_text(json.dumps(metrics))
         return out
 
