@@ -61,8 +61,12 @@ def test_the_reader_of_yaml_knows_no_python():
         ("ftp://me@x/a", "ftp://***@x/a"),
         ("https://x/a?b=1&token=abcdef&c=2", "https://x/a?b=1&token=***&c=2"),
         (f"no access with {TOKEN}.", "no access with hf_***."),
-        ("ghp_abcdefghijklmnopqrst", "ghp_***"),
+        ("ghp_abcdefghijklmnopqrstu and AKIA0123456789ABCDEF", "ghp_*** and AKIA***"),
         ("hf_short and sk-learn are words", "hf_short and sk-learn are words"),
+        (
+            "runs/hf_a_long_name_of_a_run sk-a-long-name-of-a-run",
+            "runs/hf_a_long_name_of_a_run sk-a-long-name-of-a-run",
+        ),
         ("a@b.c wrote https://hub.example/m@main", "a@b.c wrote https://hub.example/m@main"),
     ],
 )
@@ -73,6 +77,8 @@ def test_secrets_are_masked(text, shown):
 def test_secrets_of_the_environment_are_masked(monkeypatch):
     monkeypatch.setenv("SOME_API_KEY", "a secret of any form")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false and long")
+    monkeypatch.setenv("SSH_KEY", "/home/me")
+    assert redacted("/home/me/a.csv") == "/home/me/a.csv"
     assert redacted("key 'a secret of any form', false and long") == "key '***', false and long"
     assert "***" in str(InputError("it is a secret of any form"))
     assert RecipeError(["it is a secret of any form"]).faults == ("it is ***",)

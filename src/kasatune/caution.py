@@ -13,8 +13,10 @@ _IN_QUERY = re.compile(
 )
 # As Hugging Face, GitHub, GitLab, OpenAI and others, Slack and Amazon form them.
 _TOKENS = re.compile(
-    r"\b(hf_|gh[pousr]_|github_pat_|glpat-|sk-|xox[abp]-|AKIA)[A-Za-z0-9_-]{16,}",
+    r"\b(?:(hf_|gh[pousr]_)[A-Za-z0-9]{20,}|(github_pat_|glpat-|xox[abp]-)[A-Za-z0-9_-]{20,}"
+    r"|(sk-)[A-Za-z0-9_-]{40,}|(AKIA)[A-Z0-9]{16})"
 )
+_PATHS = ("/", "~", ".")  # SSH_KEY=/home/me would mask every path
 _SECRET_NAME = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|KEY)$")
 _LONGEST_PATTERN = 100_000
 
@@ -23,9 +25,9 @@ def redacted(text: str) -> str:
     """`text` without passwords in addresses, without tokens, and without the secrets of this process's environment."""
     text = _IN_ADDRESS.sub(_MASK, text)
     text = _IN_QUERY.sub(rf"\1={_MASK}", text)
-    text = _TOKENS.sub(rf"\1{_MASK}", text)
+    text = _TOKENS.sub(lambda found: f"{next(filter(None, found.groups()))}{_MASK}", text)
     for name, value in os.environ.items():
-        if len(value) >= _SHORTEST and _SECRET_NAME.search(name.upper()):
+        if len(value) >= _SHORTEST and _SECRET_NAME.search(name.upper()) and not value.startswith(_PATHS):
             text = text.replace(value, _MASK)
     return text
 

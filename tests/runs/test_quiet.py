@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -25,6 +27,21 @@ def test_without_a_listener_they_are_python_warnings():
         regression_scores(["pearson"], [1.0, 1.0], [1.0, 2.0])
         warnings.warn("of another library", stacklevel=1)
     assert len(found) == 1
+
+
+def test_what_is_not_deterministic_is_told_once_in_our_words():
+    told = []
+    with quiet(told.append):
+        for _ in range(2):
+            warnings.warn("foo_cuda does not have a deterministic implementation, but you set ...", stacklevel=1)
+    assert told == ["foo_cuda is not deterministic on this device: made again, the run may differ in its last digits"]
+
+
+def test_a_new_process_is_hushed_before_it_imports_what_speaks():
+    code = (
+        "import sys, kasatune.runs.compare.begin; print(sorted({'torch', 'transformers', 'peft'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
 def test_settings_are_put_back():
