@@ -83,6 +83,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+    if "LOCAL_RANK" in os.environ:  # started by torchrun, each process would say it again
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     hush_imports()
     try:
         status = _invoke(arguments)

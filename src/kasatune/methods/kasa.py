@@ -15,6 +15,7 @@ from kasatune.methods.lora import METHOD as LORA
 from kasatune.methods.table import METHODS
 from kasatune.tuner import KasaConfig, KasaLayer, export_adapter, regularization_terms
 from kasatune.tuner.certificate import CERTIFICATE, trained_certificate
+from kasatune.tuner.sharded import whole
 from kasatune.tuner.storage import read_json, write_json
 
 if TYPE_CHECKING:
@@ -140,7 +141,8 @@ def _computes_in_float32(model: nn.Module) -> bool:
 
 
 def _shown(sigma: Tensor) -> list[float]:
-    return _rounded(sigma.detach() if sigma.ndim == 1 else singular_values(sigma))
+    sigma = whole(sigma.detach())
+    return _rounded(sigma if sigma.ndim == 1 else singular_values(sigma))
 
 
 def _rounded(values: Tensor) -> list[float]:

@@ -14,8 +14,9 @@ from kasatune.tuner.files import export_adapter, read_checked
 from kasatune.tuner.formats import FORMATS
 from kasatune.tuner.gguf_export import FILE, architecture_of, read_gguf, write_gguf
 from kasatune.tuner.lora_export import stock_layers
+from kasatune.tuner.new_directory import require_free, whole_directory
 from kasatune.tuner.parity import UPDATE_LIMIT, update_difference
-from kasatune.tuner.storage import file_sha256, read_json, read_tensors, require_free, whole_directory, write_json
+from kasatune.tuner.storage import file_sha256, read_json, read_tensors, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

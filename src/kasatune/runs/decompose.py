@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -124,7 +124,7 @@ def decompose(
         InputError: model, targets, rank or output is wrong; nothing has been written then.
         WorkError: a file could not be written.
     """
-    started = time.perf_counter()
+    started, began = time.perf_counter(), time.time()
     where = _device(device)
     check_output(out, job, resume=resume, overwrite=overwrite)
     with quiet(), _processes() as process:
@@ -141,6 +141,7 @@ def decompose(
                 index["layers"] = {layer.name: index["layers"][layer.name] for layer in layers}
                 directory.write_json(out / INDEX, index)
                 (out / UNFINISHED).unlink(missing_ok=True)
+                _clear_abandoned(out / TAILS, began)
         except InputError:
             if process.rank == 0 and not resume:
                 _withdraw(out)
@@ -208,6 +209,14 @@ def _withdraw(out: Path) -> None:
         directory.remove(out / name)
     if not any(out.iterdir()):
         out.rmdir()
+
+
+def _clear_abandoned(tails: Path, began: float) -> None:
+    """Remove what killed processes had begun to write before this command began, now that every tail is there."""
+    for path in tails.glob(".*.unfinished"):
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime < began:
+                path.unlink()
 
 
 def _layers(job: Job, display: Display) -> list[Layer]:

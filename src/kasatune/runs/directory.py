@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kasatune.errors import InputError, OutputError
+from kasatune.runs.lock import LOCK, require_unheld
 from kasatune.runs.recipe import Recipe, load_recipe, to_yaml
 
 RECIPE = "recipe.yaml"
@@ -44,20 +45,29 @@ _METRICS_FORM: Mapping[str, Callable[[Any], bool]] = {
 _PLACE_ONLY = ("output", "training.report_to")  # a resumed run may be told to go elsewhere with these
 
 
-def check_output(out: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+def check_output(out: Path, recipe: Recipe, *, resume: bool, overwrite: bool, held: bool = False) -> None:
     """A run may be written to `out`; writes nothing itself.
+
+    Args:
+        out: the run directory.
+        recipe: of the run.
+        resume: go on with what it holds.
+        overwrite: begin anew in its place.
+        held: this process holds its lock already.
 
     Raises:
         OutputError: `out` is a file, cannot be written, or holds something, and neither `overwrite` nor a `resume` of
-            the same recipe says that this is as it should be.
+            the same recipe says that this is as it should be; or another process is at work there.
     """
     if resume and overwrite:
         raise OutputError("--resume and --overwrite exclude each other: give one")
     try:
-        occupied = out.is_dir() and any(out.iterdir())
+        occupied = out.is_dir() and any(path.name != LOCK for path in out.iterdir())
     except OSError as fault:
         raise OutputError(f"{out} cannot be read ({fault.strerror}); give another directory") from fault
     check_place(out)
+    if not held:
+        require_unheld(out)
     if not occupied or overwrite:
         return
     if not resume:

@@ -14,16 +14,21 @@ from torch import nn
 from transformers import TrainerCallback
 
 from kasatune.methods.base import Method, trainable
+from kasatune.runs.checkpoints import best_states, folder_of, seal
 from kasatune.runs.directory import History
 from kasatune.runs.display import Display
 from kasatune.runs.interrupt import Interrupt
 from kasatune.runs.scored import Scored
 from kasatune.runs.scoring import Scores
 from kasatune.runs.trainer import diverged, save_state
+from kasatune.runs.training_state import plain_name
+from kasatune.tuner.sharded import whole
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
+SAVE_SECONDS = 600.0
+"""A checkpoint within an epoch is written when the last one is longer ago."""
 LOWER_IS_BETTER = ("loss", "mse", "perplexity")
 
 
@@ -58,6 +63,7 @@ class Keeper(TrainerCallback):
         history: where events go.
         display: who is told.
         interrupt: who asks to stop.
+        data_sha256: of the rows that the run is trained on.
         writes: false for a process that shares the run with the one that writes.
         progress: how far the run has come.
         stopped: whether the run was stopped on request, at a step that it can be resumed from.
@@ -74,6 +80,7 @@ class Keeper(TrainerCallback):
     history: History
     display: Display
     interrupt: Interrupt
+    data_sha256: str = ""
     writes: bool = True
     progress: Progress = field(default_factory=Progress)
     stopped: bool = False
@@ -82,6 +89,7 @@ class Keeper(TrainerCallback):
 
     def __post_init__(self) -> None:
         self._clock = time.perf_counter()
+        self._saved = time.monotonic()
         self._place = (0, 0.0)
 
     @property
@@ -113,14 +121,15 @@ class Keeper(TrainerCallback):
         self.last_scored = Scored.of(self.model, scores) if alone and scores.logits is not None else None
         if is_better(scores.metrics, self.progress.best and self.progress.best["metrics"], self.primary):
             self.progress.best, self.best_scored = found, self.last_scored
-            if self.best_state and self.writes:
-                save_state(self.model, self.best_state)
+            if self.best_state:
+                save_state(self.model, self.best_state, writes=self.writes)
         self.display.evaluated(epoch, scores.metrics)
         return scores.metrics
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the clock; record the sigma that training begins with."""
         self._clock = time.perf_counter()
+        self._saved = time.monotonic()
         if state.global_step == 0:
             self._record_sigma()
 
@@ -132,11 +141,16 @@ class Keeper(TrainerCallback):
         Raises:
             DivergedError: it is not, outside float16, whose loss scaling deals with it.
         """
-        gradients = [p.grad for p in trainable(self.model).values() if p.grad is not None]
+        gradients = {name: p.grad for name, p in trainable(self.model).items() if p.grad is not None}
         if args.fp16 or not gradients:
             return
-        if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
-            raise diverged("the gradient", state.global_step + 1)
+        if torch.isfinite(whole(torch.nn.utils.get_total_norm(list(gradients.values())))):
+            return
+        # One after the other on every process, because a gradient that is sharded is gathered from all of them.
+        broken = [plain_name(name) for name, gradient in gradients.items() if not whole(gradient).isfinite().all()]
+        first = f" of {broken[0]}" if broken else ""
+        others = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise diverged(f"the gradient{first}{others}", state.global_step + 1)
 
     def on_log(
         self,
@@ -162,26 +176,39 @@ class Keeper(TrainerCallback):
         self.display.step(step, epoch, logs["loss"], logs["learning_rate"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Stop on request, with a checkpoint; at the end of an epoch its evaluation comes first."""
+        """Stop on request, with a checkpoint; at the end of an epoch its evaluation comes first.
+
+        Without a request there is a checkpoint where the last one is long ago, so that a kill costs minutes at most.
+        """
         self._place = (state.global_step, round(state.epoch or 0.0, 6))
         at_the_end = float(state.epoch or 0.0).is_integer() or state.global_step >= state.max_steps
-        if self._asked_to_stop(args) and not at_the_end:
+        stop, long_ago = self._agreed(args, self.interrupt.requested, time.monotonic() - self._saved > SAVE_SECONDS)
+        if at_the_end:
+            return
+        control.should_save = control.should_save or stop or long_ago
+        if stop:
             self.stopped = True
             control.should_training_stop = True
-            control.should_save = True
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Neither evaluate nor save again what was stopped within the epoch."""
         if self.stopped:
             control.should_evaluate = control.should_save = False
-        elif self._asked_to_stop(args) and state.global_step < state.max_steps:
+        elif self._agreed(args, self.interrupt.requested)[0] and state.global_step < state.max_steps:
             self.stopped = True
             control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """The checkpoint that needs them is complete: forget best states that were surpassed."""
+        """The checkpoint is written: seal it, and forget best states that no checkpoint needs any more."""
+        self._saved = time.monotonic()
+        if args.world_size > 1:
+            torch.distributed.barrier()  # every process has written its part
+        if not self.writes:
+            return
+        seal(folder_of(self.folder, state.global_step), self.best_state, self.data_sha256)
+        needed = best_states(self.folder)
         for path in self.folder.glob("best-*.safetensors"):
-            if self.writes and path != self.best_state:
+            if path != self.best_state and path.name not in needed:
                 path.unlink()
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -194,13 +221,13 @@ class Keeper(TrainerCallback):
             step, epoch = self._place
             self.history.add("sigma", step=step, epoch=epoch, layers=layers)
 
-    def _asked_to_stop(self, args: TrainingArguments) -> bool:
-        """Whether any process was: all must stop at the same step."""
+    def _agreed(self, args: TrainingArguments, *flags: bool) -> list[bool]:
+        """Each flag, true where it is for any process: all must do the same at the same step."""
         if args.world_size == 1:
-            return self.interrupt.requested
-        flag = torch.tensor(int(self.interrupt.requested), device=args.device)
-        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-        return bool(flag)
+            return list(flags)
+        shared = torch.tensor([int(flag) for flag in flags], device=args.device)
+        torch.distributed.all_reduce(shared, op=torch.distributed.ReduceOp.MAX)
+        return [bool(flag) for flag in shared.tolist()]
 
     def _tick(self) -> None:
         now = time.perf_counter()

@@ -12,7 +12,8 @@ from kasatune.runs.merge_plan import Plan, plan_merge
 from kasatune.runs.sources import Source, find_source, read_config
 from kasatune.tuner.certificate import CERTIFICATE, versions
 from kasatune.tuner.files import read_checked
-from kasatune.tuner.storage import read_tensors, whole_directory, write_json
+from kasatune.tuner.new_directory import whole_directory
+from kasatune.tuner.storage import read_tensors, write_json
 
 
 class Merged(NamedTuple):

@@ -179,14 +179,23 @@ class Prepared:
         return counts[False], counts[True]
 
 
-def prepare_training(recipe: Recipe, data: TaskData) -> Prepared:
+def prepare_training(recipe: Recipe, data: TaskData, *, stays: bool = False) -> Prepared:
     """The base with the recipe's method attached, every draw made from the recipe's seed.
+
+    Args:
+        recipe: of the run.
+        data: its rows.
+        stays: leave the model in the memory of the processor, for one that is too large for a device by itself.
 
     Raises:
         InputError: the model, a target of the method, the device or the precision is not to be had.
     """
     return _prepare(
-        recipe, data.kind, data.label_names, lambda method, base: _attached(method, base, recipe, data.kind)
+        recipe,
+        data.kind,
+        data.label_names,
+        lambda method, base: _attached(method, base, recipe, data.kind),
+        stays=stays,
     )
 
 
@@ -204,6 +213,8 @@ def _prepare(
     kind: str,
     label_names: tuple[str, ...] | None,
     make: Callable[[Method, Base], nn.Module],
+    *,
+    stays: bool = False,
 ) -> Prepared:
     device = find_device(recipe.training)
     method = methods.load(recipe.method.name)
@@ -218,7 +229,9 @@ def _prepare(
     start = time.perf_counter()
     model = make(method, base)
     seconds = time.perf_counter() - start
-    return Prepared(recipe, kind, base, method, model.to(device), batch_maker(base, kind), seconds)
+    if not stays:
+        model = model.to(device)
+    return Prepared(recipe, kind, base, method, model, batch_maker(base, kind), seconds)
 
 
 def batch_maker(base: Base, kind: str) -> Callable[[list[dict[str, Any]]], Any]:

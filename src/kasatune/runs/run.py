@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from kasatune.errors import WorkError
 from kasatune.runs import directory
@@ -23,11 +21,13 @@ from kasatune.runs.display import Display
 from kasatune.runs.examples import Examples
 from kasatune.runs.machine import peak_memory, versions
 from kasatune.runs.prepare import Prepared, prepare_saved
+from kasatune.runs.processes import is_main
 from kasatune.runs.provenance import trace
 from kasatune.runs.recipe import Recipe
 from kasatune.runs.scored import Scored
 from kasatune.runs.scoring import predictions
 from kasatune.runs.supplies import Supplies
+from kasatune.runs.trainer import load_state
 from kasatune.tasks import TaskData
 from kasatune.tuner.progress import progress_told_to
 
@@ -98,7 +98,7 @@ class Run:
 
     def put_state(self, path: Path) -> None:
         """Load trained parameters that `save_state` wrote into the model."""
-        self.prepared.model.load_state_dict(load_file(path), strict=False)
+        load_state(self.prepared.model, path)
 
     def save(self, *, spectrum: bool = False) -> None:
         """Put the model as it is into the run directory, and spectrum.json if asked for and the method has one."""
@@ -167,11 +167,6 @@ class Run:
             **trace(self.recipe, self.prepared.base.revision, self.prepared.base.fingerprint),
         }
         write_json(self.out / METRICS, content | self.details | further)
-
-
-def is_main() -> bool:
-    """Whether this process is the one of a distributed run that writes."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager

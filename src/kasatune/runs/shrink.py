@@ -14,7 +14,8 @@ from kasatune.runs.trainer import find_device
 from kasatune.tasks import load_task
 from kasatune.tuner.certificate import CERTIFICATE
 from kasatune.tuner.files import load_adapter, shrink_adapter
-from kasatune.tuner.storage import read_json, require_free, write_json
+from kasatune.tuner.new_directory import require_free
+from kasatune.tuner.storage import read_json, write_json
 
 
 def shrink(

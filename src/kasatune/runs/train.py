@@ -5,28 +5,43 @@ from __future__ import annotations
 import json
 import math
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from safetensors.torch import load_file
 from transformers import set_seed
 
-from kasatune.errors import DivergedError
+from kasatune.errors import DataError, DivergedError
 from kasatune.methods.base import trainable
 from kasatune.runs import directory
+from kasatune.runs.checkpoints import forget_others, last_whole, read_seal, step_of
 from kasatune.runs.display import Display
 from kasatune.runs.interrupt import Interrupt
 from kasatune.runs.keeper import Keeper, Progress
+from kasatune.runs.lock import held
 from kasatune.runs.machine import reset_peak_memory
 from kasatune.runs.models import find_model
 from kasatune.runs.prepare import deterministic, prepare_training, report_truncation
+from kasatune.runs.processes import count, from_first, is_main
 from kasatune.runs.provenance import as_begun, pinned
 from kasatune.runs.quiet import quiet
 from kasatune.runs.recipe import Recipe
-from kasatune.runs.run import SPLIT, Outcome, Run, failures_told, is_main
+from kasatune.runs.run import SPLIT, Outcome, Run, failures_told
+from kasatune.runs.sharding import are_sharded, not_by_accelerate, shard
 from kasatune.runs.silence import Silent
 from kasatune.runs.supplies import Supplies
-from kasatune.runs.trainer import METHOD, PROGRESS, RunTrainer, find_device, training_arguments
+from kasatune.runs.trainer import (
+    METHOD,
+    PROGRESS,
+    WEIGHTS,
+    RunTrainer,
+    find_device,
+    save_state,
+    training_arguments,
+)
+from kasatune.runs.training_state import saved_processes
 from kasatune.tuner.progress import progress_told_to
+from kasatune.tuner.tails import decomposed_together
 
 _STOPPING = "stopping after this step; Ctrl-C again stops at once"
 
@@ -67,16 +82,23 @@ def train(
         directory.check_output(out, recipe, resume=resume, overwrite=overwrite)
     if resume:
         recipe = as_begun(recipe, out)
+    are_sharded()
     find_device(recipe.training)
     find_model(recipe.model.name)
     if resume and directory.is_finished(out):
+        if is_main():
+            directory.remove(out / directory.WORK)  # a kill may have come between the two
         shown.message(f"{out} is finished already; nothing is left to do")
         return out
     with quiet(shown.message), deterministic():
         run = _begin(recipe, out, shown, supplies or Supplies())
         try:
-            with failures_told(out), Interrupt(lambda: shown.message(_STOPPING)) as interrupt:
+            with failures_told(out), Interrupt(lambda: shown.message(_STOPPING)) as interrupt, ExitStack() as stack:
                 if is_main():
+                    out.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(held(out))
+                    # Loading took a while, in which another process may have come and gone.
+                    directory.check_output(out, run.recipe, resume=resume, overwrite=overwrite, held=True)
                     directory.begin(out, run.recipe, resume=resume)
                 outcome = _fit(run) if run.prepared.method.fitted else _train(run, interrupt, resume=resume)
                 if is_main():
@@ -96,8 +118,8 @@ def _begin(recipe: Recipe, out: Path, display: Display, supplies: Supplies) -> R
     data = supplies.data(recipe)
     for note in data.notes:
         display.message(note)
-    with progress_told_to(display.progress):
-        prepared = prepare_training(recipe, data)
+    with progress_told_to(display.progress), decomposed_together():
+        prepared = prepare_training(recipe, data, stays=are_sharded())
     examples = {split: supplies.examples(prepared, data, split) for split in ("train", SPLIT)}
     for split, rows in examples.items():
         report_truncation(display, split, rows, recipe.task.max_length)
@@ -126,14 +148,13 @@ def _fit(run: Run) -> Outcome:
 
 def _train(run: Run, interrupt: Interrupt, *, resume: bool) -> Outcome:
     """The methods that learn by gradient steps."""
-    checkpoint = _last_checkpoint(run.work) if resume else None
-    run.history.rewind(_step(checkpoint) if checkpoint else -1)
-    prepared, settings = run.prepared, run.recipe.method
-    set_seed(run.recipe.training.seed)
-    prepared.method.prepare(prepared.model.eval(), settings, prepared.batches(run.examples["train"]))
+    checkpoint = _found_checkpoint(run) if resume else None
+    run.history.rewind(step_of(checkpoint) if checkpoint else -1)
+    _ready(run, checkpoint)
+    if are_sharded():
+        shard(run.prepared.model, run.prepared.base.model, find_device(run.recipe.training))
     trainer, keeper = _trainer(run, interrupt)
     if checkpoint:
-        prepared.method.restore_training_state(prepared.model, load_file(checkpoint / METHOD))
         keeper.progress = Progress(**json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")))
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -145,9 +166,14 @@ def _train(run: Run, interrupt: Interrupt, *, resume: bool) -> Outcome:
     except DivergedError:
         _stop(run, keeper, trainer, "diverged")
         raise
+    state = keeper.best_state
+    if state is None and are_sharded():
+        state = run.work / "last.safetensors"
+        save_state(run.prepared.model, state, writes=is_main())
     if is_main():
-        if keeper.best_state:
-            run.put_state(keeper.best_state)
+        _unshard(run)
+        if state:
+            run.put_state(state)
         run.save(spectrum=True)
     progress = keeper.progress
     run.seconds |= {"train": progress.train_seconds, "evaluate": progress.evaluate_seconds}
@@ -156,6 +182,47 @@ def _train(run: Run, interrupt: Interrupt, *, resume: bool) -> Outcome:
     if rule == "best":
         return Outcome(rule, best, last, keeper.best_scored)
     return Outcome(rule, last, last, keeper.last_scored)
+
+
+def _found_checkpoint(run: Run) -> Path | None:
+    """The checkpoint to go on from, the same for every process.
+
+    Raises:
+        DataError: the run was begun with other rows.
+    """
+    found, fault = None, ""
+    if is_main():
+        found = last_whole(run.work, run.display.message)
+        if found and read_seal(found)["data"] != run.data.sha256:
+            fault = f"{run.data.source}: the run in {run.out} was begun with other rows; bring those back"
+        elif found and saved_processes(found) != count():
+            run.display.message(
+                f"{found.name} was written by {saved_processes(found)} processes and is gone on with by {count()}: the "
+                "order of the rows stays, random draws such as dropout do not"
+            )
+    found, fault = from_first((found, fault))
+    if fault:
+        raise DataError(f"{fault}, or begin anew with --overwrite")
+    if is_main():
+        forget_others(run.work, found)
+    return found
+
+
+def _ready(run: Run, checkpoint: Path | None) -> None:
+    """Do what the method needs before the first step, or before that after a checkpoint."""
+    prepared = run.prepared
+    set_seed(run.recipe.training.seed)
+    prepared.method.prepare(prepared.model.eval(), run.recipe.method, prepared.batches(run.examples["train"]))
+    if checkpoint:
+        prepared.method.restore_training_state(prepared.model, load_file(checkpoint / METHOD))
+
+
+def _unshard(run: Run) -> None:
+    """Have the model whole in this process again, its trained parameters yet to be put in."""
+    if are_sharded():
+        run.prepared = None  # type: ignore[assignment]
+        run.prepared = prepare_training(run.recipe, run.data)
+        _ready(run, last_whole(run.work, run.display.message))
 
 
 def _trainer(run: Run, interrupt: Interrupt) -> tuple[RunTrainer, Keeper]:
@@ -170,22 +237,24 @@ def _trainer(run: Run, interrupt: Interrupt) -> tuple[RunTrainer, Keeper]:
         history=run.history,
         display=run.display,
         interrupt=interrupt,
+        data_sha256=run.data.sha256,
         writes=is_main(),
     )
-    trainer = RunTrainer(
-        model=prepared.model,
-        args=training_arguments(section, run.work),
-        train_dataset=run.examples["train"],
-        eval_dataset=run.examples[SPLIT],
-        data_collator=prepared.collate,
-        callbacks=[*prepared.method.callbacks(prepared.model, run.recipe.method), keeper],
-        method=prepared.method,
-        settings=run.recipe.method,
-        new_modules=prepared.base.new_modules,
-        head_learning_rate=section.head_learning_rate,
-        scores=keeper.evaluate,
-        progress=keeper.snapshot,
-    )
+    with not_by_accelerate():
+        trainer = RunTrainer(
+            model=prepared.model,
+            args=training_arguments(section, run.work),
+            train_dataset=run.examples["train"],
+            eval_dataset=run.examples[SPLIT],
+            data_collator=prepared.collate,
+            callbacks=[*prepared.method.callbacks(prepared.model, run.recipe.method), keeper],
+            method=prepared.method,
+            settings=run.recipe.method,
+            new_modules=prepared.base.new_modules,
+            head_learning_rate=section.head_learning_rate,
+            scores=keeper.evaluate,
+            progress=keeper.snapshot,
+        )
     steps = section.max_steps or math.ceil(section.epochs * math.ceil(len(run.examples["train"]) / section.batch_size))
     run.display.start(steps, run.title)
     return trainer, keeper
@@ -198,27 +267,23 @@ def _stop(run: Run, keeper: Keeper, trainer: RunTrainer, why: str) -> None:
     step = trainer.state.global_step
     selected = {"epoch": round(trainer.state.epoch or 0.0, 6), "step": step, "metrics": {}}
     last, rule = keeper.progress.last or selected, "last"
+    state, good = None, not are_sharded() and _is_finite(run)
     if keeper.best_state and keeper.progress.best:
-        run.put_state(keeper.best_state)
-        selected, rule = keeper.progress.best, "best"
-    elif not all(bool(parameter.isfinite().all()) for parameter in trainable(run.prepared.model).values()):
-        checkpoint = _last_checkpoint(run.work)
+        state, selected, rule = keeper.best_state, keeper.progress.best, "best"
+    elif not good:
+        checkpoint = last_whole(run.work, run.display.message)
         if checkpoint is None:
             run.display.message("no state before the fault was saved: the run directory holds no adapter")
             return
-        run.put_state(checkpoint / "model.safetensors")
-        selected = last
+        state, selected = checkpoint / WEIGHTS, last
+    _unshard(run)
+    if state:
+        run.put_state(state)
     run.save()
     progress = keeper.progress
     run.seconds |= {"train": progress.train_seconds, "evaluate": progress.evaluate_seconds}
     run.write_metrics(Outcome(rule, selected, last), selected["metrics"], **{why: True, "stopped_at": step})
 
 
-def _last_checkpoint(work: Path) -> Path | None:
-    """The latest checkpoint that was written to its end: the Trainer writes its state last."""
-    found = [path for path in work.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-    return max(found, key=_step, default=None)
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
+def _is_finite(run: Run) -> bool:
+    return all(bool(parameter.isfinite().all()) for parameter in trainable(run.prepared.model).values())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -14,24 +16,39 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from kasatune.errors import DivergedError, RecipeError
 from kasatune.methods.base import Method, MethodSettings, trainable, within
+from kasatune.runs.checkpoints import KEPT
 from kasatune.runs.directory import write_json
 from kasatune.runs.text.loss import learnt_tokens, token_losses
+from kasatune.runs.training_state import (
+    load_optimizer,
+    load_random,
+    load_scaler,
+    plain_name,
+    save_optimizer,
+    save_random,
+    save_scaler,
+)
+from kasatune.tuner.sharded import put, whole
 
 if TYPE_CHECKING:
     from kasatune.runs.recipe import TrainingSection
 
 PROGRESS = "progress.json"
 METHOD = "method.safetensors"
+WEIGHTS = "model.safetensors"
 _SCORE_PREFIX = "eval_"
+_FILLER = -100  # the label of a row that only fills a batch; NaN where labels are real numbers
 
 
 class RunTrainer(Trainer):
     """The Trainer of a run.
 
-    Differs from its base in public places alone: the loss of a step is the sum over its examples over their number,
-    however the step is cut into pieces; the head may have a learning rate of its own, and so may what the method says;
-    the gradient of the method's auxiliary loss is added once a step; checkpoints hold the trained parameters and no
-    others; evaluation is the run's own, so that it agrees with `kasatune evaluate`.
+    Differs from its base in this: the loss of a step is the sum over its examples over their number, however the step
+    is cut into pieces and dealt out to processes; the head may have a learning rate of its own, and so may what the
+    method says; the gradient of the method's auxiliary loss is added once a step; checkpoints hold the trained
+    parameters and no others, and what they hold can be read by any number of processes and without pickle; evaluation
+    is the run's own, so that it agrees with `kasatune evaluate`. To load a checkpoint the base has no public place: its
+    methods for the parts of one are replaced.
 
     Args:
         method: how the model is trained.
@@ -74,10 +91,11 @@ class RunTrainer(Trainer):
         """The base's step.
 
         Raises:
-            DivergedError: the loss is not finite; the weights are still those of the step before.
+            DivergedError: the loss is not finite; the weights are still those of the step before. Where processes
+                train together, its gradient ends all of them at the end of the step.
         """
         loss = super().training_step(*args, **kwargs)
-        if not torch.isfinite(loss):
+        if self.args.world_size == 1 and not torch.isfinite(loss):
             raise diverged(f"the loss ({loss.item()})", self.state.global_step + 1)
         return loss
 
@@ -86,14 +104,25 @@ class RunTrainer(Trainer):
     ) -> tuple[list[Any], Tensor | int | None]:
         """The pieces of a step, and the number of examples in them, or of learnt tokens, over all processes.
 
-        The base counts labels that are not -100; a number to predict may well be -100.
+        The base counts labels that are not -100; a number to predict may well be -100. At the end of an epoch the
+        data loader gives every process equally many rows, by giving some twice: their second copy is marked.
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        count = torch.tensor(sum(_answers(batch["labels"]) for batch in batches), device=device)
-        if self.args.world_size > 1:
-            everywhere: Any = self.accelerator.gather(count)
-            count = everywhere.sum()
-        return batches, count
+        processes, size = self.args.world_size, self.args.per_device_train_batch_size
+        if processes == 1:
+            return batches, torch.tensor(sum(_answers(batch["labels"]) for batch in batches), device=device)
+        rows = len(self.train_dataset)  # type: ignore[arg-type]
+        pieces = math.ceil(rows / (size * processes))
+        steps = math.ceil(pieces / self.args.gradient_accumulation_steps)
+        start = self.state.global_step % steps * self.args.gradient_accumulation_steps * size * processes
+        answers = 0
+        for number, batch in enumerate(batches):
+            own = max(0, rows - start - (number * processes + self.args.process_index) * size)
+            labels = batch["labels"]
+            answers += _answers(labels[:own])
+            labels[own:] = math.nan if labels.is_floating_point() else _FILLER
+        everywhere: Any = self.accelerator.gather(torch.tensor(answers, device=device))
+        return batches, everywhere.sum()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW; a group for each learning rate and weight decay (biases and normalisations do not decay)."""
@@ -140,20 +169,46 @@ class RunTrainer(Trainer):
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the trained parameters under the name that the base looks for when it resumes, and the progress."""
-        if self.args.should_save:
-            folder = Path(output_dir or str(self.args.output_dir))
-            save_state(self.model, folder / "model.safetensors")  # type: ignore[arg-type]
-            state = self._method.training_state(self.model)  # type: ignore[arg-type]
+        """Write the trained parameters, and all that a resumed run needs beside them."""
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        model: Any = self.model
+        optimizer: Any = self.optimizer
+        writes = self.args.should_save
+        state = {name: whole(tensor) for name, tensor in self._method.training_state(model).items()}
+        save_state(model, folder / WEIGHTS, writes=writes)
+        save_optimizer(folder, model, optimizer, self.lr_scheduler, writes=writes)
+        save_random(folder, self.args.process_index)
+        if writes:
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, folder / METHOD)
+            save_scaler(folder, self.accelerator.scaler)
             write_json(folder / PROGRESS, self._progress())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            model: Any = self.model
+            optimizer: Any = self.optimizer
+            load_optimizer(Path(checkpoint), model, optimizer, self.lr_scheduler)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load_scaler(Path(checkpoint), self.accelerator.scaler)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load_random(Path(checkpoint), self.args.process_index)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        own: Any = self.model if model is None else model
+        load_state(own, Path(resume_from_checkpoint) / WEIGHTS)
 
 
 def mean_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
     """(1/N) sum_i loss_i over the examples of this piece, N the examples of the whole optimizer step.
 
     Cross-entropy for integer labels, squared error for real ones; computed in float32. Where labels are (rows, tokens)
-    an example is a token that is learnt, predicted from those before it.
+    an example is a token that is learnt, predicted from those before it. Rows that only fill a batch, labelled -100 or
+    NaN, do not count.
     """
     if labels.ndim == 2:
         return token_losses(outputs.logits, labels) / (
@@ -161,9 +216,11 @@ def mean_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | N
         )
     logits = outputs.logits.float()
     if labels.is_floating_point():
-        loss = functional.mse_loss(logits.squeeze(-1), labels.float(), reduction="sum")
+        given = logits.squeeze(-1)
+        wanted = torch.where(labels.isnan(), given.detach(), labels.float())
+        loss = functional.mse_loss(given, wanted, reduction="sum")
     else:
-        loss = functional.cross_entropy(logits, labels, reduction="sum")
+        loss = functional.cross_entropy(logits, labels, reduction="sum", ignore_index=_FILLER)
     return loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
 
 
@@ -179,13 +236,29 @@ def diverged(what: str, step: int) -> DivergedError:
     )
 
 
-def save_state(model: nn.Module, path: Path) -> None:
-    """Write the trained parameters of `model`, under a temporary name first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in trainable(model).items()}
-    save_file(tensors, unfinished, metadata={"format": "pt"})
-    unfinished.replace(path)
+def save_state(model: nn.Module, path: Path, *, writes: bool = True) -> None:
+    """Write the trained parameters of `model`, whole, under a temporary name first.
+
+    Every process of a distributed run must call it; the one that `writes` does.
+    """
+    tensors = {}
+    for name, parameter in trainable(model).items():
+        gathered = whole(parameter.detach())
+        if writes:
+            tensors[plain_name(name)] = gathered.cpu().contiguous()
+    if writes:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f"{path.name}.unfinished")
+        save_file(tensors, unfinished, metadata={"format": "pt"})
+        unfinished.replace(path)
+
+
+def load_state(model: nn.Module, path: Path) -> None:
+    """Put trained parameters that `save_state` wrote into `model`, which may be sharded."""
+    parameters = {plain_name(name): parameter for name, parameter in model.named_parameters()}
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 - it is no dictionary
+            put(file.get_tensor(name), parameters[name])
 
 
 def training_arguments(section: TrainingSection, checkpoints: Path) -> TrainingArguments:
@@ -216,7 +289,8 @@ def training_arguments(section: TrainingSection, checkpoints: Path) -> TrainingA
             use_cpu=device.type == "cpu",
             eval_strategy="epoch",
             save_strategy="epoch",
-            save_total_limit=1,
+            save_total_limit=KEPT,
+            save_only_model=True,  # as the Trainer sees it; `RunTrainer.save_model` writes the rest
             logging_strategy="steps",
             logging_steps=1,
             logging_nan_inf_filter=False,

@@ -33,6 +33,7 @@ from kasatune.tuner.conversion import (
     outputs_or_reason,
 )
 from kasatune.tuner.formats import FORMATS, TITLES, LayerShapes, checked_layers, format_of
+from kasatune.tuner.new_directory import whole_directory
 from kasatune.tuner.parity import own_parameters, own_weights
 from kasatune.tuner.placing import check_fingerprint, check_on_base, check_repeated, place, place_lora, place_native
 from kasatune.tuner.recompress import fixed_rank, rank_for_energy
@@ -41,7 +42,6 @@ from kasatune.tuner.storage import (
     read_header,
     read_json,
     read_tensors,
-    whole_directory,
     write,
     write_json,
 )

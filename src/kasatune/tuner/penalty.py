@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from kasatune.errors import InputError
 from kasatune.maths import Convention, Factors, PenaltyTerms, penalty_gradients, penalty_terms
 from kasatune.tuner.layer import LIVE_LAYERS, KasaLayer
+from kasatune.tuner.sharded import like, whole
 
 
 class _Weights(NamedTuple):
@@ -129,8 +129,7 @@ def _accumulate(parameter: Tensor, gradient: Tensor) -> None:
     # An optimizer that wraps another runs this hook for both: a gradient that nobody touched since holds the penalty.
     if getattr(parameter.grad, "_kasa_version", None) == getattr(parameter.grad, "_version", -1):
         return
-    if isinstance(parameter, DTensor):
-        gradient = distribute_tensor(gradient, parameter.device_mesh, parameter.placements)
+    gradient = like(gradient, parameter)
     if parameter.grad is None:
         parameter.grad = gradient.to(parameter.dtype)
     else:
@@ -215,7 +214,7 @@ def _share(weights: _Weights, members: int) -> float:
 
 def _whole(factors: Factors) -> Factors:
     """The factors as plain tensors, gathered where they are sharded."""
-    return Factors(*(f.full_tensor() if isinstance(f, DTensor) else f for f in factors))
+    return Factors(*(whole(factor) for factor in factors))
 
 
 def _report_missed(optimizer: Optimizer, layers: list[KasaLayer]) -> None:

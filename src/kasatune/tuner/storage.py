@@ -7,9 +7,7 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kasatune.errors import AdapterError, OutputError
+from kasatune.errors import AdapterError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LARGEST_JSON = 16 * 2**20
@@ -154,44 +152,6 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def require_free(out: Path) -> None:
-    """`out` does not exist, or is an empty directory.
-
-    Raises:
-        OutputError: it holds something, is a file or a link, or cannot be looked at.
-    """
-    try:
-        taken = os.path.lexists(out) and (out.is_symlink() or not out.is_dir() or any(out.iterdir()))
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{out} cannot be written: {error}") from error
-    if taken:
-        raise OutputError(f"{out} exists and is not empty; name another directory or empty it first")
-
-
-@contextmanager
-def whole_directory(out: Path) -> Iterator[Path]:
-    """A directory beside `out` that takes its name when everything in it is written, and else is removed.
-
-    Raises:
-        OutputError: `out` holds something, or cannot be made.
-    """
-    out = out.absolute()
-    require_free(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    except OSError as error:
-        raise OutputError(f"{out} cannot be written: {error.strerror or error}") from error
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        if out.exists():
-            out.rmdir()
-        temporary.replace(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def listed(names: list[str], most: int = 3) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch.distributed as distributed
 from torch import Tensor
 
 from kasatune.maths import TailSVD, tail_svd_many
@@ -16,6 +19,7 @@ from kasatune.tuner.tail_files import TailKey
 
 # Small weights are decomposed together, up to so many entries; a larger one is alone in memory.
 _TOGETHER = 2**22
+_SHARED: ContextVar[bool] = ContextVar("decomposed_together", default=False)
 
 
 class Wanted(NamedTuple):
@@ -32,6 +36,16 @@ class Wanted(NamedTuple):
     dropped: int
 
 
+@contextmanager
+def decomposed_together() -> Iterator[None]:
+    """Within it, the processes of torch.distributed share the weights among them; all must attach the same adapter."""
+    token = _SHARED.set(True)
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)
+
+
 def tails_of(wanted: Iterable[Wanted], total: int, directory: str | Path | None = None) -> dict[str, TailSVD]:
     """The tail of every weight, by layer name.
 
@@ -44,6 +58,28 @@ def tails_of(wanted: Iterable[Wanted], total: int, directory: str | Path | None 
         InputError: `directory` is none, or lacks a tail.
         ModelError: a weight cannot be decomposed, by name.
     """
+    if not (_SHARED.get() and distributed.is_available() and distributed.is_initialized()):
+        return _own_tails(wanted, total, directory)
+    process, processes = distributed.get_rank(), distributed.get_world_size()
+    names: list[str] = []
+
+    def share() -> Iterator[Wanted]:
+        for number, one in enumerate(wanted):
+            names.append(one.name)
+            if number % processes == process:
+                yield one
+
+    own = _own_tails(share(), len(range(process, total, processes)), directory)
+    parts: list[dict[str, TailSVD]] = [{} for _ in range(processes)]
+    group: Any = distributed.new_group(backend="gloo")
+    distributed.all_gather_object(parts, own, group=group)
+    distributed.destroy_process_group(group)
+    found = {name: tail for part in parts for name, tail in part.items()}
+    return {name: found[name] for name in names}
+
+
+def _own_tails(wanted: Iterable[Wanted], total: int, directory: str | Path | None) -> dict[str, TailSVD]:
+    """The tails that this process computes or finds."""
     tails: dict[str, TailSVD] = {}
     saved = TailDirectory(Path(directory)) if directory is not None else None
     cache = TailCache.of_user()

@@ -166,6 +166,7 @@ def _do_here(job: Job, runs: Path, threads: int, keep_adapters: bool) -> str:
 def begin_worker(counter: Any, parent: int) -> None:
     """Ctrl-C is the parent's business; without a parent a worker ends; each takes the next GPU."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(1))  # and not what a run of its own makes of it
     with counter.get_lock():
         number, counter.value = counter.value, counter.value + 1
     import torch

@@ -1,0 +1,130 @@
+"""The commands that are killed, on toys: how each is begun and gone on with, and what two equal results share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kasatune.runs.recipe import to_yaml
+from tests.runs.toys import make_bert, make_recipe
+
+TRAINED = ("kasa", "adalora", "dylora", "ist", "full")
+# Times, dates and what the process itself adds: equal runs differ in these and in nothing else.
+_OWN = {
+    *("seconds", "attach_seconds", "train_seconds", "evaluate_seconds", "finished", "peak_memory_bytes", "bytes"),
+    *("date", "made", "elapsed", "done_now", "command", "created"),
+}
+_PAGES = ("report.html", "README.md", "index.sqlite", "comparison.md", "comparison.tex")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command.
+
+    Attributes:
+        name: on the page.
+        begin: its arguments, given where its result goes.
+        again: the same after it was killed.
+        result: what two equal results share, by name.
+    """
+
+    name: str
+    begin: Callable[[Path], Sequence[str]]
+    again: Callable[[Path], Sequence[str]]
+    result: Callable[[Path], dict[str, Any]]
+
+
+def make_cases(folder: Path, run: Callable[[Sequence[str]], None]) -> list[Case]:
+    """Every command, on models and data that are written to `folder`.
+
+    Args:
+        folder: empty.
+        run: does a command to its end; for the adapter that is exported and merged.
+    """
+    bert = make_bert(folder / "bert")
+    cases = []
+    for method in TRAINED:
+        recipe = folder / f"{method}.yaml"
+        settings = make_recipe(bert, folder / "data", method={"name": method, "dropout": 0.1}, epochs=3)
+        recipe.write_text(to_yaml(settings), encoding="utf-8")
+        cases.append(_train(method, recipe))
+    run(["train", str(folder / "kasa.yaml"), "--out", str(folder / "trained")])
+    compared = ["compare", str(folder / "kasa.yaml"), "--methods", "kasa,lora", "--seeds", "0,1", "--trials", "1"]
+    tails = ["decompose", str(bert), "--rank", "3"]
+    export = ["export", str(folder / "trained"), "--to"]
+    merge = ["merge", str(folder / "trained")]
+    cases += [
+        _case("compare", compared),
+        _case("decompose", tails, "--resume"),
+        _case("export --to lora", [*export, "lora"]),
+        _case("export --to peft-kasa", [*export, "peft-kasa"]),
+        _case("merge", merge),
+    ]
+    return cases
+
+
+def files(folder: Path) -> dict[str, Any]:
+    """Every file below `folder` by name, as digest or, without what is of one process alone, as content."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_dir() or path.name in _PAGES:
+            continue
+        if path.suffix == ".json":
+            found[name] = _plain(json.loads(path.read_text(encoding="utf-8")))
+        elif path.suffix == ".jsonl":
+            found[name] = [_plain(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        elif path.suffix == ".csv":
+            found[name] = len(path.read_text(encoding="utf-8").splitlines())
+        elif path.suffix == ".yaml":
+            lines = path.read_text(encoding="utf-8").splitlines()
+            found[name] = [line for line in lines if not line.startswith("output:")]
+        else:
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def left_behind(out: Path) -> list[str]:
+    """What a kill left in or beside a result."""
+    beside = [path for path in out.parent.iterdir() if path.name.startswith(f".{out.name}")]
+    within = [path for path in out.rglob("*") if "unfinished" in path.name or path.name == ".lock"]
+    return sorted(str(path) for path in beside + within)
+
+
+def difference(one: Any, other: Any) -> str:
+    """Where two results differ first, as a path of keys."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in sorted(one.keys() | other.keys()):
+            if one.get(key) != other.get(key):
+                return f"{key}/{difference(one.get(key), other.get(key))}"
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        for number, (first, second) in enumerate(zip(one, other, strict=True)):
+            if first != second:
+                return f"{number}/{difference(first, second)}"
+    return f"{one!r:.60} was {other!r:.60}"
+
+
+def _train(method: str, recipe: Path) -> Case:
+    def begin(out: Path) -> list[str]:
+        return ["train", str(recipe), "--out", str(out)]
+
+    return Case(f"train, {method}", begin, lambda out: [*begin(out), "--resume"], files)
+
+
+def _case(name: str, arguments: Sequence[str], *again: str) -> Case:
+    def begin(out: Path) -> list[str]:
+        return [*arguments, "--out", str(out)]
+
+    return Case(name, begin, lambda out: [*begin(out), *again], files)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if key not in _OWN}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,77 @@
+"""A kasatune command in a process of its own that has everything imported already, so that starting it costs nothing."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from kasatune.cli.main import run
+from kasatune.runs import convert, decompose, keeper, merge, plan, train  # noqa: F401 - imported here once for all
+from kasatune.runs.checkpoints import SEAL, seal
+from kasatune.runs.compare import compare  # noqa: F401
+from kasatune.tuner import gguf_export  # noqa: F401
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload([__name__])
+
+
+def start(
+    arguments: Sequence[str], log: Path, *, seals: Path | None = None, save_seconds: float = 600.0, **environment: str
+) -> BaseProcess:
+    """Begin `kasatune ARGUMENTS`, output appended to `log`.
+
+    Args:
+        arguments: of the command line.
+        log: gets standard output and standard error.
+        seals: gets the checksums of every checkpoint, one file a step; None for nobody.
+        save_seconds: how long ago the last checkpoint may be.
+        environment: variables of the process.
+    """
+    process = _CONTEXT.Process(target=_run, args=(list(arguments), log, seals, save_seconds, environment), daemon=True)
+    process.start()
+    return process
+
+
+def finish(process: BaseProcess, seconds: float = 300.0) -> int:
+    """Wait for the end; its exit status, minus the number of the signal that ended it.
+
+    Raises:
+        TimeoutError: it does not end.
+    """
+    process.join(seconds)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        raise TimeoutError(f"process {process.pid} did not end within {seconds} s")
+    return process.exitcode
+
+
+def _run(arguments: list[str], log: Path, seals: Path | None, save_seconds: float, environment: dict[str, str]) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for number in (1, 2):
+        os.dup2(descriptor, number)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    os.environ.update(environment)
+    sys.argv = ["kasatune", *arguments]
+    keeper.SAVE_SECONDS = save_seconds
+    if seals is not None:
+        keeper.seal = _recording(seals)
+    status = run(arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _recording(seals: Path) -> Any:
+    def recorded(checkpoint: Path, *rest: Any) -> None:
+        seal(checkpoint, *rest)
+        files = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))["files"]
+        (seals / f"{checkpoint.name}.json").write_text(json.dumps(files), encoding="utf-8")
+
+    return recorded

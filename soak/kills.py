@@ -1,0 +1,164 @@
+"""Commands killed with SIGKILL at random moments, gone on with, and held against what was never killed.
+
+python -m soak.kills [--kills 24] [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from soak.cases import Case, difference, left_behind, make_cases
+from soak.child import finish, start
+from soak.record import write
+
+_MOST = 4
+"""Kills of one result before it may come to its end."""
+
+
+@dataclass
+class Tally:
+    """What came of one case.
+
+    Attributes:
+        kills: processes killed.
+        results: results that came to their end after kills.
+        checkpoints: checkpoints whose files were held against those of the run that was never killed.
+        lost: what differed, failed or stayed behind.
+        seconds: of one whole run.
+    """
+
+    kills: int = 0
+    results: int = 0
+    checkpoints: int = 0
+    lost: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def try_case(case: Case, folder: Path, kills: int, draw: random.Random) -> Tally:
+    """Kill a command at least `kills` times, at moments drawn evenly over its length, and compare every result."""
+    folder.mkdir(parents=True)
+    tally = Tally()
+    whole, steps = folder / "whole", _folder(folder / "whole-steps")
+    began = time.perf_counter()
+    if status := finish(start(case.begin(whole), folder / "log", seals=steps, save_seconds=0.0)):
+        raise RuntimeError(f"{case.name}: exit status {status} without a kill; see {folder / 'log'}")
+    tally.seconds = time.perf_counter() - began
+    wanted = case.result(whole)
+    while tally.kills < kills:
+        out, own = folder / f"run{tally.results}", _folder(folder / f"run{tally.results}-steps")
+        options = {"seals": own, "save_seconds": 0.1 * tally.seconds}
+        arguments = case.begin(out)
+        for _ in range(draw.randint(1, _MOST)):
+            process = start(arguments, folder / "log", **options)  # pyright: ignore[reportArgumentType]
+            process.join(draw.uniform(0.0, tally.seconds))
+            if process.exitcode is None:
+                os.kill(process.pid or 0, signal.SIGKILL)
+                tally.kills += 1
+            process.join()
+            if process.exitcode == 0:
+                break
+            if process.exitcode != -signal.SIGKILL:
+                tally.lost.append(f"{out.name}: exit status {process.exitcode}")
+            arguments = case.again(out) if out.exists() else case.begin(out)
+        else:
+            if status := finish(start(arguments, folder / "log", **options)):  # pyright: ignore[reportArgumentType]
+                tally.lost.append(f"{out.name}: exit status {status}")
+        tally.results += 1
+        _compare(case, out, wanted, tally)
+        tally.checkpoints += _compare_steps(out.name, own, steps, tally)
+        if not tally.lost:
+            shutil.rmtree(out)
+    return tally
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Every case, and the record of all; exit status 1 where anything was lost."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=24, help="of each command")
+    parser.add_argument("--quick", action="store_true", help="three kills of each, and no record that is kept")
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name holds it")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(argv)
+    os.environ.setdefault("KASATUNE_CACHE", "off")
+    began = time.perf_counter()
+    draw = random.Random(given.seed)
+    with tempfile.TemporaryDirectory(prefix="kasatune-soak-") as folder:
+        place = Path(folder)
+
+        def run(arguments: Sequence[str]) -> None:
+            if status := finish(start(arguments, place / "log")):
+                raise RuntimeError(f"{' '.join(arguments)}: exit status {status}")
+
+        tallies = {}
+        for case in make_cases(place, run):
+            if given.only not in case.name:
+                continue
+            tallies[case.name] = tally = try_case(
+                case, place / case.name.replace(" ", "-"), 3 if given.quick else given.kills, draw
+            )
+            print(f"{case.name}: {tally.kills} kills, {tally.results} results, lost: {tally.lost or 'nothing'}")
+    lost = sum(len(tally.lost) for tally in tallies.values())
+    write(
+        part="kills",
+        title="Killed at any moment",
+        order=10,
+        command=f"python -m soak.kills --kills {given.kills} --seed {given.seed}",
+        text=(
+            "Each command is killed with SIGKILL at moments drawn evenly over the length of a whole run, up to "
+            f"{_MOST} times before it may come to its end, and started again (`--resume` for `train` and `decompose`, "
+            "the same command for the others). The result is held against that of a run that was never killed: every "
+            "file byte for byte, JSON without times and dates; and of `train` every checkpoint that both wrote at the "
+            "same step: weights, optimizer, schedule and random state by SHA-256. A result that differs, fails, or "
+            "leaves a temporary file behind counts as lost. Models and data are toys, CPU, float32, dropout 0.1."
+        ),
+        columns=["command", "one run", "processes killed", "results compared", "checkpoints compared", "lost"],
+        rows=[
+            [name, f"{t.seconds:.1f} s", t.kills, t.results, t.checkpoints or "", len(t.lost)]
+            for name, t in tallies.items()
+        ],
+        totals={"processes killed": sum(tally.kills for tally in tallies.values()), "lost": lost},
+        findings=[],
+        seconds=time.perf_counter() - began,
+        quick=given.quick or bool(given.only),
+    )
+    return int(lost > 0)
+
+
+def _compare(case: Case, out: Path, wanted: dict, tally: Tally) -> None:
+    found = case.result(out) if out.exists() else {}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            tally.lost.append(f"{out.name}/{name}/{difference(found.get(name), wanted.get(name))}")
+    tally.lost += [f"{path} stayed" for path in left_behind(out) if not path.endswith("-steps")]
+
+
+def _compare_steps(name: str, own: Path, whole: Path, tally: Tally) -> int:
+    compared = 0
+    for path in sorted(own.iterdir()):
+        found, wanted = (json.loads((one / path.name).read_text(encoding="utf-8")) for one in (own, whole))
+        for file in ("model", "method", "optimizer", "random-0"):
+            if found.get(f"{file}.safetensors") != wanted.get(f"{file}.safetensors"):
+                tally.lost.append(f"{name}: {file} of {path.stem} differs")
+        if found.get("schedule.json") != wanted.get("schedule.json"):
+            tally.lost.append(f"{name}: schedule of {path.stem} differs")
+        compared += 1
+    return compared
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
