@@ -1,4 +1,4 @@
-"""A kasatune command in a process of its own that has everything imported already, so that starting it costs nothing."""
+"""A kasatune command in a process of its own that has everything imported already, so that it starts at once."""
 
 from __future__ import annotations
 

@@ -1,0 +1,137 @@
+"""What each of several processes does in test_processes.py; kept apart, because the processes import it."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kasatune.runs import sharding
+from kasatune.runs import train as runs
+from kasatune.runs.recipe import load_recipe
+from kasatune.tuner import KasaLayer, tails
+from tests.runs.toys import At
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload([__name__])
+
+
+def together(count: int, work: Callable[..., None], *arguments: Any) -> None:
+    """Do `work(*arguments)` in processes as torchrun starts them; the first that fails ends all."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    started = [
+        _CONTEXT.Process(target=_one, args=(rank, count, port, work, arguments), daemon=True) for rank in range(count)
+    ]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(120)
+    codes = [process.exitcode for process in started]
+    for process in started:
+        process.kill()
+    assert codes == [0] * count
+
+
+def train(recipe: str, out: str, **options: Any) -> None:
+    """One run, which must not be stopped."""
+    runs.train(load_recipe(recipe), Path(out), **options)
+
+
+def train_sharded(recipe: str, out: str, **options: Any) -> None:
+    """The same with every parameter sharded, as `accelerate launch --use_fsdp --fsdp_version 2` asks for it."""
+    with _sharded():
+        train(recipe, out, **options)
+
+
+def stop_sharded(recipe: str, out: str, step: int) -> None:
+    """A sharded run that is stopped after a step."""
+    with _sharded():
+        stop(recipe, out, step)
+
+
+def stop(recipe: str, out: str, step: int) -> None:
+    """A run that one process is asked to stop, as a queue does it."""
+    try:
+        train(recipe, out, display=At(step, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    except KeyboardInterrupt:
+        return
+    raise AssertionError("the run was not stopped")
+
+
+def diverge(recipe: str, out: str) -> None:
+    """A run whose second step is not finite, in the last process alone."""
+    whole, calls = runs.RunTrainer.compute_loss, []
+
+    def broken(self: Any, *arguments: Any, **options: Any) -> Any:
+        loss = whole(self, *arguments, **options)
+        calls.append(0)
+        return loss * float("nan") if self.args.process_index and len(calls) == 2 else loss
+
+    runs.RunTrainer.compute_loss = broken  # type: ignore[method-assign]
+    try:
+        train(recipe, out)
+    except runs.DivergedError as fault:
+        assert "step 2" in str(fault), fault
+        return
+    finally:
+        runs.RunTrainer.compute_loss = whole  # type: ignore[method-assign]
+    raise AssertionError("the run did not diverge")
+
+
+class _sharded:
+    """The environment of a sharded run; every layer's parameters must be sharded in it."""
+
+    def __enter__(self) -> None:
+        os.environ["ACCELERATE_USE_FSDP"] = "true"
+        self._shard = sharding.shard
+
+        def checked(model: Any, *rest: Any) -> None:
+            self._shard(model, *rest)
+            layers = [module for module in model.modules() if isinstance(module, KasaLayer)]
+            held = [p for layer in layers for p in layer.parameters()]
+            assert held, "no layer is adapted"
+            assert all(isinstance(p, torch.distributed.tensor.DTensor) for p in held)
+
+        runs.shard = checked  # type: ignore[attr-defined]
+
+    def __exit__(self, *_: object) -> None:
+        del os.environ["ACCELERATE_USE_FSDP"]
+        runs.shard = self._shard  # type: ignore[attr-defined]
+
+
+def count_decompositions(recipe: str, out: str, counts: str) -> None:
+    """A run, and how many weights this process decomposed for it."""
+    before, number = tails.tail_svd_many, [0]
+
+    def counted(weights: Any, *rest: Any, **options: Any) -> Any:
+        number[0] += len(weights)
+        return before(weights, *rest, **options)
+
+    tails.tail_svd_many = counted
+    try:
+        train(recipe, out)
+    finally:
+        tails.tail_svd_many = before
+    Path(counts, os.environ["RANK"]).write_text(json.dumps(number[0]), encoding="utf-8")
+
+
+def _one(rank: int, count: int, port: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(count),
+        LOCAL_WORLD_SIZE=str(count),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    torch.set_num_threads(1)
+    work(*arguments)
