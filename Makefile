@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench tree install clean
+.PHONY: help demo test check bench soak tree install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ check: $(STAMP) ## format, lint, types, direction of imports
 
 bench: $(STAMP) ## the quick form of every benchmark, against peers: minutes, best on a machine that does nothing else
 	@$(BIN)/python -m benchmarks
+
+soak: $(STAMP) ## runs killed, faults injected, several processes: half an hour, and docs/reliability.md
+	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m soak
 
 tree: $(STAMP) ## write the file tree of README.md and docs/methods.md again
 	@$(BIN)/python docs/readme_tree.py

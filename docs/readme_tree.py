@@ -20,6 +20,7 @@ FOLDERS = {
     "benchmarks": "speed and memory, with machine and date",
     "docs": "concepts, how-to pages, deviations from the paper, decisions",
     "recipes": "recipes to start from",
+    "soak": "what takes minutes to show: runs killed, faults, several processes; writes docs/reliability.md",
     "tests": "one folder for each package of src/kasatune, and witnesses/: the same result computed by others",
 }
 OTHERS = {

@@ -48,13 +48,13 @@ def train(recipe: str, out: str, **options: Any) -> None:
 
 def train_sharded(recipe: str, out: str, **options: Any) -> None:
     """The same with every parameter sharded, as `accelerate launch --use_fsdp --fsdp_version 2` asks for it."""
-    with _sharded():
+    with _Sharded():
         train(recipe, out, **options)
 
 
 def stop_sharded(recipe: str, out: str, step: int) -> None:
     """A sharded run that is stopped after a step."""
-    with _sharded():
+    with _Sharded():
         stop(recipe, out, step)
 
 
@@ -87,7 +87,7 @@ def diverge(recipe: str, out: str) -> None:
     raise AssertionError("the run did not diverge")
 
 
-class _sharded:
+class _Sharded:
     """The environment of a sharded run; every layer's parameters must be sharded in it."""
 
     def __enter__(self) -> None:
@@ -100,6 +100,9 @@ class _sharded:
             held = [p for layer in layers for p in layer.parameters()]
             assert held, "no layer is adapted"
             assert all(isinstance(p, torch.distributed.tensor.DTensor) for p in held)
+            if os.environ["WORLD_SIZE"] == "2":  # a factor of rank 2 has no row for each of four
+                mine = sum(p.to_local().numel() for p in held)  # type: ignore[attr-defined]
+                assert 2 * mine == sum(p.numel() for p in held)
 
         runs.shard = checked  # type: ignore[attr-defined]
 

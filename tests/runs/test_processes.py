@@ -90,6 +90,10 @@ def test_two_processes_with_a_sharded_model_give_what_one_gives(recipe, alone, t
 def test_four_processes_go_on_where_two_with_a_sharded_model_stopped(recipe, alone, stopped, tmp_path):
     shutil.copytree(stopped, tmp_path / "run")
     assert len(curve(stopped)) == STOPPED_AT
+    (last,) = (stopped / "unfinished").glob(f"checkpoint-{STOPPED_AT}")
+    trained = sum(tensor.numel() for tensor in load_file(last / "model.safetensors").values())
+    moments = sum(tensor.numel() for tensor in load_file(last / "optimizer.safetensors").values() if tensor.ndim)
+    assert moments == 2 * trained
     together(4, _resume, recipe, str(tmp_path / "run"))
     assert_same(tmp_path / "run", alone)
 

@@ -199,13 +199,28 @@ def prepare_training(recipe: Recipe, data: TaskData, *, stays: bool = False) -> 
     )
 
 
-def prepare_saved(recipe: Recipe, kind: str, label_names: tuple[str, ...] | None, run_dir: Path) -> Prepared:
+def prepare_saved(
+    recipe: Recipe, kind: str, label_names: tuple[str, ...] | None, run_dir: Path, *, stays: bool = False
+) -> Prepared:
     """The trained model from the files of a run.
+
+    Args:
+        recipe: of the run.
+        kind: what its task asks of the model.
+        label_names: of a classification.
+        run_dir: where its files are.
+        stays: see `prepare_training`.
 
     Raises:
         InputError: the model or the run's files are missing or damaged.
     """
-    return _prepare(recipe, kind, label_names, lambda method, base: method.load(base.model, run_dir, recipe.method))
+    return _prepare(
+        recipe,
+        kind,
+        label_names,
+        lambda method, base: method.load(base.model, run_dir, recipe.method),
+        stays=stays,
+    )
 
 
 def _prepare(

@@ -67,6 +67,7 @@ class Run:
         counts: numbers of trained parameters outside and within the newly made modules.
         supplies: what else is measured at the end.
         details: further entries of metrics.json.
+        stays_in_memory: whether the whole model has no room on the device, where its shards are trained.
     """
 
     recipe: Recipe
@@ -79,6 +80,7 @@ class Run:
     counts: tuple[int, int]
     supplies: Supplies
     details: dict[str, Any] = field(default_factory=dict)
+    stays_in_memory: bool = False
 
     @property
     def title(self) -> str:
@@ -120,13 +122,10 @@ class Run:
         start = time.perf_counter()
         del self.prepared  # two models at once may be more than the memory holds
         gc.collect()
-        self.prepared = prepare_saved(self.recipe, self.data.kind, self.data.label_names, self.out)
+        self.prepared = prepare_saved(
+            self.recipe, self.data.kind, self.data.label_names, self.out, stays=self.stays_in_memory
+        )
         scored, examples = outcome.scored, self.examples[SPLIT]
-        if scored is not None and scored.holds_for(self.prepared, examples):
-            scores = scored.scores
-        else:
-            with progress_told_to(self.display.progress):
-                scores = self.prepared.final_score(examples, self.data, SPLIT)
         if self.data.kind == "generation":
             self.details["generation"] = self.prepared.decoding()
         seconds = time.perf_counter() - start

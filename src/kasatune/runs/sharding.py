@@ -72,6 +72,11 @@ def shard(model: nn.Module, base: PreTrainedModel, device: torch.device) -> None
     base._is_distributed_loading_by_transformers = True
 
 
+def fits(model_bytes: int, device: torch.device) -> bool:
+    """Whether a model has room on a device by itself, with a quarter more for what it computes."""
+    return device.type != "cuda" or 1.25 * model_bytes < torch.cuda.mem_get_info(device)[0]
+
+
 @contextmanager
 def not_by_accelerate() -> Iterator[None]:
     """Within it accelerate does not shard by itself, on the kinds of devices where it can."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import time
@@ -27,7 +28,7 @@ from kasatune.runs.provenance import as_begun, pinned
 from kasatune.runs.quiet import quiet
 from kasatune.runs.recipe import Recipe
 from kasatune.runs.run import SPLIT, Outcome, Run, failures_told
-from kasatune.runs.sharding import are_sharded, not_by_accelerate, shard
+from kasatune.runs.sharding import are_sharded, fits, not_by_accelerate, shard
 from kasatune.runs.silence import Silent
 from kasatune.runs.supplies import Supplies
 from kasatune.runs.trainer import (
@@ -220,8 +221,11 @@ def _ready(run: Run, checkpoint: Path | None) -> None:
 def _unshard(run: Run) -> None:
     """Have the model whole in this process again, its trained parameters yet to be put in."""
     if are_sharded():
+        size = sum(parameter.nbytes for parameter in run.prepared.model.parameters())
         run.prepared = None  # type: ignore[assignment]
-        run.prepared = prepare_training(run.recipe, run.data)
+        gc.collect()
+        run.stays_in_memory = not fits(size, find_device(run.recipe.training))
+        run.prepared = prepare_training(run.recipe, run.data, stays=run.stays_in_memory)
         _ready(run, last_whole(run.work, run.display.message))
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,6 +184,16 @@ class RunTrainer(Trainer):
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, folder / METHOD)
             save_scaler(folder, self.accelerator.scaler)
             write_json(folder / PROGRESS, self._progress())
+
+    @contextmanager
+    def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
+        # The base asks the configuration of a model that transformers itself sharded.
+        model: Any = self.model
+        model.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            model.set_requires_gradient_sync(True)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:

@@ -1,0 +1,30 @@
+"""Every part of the soak, one after the other, and docs/reliability.md.
+
+python -m soak [--quick]
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from soak.page import main as write_page
+
+PARTS = ("kills", "faults", "processes")
+
+
+def main() -> int:
+    """Exit status 1 where a part found something lost or did not come to its end."""
+    failed = []
+    for part in PARTS:
+        print(f"soak: {part}", flush=True)
+        if subprocess.run([sys.executable, "-m", f"soak.{part}", *sys.argv[1:]], check=False).returncode:
+            failed.append(part)
+    write_page()
+    if failed:
+        print(f"soak: {', '.join(failed)} FAILED", file=sys.stderr)
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

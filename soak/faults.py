@@ -1,0 +1,289 @@
+"""Faults of disk, files and signals, put into real commands: what they say, and what is there afterwards.
+
+python -m soak.faults [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from soak.cases import Case, difference, left_behind, make_cases
+from soak.child import finish, start
+from soak.record import write
+
+_FULL = ("No space left", "disk is full", "File too large")
+
+
+@dataclass
+class Fault:
+    """What came of one kind of fault.
+
+    Attributes:
+        name: on the page.
+        answered: exit statuses that were given.
+        injected: how often.
+        compared: results held against those without a fault.
+        lost: what differed, or was answered otherwise.
+    """
+
+    name: str
+    answered: set[int] = field(default_factory=set)
+    injected: int = 0
+    compared: int = 0
+    lost: list[str] = field(default_factory=list)
+
+
+class Bench:
+    """Commands on toys, and what each of them gives without a fault.
+
+    Args:
+        folder: empty.
+        draw: decides moments and places.
+    """
+
+    def __init__(self, folder: Path, draw: random.Random) -> None:
+        self.folder, self.draw = folder, draw
+        cases = make_cases(folder, self._must)
+        self.cases = {case.name: case for case in cases}
+        self.train = self.cases["train, kasa"]
+        self.whole = {}
+        for case in (self.train, self.cases["decompose"], self.cases["export --to lora"], self.cases["merge"]):
+            began = time.perf_counter()
+            out = folder / "whole" / case.name.replace(" ", "-")
+            self._must(case.begin(out))
+            self.whole[case.name] = case.result(out)
+            if case is self.train:
+                self.seconds = time.perf_counter() - began
+        self._number = 0
+
+    def new(self) -> Path:
+        """A place that nothing is in."""
+        self._number += 1
+        return self.folder / f"out{self._number}"
+
+    def do(self, arguments: Sequence[str], log: Path | None = None, **options: object) -> int:
+        """A command to its end; its exit status."""
+        return finish(start(arguments, log or self.folder / "log", **options))  # pyright: ignore[reportArgumentType]
+
+    def compare(self, fault: Fault, case: Case, out: Path, status: int) -> None:
+        """Hold what a command gave at last against what it gives without a fault."""
+        fault.compared += 1
+        if status:
+            fault.lost.append(f"{case.name}: exit status {status} once the fault was gone")
+            return
+        found, wanted = case.result(out), self.whole[case.name]
+        if found != wanted:
+            fault.lost.append(f"{case.name}: {difference(found, wanted)}")
+        fault.lost += [f"{case.name}: {path} stayed" for path in left_behind(out)]
+
+    def _must(self, arguments: Sequence[str]) -> None:
+        if status := self.do(arguments):
+            raise RuntimeError(f"{' '.join(arguments)}: exit status {status}; see {self.folder / 'log'}")
+
+
+def disk_full(bench: Bench, number: int) -> Fault:
+    """A file system of a few kilobytes, at every stage of a command; then room, and the command again."""
+    fault = Fault("disk full")
+    for name in bench.whole:
+        case = bench.cases[name]
+        for _ in range(number):
+            out = bench.new()
+            log = out.with_suffix(".log")
+            with _small_disk(out, bench.draw.randint(4, 120)) as (place, grow):
+                status = bench.do(case.begin(place / "run"), log)
+                if status == 0:
+                    continue
+                fault.injected += 1
+                fault.answered.add(status)
+                text = log.read_text(encoding="utf-8")
+                if status != 1 or not any(word in text for word in _FULL) or "Traceback" in text:
+                    fault.lost.append(f"{name}: exit status {status}: {text[-200:]!r}")
+                grow()
+                again = case.again if (place / "run").exists() else case.begin
+                bench.compare(fault, case, place / "run", bench.do(again(place / "run"), log))
+    return fault
+
+
+def damaged(bench: Bench, number: int) -> Fault:
+    """A bit turned over in a file of the latest checkpoint, or half of it cut away; each file in its turn."""
+    fault = Fault("checkpoint damaged")
+    first = bench.new()
+    process = start(bench.train.begin(first), bench.folder / "log", save_seconds=0.0)
+    while len(list((first / "unfinished").glob("checkpoint-*/complete.json"))) < 2 and process.is_alive():
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    latest = max((first / "unfinished").glob("checkpoint-*/complete.json"), key=lambda path: path.stat().st_mtime)
+    names = sorted(path.name for path in latest.parent.iterdir())
+    for name in names if number > 1 else names[:2]:
+        out = bench.new()
+        shutil.copytree(first, out)
+        path = out / "unfinished" / latest.parent.name / name
+        content = bytearray(path.read_bytes())
+        if bench.draw.random() < 0.5 or not content:
+            content = content[: len(content) // 2]
+        else:
+            content[bench.draw.randrange(len(content))] ^= 1 << bench.draw.randrange(8)
+        path.write_bytes(content)
+        fault.injected += 1
+        status = bench.do(bench.train.again(out))
+        fault.answered.add(status)
+        bench.compare(fault, bench.train, out, status)
+    return fault
+
+
+def signals(bench: Bench, number: int) -> Fault:
+    """SIGINT or SIGTERM at a random moment, writing or not; then --resume."""
+    fault = Fault("SIGINT, SIGTERM")
+    for turn in range(3 * number):
+        out = bench.new()
+        process = start(bench.train.begin(out), bench.folder / "log")
+        process.join(bench.draw.uniform(0.1, bench.seconds))
+        os.kill(process.pid or 0, signal.SIGTERM if turn % 2 else signal.SIGINT)
+        status = finish(process)
+        fault.injected += 1
+        fault.answered.add(status)
+        if status not in (0, 130, -signal.SIGTERM, -signal.SIGINT):
+            fault.lost.append(f"exit status {status}")
+        again = bench.train.again if out.exists() else bench.train.begin
+        bench.compare(fault, bench.train, out, bench.do(again(out)))
+    return fault
+
+
+def together(bench: Bench, number: int) -> Fault:
+    """A second process on the run directory of one that is at work."""
+    fault = Fault("two processes on one run directory")
+    for turn in range(number):
+        out = bench.new()
+        process = start(bench.train.begin(out), bench.folder / "log")
+        while not (out / ".lock").exists() and process.is_alive():
+            time.sleep(0.01)
+        process.join(bench.draw.uniform(0.0, 0.3 * bench.seconds))
+        another = [*bench.train.begin(out), "--overwrite" if turn % 2 else "--resume"]
+        alive = process.is_alive()
+        status = bench.do(another)
+        if alive and process.is_alive():
+            fault.injected += 1
+            fault.answered.add(status)
+            if status != 2:
+                fault.lost.append(f"exit status {status} of the second")
+        bench.compare(fault, bench.train, out, finish(process))
+    return fault
+
+
+def lost_data(bench: Bench, number: int) -> Fault:
+    """The training file is gone, or another, when a killed run is gone on with."""
+    fault = Fault("data lost or changed before --resume")
+    data = bench.folder / "data" / "train.csv"
+    content = data.read_bytes()
+    for turn in range(number):
+        out = bench.new()
+        process = start(bench.train.begin(out), bench.folder / "log", save_seconds=0.0)
+        while not list((out / "unfinished").glob("checkpoint-*/complete.json")) and process.is_alive():
+            time.sleep(0.01)
+        process.kill()
+        process.join()
+        if turn % 2:
+            data.write_bytes(content + b"good good,label1\n")
+        else:
+            data.unlink()
+        status = bench.do(bench.train.again(out))
+        data.write_bytes(content)
+        fault.injected += 1
+        fault.answered.add(status)
+        if status != 2:
+            fault.lost.append(f"exit status {status}")
+        bench.compare(fault, bench.train, out, bench.do(bench.train.again(out)))
+    return fault
+
+
+def diverging(bench: Bench, number: int) -> Fault:
+    """A learning rate that no training survives."""
+    fault = Fault("loss not finite")
+    for turn in range(number):
+        out = bench.new()
+        log = out.with_suffix(".log")
+        rate = ("1e38", "1e30", "1e25")[turn % 3]
+        status = bench.do(["train", str(bench.folder / "full.yaml"), f"training.learning_rate={rate}", *_to(out)], log)
+        fault.injected += 1
+        fault.answered.add(status)
+        text = log.read_text(encoding="utf-8")
+        if status != 1 or "is not finite at step" not in text:
+            fault.lost.append(f"exit status {status}: {text[-200:]!r}")
+        elif (out / "metrics.json").exists() and bench.do(["evaluate", str(out)], log):
+            fault.lost.append("what was kept cannot be used")
+    return fault
+
+
+KINDS: tuple[Callable[[Bench, int], Fault], ...] = (disk_full, damaged, signals, together, lost_data, diverging)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Every kind of fault, and the record of all; exit status 1 where anything was lost."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--number", type=int, default=6, help="of each kind, or a multiple of it")
+    parser.add_argument("--quick", action="store_true", help="one of each, and no record that is kept")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(argv)
+    os.environ.setdefault("KASATUNE_CACHE", "off")
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="kasatune-soak-") as folder:
+        bench = Bench(Path(folder), random.Random(given.seed))
+        faults = []
+        for kind in KINDS:
+            faults.append(fault := kind(bench, 1 if given.quick else given.number))
+            print(
+                f"{fault.name}: {fault.injected} injected, {fault.compared} compared, lost: {fault.lost or 'nothing'}"
+            )
+    lost = sum(len(fault.lost) for fault in faults)
+    write(
+        part="faults",
+        title="Faults of disk, files and signals",
+        order=20,
+        command=f"python -m soak.faults --number {given.number} --seed {given.seed}",
+        text=(
+            "Each fault is put into a real command, which must end with its exit status and one message; then the "
+            "fault is taken away, the command is given again, and the result is held against that without a fault, "
+            "byte for byte. A full disk is a file system of 4 to 120 KiB under `train`, `decompose`, `export` and "
+            "`merge`. A damaged checkpoint has a bit turned over or its half cut away, in each of its files in turn."
+        ),
+        columns=["fault", "injected", "exit statuses", "results compared", "lost"],
+        rows=[
+            [f.name, f.injected, ", ".join(map(str, sorted(f.answered))), f.compared or "", len(f.lost)] for f in faults
+        ],
+        totals={"faults injected": sum(fault.injected for fault in faults), "lost": lost},
+        findings=[],
+        seconds=time.perf_counter() - began,
+        quick=given.quick,
+    )
+    return int(lost > 0)
+
+
+@contextmanager
+def _small_disk(place: Path, kilobytes: int) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """A file system of a few kilobytes, and what makes it larger; mounting needs the rights of root."""
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(place)], check=True)
+    try:
+        yield place, lambda: subprocess.run(["mount", "-o", "remount,size=64m", str(place)], check=True) and None
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def _to(out: Path) -> list[str]:
+    return ["--out", str(out)]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

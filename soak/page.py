@@ -1,0 +1,58 @@
+"""docs/reliability.md, from the records of the soak.
+
+python -m soak.page
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from soak.record import RECORDS
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "reliability.md"
+_HEAD = """# What was done to it, and what was lost
+
+Written by `python -m soak.page` from `results/reliability/*.json`, which `make soak` measures; a short form of every
+part is among the tests.
+
+"""
+
+
+def page() -> str:
+    """The page that the records make."""
+    records = sorted((json.loads(path.read_text(encoding="utf-8")) for path in RECORDS.glob("*.json")), key=_order)
+    totals: Counter[str] = Counter()
+    for record in records:
+        totals.update(record["totals"])
+    lost = totals.pop("lost", 0)
+    rows = [*sorted(totals.items()), ("**lost**", f"**{lost or 'nothing'}**")]
+    return _HEAD + _table(["in all", ""], rows) + "".join(_section(record) for record in records)
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+def _order(record: dict[str, Any]) -> tuple[int, str]:
+    return record["order"], record["part"]
+
+
+def _section(record: dict[str, Any]) -> str:
+    made = f"`{record['command']}`, {record['date']}, {record['machine']}, {record['seconds'] / 60:.1f} minutes."
+    findings = "".join(f"- {finding}\n" for finding in record["findings"])
+    found = f"\nFound and mended on the way:\n\n{findings}" if findings else ""
+    return f"\n## {record['title']}\n\n{record['text']}\n\n{_table(record['columns'], record['rows'])}\n{made}\n{found}"
+
+
+def _table(columns: list[str], rows: list[Any]) -> str:
+    lines = ["| " + " | ".join(str(cell) for cell in row) + " |" for row in [columns, *rows]]
+    lines.insert(1, "|" + "---|" * len(columns))
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

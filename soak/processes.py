@@ -1,0 +1,121 @@
+"""One recipe on one, two and four processes, with the model whole or sharded, by the real torchrun.
+
+python -m soak.processes [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import load_file
+from tests.runs.toys import make_bert, make_recipe
+
+from kasatune.runs.recipe import to_yaml
+from soak.record import write
+
+METHODS = ("kasa", "lora", "full")
+LIMIT = 1e-5
+
+
+def run(recipe: Path, out: Path, processes: int, *, sharded: bool) -> None:
+    """`kasatune train` under torchrun; its output is shown where it fails."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    environment = {**os.environ, **({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"} if sharded else {})}
+    command = [sys.executable, *launcher, "-m", "kasatune", "train", str(recipe), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=900)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: exit status {done.returncode}\n{done.stderr[-4000:]}")
+
+
+def distance(run_dir: Path, alone: Path) -> tuple[float, float, float]:
+    """The largest differences of losses, scores and trained weights."""
+    return (
+        max(abs(one - other) for one, other in zip(_losses(run_dir), _losses(alone), strict=True)),
+        max(abs(value - _metrics(alone)[name]) for name, value in _metrics(run_dir).items()),
+        max(float((tensor - _weights(alone)[name]).abs().max()) for name, tensor in _weights(run_dir).items()),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Every method on every number of processes; exit status 1 where one differs."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="KaSA on two processes, and no record that is kept")
+    given = parser.parse_args(argv)
+    began = time.perf_counter()
+    rows, lost, used = [], 0, 0
+    with tempfile.TemporaryDirectory(prefix="kasatune-soak-") as folder:
+        place = Path(folder)
+        bert = make_bert(place / "bert")
+        for method in METHODS[:1] if given.quick else METHODS:
+            made = make_recipe(
+                bert,
+                place / "data",
+                train=27,
+                model_options={"dropout": 0},
+                method={"name": method},
+                gradient_accumulation=2,
+                max_grad_norm=1.0,
+            )
+            recipe = place / f"{method}.yaml"
+            recipe.write_text(to_yaml(made), encoding="utf-8")
+            alone = place / f"{method}-1"
+            run(recipe, alone, 1, sharded=False)
+            for count in (2,) if given.quick else (2, 4):
+                for sharded in (False, True):
+                    out = place / f"{method}-{count}-{sharded}"
+                    run(recipe, out, count, sharded=sharded)
+                    found = distance(out, alone)
+                    used += count
+                    lost += int(max(found) > LIMIT)
+                    held = "sharded (FSDP2)" if sharded else "whole (DDP)"
+                    rows.append([method, count, held, *(f"{value:.1e}" for value in found)])
+                    print(*rows[-1], flush=True)
+    write(
+        part="processes",
+        title="Several processes",
+        order=30,
+        command="python -m soak.processes",
+        text=(
+            "One recipe, started by `torchrun` on the CPU (gloo), float32, dropout 0, 27 rows in steps of 8 of two "
+            "pieces, so that the last step of an epoch has fewer rows than there are places. The columns are the "
+            "largest differences from one process alone: of the loss of a step, of a score, of a trained weight. More "
+            f"than {LIMIT:g} counts as lost. Going on with another number of processes is among the tests "
+            "(`tests/runs/test_processes.py`): saved by two with the model sharded, gone on with by one and by four."
+        ),
+        columns=["method", "processes", "model", "loss", "score", "weight"],
+        rows=rows,
+        totals={"processes used": used, "lost": lost},
+        findings=[],
+        seconds=time.perf_counter() - began,
+        quick=given.quick,
+    )
+    return int(lost > 0)
+
+
+def _losses(run_dir: Path) -> list[float]:
+    events = [json.loads(line) for line in (run_dir / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [event["loss"] for event in events if event["event"] == "train"]
+
+
+def _metrics(run_dir: Path) -> dict[str, float]:
+    return json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))["metrics"]
+
+
+def _weights(run_dir: Path) -> dict:
+    return {
+        f"{path.parent.name}/{name}": tensor.float()
+        for path in sorted(run_dir.rglob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
