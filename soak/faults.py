@@ -150,9 +150,10 @@ def signals(bench: Bench, number: int) -> Fault:
         out = bench.new()
         process = start(bench.train.begin(out), bench.folder / "log")
         process.join(bench.draw.uniform(0.1, bench.seconds))
-        os.kill(process.pid or 0, signal.SIGTERM if turn % 2 else signal.SIGINT)
+        if process.exitcode is None:
+            os.kill(process.pid or 0, signal.SIGTERM if turn % 2 else signal.SIGINT)
+            fault.injected += 1
         status = finish(process)
-        fault.injected += 1
         fault.answered.add(status)
         if status not in (0, 130, -signal.SIGTERM, -signal.SIGINT):
             fault.lost.append(f"exit status {status}")

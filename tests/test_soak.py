@@ -6,7 +6,6 @@ import os
 import random
 
 import pytest
-
 from soak import page
 from soak.cases import files, left_behind, make_cases
 from soak.child import finish, start

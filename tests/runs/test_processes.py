@@ -22,7 +22,7 @@ from tests.runs.toys import Recorder, make_recipe
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="needs PyTorch with torch.distributed")
 
 LIMIT = 1e-5
-STOPPED_AT = 5
+STOPPED_AT = 6
 
 
 @pytest.fixture(scope="module")

@@ -126,6 +126,11 @@ class Run:
             self.recipe, self.data.kind, self.data.label_names, self.out, stays=self.stays_in_memory
         )
         scored, examples = outcome.scored, self.examples[SPLIT]
+        if scored is not None and scored.holds_for(self.prepared, examples):
+            scores = scored.scores
+        else:
+            with progress_told_to(self.display.progress):
+                scores = self.prepared.final_score(examples, self.data, SPLIT)
         if self.data.kind == "generation":
             self.details["generation"] = self.prepared.decoding()
         seconds = time.perf_counter() - start
