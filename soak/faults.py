@@ -264,7 +264,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             [f.name, f.injected, ", ".join(map(str, sorted(f.answered))), f.compared or "", len(f.lost)] for f in faults
         ],
         totals={"faults injected": sum(fault.injected for fault in faults), "lost": lost},
-        findings=[],
+        findings=[
+            "A checkpoint that was damaged could be read as good: every file has a SHA-256, and the one before is used.",
+            "Two processes could write one run directory: the second is refused, with the number of the first.",
+            "A run could go on with other rows than it was begun with: refused.",
+            "SIGTERM ended a run where it was: it stops at the next step, as after Ctrl-C.",
+        ],
         seconds=time.perf_counter() - began,
         quick=given.quick,
     )

@@ -128,7 +128,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             for name, t in tallies.items()
         ],
         totals={"processes killed": sum(tally.kills for tally in tallies.values()), "lost": lost},
-        findings=[],
+        findings=[
+            "The only checkpoint was removed before the next one was complete: two are kept, and each is sealed.",
+            "A kill of `export` or `merge` left its unfinished directory behind: the next such command removes it.",
+            "A kill within a long epoch lost the epoch: a checkpoint is written every ten minutes too.",
+        ],
         seconds=time.perf_counter() - began,
         quick=given.quick or bool(given.only),
     )

@@ -28,6 +28,8 @@ def page() -> str:
     for record in records:
         totals.update(record["totals"])
     lost = totals.pop("lost", 0)
+    if not records:
+        return _HEAD + "Nothing has been measured yet.\n"
     rows = [*sorted(totals.items()), ("**lost**", f"**{lost or 'nothing'}**")]
     return _HEAD + _table(["in all", ""], rows) + "".join(_section(record) for record in records)
 
