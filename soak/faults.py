@@ -265,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ],
         totals={"faults injected": sum(fault.injected for fault in faults), "lost": lost},
         findings=[
-            "A checkpoint that was damaged could be read as good: every file has a SHA-256, and the one before is used.",
+            "A damaged checkpoint could be read as good: every file has a SHA-256 now, and the one before is used.",
             "Two processes could write one run directory: the second is refused, with the number of the first.",
             "A run could go on with other rows than it was begun with: refused.",
             "SIGTERM ended a run where it was: it stops at the next step, as after Ctrl-C.",
