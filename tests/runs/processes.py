@@ -68,13 +68,13 @@ def stop(recipe: str, out: str, step: int) -> None:
 
 
 def diverge(recipe: str, out: str) -> None:
-    """A run whose second step is not finite, in the last process alone."""
+    """A run whose second step, of two pieces like the first, is not finite in the last process alone."""
     whole, calls = runs.RunTrainer.compute_loss, []
 
     def broken(self: Any, *arguments: Any, **options: Any) -> Any:
         loss = whole(self, *arguments, **options)
         calls.append(0)
-        return loss * float("nan") if self.args.process_index and len(calls) == 2 else loss
+        return loss * float("nan") if self.args.process_index and len(calls) == 3 else loss
 
     runs.RunTrainer.compute_loss = broken  # type: ignore[method-assign]
     try:
