@@ -37,9 +37,11 @@ Made by `{command}`.
 The base is stories260K, a Llama of 260,032 parameters that was trained on children's stories. It is far too small to
 know what these questions ask for: **the scores after training are near chance, and nothing here says how well KaSA
 reasons**. What the page shows is that training and both protocols work from end to end: before training the model
-writes no answer, afterwards it writes one for nearly every question; what cannot be read as an answer is counted.
+writes no answer, afterwards it writes one for nearly every question; what cannot be read as an answer is counted. After
+the answer the model writes on to the limit of new tokens: with its frozen output layer it hardly learns to end a text.
 
-KaSA: {settings}. Each task is trained on its own rows and scored on the first {test} of its test rows. `accuracy` is
+KaSA: {settings}.
+Each task is trained on its own rows and scored on the first {test} of its test rows. `accuracy` is
 LLM-Adapters' protocol (prompt and reading of the answer to the letter, four beams, 32 new tokens); `acc` and `acc_norm`
 are lm-eval's (log-likelihood of each choice, the second per letter, questions in lm-eval's own words; BoolQ without its
 passage, which LLM-Adapters' files lack). `chance` is the share of the commonest answer among the scored rows. The
