@@ -31,7 +31,7 @@ check: $(STAMP) ## format, lint, types, direction of imports
 bench: $(STAMP) ## the quick form of every benchmark, against peers: minutes, best on a machine that does nothing else
 	@$(BIN)/python -m benchmarks
 
-soak: $(STAMP) ## runs killed, faults, several processes, fuzzing: about an hour, and docs/reliability.md
+soak: $(STAMP) ## runs killed, faults, several processes, bad inputs, fuzzing: about an hour, and docs/reliability.md
 	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m soak
 
 tree: $(STAMP) ## write the file tree of README.md and docs/methods.md again

@@ -10,7 +10,7 @@ import sys
 
 from soak.page import main as write_page
 
-PARTS = ("kills", "faults", "processes", "fuzz")
+PARTS = ("kills", "faults", "processes", "inputs", "fuzz")
 
 
 def main() -> int:
