@@ -20,6 +20,7 @@ HISTORY = "history.jsonl"
 PREDICTIONS = "predictions.json"
 SPECTRUM = "spectrum.json"
 TENSORBOARD = "tensorboard"  # only where training.report_to names it
+JUDGE = "judge"  # only where `kasatune evaluate --judge` was called
 WORK = "unfinished"  # checkpoints of a run that goes on; gone when it is done
 
 _WRITTEN = (
@@ -32,6 +33,7 @@ _WRITTEN = (
     "adapter",
     "kasa",
     "checkpoint",
+    JUDGE,
     "report.html",
     TENSORBOARD,
 )

@@ -9,6 +9,7 @@ from kasatune.runs.directory import read_metrics, read_recipe
 from kasatune.runs.prepare import Prepared, deterministic, prepare_saved
 from kasatune.runs.quiet import quiet
 from kasatune.runs.scoring import answers
+from kasatune.runs.text.chats import prompt_of_chat
 from kasatune.runs.text.rows import prompt_tokens
 from kasatune.tasks.prompts import render
 
@@ -55,7 +56,9 @@ def predict(run_dir: Path, texts: Sequence[Text]) -> list[dict[str, Any]]:
 
 
 def _written(prepared: Prepared, texts: Sequence[str]) -> list[dict[str, Any]]:
-    prompts = [render(prepared.recipe.task.name, text) for text in texts]
+    prompts: Any = [render(prepared.recipe.task.name, text) for text in texts]
+    if prepared.recipe.task.name == "instruction":
+        prompts = [prompt_of_chat(prepared.base.tokenizer, [("user", text)]) for text in texts]
     limit = prepared.recipe.task.max_length
     cut = [len(row) > limit for row in prompt_tokens(prepared.base.tokenizer, prompts)]
     return [

@@ -25,6 +25,7 @@ from kasatune.runs.padding import PaddedBatch
 from kasatune.runs.recipe import Recipe
 from kasatune.runs.scoring import Scores, logits, score
 from kasatune.runs.text.answers import answer_scores, has_choices
+from kasatune.runs.text.chats import encode_chats, prompt_of_chat
 from kasatune.runs.text.decode import generate, generation_config, unused_settings
 from kasatune.runs.text.loss import text_loss, text_metrics
 from kasatune.runs.text.ranking import log_likelihoods
@@ -32,9 +33,13 @@ from kasatune.runs.text.rows import TextCollator, encode_rows
 from kasatune.runs.text.scores import asked, text_scores
 from kasatune.runs.trainer import find_device
 from kasatune.tasks import TaskData
+from kasatune.tasks.chats import Chat
+from kasatune.tasks.instruction import ChatRows
 
 if TYPE_CHECKING:
     from kasatune.runs.recipe import GenerationSection
+
+SAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,8 @@ class Prepared:
         task = self.recipe.task
         if self.kind == "generation":
             loss_on = task.loss_on or "completion"
+            if isinstance(rows, ChatRows):
+                return self._known(encode_chats(self.base.tokenizer, rows.chats, task.max_length, loss_on))
             return self._known(encode_rows(self.base.tokenizer, rows.first, rows.labels, task.max_length, loss_on))
         return self.tokenize(rows.first, rows.second, rows.labels)
 
@@ -106,10 +113,18 @@ class Prepared:
         return score(self.logits(examples), examples.labels, self.kind, data.metric_names)
 
     def final_score(self, examples: Examples, data: TaskData, split: str) -> Scores:
-        """`score`, and where text is written that of the whole split and its scores too."""
+        """`score`, and where text is written that of the whole split and its scores too.
+
+        Answers to instructions have no score of their own here: a few are written, to be looked at.
+        """
         scores = self.score(examples, data)
         if self.kind != "generation":
             return scores
+        rows = data.splits[split]
+        if isinstance(rows, ChatRows):
+            shown = rows.head(SAMPLES)
+            texts = self.answer([chat[:-1] for chat in shown.chats])
+            return Scores(scores.metrics, [[label] for label in shown.labels], texts, [], shown.first)
         prompts, references = asked(data.splits[split])
         texts = self.generate(prompts)
         if has_choices(data.name):
@@ -125,7 +140,11 @@ class Prepared:
             self.model, self.base.tokenizer, pairs, training.eval_batch_size, precision=training.precision
         )
 
-    def generate(self, prompts: Sequence[str]) -> list[str]:
+    def answer(self, chats: Sequence[Chat]) -> list[str]:
+        """What the model answers to each conversation, through its chat template."""
+        return self.generate([prompt_of_chat(self.base.tokenizer, chat) for chat in chats])
+
+    def generate(self, prompts: Sequence[str] | Sequence[list[int]]) -> list[str]:
         """What the model writes after each prompt, by the recipe's section `generation`."""
         recipe = self.recipe
         return generate(

@@ -124,7 +124,8 @@ class MethodSection(_Section):
 class TrainingSection(_Section):
     """The training; `batch_size` is examples per optimizer step, cut into `gradient_accumulation` pieces.
 
-    `max_steps`, where it is set, replaces `epochs`.
+    `max_steps`, where it is set, replaces `epochs`. `packing` is for the task instruction: rows share a sequence of
+    `task.max_length` tokens, without seeing each other.
     """
 
     epochs: Amount = 3
@@ -140,6 +141,7 @@ class TrainingSection(_Section):
     max_grad_norm: Annotated[float, Field(gt=0)] | None = None
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     gradient_checkpointing: bool = False
+    packing: bool = False
     seed: Annotated[int, BeforeValidator(_whole), Field(ge=0, le=2**32 - 1)] = 0
     select: Literal["best", "last"] = "best"
     device: Text = "auto"

@@ -29,6 +29,7 @@ OWN_DATA_KEYS: Mapping[str, tuple[str, ...]] = {
     "text-generation": ("train", "validation", "prompt", "completion"),
     "instruction": ("train", "validation"),
 }
+HUB = "hub:"
 _SELF_CONTAINED = ("demo",)
 _FILE_KINDS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 TRACKERS = {
@@ -54,7 +55,8 @@ def contradictions(recipe: Recipe, faulty: Mapping[str, str]) -> list[str]:
 
 def comes_from_hub(task: TaskSection) -> bool:
     """Whether the rows of a task are downloaded."""
-    return task.data is None and task.name not in OWN_DATA_KEYS and task.name not in _SELF_CONTAINED
+    own = task.name in OWN_DATA_KEYS and not str(task.train).startswith(HUB)
+    return task.data is None and not own and task.name not in _SELF_CONTAINED
 
 
 def run_checks(checks: Checks, recipe: Recipe, faulty: Mapping[str, str]) -> list[str]:
@@ -133,6 +135,12 @@ def _loss_is_of_text(recipe: Recipe) -> Iterator[str]:
     task = recipe.task
     if task.loss_on is not None and task.name in TASKS and TASKS[task.name].kind != "generation":
         yield f"task.loss_on: {show(task.loss_on)} received; {task.name} writes no text; leave it out"
+
+
+@_rule("task.name", "training.packing")
+def _only_conversations_are_packed(recipe: Recipe) -> Iterator[str]:
+    if recipe.training.packing and recipe.task.name in TASKS and recipe.task.name != "instruction":
+        yield f"training.packing: true received; {recipe.task.name} is not packed, only instruction is; leave it out"
 
 
 @_rule("task.name", "generation")
@@ -274,5 +282,6 @@ def _output_is_a_path(recipe: Recipe) -> Iterator[str]:
 
 
 def own_files(task: TaskSection) -> list[tuple[str, str]]:
-    """The keys of your own data that name a file, with the name."""
-    return [(key, name) for key in ("train", "validation") if isinstance(name := getattr(task, key), str)]
+    """The keys of your own data that name a file, with the name; a data set on the hub is none."""
+    given = ((key, getattr(task, key)) for key in ("train", "validation"))
+    return [(key, name) for key, name in given if isinstance(name, str) and not name.startswith(HUB)]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import math
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
 from transformers import set_seed
@@ -35,6 +37,7 @@ from kasatune.runs.trainer import (
     METHOD,
     PROGRESS,
     WEIGHTS,
+    RunSteps,
     RunTrainer,
     find_device,
     save_state,
@@ -116,6 +119,8 @@ def _begin(recipe: Recipe, out: Path, display: Display, supplies: Supplies) -> R
     start = time.perf_counter()
     reset_peak_memory()
     training_arguments(recipe.training, out)
+    if recipe.task.name == "instruction":
+        importlib.import_module("kasatune.runs.sft")  # an extra that is not installed is told before anything is read
     data = supplies.data(recipe)
     for note in data.notes:
         display.message(note)
@@ -229,7 +234,7 @@ def _unshard(run: Run) -> None:
         _ready(run, last_whole(run.work, run.display.message))
 
 
-def _trainer(run: Run, interrupt: Interrupt) -> tuple[RunTrainer, Keeper]:
+def _trainer(run: Run, interrupt: Interrupt) -> tuple[RunSteps, Keeper]:
     prepared, section = run.prepared, run.recipe.training
     keeper = Keeper(
         model=prepared.model,
@@ -244,27 +249,41 @@ def _trainer(run: Run, interrupt: Interrupt) -> tuple[RunTrainer, Keeper]:
         data_sha256=run.data.sha256,
         writes=is_main(),
     )
+    common: dict[str, Any] = {
+        "model": prepared.model,
+        "callbacks": [*prepared.method.callbacks(prepared.model, run.recipe.method), keeper],
+        "method": prepared.method,
+        "settings": run.recipe.method,
+        "new_modules": prepared.base.new_modules,
+        "head_learning_rate": section.head_learning_rate,
+        "scores": keeper.evaluate,
+        "progress": keeper.snapshot,
+    }
     with not_by_accelerate():
-        trainer = RunTrainer(
-            model=prepared.model,
-            args=training_arguments(section, run.work),
-            train_dataset=run.examples["train"],
-            eval_dataset=run.examples[SPLIT],
-            data_collator=prepared.collate,
-            callbacks=[*prepared.method.callbacks(prepared.model, run.recipe.method), keeper],
-            method=prepared.method,
-            settings=run.recipe.method,
-            new_modules=prepared.base.new_modules,
-            head_learning_rate=section.head_learning_rate,
-            scores=keeper.evaluate,
-            progress=keeper.snapshot,
-        )
-    steps = section.max_steps or math.ceil(section.epochs * math.ceil(len(run.examples["train"]) / section.batch_size))
+        trainer = _supervised(run, common) if run.recipe.task.name == "instruction" else _plain(run, common)
+    rows: Any = trainer.train_dataset
+    steps = section.max_steps or math.ceil(section.epochs * math.ceil(len(rows) / section.batch_size))
     run.display.start(steps, run.title)
     return trainer, keeper
 
 
-def _stop(run: Run, keeper: Keeper, trainer: RunTrainer, why: str) -> None:
+def _plain(run: Run, common: dict[str, Any]) -> RunSteps:
+    return RunTrainer(
+        args=training_arguments(run.recipe.training, run.work),
+        train_dataset=run.examples["train"],
+        eval_dataset=run.examples[SPLIT],
+        data_collator=run.prepared.collate,
+        **common,
+    )
+
+
+def _supervised(run: Run, common: dict[str, Any]) -> RunSteps:
+    from kasatune.runs.sft import make_sft_trainer
+
+    return make_sft_trainer(run.recipe, run.work, run.examples, processing_class=run.prepared.base.tokenizer, **common)
+
+
+def _stop(run: Run, keeper: Keeper, trainer: RunSteps, why: str) -> None:
     """Leave a run directory that can be used, of a run that did not come to its end."""
     if not is_main():
         return

@@ -41,15 +41,14 @@ _SCORE_PREFIX = "eval_"
 _FILLER = -100  # the label of a row that only fills a batch; NaN where labels are real numbers
 
 
-class RunTrainer(Trainer):
-    """The Trainer of a run.
+class RunSteps(Trainer if TYPE_CHECKING else object):
+    """What the trainer of a run does in its own way, whichever Trainer it is built on.
 
-    Differs from its base in this: the loss of a step is the sum over its examples over their number, however the step
-    is cut into pieces and dealt out to processes; the head may have a learning rate of its own, and so may what the
-    method says; the gradient of the method's auxiliary loss is added once a step; checkpoints hold the trained
-    parameters and no others, and what they hold can be read by any number of processes and without pickle; evaluation
-    is the run's own, so that it agrees with `kasatune evaluate`. To load a checkpoint the base has no public place: its
-    methods for the parts of one are replaced.
+    Differs from its base in this: a step's examples are counted over all its pieces and processes; the head may have a
+    learning rate of its own, and so may what the method says; the gradient of the method's auxiliary loss is added once
+    a step; checkpoints hold the trained parameters and no others, and what they hold can be read by any number of
+    processes and without pickle; evaluation is the run's own, so that it agrees with `kasatune evaluate`. To load a
+    checkpoint the base has no public place: its methods for the parts of one are replaced.
 
     Args:
         method: how the model is trained.
@@ -72,7 +71,7 @@ class RunTrainer(Trainer):
         progress: Callable[[], dict[str, Any]],
         **further: Any,
     ) -> None:
-        super().__init__(compute_loss_func=mean_loss, **further)
+        super().__init__(**further)
         self._method = method
         self._settings = settings
         self._new_modules = tuple(new_modules)
@@ -214,6 +213,13 @@ class RunTrainer(Trainer):
         load_state(own, Path(resume_from_checkpoint) / WEIGHTS)
 
 
+class RunTrainer(RunSteps, Trainer):
+    """transformers' Trainer for a run: the loss of a step is the sum over its examples over their number."""
+
+    def __init__(self, **further: Any) -> None:
+        super().__init__(compute_loss_func=mean_loss, **further)
+
+
 def mean_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
     """(1/N) sum_i loss_i over the examples of this piece, N the examples of the whole optimizer step.
 
@@ -272,8 +278,16 @@ def load_state(model: nn.Module, path: Path) -> None:
             put(file.get_tensor(name), parameters[name])
 
 
-def training_arguments(section: TrainingSection, checkpoints: Path) -> TrainingArguments:
+def training_arguments(
+    section: TrainingSection, checkpoints: Path, kind: type[TrainingArguments] = TrainingArguments, **further: Any
+) -> TrainingArguments:
     """The recipe's `training` section in the Trainer's terms.
+
+    Args:
+        section: of the recipe.
+        checkpoints: the folder for them.
+        kind: of the Trainer that is used.
+        further: what that kind has of its own.
 
     Raises:
         RecipeError: the step cannot be cut into equal pieces over the processes, or the device or the precision is not
@@ -281,7 +295,7 @@ def training_arguments(section: TrainingSection, checkpoints: Path) -> TrainingA
     """
     device = find_device(section)
     try:
-        arguments = TrainingArguments(
+        arguments = kind(
             output_dir=str(checkpoints),
             num_train_epochs=float(section.epochs),
             gradient_accumulation_steps=section.gradient_accumulation,
@@ -310,6 +324,7 @@ def training_arguments(section: TrainingSection, checkpoints: Path) -> TrainingA
             disable_tqdm=True,
             dataloader_pin_memory=device.type == "cuda",
             max_steps=-1 if section.max_steps is None else section.max_steps,
+            **further,
         )
     except (ValueError, ImportError) as fault:
         raise RecipeError([f"training: {fault}"]) from fault

@@ -44,6 +44,10 @@ def load_task(settings: TaskSettings) -> TaskData:
         from kasatune.tasks.commonsense import load_commonsense
 
         return load_commonsense(info, settings)
+    if info.name == "instruction":
+        from kasatune.tasks.instruction import load_instruction
+
+        return load_instruction(info, settings)
     from kasatune.tasks.glue import load_glue
 
     return load_glue(info, settings)
@@ -54,9 +58,9 @@ def load_evaluation(settings: TaskSettings, data: str | Path, label_names: tuple
 
     Args:
         settings: what the model was trained with; `max_eval` counts here too.
-        data: your file for `classification`, `regression`, `text-generation`, the tasks that tell facts and those of
-            commonsense; for GLUE a folder of the release, whose development set is read (MNLI: both, "validation" and
-            "validation_mismatched").
+        data: your file for `classification`, `regression`, `text-generation`, `instruction`, the tasks that tell facts
+            and those of commonsense; for GLUE a folder of the release, whose development set is read (MNLI: both,
+            "validation" and "validation_mismatched").
         label_names: what the model was trained on, in the order of its label numbers; None where there are none.
 
     Raises:
@@ -81,6 +85,11 @@ def load_evaluation(settings: TaskSettings, data: str | Path, label_names: tuple
         from kasatune.tasks.commonsense import read_commonsense
 
         splits, notes = {"validation": read_commonsense(Path(data))}, []
+    elif info.name == "instruction":
+        from kasatune.tasks.instruction import read_instructions
+
+        rows, notes = read_instructions(str(data))
+        splits = {"validation": rows}
     else:
         from kasatune.tasks.glue_files import read_release
 

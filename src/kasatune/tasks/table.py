@@ -149,6 +149,16 @@ _ROWS = (
     ),
     *_COMMONSENSE,
     TaskInfo("text-generation", "your own prompts and completions", "generation", _TEXT_SCORES, "loss", None, _OWN),
+    TaskInfo(
+        "instruction",
+        "instructions and answers: Alpaca rows or chat messages",
+        "generation",
+        ("loss", "perplexity"),
+        "loss",
+        None,
+        f"{_OWN}; or hub:NAME:SPLIT",
+        {"max_new_tokens": 256},
+    ),
 )
 
 TASKS: Mapping[str, TaskInfo] = MappingProxyType({info.name: info for info in _ROWS})

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from kasatune.cli import judging
 from kasatune.cli.arguments import Json, RunDirectory
 from kasatune.cli.console import print_json, results_only
 from kasatune.errors import InputError
@@ -28,14 +29,25 @@ def command(
     harness_limit: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Rows of each task of --harness.", show_default=False)
     ] = None,
+    judge: judging.Judge = None,
+    judge_url: judging.JudgeUrl = None,
+    questions: judging.Questions = None,
+    judge_prompts: judging.JudgePrompts = None,
+    against: judging.Against = None,
+    judge_rate: judging.JudgeRate = None,
+    judge_workers: judging.JudgeWorkers = 1,
+    judge_prices: judging.JudgePrices = None,
     json: Json = False,
 ) -> None:
-    """Score a run again, from its saved files alone.
+    """Score a run again, from its saved files alone, or have a judge model grade its answers.
 
     Example: kasatune evaluate runs/rte-kasa --split validation
 
     With --harness, EleutherAI's lm-evaluation-harness scores the run's language model on tasks of its own, by the stock
     LoRA adapter that the run wrote; it needs `kasatune[harness]`.
+
+    With --judge a run on the task instruction answers, and the judge grades: its validation rows from 0 to 10, or the
+    questions of a file by MT-Bench's protocol. What was asked once is never asked again.
     """
     from kasatune.cli.outcome import show_scores
     from kasatune.runs.directory import read_metrics, read_recipe
@@ -46,6 +58,26 @@ def command(
         raise InputError("--harness-path and --harness-limit belong to --harness TASK,...; name the tasks")
     if harness is not None and (split or data):
         raise InputError("--split and --data choose rows of the run's own task; leave them out with --harness")
+    options = {"--judge-url": judge_url, "--questions": questions, "--judge-prompts": judge_prompts}
+    options |= {"--against": against, "--judge-rate": judge_rate, "--judge-prices": judge_prices}
+    if judge is not None:
+        judging.judge(
+            run_dir,
+            judge,
+            url=judge_url,
+            questions=questions,
+            prompts=judge_prompts,
+            against=against,
+            rate=judge_rate,
+            workers=judge_workers,
+            prices=judge_prices,
+            split=split,
+            json=json,
+        )
+        return
+    lone = [name for name, value in options.items() if value is not None]
+    if lone:
+        raise InputError(f"{lone[0]} is for a judge: give --judge MODEL too")
     with results_only():
         if harness is not None:
             from kasatune.runs.harness import harness as run_harness

@@ -46,7 +46,7 @@ class Decoding(Protocol):
 def generate(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | Sequence[list[int]],
     settings: Decoding,
     batch_size: int,
     *,
@@ -65,7 +65,7 @@ def generate(
     Args:
         model: put into evaluation mode, and back afterwards.
         tokenizer: its own, with end-of-text and padding token.
-        prompts: whole, as the model was trained to read them.
+        prompts: whole, as the model was trained to read them; texts, or their tokens.
         settings: of the search.
         batch_size: prompts at a time; the beams multiply it.
         max_length: tokens of the longest prompt; a longer one loses its beginning.
@@ -108,7 +108,11 @@ def generate(
 
 
 def cut_prompts(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], settings: Decoding, max_length: int
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str] | Sequence[list[int]],
+    settings: Decoding,
+    max_length: int,
 ) -> list[list[int]]:
     """The tokens of each prompt, its beginning cut where it is longer than `max_length` or the model has room for.
 

@@ -51,11 +51,15 @@ def encode_rows(
     return Examples(rows, frozenset(long))
 
 
-def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
-    """The tokens of each prompt, with the beginning that the tokenizer puts before a text and without an end."""
-    found: list[list[int]] = (
-        [list(row) for row in tokenizer(list(prompts), verbose=False)["input_ids"]] if prompts else []
-    )
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str] | Sequence[list[int]]) -> list[list[int]]:
+    """The tokens of each prompt, with the beginning that the tokenizer puts before a text and without an end.
+
+    Prompts that are tokens already stay what they are.
+    """
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    if not texts:
+        return [list(row) for row in prompts if not isinstance(row, str)]
+    found: list[list[int]] = [list(row) for row in tokenizer(texts, verbose=False)["input_ids"]]
     return [row[:-1] if len(row) > 1 and row[-1] == tokenizer.eos_token_id else row for row in found]
 
 

@@ -1,0 +1,180 @@
+"""A run judged: its answers, the judge's replies, and what they come to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kasatune.chat import Asker, Endpoint, Ledger, Prices, Reply, add_up
+from kasatune.errors import DataError, InputError, WorkError
+from kasatune.judge import (
+    Conversation,
+    Grade,
+    Match,
+    Question,
+    compare_conversations,
+    grade_answers,
+    grade_conversations,
+    load_prompts,
+    own_prompts,
+    read_conversations,
+    read_questions,
+    summarize_grades,
+    summarize_matches,
+)
+from kasatune.runs.directory import JUDGE, read_metrics, read_recipe, write_json
+from kasatune.runs.judging.answers import Candidate, write_conversations
+from kasatune.runs.recipe import Recipe
+from kasatune.tasks import load_task
+from kasatune.tasks.instruction import ChatRows
+
+ANSWERS = "answers.jsonl"
+REPLIES = "replies.jsonl"
+CONVERSATIONS = "conversations.jsonl"
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """How a run is judged.
+
+    Attributes:
+        endpoint: the judge.
+        questions: MT-Bench's file or folder, for its two-turn protocol; None scores the answers to the run's own
+            validation rows from 0 to 10.
+        prompts: a file of judge prompts in MT-Bench's form; None for kasatune's own wording.
+        against: another run, or a file of answers in MT-Bench's form, for a comparison in both orders.
+        prices: of the judge, or None.
+        split: of the run's own rows.
+    """
+
+    endpoint: Endpoint
+    questions: Path | None = None
+    prompts: Path | None = None
+    against: Path | None = None
+    prices: Prices | None = None
+    split: str | None = None
+
+
+def judge_run(
+    run_dir: Path, settings: JudgeSettings, progress: Progress = lambda what, done, total: None
+) -> dict[str, Any]:
+    """Have a run's model answer, and a judge grade the answers.
+
+    Every answer and every reply is on the disk, in the run's folder `judge`, before the next is asked for; the same
+    call again goes on where it stopped and asks for nothing twice.
+
+    Args:
+        run_dir: of a run on the task instruction.
+        settings: the judge, and what is put before it.
+        progress: is told what is done, how much of it, and how much there is.
+
+    Returns:
+        An object in the form of metrics.json, with "judge" beside `metrics`.
+
+    Raises:
+        InputError: the run, the questions, the prompts, the key or the judge's name is wrong.
+        WorkError: the judge cannot be reached, or none of its replies could be counted.
+    """
+    run_dir = Path(run_dir)
+    recipe, before = _recipe(run_dir), read_metrics(run_dir)
+    prompts = load_prompts(settings.prompts) if settings.prompts else own_prompts()
+    protocol = "pairs" if settings.against else "mt-bench" if settings.questions else "score"
+    if settings.against and settings.questions is None:
+        raise InputError("--against compares answers to the same questions: give them with --questions")
+    questions = read_questions(settings.questions) if settings.questions else _own_questions(recipe, settings.split)
+    folder = run_dir / JUDGE
+    with Ledger(folder / REPLIES) as replies, Asker(settings.endpoint, replies) as asker:
+        answers = _answers(run_dir, recipe, questions, progress)
+        write_conversations(folder / CONVERSATIONS, run_dir.name, list(answers.values()))
+        told = lambda done, total: progress("judging", done, total)  # noqa: E731 - one line says it
+        if settings.against is not None:
+            other = _others(settings.against, questions, progress)
+            graded: Sequence[Grade | Match]
+            graded = compare_conversations(asker, questions, answers, other, prompts, told)
+            summary = summarize_matches(graded)
+        else:
+            grade = grade_conversations if protocol == "mt-bench" else grade_answers
+            graded = grade(asker, questions, answers, prompts, told)
+            summary = summarize_grades(graded)
+        asked = asker.asked
+    result = {
+        "protocol": protocol,
+        "model": settings.endpoint.model,
+        "url": settings.endpoint.url,
+        "prompts": str(settings.prompts) if settings.prompts else "kasatune's own",
+        "questions": len(questions),
+        "asked_now": asked,
+        **summary,
+        "cost": add_up(_replies(graded), settings.prices).to_dict(),
+    }
+    write_json(folder / f"{protocol}.json", {**result, "grades": [asdict(one) for one in graded]})
+    if not summary["graded"]:
+        first = summary["failures"][0]["reason"]
+        raise WorkError(f"none of {summary['failed']} replies could be counted ({first}); they are in {folder}")
+    return {
+        **before,
+        "split": settings.split or before["split"],
+        "metrics": _metrics(protocol, summary),
+        "judge": result,
+    }
+
+
+def _recipe(run_dir: Path) -> Recipe:
+    recipe = read_recipe(run_dir)
+    if recipe.task.name != "instruction":
+        raise InputError(f"{run_dir} was trained on {recipe.task.name}; a judge grades runs on the task instruction")
+    return recipe
+
+
+def _own_questions(recipe: Recipe, split: str | None) -> list[Question]:
+    """The rows of the recipe as questions of one turn; only rows of one turn can be scored so."""
+    data = load_task(recipe.task)
+    name = split or "validation"
+    rows = data.splits.get(name)
+    if not isinstance(rows, ChatRows):
+        raise DataError(f"task {data.name} has no split {name!r}; it has: {', '.join(data.splits)}")
+    if any(len(chat) > 2 for chat in rows.chats):
+        raise DataError(f"the split {name!r} has conversations of several turns; give --questions for these")
+    return [
+        Question(str(number), data.name, (chat[0][1],), (chat[1][1],))
+        for number, chat in enumerate(rows.chats, start=1)
+    ]
+
+
+def _answers(
+    run_dir: Path, recipe: Recipe, questions: Sequence[Question], progress: Progress
+) -> dict[str, Conversation]:
+    with Ledger(run_dir / JUDGE / ANSWERS) as ledger:
+        candidate = Candidate(run_dir, recipe, ledger)
+        return candidate.answer(questions, lambda done, total: progress("answering", done, total))
+
+
+def _others(against: Path, questions: Sequence[Question], progress: Progress) -> dict[str, Conversation]:
+    if against.is_dir():
+        return _answers(against, _recipe(against), questions, progress)
+    found = read_conversations(against)
+    short = [one.id for one in questions if len(getattr(found.get(one.id), "turns", ())) < len(one.turns)]
+    if short:
+        shown = ", ".join(short[:5]) + (", ..." if short[5:] else "")
+        raise DataError(f"{against}: {len(short)} of {len(questions)} questions are not answered there ({shown})")
+    return found
+
+
+def _replies(graded: Sequence[Grade | Match]) -> list[Reply]:
+    found: list[Reply | None] = []
+    for one in graded:
+        found += one.replies if isinstance(one, Match) else [one.reply]
+    return [reply for reply in found if reply is not None]
+
+
+def _metrics(protocol: str, summary: Mapping[str, Any]) -> dict[str, float]:
+    if protocol == "pairs":
+        return {"win_rate": summary["win_rate"]}
+    if protocol == "score":
+        return {"judge_score": summary["mean"]}
+    turns = {f"mt_bench_turn_{turn}": value for turn, value in summary["by_turn"].items()}
+    return {"mt_bench": summary["mean"], **turns}
