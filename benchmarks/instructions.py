@@ -185,7 +185,7 @@ def judged_with_a_kill(run: Path, relay: Relay, judge: str, questions: Path, pro
 
 def trained(model: Path, rows: Path, number: int, work: Path) -> tuple[Path, dict[str, float]]:
     """KaSA on some rows, and the scores of the untrained model on the same validation rows."""
-    chosen = json.loads(rows.read_text(encoding="utf-8"))[: number + 100]
+    chosen = json.loads(rows.read_text(encoding="utf-8"))[: number + 40]
     (work / "rows.json").write_text(json.dumps(chosen), encoding="utf-8")
     recipe = Recipe.model_validate(
         {
@@ -193,19 +193,19 @@ def trained(model: Path, rows: Path, number: int, work: Path) -> tuple[Path, dic
             "task": {
                 "name": "instruction",
                 "train": str(work / "rows.json"),
-                "validation": 100 / len(chosen),
+                "validation": 40 / len(chosen),
                 "max_length": 512,
             },
             "method": {"name": "kasa", "r": 8, "alpha": 16, "target_modules": "all-linear"},
             "training": {
-                "epochs": 2,
+                "epochs": 1,
                 "batch_size": 4,
                 "eval_batch_size": 16,
                 "learning_rate": 5e-3,
                 "packing": True,
                 "device": "cpu",
             },
-            "generation": {"max_new_tokens": 64},
+            "generation": {"max_new_tokens": 32},
         }
     )
     data = load_task(recipe.task)
@@ -231,8 +231,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("model", "rows", "mt-bench", "prompts"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--number", type=int, default=1500, help="training rows")
-    parser.add_argument("--questions", type=int, default=4, help="questions that the served model judges")
+    parser.add_argument("--number", type=int, default=300, help="training rows")
+    parser.add_argument("--questions", type=int, default=2, help="questions that the served model judges")
     parser.add_argument("--page", type=Path, default=PAGE)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -296,8 +296,8 @@ work: training through TRL, two turns of answers, a judge behind a real server, 
 ## Training
 
 KaSA (rank 8, every linear layer) through TRL's `SFTTrainer`, rows packed, loss on answers, {given.number:,} Alpaca \
-rows for 2 epochs; {metrics["trainable_parameters"]:,} parameters trained, {metrics["seconds"]["train"]:.0f} s on a \
-machine that others were using. The 100 validation rows:
+rows for 1 epoch; {metrics["trainable_parameters"]:,} parameters trained, {metrics["seconds"]["train"]:.0f} s on a \
+machine that others were using. The 40 validation rows:
 
 | | loss | perplexity |
 |---|---|---|

@@ -87,7 +87,7 @@ def test_the_loss_of_a_step_is_that_of_its_answers(llama, tmp_path):
     prepared = prepare_training(made, data)
     before = prepared.score(prepared.encode(data, "train"), data).metrics["loss"]
     run = train(made, tmp_path / "run")
-    assert events(run, "step")[0]["loss"] == pytest.approx(before, abs=1e-4)
+    assert events(run, "train")[0]["loss"] == pytest.approx(before, abs=1e-4)
 
 
 @pytest.mark.parametrize("pieces", [2, 4])
@@ -107,7 +107,7 @@ def test_packed_rows_do_not_see_each_other(llama, tmp_path):
     apart = train(recipe(llama, tmp_path / "d", max_steps=1, batch_size=16), tmp_path / "apart")
     packed_recipe = recipe(llama, tmp_path / "d", max_steps=1, batch_size=16, packing=True)
     packed = train(packed_recipe, tmp_path / "packed")
-    one, other = (events(run, "step")[0]["loss"] for run in (apart, packed))
+    one, other = (events(run, "train")[0]["loss"] for run in (apart, packed))
     assert one == pytest.approx(other, abs=1e-4)
     a, b = (load_file(next((run / "kasa").glob("*.safetensors"))) for run in (apart, packed))
     assert all(torch.allclose(a[name], b[name], atol=1e-3) for name in a)
@@ -116,8 +116,8 @@ def test_packed_rows_do_not_see_each_other(llama, tmp_path):
 def test_packing_takes_fewer_steps(llama, tmp_path):
     apart = train(recipe(llama, tmp_path / "d", batch_size=2), tmp_path / "apart")
     packed = train(recipe(llama, tmp_path / "d", batch_size=2, packing=True), tmp_path / "packed")
-    assert len(events(apart, "step")) == 8
-    assert 1 < len(events(packed, "step")) < 8
+    assert len(events(apart, "train")) == 8
+    assert 1 < len(events(packed, "train")) < 8
 
 
 @pytest.mark.parametrize("name", ["lora", "full"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
+from threading import Lock
 from typing import Any
 
 from kasatune.chat.ledger import Ledger
@@ -29,6 +30,7 @@ class Asker:
     def __init__(self, endpoint: Endpoint, ledger: Ledger) -> None:
         self.endpoint = endpoint
         self.asked = 0
+        self._lock = Lock()
         self._ledger = ledger
         self._protocol = Protocol(endpoint)
 
@@ -54,7 +56,8 @@ class Asker:
         if found is not None:
             return found
         reply = self._protocol.send(request)
-        self.asked += 1
+        with self._lock:
+            self.asked += 1
         if isinstance(reply, Reply):
             self._ledger.add(request.key, {"request": request.body(), "reply": asdict(reply)})
         return reply

@@ -37,6 +37,16 @@ class Pace:
         time.sleep(start - now)
 
 
+def require_endpoint(endpoint: Endpoint) -> None:
+    """What can be known to be wrong with `endpoint` before anything is sent, or written.
+
+    Raises:
+        MissingExtraError: as `Protocol` has it.
+        InputError: the same.
+    """
+    Protocol(endpoint).close()
+
+
 class Protocol:
     """Chat completions of one model; may be used by several threads.
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from kasatune.caution import may_run_for_ever, redacted
 from kasatune.methods.table import METHODS
 from kasatune.runs.recipe_faults import did_you_mean, show
+from kasatune.tasks.instruction import HUB
 from kasatune.tasks.table import TASKS
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ OWN_DATA_KEYS: Mapping[str, tuple[str, ...]] = {
     "text-generation": ("train", "validation", "prompt", "completion"),
     "instruction": ("train", "validation"),
 }
-HUB = "hub:"
 _SELF_CONTAINED = ("demo",)
 _FILE_KINDS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 TRACKERS = {

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
+
+from peft import PeftModel
 
 from kasatune.errors import MissingExtraError
 from kasatune.runs.examples import Examples
@@ -12,8 +13,6 @@ from kasatune.runs.recipe import Recipe
 from kasatune.runs.trainer import RunSteps, training_arguments
 
 try:
-    # TRL tells its makers of every trainer that is built; a run tells nobody.
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from datasets import Dataset
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
@@ -22,13 +21,31 @@ except ImportError as fault:
 
 
 class SftRunTrainer(RunSteps, SFTTrainer):  # type: ignore[misc]
-    """The Trainer of a run on conversations: TRL's own loss and packing, with the steps of every run."""
+    """The Trainer of a run on conversations: TRL's own loss and packing, with the steps of every run.
+
+    TRL puts a forward of its own on the model, which a copy of the model would share with it; after training the
+    model's own is back.
+    """
+
+    def __init__(self, *, model: Any, **further: Any) -> None:
+        self._bare = model.get_base_model() if isinstance(model, PeftModel) else model
+        self._forward = vars(self._bare).get("forward")
+        super().__init__(model=model, **further)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The base's training."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            vars(self._bare).pop("forward", None)
+            if self._forward is not None:
+                self._bare.forward = self._forward
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None for a checkpoint: a run writes its own cards once it is done."""
 
     def _send_telemetry(self) -> None:
-        """Nothing is told, whatever was imported before the environment said so."""
+        """Nothing: TRL would tell its makers of every trainer that is built."""
 
 
 def make_sft_trainer(recipe: Recipe, work: Path, examples: dict[str, Examples], **further: Any) -> SftRunTrainer:

@@ -100,9 +100,11 @@ def test_the_second_turn_answers_in_the_light_of_the_first(run, questions):
 def test_the_runs_own_rows_are_scored_from_0_to_10(run, capsys):
     with ScriptedServer(lambda body, number: Answer(f"[[{number}]]")) as server:
         assert evaluate(run, server, "--json") == 0
-        assert len(server.bodies) == 10
+        assert len(server.bodies) == 9  # two of the ten rows are alike
         assert all("<reference>" in last(body) for body in server.bodies)
-    assert json.loads(capsys.readouterr().out)["metrics"] == {"judge_score": 4.5}
+    found = json.loads(capsys.readouterr().out)
+    assert found["metrics"] == {"judge_score": (sum(range(9)) + 3) / 10}
+    assert (found["judge"]["graded"], found["judge"]["cost"]["answers"]) == (10, 9)
 
 
 def test_against_another_run_and_against_a_file(run, questions, tmp_path, capsys):
@@ -194,6 +196,7 @@ def test_a_kill_while_judging_and_nothing_is_asked_twice(run, questions):
 def test_faults_of_the_user_are_told(run, options, word, capsys):
     assert command_line(["evaluate", str(run), *options]) == 2
     assert re.search(re.escape(word), capsys.readouterr().err)
+    assert not (run / "judge").exists()
 
 
 def test_a_real_server_of_the_protocol(run, questions, tmp_path, capsys):

@@ -230,3 +230,4 @@ def test_faults_of_the_command_line(tmp_path, capsys):
     path = recipe(tmp_path, None)
     assert run(["synthesize", path, "--out", str(tmp_path / "o")]) == 2
     assert "OPENAI_API_KEY" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()

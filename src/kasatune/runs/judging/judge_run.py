@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kasatune.chat import Asker, Endpoint, Ledger, Prices, Reply, add_up
+from kasatune.chat import Asker, Endpoint, Ledger, Prices, Reply, add_up, require_endpoint
 from kasatune.errors import DataError, InputError, WorkError
 from kasatune.judge import (
     Conversation,
     Grade,
     Match,
+    Prompts,
     Question,
     compare_conversations,
     grade_answers,
@@ -86,21 +88,17 @@ def judge_run(
     if settings.against and settings.questions is None:
         raise InputError("--against compares answers to the same questions: give them with --questions")
     questions = read_questions(settings.questions) if settings.questions else _own_questions(recipe, settings.split)
+    require_endpoint(settings.endpoint)
+    other = None if settings.against is None or settings.against.is_dir() else _others(settings.against, questions)
     folder = run_dir / JUDGE
     with Ledger(folder / REPLIES) as replies, Asker(settings.endpoint, replies) as asker:
         answers = _answers(run_dir, recipe, questions, progress)
         write_conversations(folder / CONVERSATIONS, run_dir.name, list(answers.values()))
-        told = lambda done, total: progress("judging", done, total)  # noqa: E731 - one line says it
         if settings.against is not None:
-            other = _others(settings.against, questions, progress)
-            graded: Sequence[Grade | Match]
-            graded = compare_conversations(asker, questions, answers, other, prompts, told)
-            summary = summarize_matches(graded)
-        else:
-            grade = grade_conversations if protocol == "mt-bench" else grade_answers
-            graded = grade(asker, questions, answers, prompts, told)
-            summary = summarize_grades(graded)
+            other = other or _answers(settings.against, _recipe(settings.against), questions, progress)
+        graded = _graded(protocol, asker, questions, answers, other, prompts, partial(progress, "judging"))
         asked = asker.asked
+    summary = summarize_matches(graded) if protocol == "pairs" else summarize_grades(graded)
     result = {
         "protocol": protocol,
         "model": settings.endpoint.model,
@@ -121,6 +119,21 @@ def judge_run(
         "metrics": _metrics(protocol, summary),
         "judge": result,
     }
+
+
+def _graded(
+    protocol: str,
+    asker: Asker,
+    questions: Sequence[Question],
+    answers: Mapping[str, Conversation],
+    other: Mapping[str, Conversation] | None,
+    prompts: Prompts,
+    told: Callable[[int, int], None],
+) -> list[Any]:
+    if other is not None:
+        return compare_conversations(asker, questions, answers, other, prompts, told)
+    grade = grade_conversations if protocol == "mt-bench" else grade_answers
+    return grade(asker, questions, answers, prompts, told)
 
 
 def _recipe(run_dir: Path) -> Recipe:
@@ -150,12 +163,10 @@ def _answers(
 ) -> dict[str, Conversation]:
     with Ledger(run_dir / JUDGE / ANSWERS) as ledger:
         candidate = Candidate(run_dir, recipe, ledger)
-        return candidate.answer(questions, lambda done, total: progress("answering", done, total))
+        return candidate.answer(questions, partial(progress, "answering"))
 
 
-def _others(against: Path, questions: Sequence[Question], progress: Progress) -> dict[str, Conversation]:
-    if against.is_dir():
-        return _answers(against, _recipe(against), questions, progress)
+def _others(against: Path, questions: Sequence[Question]) -> dict[str, Conversation]:
     found = read_conversations(against)
     short = [one.id for one in questions if len(getattr(found.get(one.id), "turns", ())) < len(one.turns)]
     if short:
@@ -165,10 +176,11 @@ def _others(against: Path, questions: Sequence[Question], progress: Progress) ->
 
 
 def _replies(graded: Sequence[Grade | Match]) -> list[Reply]:
+    """Each reply once: equal requests share theirs."""
     found: list[Reply | None] = []
     for one in graded:
         found += one.replies if isinstance(one, Match) else [one.reply]
-    return [reply for reply in found if reply is not None]
+    return list({id(reply): reply for reply in found if reply is not None}.values())
 
 
 def _metrics(protocol: str, summary: Mapping[str, Any]) -> dict[str, float]:

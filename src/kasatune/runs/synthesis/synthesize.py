@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kasatune.chat import Asker, Cost, Endpoint, Ledger, Prices, add_up
+from kasatune.chat import Asker, Cost, Endpoint, Ledger, Prices, add_up, require_endpoint
 from kasatune.errors import DataError, OutputError, RecipeError, WorkError
 from kasatune.runs.directory import check_place, remove, write_json, write_text
 from kasatune.runs.recipe_yaml import parse_yaml
@@ -66,6 +66,7 @@ def synthesize(
     check_output(recipe, out, resume=resume, overwrite=overwrite)
     teacher = recipe.teacher
     endpoint = Endpoint(teacher.model, teacher.url, teacher.rate, teacher.workers)
+    require_endpoint(endpoint)
     if overwrite:
         for name in _WRITTEN:
             remove(out / name)
