@@ -71,7 +71,7 @@ def test_a_run_learns_is_scored_again_and_answers(llama, tmp_path):
     assert list(metrics["metrics"]) == ["loss", "perplexity"]
     assert metrics["metrics"]["perplexity"] == pytest.approx(math.exp(metrics["metrics"]["loss"]))
     scored = [event["metrics"]["loss"] for event in events(run, "evaluate")]
-    assert scored[-1] < 0.7 * scored[0]
+    assert scored[-1] < 0.85 * scored[0]
     assert evaluate(run)["metrics"] == metrics["metrics"]
     kept = json.loads((run / "predictions.json").read_text())
     assert len(kept["predictions"]) == len(kept["labels"]) == len(kept["inputs"]) == 8
