@@ -93,7 +93,9 @@ def test_a_number_that_was_changed_is_found_by_hash_and_by_outputs(run):
 def test_a_number_of_the_native_adapter_that_was_changed_is_found_by_its_hash(run):
     change(run / "kasa", "kasa_B", 1e-6)
     checks = verify(run)
-    assert {check.name for check in checks if check.passed is False} == {"hashes of kasa"}
+    failed = {check.name for check in checks if check.passed is False}
+    assert "hashes of kasa" in failed
+    assert failed <= {"hashes of kasa", "scores"}  # so small a change may leave the last digit of the loss as it was
 
 
 def test_a_gguf_adapter_of_a_llama_is_verified_too(tmp_path):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kasatune.methods.base import within
 from kasatune.runs.machine import processor
@@ -33,12 +34,22 @@ def model_fingerprint(model: nn.Module, new_modules: Sequence[str] = ()) -> str:
     for name, weight in sorted(model.named_parameters()):
         if within(name, tuple(new_modules)):
             continue
-        flat = weight.detach().reshape(-1)
-        places = torch.linspace(0, max(len(flat) - 1, 0), min(SAMPLES, len(flat)), dtype=torch.float64).long()
-        entries = flat[places.to(flat.device)].cpu().contiguous()
-        digest.update(f"{name} {list(weight.shape)} {weight.dtype}\n".encode())
-        digest.update(entries.view(torch.uint8).numpy().tobytes())
+        for part, tensor in _stored(name, weight.detach()):
+            flat = tensor.reshape(-1)
+            places = torch.linspace(0, max(len(flat) - 1, 0), min(SAMPLES, len(flat)), dtype=torch.float64).long()
+            entries = flat[places.to(flat.device)].cpu().contiguous()
+            digest.update(f"{part} {list(tensor.shape)} {tensor.dtype}\n".encode())
+            digest.update(entries.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _stored(name: str, weight: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The plain tensors that a weight consists of: itself, or codes and scales where torchao has quantized it."""
+    if is_traceable_wrapper_subclass(weight):
+        for part in weight.__tensor_flatten__()[0]:
+            yield from _stored(f"{name}.{part}", getattr(weight, part))
+    else:
+        yield name, weight
 
 
 def trace(recipe: Recipe, revision: str | None, fingerprint: str) -> dict[str, Any]:
