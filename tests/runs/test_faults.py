@@ -165,6 +165,15 @@ def test_other_rows_than_the_run_was_begun_with_are_refused_and_it_goes_on_with_
     assert files(tmp_path / "run") == whole
 
 
+@pytest.fixture
+def nobody_answers_sigterm():
+    """Ray, for one, answers it from then on in every process that it was used in."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("nobody_answers_sigterm")
 def test_a_request_to_terminate_stops_like_ctrl_c(bert, tmp_path):
     recipe = make_recipe(bert, tmp_path, method={"dropout": 0.2}, epochs=3)
     whole = files(train(recipe, tmp_path / "whole"))

@@ -85,6 +85,7 @@ def test_the_least_recipe_has_every_published_default(write):
             "select": "best",
             "device": "auto",
             "report_to": [],
+            "packing": False,
         },
         "output": "runs/rte-kasa",
     }
