@@ -107,7 +107,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             tallies[case.name] = tally = try_case(
                 case, place / case.name.replace(" ", "-"), 3 if given.quick else given.kills, draw
             )
-            print(f"{case.name}: {tally.kills} kills, {tally.results} results, lost: {tally.lost or 'nothing'}")
+            print(
+                f"{case.name}: {tally.kills} kills, {tally.results} results, lost: {tally.lost or 'nothing'}",
+                flush=True,
+            )
     lost = sum(len(tally.lost) for tally in tallies.values())
     write(
         part="kills",
@@ -131,6 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         findings=[
             "The only checkpoint was removed before the next one was complete: two are kept, and each is sealed.",
             "A kill of `export` or `merge` left its unfinished directory behind: the next such command removes it.",
+            "The first evaluation of a process drew from Python's random numbers: a resumed run had others than a run "
+            "that was never killed. No weight depended on them; evaluations draw nothing now.",
             "A kill within a long epoch lost the epoch: a checkpoint is written every ten minutes too.",
         ],
         seconds=time.perf_counter() - began,

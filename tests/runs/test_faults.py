@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -94,6 +96,24 @@ def test_the_state_of_the_optimizer_is_what_was_saved(tmp_path):
     assert one["param_groups"] == other["param_groups"]
     for number, state in one["state"].items():
         assert all(torch.equal(value, other["state"][number][key]) for key, value in state.items())
+
+
+def test_an_evaluation_draws_nothing_from_the_generators_of_training(bert, tmp_path, monkeypatch):
+    states = []
+    whole = keeper.Keeper.evaluate
+
+    def drawing(self):
+        score = self.score
+        self.score = lambda: (random.random(), np.random.rand(), torch.rand(1), score())[-1]
+        before = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+        found = whole(self)
+        after = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+        states.append(before == after)
+        return found
+
+    monkeypatch.setattr(keeper.Keeper, "evaluate", drawing)
+    train(make_recipe(bert, tmp_path, epochs=1), tmp_path / "run")
+    assert states == [True]
 
 
 def test_a_second_process_on_a_run_directory_is_refused_by_name(bert, tmp_path):

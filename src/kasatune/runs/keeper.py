@@ -21,6 +21,7 @@ from kasatune.runs.interrupt import Interrupt
 from kasatune.runs.scored import Scored
 from kasatune.runs.scoring import Scores
 from kasatune.runs.trainer import diverged, save_state
+from kasatune.runs.training_state import random_kept
 from kasatune.tuner.sharded import whole
 
 if TYPE_CHECKING:
@@ -105,7 +106,8 @@ class Keeper(TrainerCallback):
     def evaluate(self) -> dict[str, float]:
         """The scores of the model as it is, recorded."""
         self._tick()
-        scores = self.score()
+        with random_kept():
+            scores = self.score()
         seconds = time.perf_counter() - self._clock
         self._clock += seconds
         self.progress.evaluate_seconds += seconds

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,18 @@ def load_random(folder: Path, process: int) -> None:
     torch.set_rng_state(tensors["torch"])
     if "cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["cuda"])
+
+
+@contextmanager
+def random_kept() -> Iterator[None]:
+    """Within it nothing draws from the generators that training goes on with, not even a library's first import."""
+    python, numpy, cpu = random.getstate(), np.random.get_state(legacy=True), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
 
 
 def saved_processes(folder: Path) -> int:
