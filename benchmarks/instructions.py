@@ -286,10 +286,11 @@ def page(
     reply = next((one["reply"]["text"] for one in real["found"]["grades"] if one["reply"]), "")
     return f"""# Instructions, from training to a judge
 
-{datetime.now(UTC).date()}, {machine()}.
+{datetime.now(UTC).date()}, {_machine()}.
 
 Made by `python -m benchmarks.instructions --model {given.model.name} --rows {given.rows.name} --mt-bench mt_bench \
---prompts {given.prompts.name}` (paths shortened). **Nothing here measures quality.** The model has 260,000 parameters \
+--prompts {given.prompts.name} --number {given.number}` (paths shortened). **Nothing here measures quality.** The \
+model has 260,000 parameters \
 and was trained on stories for children; as a judge it understands nothing. What is shown is that every part does its \
 work: training through TRL, two turns of answers, a judge behind a real server, a kill, and nothing asked twice.
 
@@ -326,6 +327,12 @@ The served model gives no rating that can be counted, and none is made up for it
 {told or "- it did"}
 The beginning of one of its replies: *{_line(reply)}*
 """
+
+
+def _machine() -> str:
+    known = machine()
+    first = f"{known.pop('processor')}, {known.pop('threads')} thread(s)"
+    return f"{first}; {', '.join(f'{name} {value}' for name, value in known.items())}"
 
 
 def _row(name: str, one: dict[str, Any]) -> str:
