@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,22 @@ class Case:
     Attributes:
         name: on the page.
         begin: its arguments, given where its result goes.
-        again: the same after it was killed.
+        further: those that are added where a stopped one left something; None where it leaves a whole result or none.
         result: what two equal results share, by name.
         checkpoints: whether it is one run, whose checkpoints can be compared too.
     """
 
     name: str
     begin: Callable[[Path], Sequence[str]]
-    again: Callable[[Path], Sequence[str]]
+    further: Sequence[str] | None
     result: Callable[[Path], dict[str, Any]]
     checkpoints: bool = False
+
+    def again(self, out: Path) -> Sequence[str] | None:
+        """What is given after a stop; None where nothing is left to do."""
+        if not out.exists():
+            return self.begin(out)
+        return None if self.further is None else [*self.begin(out), *self.further]
 
 
 def make_cases(folder: Path, run: Callable[[Sequence[str]], None]) -> list[Case]:
@@ -53,18 +59,19 @@ def make_cases(folder: Path, run: Callable[[Sequence[str]], None]) -> list[Case]
         recipe = folder / f"{method}.yaml"
         settings = make_recipe(bert, folder / "data", method={"name": method, "dropout": 0.1}, epochs=3)
         recipe.write_text(to_yaml(settings), encoding="utf-8")
-        cases.append(_train(method, recipe))
+        case = _case(f"train, {method}", ["train", str(recipe)], ("--resume",))
+        cases.append(replace(case, checkpoints=True))
     run(["train", str(folder / "kasa.yaml"), "--out", str(folder / "trained")])
     compared = ["compare", str(folder / "kasa.yaml"), "--methods", "kasa,lora", "--seeds", "0,1", "--trials", "1"]
     tails = ["decompose", str(bert), "--rank", "3"]
     export = ["export", str(folder / "trained"), "--to"]
     merge = ["merge", str(folder / "trained")]
     cases += [
-        _case("compare", compared),
-        _case("decompose", tails, "--resume"),
-        _case("export --to lora", [*export, "lora"]),
-        _case("export --to peft-kasa", [*export, "peft-kasa"]),
-        _case("merge", merge),
+        _case("compare", compared, ()),
+        _case("decompose", tails, ("--resume",)),
+        _case("export --to lora", [*export, "lora"], None),
+        _case("export --to peft-kasa", [*export, "peft-kasa"], None),
+        _case("merge", merge, None),
     ]
     return cases
 
@@ -110,18 +117,8 @@ def difference(one: Any, other: Any) -> str:
     return f"{one!r:.60} was {other!r:.60}"
 
 
-def _train(method: str, recipe: Path) -> Case:
-    def begin(out: Path) -> list[str]:
-        return ["train", str(recipe), "--out", str(out)]
-
-    return Case(f"train, {method}", begin, lambda out: [*begin(out), "--resume"], files, checkpoints=True)
-
-
-def _case(name: str, arguments: Sequence[str], *again: str) -> Case:
-    def begin(out: Path) -> list[str]:
-        return [*arguments, "--out", str(out)]
-
-    return Case(name, begin, lambda out: [*begin(out), *again], files)
+def _case(name: str, arguments: Sequence[str], further: Sequence[str] | None) -> Case:
+    return Case(name, lambda out: [*arguments, "--out", str(out)], further, files)
 
 
 def _plain(value: Any) -> Any:

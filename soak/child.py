@@ -15,6 +15,7 @@ from kasatune.cli.main import run
 from kasatune.runs import convert, decompose, keeper, merge, plan, train  # noqa: F401 - imported here once for all
 from kasatune.runs.checkpoints import SEAL, seal
 from kasatune.runs.compare import compare  # noqa: F401
+from kasatune.runs.directory import write_text
 from kasatune.tuner import gguf_export  # noqa: F401
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -72,6 +73,6 @@ def _recording(seals: Path) -> Any:
     def recorded(checkpoint: Path, *rest: Any) -> None:
         seal(checkpoint, *rest)
         files = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))["files"]
-        (seals / f"{checkpoint.name}.json").write_text(json.dumps(files), encoding="utf-8")
+        write_text(seals / f"{checkpoint.name}.json", json.dumps(files))  # a kill may come here too
 
     return recorded

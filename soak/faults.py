@@ -10,109 +10,16 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from soak.cases import Case, difference, left_behind, make_cases
+from soak.bench import Bench, Fault
 from soak.child import finish, start
+from soak.disks import disk_full, read_only
 from soak.record import write
-
-_FULL = ("No space left", "disk is full", "File too large")
-
-
-@dataclass
-class Fault:
-    """What came of one kind of fault.
-
-    Attributes:
-        name: on the page.
-        answered: exit statuses that were given.
-        injected: how often.
-        compared: results held against those without a fault.
-        lost: what differed, or was answered otherwise.
-    """
-
-    name: str
-    answered: set[int] = field(default_factory=set)
-    injected: int = 0
-    compared: int = 0
-    lost: list[str] = field(default_factory=list)
-
-
-class Bench:
-    """Commands on toys, and what each of them gives without a fault.
-
-    Args:
-        folder: empty.
-        draw: decides moments and places.
-    """
-
-    def __init__(self, folder: Path, draw: random.Random) -> None:
-        self.folder, self.draw = folder, draw
-        cases = make_cases(folder, self._must)
-        self.cases = {case.name: case for case in cases}
-        self.train = self.cases["train, kasa"]
-        self.whole = {}
-        for case in (self.train, self.cases["decompose"], self.cases["export --to lora"], self.cases["merge"]):
-            began = time.perf_counter()
-            out = folder / "whole" / case.name.replace(" ", "-")
-            self._must(case.begin(out))
-            self.whole[case.name] = case.result(out)
-            if case is self.train:
-                self.seconds = time.perf_counter() - began
-        self._number = 0
-
-    def new(self) -> Path:
-        """A place that nothing is in."""
-        self._number += 1
-        return self.folder / f"out{self._number}"
-
-    def do(self, arguments: Sequence[str], log: Path | None = None, **options: object) -> int:
-        """A command to its end; its exit status."""
-        return finish(start(arguments, log or self.folder / "log", **options))  # pyright: ignore[reportArgumentType]
-
-    def compare(self, fault: Fault, case: Case, out: Path, status: int) -> None:
-        """Hold what a command gave at last against what it gives without a fault."""
-        fault.compared += 1
-        if status:
-            fault.lost.append(f"{case.name}: exit status {status} once the fault was gone")
-            return
-        found, wanted = case.result(out), self.whole[case.name]
-        if found != wanted:
-            fault.lost.append(f"{case.name}: {difference(found, wanted)}")
-        fault.lost += [f"{case.name}: {path} stayed" for path in left_behind(out)]
-
-    def _must(self, arguments: Sequence[str]) -> None:
-        if status := self.do(arguments):
-            raise RuntimeError(f"{' '.join(arguments)}: exit status {status}; see {self.folder / 'log'}")
-
-
-def disk_full(bench: Bench, number: int) -> Fault:
-    """A file system of a few kilobytes, at every stage of a command; then room, and the command again."""
-    fault = Fault("disk full")
-    for name in bench.whole:
-        case = bench.cases[name]
-        for _ in range(number):
-            out = bench.new()
-            log = out.with_suffix(".log")
-            with _small_disk(out, bench.draw.randint(4, 120)) as (place, grow):
-                status = bench.do(case.begin(place / "run"), log)
-                if status == 0:
-                    continue
-                fault.injected += 1
-                fault.answered.add(status)
-                text = log.read_text(encoding="utf-8")
-                if status != 1 or not any(word in text for word in _FULL) or "Traceback" in text:
-                    fault.lost.append(f"{name}: exit status {status}: {text[-200:]!r}")
-                grow()
-                again = case.again if (place / "run").exists() else case.begin
-                bench.compare(fault, case, place / "run", bench.do(again(place / "run"), log))
-    return fault
 
 
 def damaged(bench: Bench, number: int) -> Fault:
@@ -137,7 +44,7 @@ def damaged(bench: Bench, number: int) -> Fault:
             content[bench.draw.randrange(len(content))] ^= 1 << bench.draw.randrange(8)
         path.write_bytes(content)
         fault.injected += 1
-        status = bench.do(bench.train.again(out))
+        status = bench.do([*bench.train.begin(out), "--resume"])
         fault.answered.add(status)
         bench.compare(fault, bench.train, out, status)
     return fault
@@ -148,17 +55,20 @@ def signals(bench: Bench, number: int) -> Fault:
     fault = Fault("SIGINT, SIGTERM")
     for turn in range(3 * number):
         out = bench.new()
-        process = start(bench.train.begin(out), bench.folder / "log")
-        process.join(bench.draw.uniform(0.1, bench.seconds))
-        if process.exitcode is None:
-            os.kill(process.pid or 0, signal.SIGTERM if turn % 2 else signal.SIGINT)
-            fault.injected += 1
+        log = out.with_suffix(".log")
+        process = start(bench.train.begin(out), log)
+        while not log.exists() and process.is_alive():
+            time.sleep(0.01)  # before it is kasatune's, Python answers the signal
+        process.join(bench.draw.uniform(0.1, bench.seconds[bench.train.name]))
+        if process.pid is not None and process.is_alive():
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGTERM if turn % 2 else signal.SIGINT)
+                fault.injected += 1
         status = finish(process)
         fault.answered.add(status)
         if status not in (0, 130, -signal.SIGTERM, -signal.SIGINT):
             fault.lost.append(f"exit status {status}")
-        again = bench.train.again if out.exists() else bench.train.begin
-        bench.compare(fault, bench.train, out, bench.do(again(out)))
+        bench.go_on(fault, bench.train, out)
     return fault
 
 
@@ -170,7 +80,7 @@ def together(bench: Bench, number: int) -> Fault:
         process = start(bench.train.begin(out), bench.folder / "log")
         while not (out / ".lock").exists() and process.is_alive():
             time.sleep(0.01)
-        process.join(bench.draw.uniform(0.0, 0.3 * bench.seconds))
+        process.join(bench.draw.uniform(0.0, 0.3 * bench.seconds[bench.train.name]))
         another = [*bench.train.begin(out), "--overwrite" if turn % 2 else "--resume"]
         alive = process.is_alive()
         status = bench.do(another)
@@ -199,13 +109,13 @@ def lost_data(bench: Bench, number: int) -> Fault:
             data.write_bytes(content + b"good good,label1\n")
         else:
             data.unlink()
-        status = bench.do(bench.train.again(out))
+        status = bench.do([*bench.train.begin(out), "--resume"])
         data.write_bytes(content)
         fault.injected += 1
         fault.answered.add(status)
         if status != 2:
             fault.lost.append(f"exit status {status}")
-        bench.compare(fault, bench.train, out, bench.do(bench.train.again(out)))
+        bench.go_on(fault, bench.train, out)
     return fault
 
 
@@ -216,7 +126,9 @@ def diverging(bench: Bench, number: int) -> Fault:
         out = bench.new()
         log = out.with_suffix(".log")
         rate = ("1e38", "1e30", "1e25")[turn % 3]
-        status = bench.do(["train", str(bench.folder / "full.yaml"), f"training.learning_rate={rate}", *_to(out)], log)
+        status = bench.do(
+            ["train", str(bench.folder / "full.yaml"), f"training.learning_rate={rate}", "--out", str(out)], log
+        )
         fault.injected += 1
         fault.answered.add(status)
         text = log.read_text(encoding="utf-8")
@@ -227,7 +139,15 @@ def diverging(bench: Bench, number: int) -> Fault:
     return fault
 
 
-KINDS: tuple[Callable[[Bench, int], Fault], ...] = (disk_full, damaged, signals, together, lost_data, diverging)
+KINDS: tuple[Callable[[Bench, int], Fault], ...] = (
+    disk_full,
+    read_only,
+    damaged,
+    signals,
+    together,
+    lost_data,
+    diverging,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -244,9 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         faults = []
         for kind in KINDS:
             faults.append(fault := kind(bench, 1 if given.quick else given.number))
-            print(
-                f"{fault.name}: {fault.injected} injected, {fault.compared} compared, lost: {fault.lost or 'nothing'}"
-            )
+            told = f"{fault.injected} injected, {fault.compared} compared, lost: {fault.lost or 'nothing'}"
+            print(f"{fault.name}: {fault.skipped or told}", flush=True)
     lost = sum(len(fault.lost) for fault in faults)
     write(
         part="faults",
@@ -257,11 +176,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             "Each fault is put into a real command, which must end with its exit status and one message; then the "
             "fault is taken away, the command is given again, and the result is held against that without a fault, "
             "byte for byte. A full disk is a file system of 4 to 120 KiB under `train`, `decompose`, `export` and "
-            "`merge`. A damaged checkpoint has a bit turned over or its half cut away, in each of its files in turn."
+            "`merge`; a read-only one is under those and `compare`, before they begin or before one that was killed "
+            "goes on, and nothing may be written. A damaged checkpoint has a bit turned over or its half cut away, in "
+            "each of its files in turn."
         ),
         columns=["fault", "injected", "exit statuses", "results compared", "lost"],
         rows=[
-            [f.name, f.injected, ", ".join(map(str, sorted(f.answered))), f.compared or "", len(f.lost)] for f in faults
+            [f.name, f.skipped or f.injected, ", ".join(map(str, sorted(f.answered))), f.compared or "", len(f.lost)]
+            for f in faults
         ],
         totals={"faults injected": sum(fault.injected for fault in faults), "lost": lost},
         findings=[
@@ -274,21 +196,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         quick=given.quick,
     )
     return int(lost > 0)
-
-
-@contextmanager
-def _small_disk(place: Path, kilobytes: int) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """A file system of a few kilobytes, and what makes it larger; mounting needs the rights of root."""
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(place)], check=True)
-    try:
-        yield place, lambda: subprocess.run(["mount", "-o", "remount,size=64m", str(place)], check=True) and None
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-def _to(out: Path) -> list[str]:
-    return ["--out", str(out)]
 
 
 if __name__ == "__main__":

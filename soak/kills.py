@@ -23,6 +23,8 @@ from soak.record import write
 
 _MOST = 4
 """Kills of one result before it may come to its end."""
+_ENOUGH = 5
+"""Losses after which a command is killed no more."""
 
 
 @dataclass
@@ -54,24 +56,25 @@ def try_case(case: Case, folder: Path, kills: int, draw: random.Random) -> Tally
         raise RuntimeError(f"{case.name}: exit status {status} without a kill; see {folder / 'log'}")
     tally.seconds = time.perf_counter() - began
     wanted = case.result(whole)
-    while tally.kills < kills:
+    while tally.kills < kills and len(tally.lost) < _ENOUGH:
         out, own = folder / f"run{tally.results}", _folder(folder / f"run{tally.results}-steps")
         options = {"seals": own, "save_seconds": 0.1 * tally.seconds}
-        arguments = case.begin(out)
+        arguments: Sequence[str] | None = case.begin(out)
         for _ in range(draw.randint(1, _MOST)):
             process = start(arguments, folder / "log", **options)  # pyright: ignore[reportArgumentType]
             process.join(draw.uniform(0.0, tally.seconds))
-            if process.exitcode is None:
-                os.kill(process.pid or 0, signal.SIGKILL)
-                tally.kills += 1
+            process.kill()
             process.join()
-            if process.exitcode == 0:
-                break
-            if process.exitcode != -signal.SIGKILL:
+            if process.exitcode == -signal.SIGKILL:
+                tally.kills += 1
+            elif process.exitcode:
                 tally.lost.append(f"{out.name}: exit status {process.exitcode}")
-            arguments = case.again(out) if out.exists() else case.begin(out)
-        else:
-            if status := finish(start(arguments, folder / "log", **options)):  # pyright: ignore[reportArgumentType]
+            arguments = case.again(out) if process.exitcode else None
+            if arguments is None:
+                break
+        if arguments is not None:
+            status = finish(start(arguments, folder / "log", **options))  # pyright: ignore[reportArgumentType]
+            if status:
                 tally.lost.append(f"{out.name}: exit status {status}")
         tally.results += 1
         _compare(case, out, wanted, tally)
@@ -120,7 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         text=(
             "Each command is killed with SIGKILL at moments drawn evenly over the length of a whole run, up to "
             f"{_MOST} times before it may come to its end, and started again (`--resume` for `train` and `decompose`, "
-            "the same command for the others). The result is held against that of a run that was never killed: every "
+            "the same command for the others; where `export` or `merge` was killed after its result had appeared, that "
+            "is the result). The result is held against that of a run that was never killed: every "
             "file byte for byte, JSON without times and dates; and of `train` every checkpoint that both wrote at the "
             "same step: weights, optimizer, schedule and random state by SHA-256. A result that differs, fails, or "
             "leaves a temporary file behind counts as lost. Models and data are toys, CPU, float32, dropout 0.1."
@@ -137,6 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "The first evaluation of a process drew from Python's random numbers: a resumed run had others than a run "
             "that was never killed. No weight depended on them; evaluations draw nothing now.",
             "A kill within a long epoch lost the epoch: a checkpoint is written every ten minutes too.",
+            "A `train` or `decompose` killed as it wrote its first file could not be resumed, a page under way left a "
+            "temporary file, and a run killed at its last moment left its lock: none of these any more.",
         ],
         seconds=time.perf_counter() - began,
         quick=given.quick or bool(given.only),
@@ -154,7 +160,7 @@ def _compare(case: Case, out: Path, wanted: dict, tally: Tally) -> None:
 
 def _compare_steps(name: str, own: Path, whole: Path, tally: Tally) -> int:
     compared = 0
-    for path in sorted(own.iterdir()):
+    for path in sorted(own.glob("[!.]*.json")):
         found, wanted = (json.loads((one / path.name).read_text(encoding="utf-8")) for one in (own, whole))
         for file in ("model", "method", "optimizer", "random-0"):
             if found.get(f"{file}.safetensors") != wanted.get(f"{file}.safetensors"):

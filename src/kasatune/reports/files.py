@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from kasatune.errors import OutputError
@@ -17,25 +16,16 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to a temporary name beside `path`, then rename it.
 
+    The name is the same each time, so that what a kill leaves is gone with the next writing.
+
     Raises:
         OutputError: the directory cannot be written.
     """
+    unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another output directory") from None
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
-    except OSError as error:
+        with suppress(OSError):
+            unfinished.unlink()
         raise OutputError(f"{path}: cannot be written ({error.strerror}); free space or choose another place") from None
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

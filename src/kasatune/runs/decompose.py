@@ -164,7 +164,9 @@ def check_output(out: Path, job: Job, *, resume: bool, overwrite: bool) -> None:
         raise OutputError("--resume and --overwrite exclude each other: give one")
     directory.check_place(out)
     # The other processes of torchrun look when the first may have begun to write already.
-    if overwrite or int(os.environ.get("RANK", "0")) > 0 or not (out.is_dir() and any(out.iterdir())):
+    if overwrite or int(os.environ.get("RANK", "0")) > 0 or not out.is_dir():
+        return
+    if all(path.name == f".{UNFINISHED}.unfinished" for path in out.iterdir()):  # empty, or killed at once
         return
     if not resume:
         unfinished = " an unfinished decomposition" if (out / UNFINISHED).is_file() else " something already"
@@ -193,12 +195,13 @@ def _earlier(out: Path) -> dict[str, Any]:
 
 
 def _begin(out: Path, job: Job, *, keep: bool) -> None:
-    (out / TAILS).mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     if not keep:
-        for name in (INDEX, UNFINISHED, TAILS):
-            directory.remove(out / name)
-        (out / TAILS).mkdir()
-    directory.write_json(out / UNFINISHED, job.as_dict())
+        directory.remove(out / INDEX)
+    directory.write_json(out / UNFINISHED, job.as_dict())  # first: with it, what a kill leaves can be gone on with
+    if not keep:
+        directory.remove(out / TAILS)
+    (out / TAILS).mkdir(exist_ok=True)
 
 
 def _withdraw(out: Path) -> None:

@@ -37,6 +37,7 @@ _WRITTEN = (
     "report.html",
     TENSORBOARD,
 )
+_KILLED_AT_ONCE = (LOCK, f".{RECIPE}.unfinished")  # what a run leaves that was killed before anything was finished
 _METRICS_FORM: Mapping[str, Callable[[Any], bool]] = {
     "kind": lambda value: value in ("classification", "regression", "generation"),
     "split": lambda value: isinstance(value, str),
@@ -64,7 +65,7 @@ def check_output(out: Path, recipe: Recipe, *, resume: bool, overwrite: bool, he
     if resume and overwrite:
         raise OutputError("--resume and --overwrite exclude each other: give one")
     try:
-        occupied = out.is_dir() and any(path.name != LOCK for path in out.iterdir())
+        occupied = out.is_dir() and any(path.name not in _KILLED_AT_ONCE for path in out.iterdir())
     except OSError as fault:
         raise OutputError(f"{out} cannot be read ({fault.strerror}); give another directory") from fault
     check_place(out)

@@ -21,7 +21,7 @@ from kasatune.runs.checkpoints import forget_others, last_whole, read_seal, step
 from kasatune.runs.display import Display
 from kasatune.runs.interrupt import Interrupt
 from kasatune.runs.keeper import Keeper, Progress
-from kasatune.runs.lock import held
+from kasatune.runs.lock import LOCK, held
 from kasatune.runs.machine import reset_peak_memory
 from kasatune.runs.models import find_model
 from kasatune.runs.prepare import deterministic, prepare_training, report_truncation
@@ -91,7 +91,8 @@ def train(
     find_model(recipe.model.name)
     if resume and directory.is_finished(out):
         if is_main():
-            directory.remove(out / directory.WORK)  # a kill may have come between the two
+            for name in (directory.WORK, LOCK):
+                directory.remove(out / name)  # a kill may have come just before the run removed them itself
         shown.message(f"{out} is finished already; nothing is left to do")
         return out
     with quiet(shown.message), deterministic():

@@ -23,7 +23,7 @@ from typing import Any
 
 from kasatune.errors import InputError, OutputError
 from kasatune.runs.compare.identity import Job
-from kasatune.runs.directory import METRICS, write_json
+from kasatune.runs.directory import METRICS, check_place, write_json
 
 RUNS = "runs"
 INDEX = "index.sqlite"
@@ -71,8 +71,7 @@ def open_folder(out: Path) -> Path:
     Raises:
         OutputError: `out` is a file, cannot be written, or holds something that is no comparison.
     """
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out} is a file; give a directory")
+    check_place(out / RUNS if (out / RUNS).is_dir() else out)
     if out.is_dir() and any(out.iterdir()) and not (out / RUNS).is_dir():
         raise OutputError(f"{out} holds something that is no comparison; give another directory with --out")
     try:
