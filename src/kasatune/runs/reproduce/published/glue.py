@@ -108,7 +108,7 @@ GLUE = Experiment(
         "task.max_length": "64",
         "training.epochs": "3",
         "training.batch_size": "32",
-        "training.learning_rate": "1.0e-3",
+        "training.learning_rate": "5.0e-3",
         "training.weight_decay": "0",
         "method.target_modules": "[query, value]",
     },
