@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -42,11 +43,9 @@ def tail_svd(W: Tensor, r: int, *, name: str | None = None) -> TailSVD:
     Raises:
         ModelError: W is not a matrix of finite floating-point numbers in memory, or r is out of range.
     """
-    _check(W, r, name)
-    if _is_small(W):
-        with one_torch_thread():
-            return _decompose(W, r, name)
-    return _decompose(W, r, name)
+    with one_torch_thread() if _is_small(W) else contextlib.nullcontext():
+        _check(W, r, name)
+        return _decompose(W, r, name)
 
 
 def tail_svd_many(

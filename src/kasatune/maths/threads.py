@@ -82,7 +82,8 @@ def side_by_side(work: Callable[[_Job], _Result], jobs: Sequence[_Job], done: Ca
             done()
         return results
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        # held over all jobs: OpenBLAS's threads spin for a while whenever the limit is lifted between two of them
+        with one_blas_thread, ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             for result in pool.map(work, jobs):
                 results.append(result)
                 done()
