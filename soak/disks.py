@@ -21,8 +21,7 @@ _GOES_ON = ("train, kasa", "compare", "decompose")
 def disk_full(bench: Bench, number: int) -> Fault:
     """A file system of a few kilobytes, at every stage of a command; then room, and the command again."""
     fault = Fault("disk full", skipped=no_mount())
-    for name in () if fault.skipped else _FILLED:
-        case = bench.cases[name]
+    for case in () if fault.skipped else [case for name, case in bench.cases.items() if name in _FILLED]:
         for _ in range(number):
             out = bench.new()
             log = out.with_suffix(".log")
@@ -34,7 +33,7 @@ def disk_full(bench: Bench, number: int) -> Fault:
                 fault.answered.add(status)
                 text = log.read_text(encoding="utf-8")
                 if status != 1 or not any(word in text for word in _FULL) or "Traceback" in text:
-                    fault.lost.append(f"{name}: exit status {status}: {text[-200:]!r}")
+                    fault.lost.append(f"{case.name}: exit status {status}: {text[-200:]!r}")
                 _remount(out, "size=64m")
                 bench.go_on(fault, case, out / "run")
     return fault
@@ -43,8 +42,7 @@ def disk_full(bench: Bench, number: int) -> Fault:
 def read_only(bench: Bench, number: int) -> Fault:
     """A file system that is read-only before a command begins, or before one that was killed goes on."""
     fault = Fault("read-only directory", skipped=no_mount())
-    for name in () if fault.skipped else bench.cases:
-        case = bench.cases[name]
+    for name, case in {} if fault.skipped else bench.cases.items():
         for below in ("run",) if number == 1 else ("run", "deeper/run"):
             out = bench.new()
             with _disk(out, "size=64m"):

@@ -36,7 +36,7 @@ def run(recipe: Path, out: Path, processes: int, *, sharded: bool) -> None:
 
 
 def distance(run_dir: Path, alone: Path) -> tuple[float, float, float]:
-    """The largest differences of losses, scores and trained weights."""
+    """The largest differences of losses and scores, which are judged, and of trained weights, which are not."""
     return (
         max(abs(one - other) for one, other in zip(_losses(run_dir), _losses(alone), strict=True)),
         max(abs(value - _metrics(alone)[name]) for name, value in _metrics(run_dir).items()),
@@ -86,9 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         text=(
             "One recipe, started by `torchrun` on the CPU (gloo), float32, dropout 0, 27 rows in steps of 8 of two "
             "pieces, so that the last step of an epoch has fewer rows than there are places. The columns are the "
-            "largest differences from one process alone: of the loss of a step, of a score, of a trained weight. A "
-            f"loss or a score that differs by more than {LIMIT:g} counts as lost. A weight may differ by more in "
-            "`full`: the bias of the keys has no gradient but rounding, and Adam makes whole steps of that. Going on "
+            "largest differences from one process alone: of the loss of any step, of any score, of any trained weight. "
+            f"Judged are the losses and the scores: one that differs by more than {LIMIT:g} counts as lost. The "
+            "weights are shown and not judged, because one may differ by more in `full`: the bias of the keys has no "
+            "gradient but rounding, and Adam makes whole steps of that. Going on "
             "with another number of processes is among the tests "
             "(`tests/runs/test_processes.py`): saved by two with the model sharded, gone on with by one and by four."
         ),

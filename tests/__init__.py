@@ -1,0 +1,3 @@
+from kasatune.runs.quiet import hush_imports
+
+hush_imports()

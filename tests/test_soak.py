@@ -7,8 +7,10 @@ import random
 
 import pytest
 from soak import page
+from soak.bench import Bench
 from soak.cases import files, left_behind, make_cases
 from soak.child import finish, start
+from soak.disks import disk_full, no_mount, read_only
 from soak.kills import try_case
 
 
@@ -42,6 +44,15 @@ def test_a_difference_and_what_stays_behind_are_found(cases, tmp_path):
     assert not left_behind(tmp_path / "one")
     (tmp_path / ".one-abc.unfinished").mkdir()
     assert left_behind(tmp_path / "one") == [str(tmp_path / ".one-abc.unfinished")]
+
+
+@pytest.mark.skipif(bool(no_mount()), reason="no file system can be mounted")
+@pytest.mark.parametrize("kind", [disk_full, read_only])
+def test_a_command_on_a_faulty_disk_says_so_and_is_given_again(kind, cases, tmp_path):
+    bench = Bench(tmp_path, random.Random(32), {name: cases[name] for name in ("decompose", "merge")})
+    fault = kind(bench, 1)
+    assert fault.injected == fault.compared == 2 and not fault.lost
+    assert fault.answered == {1 if kind is disk_full else 2}
 
 
 @pytest.mark.skipif(not page.PAGE.is_file(), reason="no page yet")

@@ -225,6 +225,7 @@ def test_a_damaged_file_is_named(tmp_path):
 def test_files_are_replaced_whole(tmp_path):
     target = tmp_path / "file"
     write_text(target, "old")
+    (tmp_path / ".file.unfinished").write_text("of a process that was killed", encoding="utf-8")
     write_text(target, "new")
     assert target.read_text(encoding="utf-8") == "new"
     assert list(tmp_path.iterdir()) == [target]

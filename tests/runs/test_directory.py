@@ -27,6 +27,17 @@ def test_a_new_or_empty_directory_may_be_written_and_nothing_is_made_yet(recipe,
     check(tmp_path / "empty", recipe)
 
 
+def test_what_a_kill_leaves_before_anything_is_finished_is_no_run(recipe, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".lock").write_text("")
+    (run / ".recipe.yaml.unfinished").write_text("model: {na")
+    for resume in (False, True):
+        check(run, recipe, resume=resume)
+    directory.begin(run, recipe, resume=True)
+    assert sorted(path.name for path in run.iterdir()) == [".lock", "recipe.yaml", "unfinished"]
+
+
 def test_a_file_or_a_path_through_one_is_refused(recipe, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="is a file"):

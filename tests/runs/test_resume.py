@@ -146,10 +146,13 @@ def test_resuming_what_was_never_begun_begins_it(bert, tmp_path):
 def test_resuming_a_finished_run_changes_nothing(bert, tmp_path):
     recipe = make_recipe(bert, tmp_path)
     run = train(recipe, tmp_path / "run")
-    before = (run / "metrics.json").read_bytes()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    (run / ".lock").touch()  # of a run that was killed when all but this was done
+    (run / "unfinished" / "checkpoint-6").mkdir(parents=True)
     display = Recorder()
     train(recipe, run, resume=True, display=display)
-    assert (run / "metrics.json").read_bytes() == before
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert not (run / "unfinished").exists()
     assert "finished already" in display.messages[0]
     assert not display.steps
 

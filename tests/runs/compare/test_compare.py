@@ -121,6 +121,15 @@ def test_an_index_that_is_lost_is_made_again_from_the_folders(damage, done, tmp_
     assert index_of(tmp_path / "out") == before and len(before) == 10
 
 
+def test_a_comparison_that_can_no_longer_be_written_is_refused(done, monkeypatch):
+    request, out, _, _ = done
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    monkeypatch.setattr("kasatune.runs.directory.os.access", lambda *_: False)
+    with pytest.raises(OutputError, match="not a directory that you can write to"):
+        run(request, out)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
 def test_two_processes_do_not_work_on_one_comparison(done, tmp_path):
     request, out, _, _ = done
     shutil.copytree(out, tmp_path / "out")
