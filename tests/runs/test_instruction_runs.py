@@ -134,6 +134,12 @@ def test_without_trl_nothing_is_written(llama, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
+def test_an_adapted_output_layer_is_refused_and_nothing_is_written(llama, tmp_path):
+    with pytest.raises(RecipeError, match=r"method.target_modules: the model's output layer is among the targets"):
+        train(recipe(llama, tmp_path / "d", method={"target_modules": ["lm_head", "q_proj"]}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_packing_is_for_instructions(llama, tmp_path):
     values = recipe(llama, tmp_path / "d").model_dump()
     values["task"] = {**values["task"], "name": "text-generation", "prompt": "a", "completion": "b"}

@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import BertForSequenceClassification
 
 from kasatune.errors import InputError, MissingExtraError
@@ -15,9 +16,10 @@ from kasatune.runs.evaluate import evaluate
 from kasatune.runs.models import load_base
 from kasatune.runs.predict import predict
 from kasatune.runs.quantization import quantization_config
-from kasatune.runs.recipe import ModelSection
+from kasatune.runs.recipe import ModelSection, Recipe
 from kasatune.runs.train import train
 from kasatune.runs.verify import verify
+from tests.runs.text_toys import make_llama, make_text_recipe
 from tests.runs.toys import make_bert, make_recipe
 
 KINDS = {"nf4": "bitsandbytes", "int8": "bitsandbytes", "torchao-int8": "torchao"}
@@ -95,6 +97,40 @@ def test_a_run_on_a_quantized_base_is_verified_exported_and_merged(kind, wide_be
     assert [check for check in checks.values() if check.passed is False] == []
     assert checks["base untouched"].passed and checks["export to lora"].passed and checks["merge"].passed
     assert "no KaSA on quantized layers" in checks["export to peft-kasa"].figure
+
+
+@pytest.mark.parametrize("task", ["text-generation", "instruction"])
+def test_text_is_learnt_on_a_4_bit_base_and_the_adapter_is_whole(task, tmp_path):
+    pytest.importorskip("bitsandbytes", reason="pip install 'kasatune[quant]'")
+    model = make_llama(tmp_path / "llama", hidden_size=64, intermediate_size=128)
+    method = {"target_modules": "all-linear"}
+    if task == "instruction":
+        pytest.importorskip("trl", reason="pip install 'kasatune[sft]'")
+        from tests.runs.test_instruction_runs import recipe as instruction_recipe
+
+        made = instruction_recipe(model, tmp_path / "data", method=method, max_steps=3)
+    else:
+        made = make_text_recipe(model, tmp_path / "data", method=method, max_steps=3)
+    values = made.model_dump()
+    recipe = Recipe.model_validate({**values, "model": {**values["model"], "quantization": "nf4"}})
+    run = train(recipe, tmp_path / "run")
+    metrics = json.loads((run / "metrics.json").read_text())["metrics"]
+    assert metrics["loss"] > 0 and evaluate(run)["metrics"] == metrics
+    assert isinstance(predict(run, ["say red blue :"])[0]["prediction"]["text"], str)
+    stock = load_file(run / "adapter" / "adapter_model.safetensors")
+    native = load_file(run / "kasa" / "adapter_model.safetensors")
+    parts = [*(f"self_attn.{one}_proj" for one in "qkvo"), *(f"mlp.{one}_proj" for one in ("gate", "up", "down"))]
+    layers = [f"layers.{number}.{part}" for number in range(2) for part in parts]
+    for layer in layers:
+        a, b = (next(stock[name] for name in stock if f"{layer}.lora_{side}" in name) for side in "AB")
+        assert a.shape[0] == b.shape[1] == 4 and a.isfinite().all() and b.isfinite().all()
+        kept = {name.rpartition(".")[2] for name in native if f"{layer}." in name}
+        assert kept >= {"kasa_A", "kasa_B", "kasa_sigma", "kasa_tail_U", "kasa_tail_V"}
+    assert len(stock) == 2 * len(layers)
+    # what is trained is held in float32, whatever a trainer thinks of quantized bases
+    trained = [tensor for name, tensor in native.items() if name.endswith("kasa_A")]
+    assert not any(torch.equal(tensor, tensor.bfloat16().float()) for tensor in trained)
+    assert [check for check in verify(run) if check.passed is False] == []
 
 
 def test_none_is_no_configuration():

@@ -112,6 +112,18 @@ def test_a_sixteen_bit_base_is_rounded_once(dtype):
     assert x.grad.dtype == dtype and factors.A.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("name", ["linear", "hooked"])
+def test_an_adapter_narrower_than_its_base_gives_what_the_base_computes_in(name):
+    layer = bases()[name].float()
+    x, factors, tail = problem("diagonal", True, torch.float32)
+    narrow = Factors(*(t.detach().bfloat16().requires_grad_() for t in factors))
+    y = adapted_linear(x, layer, narrow, tail, 0.7)
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y, plain(x, layer, factors, tail, 0.7), rtol=5e-2, atol=5e-1)
+    y.sum().backward()
+    assert all(t.grad is not None and t.grad.dtype == torch.bfloat16 for t in narrow)
+
+
 def test_saved_for_backward_are_the_input_and_the_narrow_activation():
     layer = nn.Linear(64, 64).requires_grad_(False)
     x = torch.randn(100, 64, requires_grad=True)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 
-from kasatune.errors import MissingExtraError
+from kasatune.errors import MissingExtraError, RecipeError
+from kasatune.methods.base import trainable
 from kasatune.runs.examples import Examples
 from kasatune.runs.recipe import Recipe
-from kasatune.runs.trainer import RunSteps, training_arguments
+from kasatune.runs.text.loss import learnt_tokens
+from kasatune.runs.trainer import FILLER, RunSteps, training_arguments
 
 try:
     from datasets import Dataset
@@ -20,17 +26,36 @@ except ImportError as fault:
     raise MissingExtraError("the task instruction", "sft") from fault
 
 
+_TOKENS_OF_ROWS = "tokens_of_rows"
+
+
 class SftRunTrainer(RunSteps, SFTTrainer):  # type: ignore[misc]
     """The Trainer of a run on conversations: TRL's own loss and packing, with the steps of every run.
 
     TRL puts a forward of its own on the model, which a copy of the model would share with it; after training the
-    model's own is back.
+    model's own is back. It lays the rows of a packed piece end to end; where processes share a step, each piece says
+    how long its rows are, so that those which only fill it can be told. On a quantized base it rounds what is trained to
+    16 bits, which is undone: small steps would be lost.
     """
 
     def __init__(self, *, model: Any, **further: Any) -> None:
         self._bare = model.get_base_model() if isinstance(model, PeftModel) else model
         self._forward = vars(self._bare).get("forward")
+        before = [(parameter, parameter.data) for parameter in trainable(model).values()]
         super().__init__(model=model, **further)
+        for parameter, data in before:
+            if parameter.dtype != data.dtype:
+                parameter.data = data.to(parameter.device)
+        if self.args.packing and self.args.world_size > 1:
+            self.data_collator = _with_lengths(self.data_collator)
+
+    def _keep_rows(self, batch: dict[str, Any], number: int) -> int:
+        lengths = batch.pop(_TOKENS_OF_ROWS, None)
+        if lengths is None:
+            return super()._keep_rows(batch, number)
+        labels, end = batch["labels"], int(lengths[:number].sum())
+        labels[:, end:] = FILLER
+        return learnt_tokens(labels)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """The base's training."""
@@ -46,6 +71,30 @@ class SftRunTrainer(RunSteps, SFTTrainer):  # type: ignore[misc]
 
     def _send_telemetry(self) -> None:
         """Nothing: TRL would tell its makers of every trainer that is built."""
+
+
+def _with_lengths(collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    def collated(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+        return {**collate(rows), _TOKENS_OF_ROWS: lengths}
+
+    return collated
+
+
+def require_plain_output(model: nn.Module) -> None:
+    """TRL multiplies by the weight of the output layer itself, past whatever is put around it.
+
+    Raises:
+        RecipeError: the output layer is adapted.
+    """
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if isinstance(base.get_output_embeddings(), BaseTunerLayer):
+        raise RecipeError(
+            [
+                "method.target_modules: the model's output layer is among the targets; the task instruction trains "
+                "past an adapter there; name other layers, or all-linear, which leaves it out"
+            ]
+        )
 
 
 def make_sft_trainer(recipe: Recipe, work: Path, examples: dict[str, Examples], **further: Any) -> SftRunTrainer:

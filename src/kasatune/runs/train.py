@@ -120,13 +120,15 @@ def _begin(recipe: Recipe, out: Path, display: Display, supplies: Supplies) -> R
     start = time.perf_counter()
     reset_peak_memory()
     training_arguments(recipe.training, out)
-    if recipe.task.name == "instruction":
-        importlib.import_module("kasatune.runs.sft")  # an extra that is not installed is told before anything is read
+    # An extra that is not installed is told before anything is read.
+    sft: Any = importlib.import_module("kasatune.runs.sft") if recipe.task.name == "instruction" else None
     data = supplies.data(recipe)
     for note in data.notes:
         display.message(note)
     with progress_told_to(display.progress), decomposed_together():
         prepared = prepare_training(recipe, data, stays=are_sharded())
+    if sft is not None:
+        sft.require_plain_output(prepared.model)
     examples = {split: supplies.examples(prepared, data, split) for split in ("train", SPLIT)}
     for split, rows in examples.items():
         report_truncation(display, split, rows, recipe.task.max_length)

@@ -38,7 +38,7 @@ PROGRESS = "progress.json"
 METHOD = "method.safetensors"
 WEIGHTS = "model.safetensors"
 _SCORE_PREFIX = "eval_"
-_FILLER = -100  # the label of a row that only fills a batch; NaN where labels are real numbers
+FILLER = -100  # the label of a row that only fills a batch; NaN where labels are real numbers
 
 
 class RunSteps(Trainer if TYPE_CHECKING else object):
@@ -118,11 +118,16 @@ class RunSteps(Trainer if TYPE_CHECKING else object):
         answers = 0
         for number, batch in enumerate(batches):
             own = max(0, rows - start - (number * processes + self.args.process_index) * size)
-            labels = batch["labels"]
-            answers += _answers(labels[:own])
-            labels[own:] = math.nan if labels.is_floating_point() else _FILLER
+            answers += self._keep_rows(batch, own)
         everywhere: Any = self.accelerator.gather(torch.tensor(answers, device=device))
         return batches, everywhere.sum()
+
+    def _keep_rows(self, batch: dict[str, Any], number: int) -> int:
+        """Mark all rows of a piece but the first `number` as fillers; how many answers those have."""
+        labels = batch["labels"]
+        answers = _answers(labels[:number])
+        labels[number:] = math.nan if labels.is_floating_point() else FILLER
+        return answers
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW; a group for each learning rate and weight decay (biases and normalisations do not decay)."""
@@ -237,7 +242,7 @@ def mean_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | N
         wanted = torch.where(labels.isnan(), given.detach(), labels.float())
         loss = functional.mse_loss(given, wanted, reduction="sum")
     else:
-        loss = functional.cross_entropy(logits, labels, reduction="sum", ignore_index=_FILLER)
+        loss = functional.cross_entropy(logits, labels, reduction="sum", ignore_index=FILLER)
     return loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
 
 

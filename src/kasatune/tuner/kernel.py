@@ -88,10 +88,12 @@ class _AdaptedLinear(torch.autograd.Function):
             assert result is not None
             base = result.reshape(-1, result.shape[-1])
             # Somebody else's output is left as it was.
+            common = torch.promote_types(base.dtype, B.dtype)
+            wide, rows = wide.to(common), rows.to(common)
             out = (
-                _wider(base, B).addmm_(wide, rows).to(base.dtype)
-                if base.dtype != B.dtype
-                else torch.addmm(base, wide, rows)
+                torch.addmm(base, wide, rows)
+                if base.dtype == common
+                else base.to(common).addmm_(wide, rows).to(base.dtype)
             )
         elif weight.dtype == B.dtype:
             base = torch.addmm(bias, tokens, weight.mT) if bias is not None else tokens @ weight.mT
@@ -138,10 +140,6 @@ class _AdaptedLinear(torch.autograd.Function):
             grad_B = adapter_grad.mT @ _through_core(hidden, core, r).to(B.dtype)
         grad_result = grad if weight is None else None
         return grad_x, grad_result, None, None, grad_A, grad_sigma, grad_B, None, None, None
-
-
-def _wider(tensor: Tensor, other: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, other.dtype))
 
 
 def _stacked(trained: Tensor, frozen: Tensor | None, dim: int) -> Tensor:
