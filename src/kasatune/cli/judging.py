@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kasatune.cli.console import note, print_json, print_table, results_only, say
 from kasatune.errors import InputError
+
+if TYPE_CHECKING:
+    from kasatune.chat import Prices
 
 Judge = Annotated[
     str | None,
@@ -38,6 +41,36 @@ JudgePrices = Annotated[
 ]
 
 
+def refuse_without_judge(**options: object) -> None:
+    """Options that say how a judge is asked, where none is named.
+
+    Raises:
+        InputError: one of them is given.
+    """
+    lone = [name for name, value in options.items() if value is not None]
+    if lone:
+        raise InputError(f"--{lone[0].replace('_', '-')} is for a judge: give --judge MODEL too")
+
+
+def make_prices(text: str | None) -> Prices | None:
+    """The prices in "2.5,10".
+
+    Raises:
+        InputError: these are no two prices.
+    """
+    if text is None:
+        return None
+    from kasatune.chat import Prices
+
+    try:
+        sent, received = (float(part) for part in text.split(","))
+    except ValueError:
+        sent = received = -1.0
+    if not (sent >= 0 and received >= 0):
+        raise InputError(f"--judge-prices: {text!r} received; give two numbers with a comma, as 2.5,10")
+    return Prices(sent, received)
+
+
 def judge(
     run_dir: Path,
     model: str,
@@ -53,21 +86,14 @@ def judge(
     json: bool,
 ) -> None:
     """Have `model` grade the run and print what it comes to."""
-    sums = _prices(prices)
+    sums = make_prices(prices)
     with results_only():
-        from kasatune.chat import Endpoint, Prices
+        from kasatune.chat import Endpoint
         from kasatune.runs.judging.judge_run import JudgeSettings, judge_run
 
-        settings = JudgeSettings(
-            Endpoint(model, url, rate, workers),
-            questions,
-            prompts,
-            against,
-            Prices(*sums) if sums else None,
-            split,
-        )
+        settings = JudgeSettings(Endpoint(model, url, rate, workers), questions, prompts, against, sums, split)
         try:
-            found = judge_run(run_dir, settings, _tell())
+            found = judge_run(run_dir, settings, teller())
         except KeyboardInterrupt as interrupt:
             interrupt.add_note("every answer and reply is kept; the same command goes on")
             raise
@@ -77,24 +103,13 @@ def judge(
         _show(found)
 
 
-def _prices(text: str | None) -> tuple[float, float] | None:
-    if text is None:
-        return None
-    try:
-        sent, received = (float(part) for part in text.split(","))
-    except ValueError:
-        sent = received = -1.0
-    if not (sent >= 0 and received >= 0):
-        raise InputError(f"--judge-prices: {text!r} received; give two numbers with a comma, as 2.5,10")
-    return sent, received
-
-
-def _tell() -> Any:
+def teller() -> Callable[[str, int, int], None]:
+    """Tells of every tenth of what is done, on standard error."""
     told: dict[str, int] = {}
 
     def tell(what: str, done: int, total: int) -> None:
         if done == total or done >= told.get(what, 0) + max(1, total // 10):
-            told[what] = done
+            told[what] = 0 if done == total else done
             note(f"{what}: {done:,} of {total:,}")
 
     return tell

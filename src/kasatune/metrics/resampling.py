@@ -26,7 +26,8 @@ def resampled_scores(
     resamples, so that two results for the same rows can be subtracted column by column.
 
     Args:
-        metric: "accuracy", "matthews_correlation" or "pearson"; for any other the result is None.
+        metric: "accuracy", "matthews_correlation" or "pearson"; "mean" of predictions that are scores themselves,
+            whatever the labels are; for any other the result is None.
         labels: the right answers, (rows,).
         predictions: (sets, rows): one set a run.
         n: resamples.
@@ -95,8 +96,13 @@ def _pearson(weights: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -
     return np.divide(covariance, below, out=np.zeros_like(covariance), where=below > 1e-300)
 
 
+def _mean(weights: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    return weights @ predictions / len(predictions)
+
+
 _SCORES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
     "accuracy": _accuracy,
     "matthews_correlation": _matthews_correlation,
     "pearson": _pearson,
+    "mean": _mean,
 }

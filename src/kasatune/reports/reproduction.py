@@ -91,6 +91,7 @@ def markdown(found: Mapping[str, Any], *, date: str) -> str:
         _table(HEAD, rows(found)),
         f"The verdicts follow one rule. {found['rule'][0].upper()}{found['rule'][1:]}",
         _list("What our runs have otherwise than the published ones:", found["differences"]),
+        _list("Graded:", found["judged"]),
         _list("Not run, and why:", _missing(found)),
         _curves(found),
         _list("## Where the published numbers stand\n", _sources(found)),

@@ -21,6 +21,7 @@ _TITLES = {
     "acc": "acc (log-likelihood)",
     "acc_norm": "acc_norm (log-likelihood)",
     "judge": "judge, 0 to 10",
+    "mt_bench": "MT-Bench, 1 to 10",
     "loss": "loss",
     "perplexity": "perplexity",
 }

@@ -31,7 +31,7 @@ OWN_DATA_KEYS: Mapping[str, tuple[str, ...]] = {
     "instruction": ("train", "validation"),
 }
 _SELF_CONTAINED = ("demo",)
-_FILE_KINDS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+FILE_KINDS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 TRACKERS = {
     "clearml": "clearml",
     "codecarbon": "codecarbon",
@@ -171,8 +171,8 @@ def _method_can_do_the_task(recipe: Recipe) -> Iterator[str]:
 @_rule("task.train", "task.validation")
 def _files_are_tables(recipe: Recipe) -> Iterator[str]:
     for key, name in own_files(recipe.task):
-        if Path(name).suffix.lower() not in _FILE_KINDS:
-            yield f"task.{key}: {show(name)} received; must end in one of {', '.join(_FILE_KINDS)}; convert the file"
+        if Path(name).suffix.lower() not in FILE_KINDS:
+            yield f"task.{key}: {show(name)} received; must end in one of {', '.join(FILE_KINDS)}; convert the file"
     if recipe.task.train is not None and recipe.task.train == recipe.task.validation:
         yield f"task.validation: {show(recipe.task.validation)} is the training file too; score on rows not trained on"
 

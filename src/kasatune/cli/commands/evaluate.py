@@ -58,8 +58,6 @@ def command(
         raise InputError("--harness-path and --harness-limit belong to --harness TASK,...; name the tasks")
     if harness is not None and (split or data):
         raise InputError("--split and --data choose rows of the run's own task; leave them out with --harness")
-    options = {"--judge-url": judge_url, "--questions": questions, "--judge-prompts": judge_prompts}
-    options |= {"--against": against, "--judge-rate": judge_rate, "--judge-prices": judge_prices}
     if judge is not None:
         judging.judge(
             run_dir,
@@ -75,9 +73,14 @@ def command(
             json=json,
         )
         return
-    lone = [name for name, value in options.items() if value is not None]
-    if lone:
-        raise InputError(f"{lone[0]} is for a judge: give --judge MODEL too")
+    judging.refuse_without_judge(
+        judge_url=judge_url,
+        questions=questions,
+        judge_prompts=judge_prompts,
+        against=against,
+        judge_rate=judge_rate,
+        judge_prices=judge_prices,
+    )
     with results_only():
         if harness is not None:
             from kasatune.runs.harness import harness as run_harness

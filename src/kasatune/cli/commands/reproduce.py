@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from kasatune.cli import judging
 from kasatune.cli.arguments import Json, Overrides
 from kasatune.cli.catalogue import find_recipe
 from kasatune.cli.console import note, print_json, print_table, results_only, say
@@ -42,6 +43,13 @@ def command(
         typer.Option(metavar="LIST", help="As `compare` has them; the table's by default.", show_default=False),
     ] = None,
     seeds: Annotated[str, typer.Option(metavar="LIST", help="Seeds of the runs.")] = "0",
+    judge: judging.Judge = None,
+    judge_url: judging.JudgeUrl = None,
+    questions: judging.Questions = None,
+    judge_prompts: judging.JudgePrompts = None,
+    judge_rate: judging.JudgeRate = None,
+    judge_workers: judging.JudgeWorkers = 1,
+    judge_prices: judging.JudgePrices = None,
     json: Json = False,
 ) -> None:
     """Build a table of the paper again, with the paper's number beside ours.
@@ -51,12 +59,22 @@ def command(
     Runs what DIR does not hold yet, by the built-in recipes; give the same command again to go on after a stop. Writes
     reproduction.md and reproduction.json, which say for every number where it was published, what the authors' log
     has, what came out here, and what can be said of the two.
+
+    The answers of instruct are graded by the model that --judge names, those of MT-Bench to the questions of a file;
+    without them the runs are trained and answer, and their grades are missing.
     """
+    from kasatune.chat import Endpoint
     from kasatune.runs.compare.variants import parse_seeds
     from kasatune.runs.reproduce.cases import make_request
     from kasatune.runs.reproduce.experiments import find_experiment
+    from kasatune.runs.reproduce.judged import Judging
 
     experiment = find_experiment(name)
+    if judge is None:
+        judging.refuse_without_judge(
+            judge_url=judge_url, judge_prompts=judge_prompts, judge_rate=judge_rate, judge_prices=judge_prices
+        )
+    endpoint = Endpoint(judge, judge_url, judge_rate, judge_workers) if judge is not None else None
     place = out or Path(f"runs/reproduce-{name}{'-quick' if quick else ''}")
     request = make_request(
         experiment,
@@ -69,6 +87,7 @@ def command(
         tasks=[one.strip() for one in (tasks or "").split(",") if one.strip()],
         data=data,
         overrides=overrides or (),
+        judging=Judging(endpoint, questions, judge_prompts, judging.make_prices(judge_prices)),
     )
     with results_only():
         found = _reproduce(request, place)
@@ -90,7 +109,15 @@ def _reproduce(request: Any, place: Path) -> dict[str, Any]:
     given = [one for one in sys.argv[1:] if one != "--json"]
     words = f"kasatune {shlex.join(given)}" if "reproduce" in given else ""
     try:
-        found = reproduce(request, place, display=make_display(), tell=note, after=write_pages, command=words)
+        found = reproduce(
+            request,
+            place,
+            display=make_display(),
+            tell=note,
+            after=write_pages,
+            judging=judging.teller(),
+            command=words,
+        )
     except KeyboardInterrupt as interrupt:
         interrupt.add_note(f"{place} keeps what was done; go on with the same command")
         raise

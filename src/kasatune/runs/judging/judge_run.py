@@ -61,6 +61,30 @@ class JudgeSettings:
     split: str | None = None
 
 
+def answer_run(
+    run_dir: Path, questions: Path | None = None, progress: Progress = lambda what, done, total: None
+) -> Path:
+    """Have a run's model answer what a judge would be shown; what is answered already is not answered again.
+
+    Args:
+        run_dir: of a run on the task instruction.
+        questions: MT-Bench's file or folder; None for the run's own validation rows.
+        progress: as `judge_run` has it.
+
+    Returns:
+        The file of the answers, in MT-Bench's form.
+
+    Raises:
+        InputError: the run or the questions are wrong.
+    """
+    run_dir = Path(run_dir)
+    recipe = _recipe(run_dir)
+    asked = read_questions(questions) if questions else _own_questions(recipe, None)
+    answers = _answers(run_dir, recipe, asked, progress)
+    write_conversations(run_dir / JUDGE / CONVERSATIONS, run_dir.name, list(answers.values()))
+    return run_dir / JUDGE / CONVERSATIONS
+
+
 def judge_run(
     run_dir: Path, settings: JudgeSettings, progress: Progress = lambda what, done, total: None
 ) -> dict[str, Any]:

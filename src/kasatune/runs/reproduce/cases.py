@@ -11,6 +11,8 @@ from kasatune.errors import InputError
 from kasatune.runs.compare.variants import Variant, parse_variants
 from kasatune.runs.recipe import Recipe, load_recipe
 from kasatune.runs.reproduce.figures import Experiment, PaperModel
+from kasatune.runs.reproduce.judged import Judging, check_judging
+from kasatune.runs.reproduce.local_data import local_data
 
 RUNS = "runs"
 # Where a run happens and what it reads decide nothing about its score, or are told of elsewhere.
@@ -64,6 +66,7 @@ class Request:
         cases: the runs.
         methods: as they were written.
         seeds: of the runs.
+        judging: how answers are graded.
     """
 
     experiment: Experiment
@@ -72,6 +75,7 @@ class Request:
     cases: tuple[Case, ...]
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
+    judging: Judging
 
 
 def make_request(
@@ -86,6 +90,7 @@ def make_request(
     tasks: Sequence[str] = (),
     data: Path | None = None,
     overrides: Sequence[str] = (),
+    judging: Judging = Judging(),  # noqa: B008 - it is frozen
 ) -> Request:
     """The runs of a table, checked before anything is loaded.
 
@@ -100,51 +105,34 @@ def make_request(
         tasks: of the table, to run those alone.
         data: a folder with the tasks' data; None takes it from the hub.
         overrides: "section.key=value" for every recipe, beyond those of the quick form.
+        judging: how answers are graded, in the tables where they are.
 
     Raises:
-        InputError: something is unknown, or a recipe has faults.
+        InputError: something is unknown, a recipe has faults, or the judge, its questions or its prompts have.
     """
     names = {one.name: one for one in experiment.models}
     paper = names.get(model or "", experiment.models[0])
     base = None if model is None or model in names else model
-    if quick and base is None and not experiment.not_run:
+    if quick and base is None:
         base = experiment.quick_model
         if base is None:
             raise InputError(f"--quick: {experiment.name} needs a small base model: name one with --model MODEL")
-    changes = _changes(experiment, quick=quick, base=base, data=data, overrides=overrides)
+    check_judging(experiment, judging)
+    changes = _changes(experiment, quick=quick, base=base)
     variants = parse_variants(methods) if methods else [parse_variants(one)[0] for one in experiment.methods]
     wanted = _wanted(paper, tasks)
     cases = []
     for task in wanted:
-        path = find(paper.recipes[task])
-        published = load_recipe(path)
-        lack = missing_data(task, data)
-        own = {**changes, **(experiment.quick_of_task.get(task, {}) if quick else {}), **_parsed(overrides)}
-        if lack:
-            own.pop("task.data", None)
-        recipe = load_recipe(path, [f"{key}={value}" for key, value in own.items()], check_inputs=True)
+        path, fixed = find(paper.recipes[task]), experiment.of_task.get(task, {})
+        published = load_recipe(path, _texts(fixed))
+        local, lack = local_data(experiment, task, data)
+        small = experiment.quick_of_task.get(task, {}) if quick else {}
+        own = {**fixed, **changes, **local, **small, **_parsed(overrides)}
+        recipe = load_recipe(path, _texts(own), check_inputs=True)
         for variant in variants:
             for seed in seeds:
                 cases.append(_case(task, variant, seed, recipe, published, out, lack))
-    return Request(experiment, paper, quick, tuple(cases), tuple(one.text for one in variants), tuple(seeds))
-
-
-def missing_data(task: str, data: Path | None) -> str:
-    """Why the folder `data` cannot serve a task; "" where it can, or where nothing is known before it is read.
-
-    Raises:
-        InputError: there is no such folder.
-    """
-    if data is None:
-        return ""
-    if not data.is_dir():
-        raise InputError(f"--data: {str(data)!r}: no such folder; check the path (relative ones start at {Path.cwd()})")
-    if task.startswith("glue/"):
-        from kasatune.tasks.glue import GLUE
-
-        folder = GLUE[task].folder
-        return "" if (data / folder).is_dir() else f"{data} has no {folder}"
-    return ""
+    return Request(experiment, paper, quick, tuple(cases), tuple(one.text for one in variants), tuple(seeds), judging)
 
 
 def _wanted(paper: PaperModel, tasks: Sequence[str]) -> list[str]:
@@ -158,17 +146,17 @@ def _wanted(paper: PaperModel, tasks: Sequence[str]) -> list[str]:
     return [name for name in paper.recipes if name in asked]
 
 
-def _changes(
-    experiment: Experiment, *, quick: bool, base: str | None, data: Path | None, overrides: Sequence[str]
-) -> dict[str, str]:
+def _changes(experiment: Experiment, *, quick: bool, base: str | None) -> dict[str, str]:
     changes = dict(experiment.quick) if quick else {}
     if base is not None:
         changes["model.name"] = base
         if not quick or base != experiment.quick_model:
             changes["method.target_modules"] = "default"
-    if data is not None:
-        changes["task.data"] = str(data)
-    return {**changes, **_parsed(overrides)}
+    return changes
+
+
+def _texts(overrides: Mapping[str, str]) -> list[str]:
+    return [f"{key}={value}" for key, value in overrides.items()]
 
 
 def _parsed(overrides: Sequence[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 AVERAGE = "average"
-_OWN_SCALE = ("nist", "cider", "judge", "loss", "perplexity")
+_OWN_SCALE = ("nist", "cider", "judge", "mt_bench", "loss", "perplexity")
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,21 @@ class PaperModel:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """How a judge graded the answers of a task's runs.
+
+    Attributes:
+        metric: the figures that hold its grades.
+        protocol: "score", from 0 to 10 for each of the run's own rows, or "mt-bench", two turns from 1 to 10.
+        model: the published judge, in the field's words.
+    """
+
+    metric: str
+    protocol: str
+    model: str
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A table of the paper.
 
@@ -94,9 +109,13 @@ class Experiment:
         quick: overrides of the recipes that make the scaled-down form.
         quick_of_task: further ones for single tasks.
         quick_model: base model of the scaled-down form; None where the user has to name one.
+        of_task: what sets the tasks of a shared recipe apart, in every form.
+        files: the beginning of the name of each task's file in a folder of data; empty where the tasks know their
+            files.
         scored: where a figure's task is a split of a run's data, the task of the run and the split; a task that is
             missing here is a run of its own, scored on its validation rows.
-        not_run: why nothing is run, and the published numbers are shown alone; "" where runs are made.
+        judged: the tasks whose runs a judge grades.
+        shown: methods whose published figures are shown even where they are not run.
         published: in words, how the published numbers came about.
         unknown: what could not be found out, one sentence each.
     """
@@ -111,7 +130,10 @@ class Experiment:
     quick_of_task: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     quick_model: str | None = None
     scored: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    not_run: str = ""
+    of_task: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    judged: Mapping[str, Judged] = field(default_factory=dict)
+    shown: tuple[str, ...] = ()
 
     def run_of(self, task: str) -> tuple[str, str | None]:
         """The task of the run that scores a figure's task, and the split; None for the run's own scores."""
