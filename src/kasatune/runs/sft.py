@@ -34,8 +34,8 @@ class SftRunTrainer(RunSteps, SFTTrainer):  # type: ignore[misc]
 
     TRL puts a forward of its own on the model, which a copy of the model would share with it; after training the
     model's own is back. It lays the rows of a packed piece end to end; where processes share a step, each piece says
-    how long its rows are, so that those which only fill it can be told. On a quantized base it rounds what is trained to
-    16 bits, which is undone: small steps would be lost.
+    how long its rows are, so that those which only fill it can be told. On a quantized base it rounds what is trained
+    to 16 bits, which is undone: small steps would be lost.
     """
 
     def __init__(self, *, model: Any, **further: Any) -> None:
