@@ -38,15 +38,15 @@ class SftRunTrainer(RunSteps, SFTTrainer):  # type: ignore[misc]
     to 16 bits, which is undone: small steps would be lost.
     """
 
-    def __init__(self, *, model: Any, **further: Any) -> None:
+    def __init__(self, *, model: Any, args: SFTConfig, **further: Any) -> None:
         self._bare = model.get_base_model() if isinstance(model, PeftModel) else model
         self._forward = vars(self._bare).get("forward")
         before = [(parameter, parameter.data) for parameter in trainable(model).values()]
-        super().__init__(model=model, **further)
+        super().__init__(model=model, args=args, **further)
         for parameter, data in before:
             if parameter.dtype != data.dtype:
                 parameter.data = data.to(parameter.device)
-        if self.args.packing and self.args.world_size > 1:
+        if args.packing and args.world_size > 1:
             self.data_collator = _with_lengths(self.data_collator)
 
     def _keep_rows(self, batch: dict[str, Any], number: int) -> int:
@@ -110,7 +110,7 @@ def make_sft_trainer(recipe: Recipe, work: Path, examples: dict[str, Examples], 
         further: arguments of `RunSteps`, and of SFTTrainer.
     """
     section = recipe.training
-    arguments = training_arguments(
+    arguments: Any = training_arguments(
         section,
         work,
         SFTConfig,
