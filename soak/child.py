@@ -39,7 +39,7 @@ def start(
     return process
 
 
-def finish(process: BaseProcess, seconds: float = 300.0) -> int:
+def finish(process: BaseProcess, seconds: float = 3600.0) -> int:
     """Wait for the end; its exit status, minus the number of the signal that ended it.
 
     Raises:

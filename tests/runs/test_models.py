@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from transformers import BertModel, GPT2Config, GPT2Model, PreTrainedTokenizerFa
 from kasatune.errors import ModelError
 from kasatune.runs.models import find_model, load_base
 from kasatune.runs.recipe import ModelSection
+from tests.runs.text_toys import make_llama
 
 
 def load(name, *, labels=("no", "yes"), kind="classification", seed=0, max_length=16, **section):
@@ -169,6 +172,28 @@ def test_mixed_precision_keeps_the_head_in_float32(bert):
         )
         assert base.model.classifier.weight.dtype == dtype
         assert base.model.bert.embeddings.word_embeddings.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="asks Linux for the memory of a process")
+@pytest.mark.parametrize(("dtype", "copied"), [("float32", 0.0), ("bfloat16", 0.5)])
+def test_weights_in_the_dtype_of_their_files_are_mapped_and_not_copied(dtype, copied, tmp_path):
+    """The processes of a node then share them."""
+    folder = make_llama(tmp_path, vocab_size=10_000, hidden_size=512, intermediate_size=512, tie_word_embeddings=False)
+    size = (folder / "model.safetensors").stat().st_size
+    assert size > 40 * 2**20
+    load(folder, kind="generation", dtype="float32")  # with all that is imported for it
+    gc.collect()
+    before = own_memory()
+    base = load(folder, kind="generation", dtype=dtype)
+    gc.collect()
+    assert (own_memory() - before) / size == pytest.approx(copied, abs=0.1)
+    assert base.model.lm_head.weight.sum().isfinite()
+
+
+def own_memory():
+    """Bytes of this process that lie in no file."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Anonymous:"))
 
 
 def test_a_hub_that_cannot_be_reached_is_told_as_such(monkeypatch):
