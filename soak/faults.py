@@ -191,6 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "Two processes could write one run directory: the second is refused, with the number of the first.",
             "A run could go on with other rows than it was begun with: refused.",
             "SIGTERM ended a run where it was: it stops at the next step, as after Ctrl-C.",
+            "A learning rate of 1e38 ended in an error of PyTorch; it is a divergence, with the state before it kept.",
         ],
         seconds=time.perf_counter() - began,
         quick=given.quick,

@@ -225,6 +225,13 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_the_state_before_is_there(v
     assert evaluate(tmp_path / "run")["metrics"] == metrics["selected"]["metrics"]
 
 
+def test_a_step_beyond_what_a_float_holds_is_a_divergence(bert, tmp_path):
+    rates = {"learning_rate": 1e38, "warmup_ratio": 0.0, "schedule": "constant"}
+    with pytest.raises(DivergedError, match="the optimizer's step is not finite at step 1; the state before it"):
+        train(make_recipe(bert, tmp_path, method={"name": "full"}, **rates), tmp_path / "run")
+    assert evaluate(tmp_path / "run")["metrics"]
+
+
 def test_a_gradient_that_is_not_finite_never_reaches_the_weights(bert, tmp_path, monkeypatch):
     from kasatune.runs import trainer
 

@@ -81,9 +81,17 @@ class RunSteps(Trainer if TYPE_CHECKING else object):
         self.remove_callback(PrinterCallback)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """The base's training; the model's forward is its own again afterwards, without mixed precision around it."""
+        """The base's training; the model's forward is its own again afterwards, without mixed precision around it.
+
+        Raises:
+            DivergedError: a learning rate that takes a step beyond what a float holds; see `training_step` too.
+        """
         try:
             return super().train(*args, **kwargs)
+        except RuntimeError as fault:
+            if "without overflow" not in str(fault):  # as torch says it of a factor that it multiplies by
+                raise
+            raise diverged("the optimizer's step", self.state.global_step + 1) from fault
         finally:
             self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)  # type: ignore[arg-type]
 
