@@ -97,6 +97,9 @@ def test_answers_are_graded_and_stand_beside_the_papers_number(kasatune, toy, ou
     assert rated["ours"]["score"] == 2.5 and rated["ours"]["interval"] == [2.0, 3.0]
     assert rated["verdict"] == "not comparable"
     assert "judge: mine (published: gpt-4o)" in rated["reasons"]
+    assert (
+        "training.max_steps: 1 (recipe: none)" in rated["reasons"]
+    )  # the recipe's settings are nobody's published ones
     assert any(reason.startswith("no setting of the published runs is known") for reason in rated["reasons"])
     assert figures(found)["mt-bench", "mt_bench", "kasa"]["ours"]["score"] == 5.0
     assert figures(found)["mt-bench", "mt_bench", "kasa"]["verdict"] == "nothing published"

@@ -11,6 +11,7 @@ from kasatune.reports.words import metric_title
 HEAD = ("task", "score", "method", "paper", "authors' log", "ours", "95 % interval", "verdict")
 CURVE_HEAD = ("task", "method", "", "best epoch", "last epoch", "mean of the last ten")
 _UNKNOWN = "not known"
+_WHOSE = {"published": "published ones", "recipe": "recipes, whose settings are a choice"}
 _NONE = "-"
 
 
@@ -90,7 +91,7 @@ def markdown(found: Mapping[str, Any], *, date: str) -> str:
         * bool(found["base"]),
         _table(HEAD, rows(found)),
         f"The verdicts follow one rule. {found['rule'][0].upper()}{found['rule'][1:]}",
-        _list("What our runs have otherwise than the published ones:", found["differences"]),
+        _list(f"What our runs have otherwise than the {_WHOSE[found['settings']]}:", found["differences"]),
         _list("Graded:", found["judged"]),
         _list("Not run, and why:", _missing(found)),
         _curves(found),

@@ -18,7 +18,7 @@ from kasatune.runs.models import find_model, model_family, require_causal, why_n
 from kasatune.runs.plan_layers import LayerPlan, match
 from kasatune.runs.plan_memory import estimate
 from kasatune.runs.quiet import quiet
-from kasatune.runs.recipe_checks import comes_from_hub
+from kasatune.runs.recipe_checks import OWN_DATA_KEYS, comes_from_hub
 from kasatune.tasks.table import TASKS
 
 if TYPE_CHECKING:
@@ -133,7 +133,10 @@ def require_feasible(recipe: Recipe) -> Plan:
 
 def _read(recipe: Recipe, found: _Findings) -> TaskData | None:
     if comes_from_hub(recipe.task):
-        found.notes.append(f"the rows of {recipe.task.name} come from the hub: steps are counted once task.data is set")
+        key = "train" if recipe.task.name in OWN_DATA_KEYS else "data"
+        found.notes.append(
+            f"the rows of {recipe.task.name} come from the hub: steps are counted once task.{key} is set"
+        )
         return None
     from kasatune.tasks import load_task
 

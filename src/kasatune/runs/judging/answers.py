@@ -47,26 +47,26 @@ class Candidate:
         """
         answers: dict[str, list[str]] = {one.id: [] for one in questions}
         total, done = sum(len(one.turns) for one in questions), 0
-        for turn in range(max(len(one.turns) for one in questions)):
-            asked = [one for one in questions if len(one.turns) > turn]
-            size = self._recipe.training.eval_batch_size
-            for start in range(0, len(asked), size):
-                batch = asked[start : start + size]
-                texts = self._answers([_chat(one, answers[one.id]) for one in batch])
-                for one, text in zip(batch, texts, strict=True):
-                    answers[one.id].append(text)
-                done += len(batch)
-                progress(done, total)
+        with quiet(), deterministic():
+            for turn in range(max(len(one.turns) for one in questions)):
+                asked = [one for one in questions if len(one.turns) > turn]
+                size = self._recipe.training.eval_batch_size
+                for start in range(0, len(asked), size):
+                    batch = asked[start : start + size]
+                    texts = self._answers([_chat(one, answers[one.id]) for one in batch])
+                    for one, text in zip(batch, texts, strict=True):
+                        answers[one.id].append(text)
+                    done += len(batch)
+                    progress(done, total)
         return {name: Conversation(name, tuple(turns)) for name, turns in answers.items()}
 
     def _answers(self, chats: Sequence[Chat]) -> list[str]:
         keys = [self._key(chat) for chat in chats]
         missing = {key: chat for key, chat in zip(keys, chats, strict=True) if self._ledger.get(key) is None}
         if missing:
-            with quiet(), deterministic():
-                if self._prepared is None:
-                    self._prepared = prepare_saved(self._recipe, "generation", None, self._run_dir)
-                texts = self._prepared.answer(list(missing.values()))
+            if self._prepared is None:
+                self._prepared = prepare_saved(self._recipe, "generation", None, self._run_dir)
+            texts = self._prepared.answer(list(missing.values()))
             for (key, chat), text in zip(missing.items(), texts, strict=True):
                 self._ledger.add(key, {"messages": [list(message) for message in chat], "answer": text})
         return [str((self._ledger.get(key) or {})["answer"]) for key in keys]

@@ -37,7 +37,8 @@ class Case:
         seed: of the run.
         recipe: what is run.
         folder: its run directory.
-        differences: what the recipe has otherwise than the published one, "key: ours (published: theirs)" each.
+        differences: what the run has otherwise than the built-in recipe, "key: ours (published: theirs)" each, or
+            "(recipe: ...)".
         missing: why it cannot be run; "" where it can.
     """
 
@@ -131,7 +132,10 @@ def make_request(
         recipe = load_recipe(path, _texts(own), check_inputs=True)
         for variant in variants:
             for seed in seeds:
-                cases.append(_case(task, variant, seed, recipe, published, out, lack))
+                folder = out / RUNS / _name(task, variant, seed)
+                ours = variant.apply(recipe, {"seed": seed}, {}).model_copy(update={"output": str(folder)})
+                differences = _differences(ours, variant.apply(published, {}, {}), experiment.settings)
+                cases.append(Case(task, variant.text, seed, ours, folder, tuple(differences), lack))
     return Request(experiment, paper, quick, tuple(cases), tuple(one.text for one in variants), tuple(seeds), judging)
 
 
@@ -166,18 +170,14 @@ def _parsed(overrides: Sequence[str]) -> dict[str, str]:
     return {key: value for key, _, value in (one.partition("=") for one in overrides)}
 
 
-def _case(task: str, variant: Variant, seed: int, recipe: Recipe, published: Recipe, out: Path, missing: str) -> Case:
-    words = [task.rpartition("/")[2], variant.text.replace(":", "-").replace("=", "-"), f"seed{seed}"]
-    folder = out / RUNS / "-".join(words)
-    ours = variant.apply(recipe, {"seed": seed}, {}).model_copy(update={"output": str(folder)})
-    theirs = variant.apply(published, {}, {})
-    return Case(task, variant.text, seed, ours, folder, tuple(_differences(ours, theirs)), missing)
+def _name(task: str, variant: Variant, seed: int) -> str:
+    return "-".join([task.rpartition("/")[2], variant.text.replace(":", "-").replace("=", "-"), f"seed{seed}"])
 
 
-def _differences(ours: Recipe, theirs: Recipe) -> list[str]:
+def _differences(ours: Recipe, theirs: Recipe, settings: str) -> list[str]:
     mine, published = _flat(ours), _flat(theirs)
     return [
-        f"{key}: {_shown(key, mine[key])} (published: {_shown(key, published[key])})"
+        f"{key}: {_shown(key, mine[key])} ({settings}: {_shown(key, published[key])})"
         for key in mine
         if key not in _NO_DIFFERENCE and mine[key] != published[key]
     ]

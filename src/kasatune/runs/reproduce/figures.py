@@ -114,6 +114,7 @@ class Experiment:
             files.
         scored: where a figure's task is a split of a run's data, the task of the run and the split; a task that is
             missing here is a run of its own, scored on its validation rows.
+        settings: whose settings the recipes hold: "published", or "recipe" where they are a choice.
         judged: the tasks whose runs a judge grades.
         shown: methods whose published figures are shown even where they are not run.
         published: in words, how the published numbers came about.
@@ -132,6 +133,7 @@ class Experiment:
     scored: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     of_task: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    settings: str = "published"
     judged: Mapping[str, Judged] = field(default_factory=dict)
     shown: tuple[str, ...] = ()
 

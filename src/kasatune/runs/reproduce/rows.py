@@ -42,6 +42,7 @@ def content(request: Request, outcomes: Outcomes, *, command: str = "", failed: 
             "published": request.experiment.published,
             "unknown": list(request.experiment.unknown),
             "rule": RULE,
+            "settings": request.experiment.settings,
             "differences": _common(request),
             "judged": _graded(request, outcomes),
             "figures": rows,

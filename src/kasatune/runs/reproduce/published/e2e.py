@@ -37,6 +37,7 @@ E2E = Experiment(
     ),
     methods=("kasa", "lora"),
     scored={"e2e": ("e2e", "test")},
+    settings="recipe",
     quick={
         "task.max_train": "2000",
         "task.max_eval": "100",

@@ -57,6 +57,7 @@ INSTRUCT = Experiment(
     ),
     methods=("kasa",),
     shown=("full",),
+    settings="recipe",
     of_task={
         one: {"task.train": f"hub:llama-duo/synth_{name}_dataset_dedup:train_sft_gpt4o"} for one, name in _SETS.items()
     },
