@@ -39,6 +39,11 @@ class Case:
     result: Callable[[Path], dict[str, Any]]
     checkpoints: bool = False
 
+    @property
+    def command(self) -> str:
+        """The command's name without what it is given."""
+        return self.name.replace(",", " ").split()[0]
+
     def again(self, out: Path) -> Sequence[str] | None:
         """What is given after a stop; None where nothing is left to do."""
         if not out.exists():

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,7 +90,7 @@ def try_case(case: Case, folder: Path, kills: int, draw: random.Random) -> Tally
 def main(argv: Sequence[str] | None = None) -> int:
     """Every case, and the record of all; exit status 1 where anything was lost."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=24, help="of each command")
+    parser.add_argument("--kills", type=int, default=24, help="of each command, in all its forms")
     parser.add_argument("--quick", action="store_true", help="three kills of each, and no record that is kept")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name holds it")
     parser.add_argument("--seed", type=int, default=0)
@@ -96,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("KASATUNE_CACHE", "off")
     began = time.perf_counter()
     draw = random.Random(given.seed)
+    tallies: dict[str, Tally] = {}
     with tempfile.TemporaryDirectory(prefix="kasatune-soak-") as folder:
         place = Path(folder)
 
@@ -103,18 +106,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             if status := finish(start(arguments, place / "log")):
                 raise RuntimeError(f"{' '.join(arguments)}: exit status {status}")
 
-        tallies = {}
-        for case in make_cases(place, run):
+        cases = make_cases(place, run)
+        of_command = Counter(case.command for case in cases)
+        for case in cases:
             if given.only not in case.name:
                 continue
-            tallies[case.name] = tally = try_case(
-                case, place / case.name.replace(" ", "-"), 3 if given.quick else given.kills, draw
-            )
-            print(
-                f"{case.name}: {tally.kills} kills, {tally.results} results, lost: {tally.lost or 'nothing'}",
-                flush=True,
-            )
-    lost = sum(len(tally.lost) for tally in tallies.values())
+            kills = 3 if given.quick else math.ceil(given.kills / of_command[case.command])
+            tallies[case.name] = tally = try_case(case, place / case.name.replace(" ", "-"), kills, draw)
+            told = f"{tally.kills} kills, {tally.results} results, lost: {tally.lost or 'nothing'}"
+            print(f"{case.name}: {told}", flush=True)
+            _record(given, tallies, time.perf_counter() - began)  # a long form that is stopped keeps what was done
+    return int(any(tally.lost for tally in tallies.values()))
+
+
+def _record(given: argparse.Namespace, tallies: Mapping[str, Tally], seconds: float) -> None:
     write(
         part="kills",
         title="Killed at any moment",
@@ -134,7 +139,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             [name, f"{t.seconds:.1f} s", t.kills, t.results, t.checkpoints or "", len(t.lost)]
             for name, t in tallies.items()
         ],
-        totals={"processes killed": sum(tally.kills for tally in tallies.values()), "lost": lost},
+        totals={
+            "processes killed": sum(tally.kills for tally in tallies.values()),
+            "lost": sum(len(tally.lost) for tally in tallies.values()),
+        },
         findings=[
             "The only checkpoint was removed before the next one was complete: two are kept, and each is sealed.",
             "A kill of `export` or `merge` left its unfinished directory behind: the next such command removes it.",
@@ -144,10 +152,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             "A `train` or `decompose` killed as it wrote its first file could not be resumed, a page under way left a "
             "temporary file, and a run killed at its last moment left its lock: none of these any more.",
         ],
-        seconds=time.perf_counter() - began,
+        seconds=seconds,
         quick=given.quick or bool(given.only),
     )
-    return int(lost > 0)
 
 
 def _compare(case: Case, out: Path, wanted: dict, tally: Tally) -> None:
