@@ -84,6 +84,12 @@ def test_faults_of_the_input_are_told_and_nothing_is_written(options, words, kas
     assert not (place / "out").exists()
 
 
+def test_a_task_that_generates_text_is_refused_with_what_to_do_instead(kasatune, place):
+    done = kasatune("compare", "e2e/gpt2-medium", "--methods", "kasa,lora", "--out", place / "out")
+    assert done.status == 2 and "e2e: it generates text" in done.err and "kasatune train RECIPE" in done.err
+    assert not (place / "out").exists()
+
+
 def test_an_override_may_be_for_one_recipe_alone():
     from kasatune.cli.commands.compare import _overrides
 

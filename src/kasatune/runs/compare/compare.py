@@ -17,7 +17,6 @@ from kasatune.runs.compare.store import RUNS, open_folder, open_index
 from kasatune.runs.plan import require_feasible
 from kasatune.runs.prepare import deterministic
 from kasatune.runs.quiet import quiet
-from kasatune.tasks.table import TASKS
 
 THREADS = 1
 
@@ -102,8 +101,6 @@ def make_cells(request: Request, shared: Shared, tell: Callable[[str], None]) ->
     problems: list[str] = []
     cells = []
     for number, task in enumerate(request.tasks):
-        if TASKS[task.recipe.task.name].kind == "generation":
-            raise InputError(f"{task.name}: comparisons of tasks that generate text are not supported")
         data = shared.data(task.recipe)
         for note in data.notes:
             tell(f"{task.name}: {note}")

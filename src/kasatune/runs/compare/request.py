@@ -10,6 +10,7 @@ from typing import Any, Literal
 from kasatune.errors import InputError, RecipeError
 from kasatune.runs.compare.variants import Variant, keys_read
 from kasatune.runs.recipe import Recipe
+from kasatune.tasks.table import TASKS
 
 Protocol = Literal["clean", "paper"]
 SearchKind = Literal["grid", "random", "optuna"]
@@ -151,6 +152,11 @@ def _check_search(search: Search) -> None:
 def _tasks(recipes: Sequence[tuple[Path, Recipe]]) -> tuple[Task, ...]:
     tasks = []
     for path, recipe in recipes:
+        if TASKS[recipe.task.name].kind == "generation":
+            raise InputError(
+                f"{recipe.task.name}: it generates text, whose scores are not compared row by row; train each method "
+                "with `kasatune train RECIPE method.name=...` and lay their metrics.json side by side"
+            )
         own = recipe.task.name in ("classification", "regression")
         tasks.append(Task(path.stem if own else recipe.task.name, recipe))
     names = [task.name for task in tasks]
