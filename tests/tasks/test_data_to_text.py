@@ -127,8 +127,8 @@ def test_the_hubs_rows_take_the_same_form(monkeypatch):
 
     tables = {
         "tuetschek/e2e_nlg": {"meaning_representation": "name[A], eatType[pub]", "human_reference": "A pub."},
-        "GEM/web_nlg": {"input": ["A | is_in | B", "A | p | C"], "target": "A pub."},
-        "GEM/dart": {"tripleset": [["A", "IS", "B"]], "target": "A pub."},
+        "GEM/web_nlg": {"input": ["A | is_in | B", "A | p | C"], "target": "A pub.", "references": ["A pub."]},
+        "GEM/dart": {"tripleset": [["A", "IS", "B"]], "target": "A pub.", "references": ["A pub."]},
     }
     monkeypatch.setattr(
         datasets, "load_dataset", lambda name, config: {s: [tables[name]] for s in ("train", "validation", "test")}
@@ -148,6 +148,30 @@ def test_the_hubs_rows_take_the_same_form(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(WorkError, match=r"e2e could not be had from the hub .*task\.data"):
         load_task(Settings("e2e"))
+
+
+@pytest.mark.parametrize(
+    ("task", "facts", "prompt"),
+    [
+        ("webnlg", {"input": ["A | is_in | B"]}, PROMPT.format("A : is_in : B")),
+        ("dart", {"tripleset": [["A", "IS_IN", "B"]]}, PROMPT.format("A : is_in : B")),
+    ],
+)
+def test_the_hubs_rows_of_evaluation_hold_every_reference(monkeypatch, task, facts, prompt):
+    import datasets
+
+    trained = [{**facts, "target": text, "references": []} for text in ("A in B.", "B holds A.")]
+    judged = [
+        {**facts, "target": "A in B.", "references": ["A in B.", "B holds A.", ""]},
+        {**facts, "target": "", "references": []},
+    ]
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda name, config: {"train": trained, "validation": judged, "test": judged}
+    )
+    splits = load_task(Settings(task)).splits
+    for split in ("train", "validation", "test"):
+        assert splits[split].first == [prompt] * 2
+        assert splits[split].labels == ["A in B.", "B holds A."]
 
 
 def own(tmp_path, rows, **further):

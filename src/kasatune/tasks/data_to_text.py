@@ -40,13 +40,13 @@ class Source:
         forms: files of the splits train, validation and test, for each form in which the set is handed around; the
             first form that is there is read.
         hub: name and configuration on the hub.
-        hub_pair: the pair in a row of the hub's table.
+        hub_pairs: the pairs in a row of the hub's table.
         hub_note: how the hub's rows differ from those of the published results.
     """
 
     forms: tuple[tuple[str, str, str], ...]
     hub: tuple[str, str | None]
-    hub_pair: Callable[[Mapping[str, Any]], Pair]
+    hub_pairs: Callable[[Mapping[str, Any]], list[Pair]]
     hub_note: str = ""
 
 
@@ -64,17 +64,26 @@ def _lowered(triples: Any) -> str:
     return _triples((subject, str(relation).lower(), object_) for subject, relation, object_ in triples)
 
 
+def _each_reference(facts: str, row: Mapping[str, Any]) -> list[Pair]:
+    """The pairs of a row of GEM: one of training has a target, one of evaluation all of its references as well.
+
+    An input that nobody has written a sentence for has an empty target; there is nothing to score on it.
+    """
+    sentences = dict.fromkeys([row["target"], *row["references"]])
+    return [(facts, sentence) for sentence in sentences if sentence.strip()]
+
+
 SOURCES: Mapping[str, Source] = MappingProxyType(
     {
         "e2e": Source(
             (("train.txt", "valid.txt", "test.txt"), ("trainset.csv", "devset.csv", "testset_w_refs.csv")),
             ("tuetschek/e2e_nlg", None),
-            lambda row: (e2e_facts(row["meaning_representation"]), row["human_reference"]),
+            lambda row: [(e2e_facts(row["meaning_representation"]), row["human_reference"])],
         ),
         "webnlg": Source(
             (("train.json", "dev.json", "test.json"), ("train.txt", "valid.txt", "test.txt")),
             ("GEM/web_nlg", "en"),
-            lambda row: (_triples(fact.split(" | ") for fact in row["input"]), row["target"]),
+            lambda row: _each_reference(_triples(fact.split(" | ") for fact in row["input"]), row),
             "WebNLG 2020 (version 3); published results of LoRA and KaSA's rivals are on the challenge of 2017",
         ),
         "dart": Source(
@@ -83,7 +92,7 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
                 ("train.txt", "valid.txt", "test.txt"),
             ),
             ("GEM/dart", None),
-            lambda row: (_lowered(row["tripleset"]), row["target"]),
+            lambda row: _each_reference(_lowered(row["tripleset"]), row),
         ),
     }
 )
@@ -200,7 +209,7 @@ def _from_hub(task: str, source: Source) -> tuple[dict[str, Rows], str]:
     name, config = source.hub
     try:
         loaded = datasets.load_dataset(name, config)
-        pairs = {split: [source.hub_pair(row) for row in loaded[split]] for split in _SPLITS}  # type: ignore[arg-type,index]
+        pairs = {split: [pair for row in loaded[split] for pair in source.hub_pairs(row)] for split in _SPLITS}  # type: ignore[arg-type,index]
     except Exception as fault:  # datasets and the hub client raise dozens of unrelated types
         reason = (str(fault).splitlines() or [""])[0]
         raise WorkError(
