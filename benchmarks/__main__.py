@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.harness import RESULTS, Row, machine
+from benchmarks.harness import MEANING, RESULTS, Row, machine
 
 SCRIPTS = ("decomposition", "tails", "attach", "load", "step", "whole_run", "scaling")
 LONGEST = 300.0
@@ -62,7 +62,7 @@ def cells(result: Result) -> list[tuple[str, ...]]:
             f"{result.script}: {row.what}",
             row.ours,
             row.peer,
-            f"{row.ratio:.3f}",
+            row.shown_ratio,
             "" if row.target is None else f"{row.target:.3g}",
             row.verdict,
         )
@@ -89,9 +89,9 @@ def page(results: list[Result], table: list[tuple[str, ...]]) -> str:
         + ", ".join(f"{key} {facts[key]}" for key in ("python", "torch", "transformers", "peft", "kasatune"))
         + ".",
         "",
-        f"Made by `make bench` in {sum(result.seconds for result in results) / 60:.0f} minutes. The ratio is ours / "
-        "peer, lower is better; the target is its upper bound. Quick forms take small shapes and few turns; the pages "
-        f"beside this one hold the full ones. {met} targets met, {missed} missed.",
+        f"Made by `make bench` in {sum(result.seconds for result in results) / 60:.0f} minutes. {MEANING} For "
+        "scaling it is the growth measured over what arithmetic alone gives. Quick forms take small shapes and few "
+        f"turns; the pages beside this one hold the full ones. {met} targets met, {missed} missed.",
         "",
         *(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in [HEAD]),
         "|---" * len(HEAD) + "|",

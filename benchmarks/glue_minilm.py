@@ -51,6 +51,13 @@ def line(task: str, method: str, results: list[dict]) -> str:
     )
 
 
+def conclusion(page: Path) -> str:
+    """What the page before this one says under its table, written by hand: it stays, to be read again."""
+    before = page.read_text(encoding="utf-8") if page.is_file() else ""
+    _, heading, text = before.partition("\n## What it shows\n")
+    return heading + text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -91,7 +98,8 @@ def main() -> None:
         ]
     )
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "glue-minilm.md").write_text(text, encoding="utf-8")
+    path = RESULTS / "glue-minilm.md"
+    path.write_text(text + conclusion(path), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,11 @@ _Result = TypeVar("_Result")
 
 RESULTS = Path(__file__).parent / "results"
 
+MEANING = (
+    "Times are medians over the turns; the ratio is the median of ours / peer turn by turn, which may differ from the "
+    "quotient of the medians. Lower is better; the target is its upper bound."
+)
+
 SHORT = 0.05
 """Seconds that a turn of something fast is made to last."""
 
@@ -37,6 +42,11 @@ class Row:
     peer: str
     ratio: float
     target: float | None
+
+    @property
+    def shown_ratio(self) -> str:
+        """Three decimals, or three significant digits where it is below 0.01."""
+        return f"{self.ratio:.3f}" if self.ratio >= 0.01 else f"{self.ratio:.3g}"
 
     @property
     def verdict(self) -> str:
@@ -106,8 +116,20 @@ def machine() -> dict[str, str]:
     }
 
 
-def publish(name: str, title: str, command: str, rows: Sequence[Row], notes: str = "", *, quick: bool = False) -> None:
-    """Print the table; write it as results/NAME.md and .json, the quick form under names of its own."""
+def publish(
+    name: str,
+    title: str,
+    command: str,
+    rows: Sequence[Row],
+    notes: str = "",
+    *,
+    quick: bool = False,
+    meaning: str = MEANING,
+) -> None:
+    """Print the table; write it as results/NAME.md and .json, the quick form under names of its own.
+
+    `meaning` says what the ratios of this table are.
+    """
     stem = f"{name}-quick" if quick else name
     RESULTS.mkdir(exist_ok=True)
     stamp = datetime.now(UTC).date().isoformat()
@@ -119,13 +141,12 @@ def publish(name: str, title: str, command: str, rows: Sequence[Row], notes: str
         + ", ".join(f"{key} {facts[key]}" for key in ("python", "torch", "transformers", "peft", "kasatune"))
         + ".",
         "",
-        f"Made by `{command}{' --quick' if quick else ''}`. The ratio is ours / peer, lower is better; the target is "
-        "its upper bound.",
+        f"Made by `{command}{' --quick' if quick else ''}`. {meaning}",
         "",
         "| what | ours | peer | ratio | target | |",
         "|---|---|---|---|---|---|",
         *(
-            f"| {r.what} | {r.ours} | {r.peer} | {r.ratio:.3f} | {'' if r.target is None else f'{r.target:g}'} "
+            f"| {r.what} | {r.ours} | {r.peer} | {r.shown_ratio} | {'' if r.target is None else f'{r.target:g}'} "
             f"| {r.verdict} |"
             for r in rows
         ),

@@ -68,10 +68,6 @@ class Model:
             + 6 * TOKENS * self.vocabulary,
         }
 
-    def host_bytes(self, processes: int) -> float:
-        """What `processes` on one node hold in its memory while they load: each the whole base."""
-        return 2 * self.parameters * processes
-
 
 MODELS = (
     Model("8B", 8.03e9, 4096, 14336, 1024, 32),
@@ -80,15 +76,19 @@ MODELS = (
 )
 
 
+def shown(seconds: float) -> str:
+    """Hours, or minutes below one hour."""
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
+
+
 def sizes() -> list[str]:
     """What rank 16 on all linear layers takes in files, and the decomposition."""
     lines = ["| model | trained numbers | tails | a checkpoint | decomposition, 2 cores |", "|---|---|---|---|---|"]
     for model in MODELS:
         tails, checkpoint = 4 * model.trained, 12 * model.trained
-        hours = model.decomposition / 3600
         lines.append(
             f"| {model.name} | {model.trained / 1e6:.0f} million | {tails / MIB:.0f} MiB | {checkpoint / GIB:.2f} GiB "
-            f"| {hours:.1f} h |"
+            f"| {shown(model.decomposition)} |"
         )
     return lines
 
@@ -111,7 +111,7 @@ def speed() -> list[str]:
     lines = ["| model | tokens a second and GPU | 10 million tokens on 8 GPUs |", "|---|---|---|"]
     for model in MODELS:
         rate = SPEED / (6 * model.parameters)
-        lines.append(f"| {model.name} | {rate:.0f} | {1e7 / rate / 8 / 3600:.1f} h |")
+        lines.append(f"| {model.name} | {rate:.0f} | {shown(1e7 / rate / 8)} |")
     return lines
 
 

@@ -373,6 +373,7 @@ def main() -> None:
         exponents(found),
         notes(found),
         quick=options.quick,
+        meaning="The ratio is the growth measured over what arithmetic alone gives.",
     )
 
 

@@ -162,10 +162,15 @@ def table(cases: dict[str, dict[str, Any]]) -> list[Row]:
     return rows
 
 
+def counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def described(cases: dict[str, dict[str, Any]]) -> str:
     lines = [
-        f"{title}: epochs {case['epochs']}, {case['rows']['train']:,} rows, {case['rows']['validation']:,} rows "
-        f"evaluated after each, adapters on {', '.join(case['targets'])}, {len(case['took'][OURS])} turns."
+        f"{title}: {counted(case['epochs'], 'epoch')}, {case['rows']['train']:,} rows, "
+        f"{case['rows']['validation']:,} rows evaluated after each, adapters on {', '.join(case['targets'])}, "
+        f"{counted(len(case['took'][OURS]), 'turn')}."
         for title, case in cases.items()
     ]
     return " ".join(lines)

@@ -75,7 +75,13 @@ def page() -> str:
     lines = ["| name | method | paper | computed by | trained parameters |", "|---|---|---|---|---|"]
     for info in METHODS.values():
         link = f"[`{info.name}`](#{info.name})"
-        row = (link, info.shown_title, info.paper, info.implemented_by, PARAMETERS[info.name])
+        row = (
+            link,
+            info.shown_title,
+            "\N{EN DASH}" if info.paper == "none" else info.paper,
+            info.implemented_by,
+            PARAMETERS[info.name],
+        )
         lines.append(f"| {' | '.join(row)} |")
     sections = ("\n".join(_section(info)) for info in METHODS.values())
     return _HEAD + "\n".join(lines) + "\n\n" + "\n\n".join(sections) + "\n"
@@ -84,7 +90,8 @@ def page() -> str:
 def _section(info: MethodInfo) -> Iterator[str]:
     equation, *rest = _docstring(info).split("\n\n")
     yield f"## {info.name}\n"
-    yield f"{info.shown_title}, {info.paper}: trains {info.trains}.\n"
+    source = "" if info.paper == "none" else f", {info.paper}"
+    yield f"{info.shown_title}{source}: trains {info.trains}.\n"
     yield f"```\n{equation}\n```\n"
     for paragraph in rest:
         if not paragraph.startswith(("Args:", "Attributes:")):

@@ -148,7 +148,7 @@ def test_memory_grows_with_what_it_holds(folder):
     assert plan(name, name="full").memory_bytes["optimizer"] > usual["optimizer"]
 
 
-def test_quantised_weights_take_less(folder):
+def test_quantized_weights_take_less(folder):
     from kasatune.runs.plan import make_plan
 
     def weights(kind):

@@ -318,7 +318,7 @@ def test_validation_may_be_a_share_of_the_training_rows(write):
         assert fault.startswith(f"task.validation: {share} received")
 
 
-def test_quantised_bases_are_refused_where_they_cannot_work(write):
+def test_quantized_bases_are_refused_where_they_cannot_work(write):
     assert "attach" in faults(write(LEAST), ["model.quantization=nf4", "method.truncation=fold"])[0]
     for method in ("full", "peft-kasa"):
         (fault,) = faults(write(LEAST), ["model.quantization=nf4", f"method.name={method}"])

@@ -24,7 +24,7 @@ def harness(
 ) -> dict[str, Any]:
     """Scores of tasks of lm-eval, its model "hf" with the run's base and `peft=` RUN/adapter.
 
-    The base is loaded in the recipe's dtype, and not quantised whatever the recipe says. `training.eval_batch_size`
+    The base is loaded in the recipe's dtype, and not quantized whatever the recipe says. `training.eval_batch_size`
     requests are answered at a time.
 
     Args:

@@ -194,7 +194,7 @@ def require_causal(name: str, config: PreTrainedConfig) -> None:
 
 
 def _outside_the_body(config: PreTrainedConfig, section: ModelSection, kind: str) -> list[str]:
-    """Modules that no quantiser may touch: the head, and a pooler."""
+    """Modules that no quantizer may touch: the head, and a pooler."""
     with torch.device("meta"):
         model = model_family(kind).from_config(config, trust_remote_code=section.trust_remote_code)
     if kind == _TEXT:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kasatune.runs.recipe import Recipe
 
 _WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
-_QUANTISED_WIDTH = {"nf4": 0.56, "int8": 1.0, "torchao-int8": 1.0}  # with the constants of each block
+_QUANTIZED_WIDTH = {"nf4": 0.56, "int8": 1.0, "torchao-int8": 1.0}  # with the constants of each block
 _FLOAT32 = 4
 
 
@@ -58,8 +58,8 @@ def _weights(
     width = _WIDTH[recipe.model.dtype]
     weights = float(parameters * width)
     if recipe.model.quantization != "none":
-        blocks = min(parameters, 12 * hidden**2 * depth)  # quantisers leave embeddings, normalisations and head alone
-        weights -= blocks * (width - _QUANTISED_WIDTH[recipe.model.quantization])
+        blocks = min(parameters, 12 * hidden**2 * depth)  # quantizers leave embeddings, normalisations and head alone
+        weights -= blocks * (width - _QUANTIZED_WIDTH[recipe.model.quantization])
     if recipe.method.name == "full":
         return weights
     tail = sum(layer.rank * sum(layer.shape) for layer in layers) if recipe.method.name == "kasa" else 0

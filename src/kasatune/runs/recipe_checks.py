@@ -238,19 +238,19 @@ def _targets_are_a_pattern(recipe: Recipe) -> Iterator[str]:
         if may_run_for_ever(targets):
             yield (
                 f"method.target_modules: {show(targets)} repeats a group that repeats itself, or is longer than 100,000"
-                " characters, and may take for ever to match; give a list of names"
+                " characters, and may take forever to match; give a list of names"
             )
 
 
 @_rule("method.name", "method.truncation", "model.quantization")
-def _quantised_bases(recipe: Recipe) -> Iterator[str]:
+def _quantized_bases(recipe: Recipe) -> Iterator[str]:
     kind, method = recipe.model.quantization, recipe.method
     if kind == "none" or method.name not in METHODS:
         return
     if method.name == "kasa" and method.truncation == "fold":
         yield f'method.truncation: "fold" received; a {kind} base cannot be changed in place; use attach, the default'
-    if "not quantised" in METHODS[method.name].bases:
-        yield f'model.quantization: "{kind}" received; {method.name} needs a base that is not quantised; use none'
+    if "not quantized" in METHODS[method.name].bases:
+        yield f'model.quantization: "{kind}" received; {method.name} needs a base that is not quantized; use none'
 
 
 @_rule()

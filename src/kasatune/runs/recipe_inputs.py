@@ -101,7 +101,7 @@ def _tails_are_there(recipe: Recipe) -> Iterator[str]:
 
 
 @_needs("model.quantization")
-def _quantiser_is_installed(recipe: Recipe) -> Iterator[str]:
+def _quantizer_is_installed(recipe: Recipe) -> Iterator[str]:
     kind = recipe.model.quantization
     package = _QUANTIZATION_PACKAGES.get(kind)
     if package and importlib.util.find_spec(package) is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kasatune.methods.info import LORA_KEYS, MethodInfo, Option
 
 _LINEAR = "layers Linear and Conv1D"
-_WEIGHTS = "layers Linear and Conv1D, not quantised"
+_WEIGHTS = "layers Linear and Conv1D, not quantized"
 _RESIDUAL = "while it trains, the base's weights hold what A and B left; the saved adapter leaves the base alone"
 _NOT_RS = tuple(key for key in LORA_KEYS if key != "use_rslora")
 
@@ -124,7 +124,7 @@ ROWS = (
         title="OLoRA",
         paper="arXiv 2406.01775",
         trains="A and B of the targeted layers, which begin as parts of a QR decomposition",
-        bases="layers Linear, not quantised",
+        bases="layers Linear, not quantized",
         implemented_by="peft",
         module="kasatune.methods.olora",
         disable=_RESIDUAL,
