@@ -7,6 +7,7 @@ import warnings
 import pytest
 
 from kasatune.metrics import regression_scores
+from kasatune.runs.provenance import deterministic_words
 from kasatune.runs.quiet import quiet
 from kasatune.runs.train import train
 from tests.runs.toys import Recorder, make_recipe
@@ -29,12 +30,46 @@ def test_without_a_listener_they_are_python_warnings():
     assert len(found) == 1
 
 
-def test_what_is_not_deterministic_is_told_once_in_our_words():
+@pytest.mark.parametrize(
+    ("warning", "operation"),
+    [
+        ("foo_cuda does not have a deterministic implementation, but you set ...", "foo_cuda"),
+        ("Flash Attention defaults to a non-deterministic algorithm. To explicitly enable ...", "Flash Attention"),
+        (
+            "Memory Efficient attention defaults to a non-deterministic algorithm. To explicitly ...",
+            "Memory Efficient attention",
+        ),
+        (
+            "Deterministic behavior was enabled with either `torch.use_deterministic_algorithms(True)` ..., but "
+            "this operation is not deterministic because it uses CuBLAS and you have CUDA >= 10.2.",
+            "CuBLAS",
+        ),
+    ],
+)
+def test_what_is_not_deterministic_is_told_once_in_our_words_and_recorded(monkeypatch, warning, operation):
+    monkeypatch.setattr("kasatune.runs.quiet._warned_of", {})
+    assert "that it warned of (none)" in deterministic_words()
     told = []
     with quiet(told.append):
         for _ in range(2):
-            warnings.warn("foo_cuda does not have a deterministic implementation, but you set ...", stacklevel=1)
-    assert told == ["foo_cuda is not deterministic on this device: made again, the run may differ in its last digits"]
+            warnings.warn(warning, stacklevel=1)
+    assert told == [
+        f"{operation} is not deterministic on this device: made again, the run may differ in its last digits"
+    ]
+    assert f"that it warned of ({operation})" in deterministic_words()
+
+
+def test_why_no_gpu_is_used_is_told_without_the_place_in_torch():
+    told = []
+    with quiet(told.append):
+        warnings.warn(
+            "CUDA initialization: The NVIDIA driver on your system is too old (found version 11040). Please update it. "
+            "(Triggered internally at /pytorch/c10/cuda/CUDAFunctions.cpp:119.)",
+            stacklevel=1,
+        )
+    assert told == [
+        "no GPU is used: The NVIDIA driver on your system is too old (found version 11040). Please update it."
+    ]
 
 
 def test_a_new_process_is_hushed_before_it_imports_what_speaks():

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kasatune.methods.base import within
 from kasatune.runs.machine import processor
+from kasatune.runs.quiet import not_deterministic
 from kasatune.runs.recipe import Recipe, to_yaml
 
 SAMPLES = 256
@@ -89,10 +90,11 @@ def machine() -> dict[str, Any]:
 def deterministic_words() -> str:
     """What is the same when a run is made again, and what is not."""
     where = "GPU" if torch.cuda.is_available() else "processor"
+    warned_of = ", ".join(not_deterministic()) or "none"
     return (
         "Deterministic algorithms were asked for: made again with the same software, threads and kind of "
-        f"{where}, the run is the same bit for bit, but for operations that it warned of. Another {where}, number of "
-        "threads or of processes changes the last digits."
+        f"{where}, the run is the same bit for bit, but for operations that it warned of ({warned_of}). "
+        f"Another {where}, number of threads or of processes changes the last digits."
     )
 
 

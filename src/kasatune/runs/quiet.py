@@ -14,11 +14,23 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # They warn, when they are imported, of things that no user of this command can act on.
 _TALKATIVE = ("bitsandbytes", "torch.utils._pytree", "torchao")
-_NOT_DETERMINISTIC = re.compile(r"^(\S+) does not have a deterministic implementation")
+_NOT_DETERMINISTIC = (
+    re.compile(r"^(?P<operation>\S+) does not have a deterministic implementation"),
+    re.compile(r"^(?P<operation>.+? attention) defaults to a non-deterministic algorithm", re.IGNORECASE),
+    re.compile(r"^Deterministic behavior was enabled .* this operation .* uses (?P<operation>CuBLAS)", re.DOTALL),
+)
+_NO_GPU = re.compile(r"^CUDA initialization: (?P<reason>.+?)(?: \(Triggered internally at .*)?$", re.DOTALL)
 _LOGGERS = (
     *("peft", "accelerate", "datasets", "huggingface_hub", "torchao", "bitsandbytes"),
     *("torch.utils._pytree", "torch.distributed.elastic.multiprocessing.redirects"),
 )
+
+_warned_of: dict[str, None] = {}
+
+
+def not_deterministic() -> tuple[str, ...]:
+    """The operations that torch has warned of in this process; of some it does so once a process and no more."""
+    return tuple(_warned_of)
 
 
 def hush_imports() -> None:
@@ -32,7 +44,8 @@ def quiet(tell: Callable[[str], None] | None = None) -> Iterator[None]:
     """Keep the progress bars, reports and warnings of other libraries off the terminal.
 
     Warnings of kasatune itself are passed on, each once, and of others those that matter, in its own words: an
-    operation that is not deterministic. Errors are raised as ever. Settings are put back at the end.
+    operation that is not deterministic, a GPU that cannot be used. Errors are raised as ever. Settings are put back
+    at the end.
     The module is light: importing the heavy ones within this context keeps what they say at import off the terminal.
 
     Args:
@@ -88,10 +101,15 @@ def _own_warnings(tell: Callable[[str], None] | None) -> Iterator[None]:
 
 def _in_our_words(message: str) -> str | None:
     """What matters to a user of a library's warning; None where it is noise."""
-    found = _NOT_DETERMINISTIC.match(message)
-    if found is None:
-        return None
-    return f"{found[1]} is not deterministic on this device: made again, the run may differ in its last digits"
+    for wording in _NOT_DETERMINISTIC:
+        if found := wording.match(message):
+            _warned_of[found["operation"]] = None
+            return (
+                f"{found['operation']} is not deterministic on this device: "
+                "made again, the run may differ in its last digits"
+            )
+    found = _NO_GPU.match(message)
+    return f"no GPU is used: {found['reason'].strip()}" if found else None
 
 
 def _is_ours(frame: Any) -> bool:
