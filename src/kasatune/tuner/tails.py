@@ -18,7 +18,7 @@ from kasatune.tuner.tail_directory import TailDirectory
 from kasatune.tuner.tail_files import TailKey
 
 # Small weights are decomposed together, up to so many entries; a larger one is alone in memory.
-_TOGETHER = 2**22
+_TOGETHER = 2**24
 _SHARED: ContextVar[bool] = ContextVar("decomposed_together", default=False)
 
 
