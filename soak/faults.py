@@ -174,11 +174,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         command=f"python -m soak.faults --number {given.number} --seed {given.seed}",
         text=(
             "Each fault is put into a real command, which must end with its exit status and one message; then the "
-            "fault is taken away, the command is given again, and the result is held against that without a fault, "
-            "byte for byte. A full disk is a file system of 4 to 120 KiB under `train`, `decompose`, `export` and "
-            "`merge`; a read-only one is under those and `compare`, before they begin or before one that was killed "
-            "goes on, and nothing may be written. A damaged checkpoint has a bit turned over or its half cut away, in "
-            "each of its files in turn."
+            "fault is taken away, the command is given again, and the result is held against that without a "
+            "fault, in the way of the kills. A full disk is a file system of 4 to 120 KiB under `train`, "
+            "`decompose`, `export` and `merge`; a read-only one is under those and `compare`, before they begin "
+            "or before one that was killed goes on, and nothing may be written. A damaged checkpoint has a bit "
+            "turned over or its half cut away, in each of its files in turn."
         ),
         columns=["fault", "injected", "exit statuses", "results compared", "lost"],
         rows=[
@@ -192,6 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "A run could go on with other rows than it was begun with: refused.",
             "SIGTERM ended a run where it was: it stops at the next step, as after Ctrl-C.",
             "A learning rate of 1e38 ended in an error of PyTorch; it is a divergence, with the state before it kept.",
+            "Weights that made a loss NaN were kept, where no evaluation had gone before: those before them are now.",
         ],
         seconds=time.perf_counter() - began,
         quick=given.quick,

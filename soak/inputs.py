@@ -147,7 +147,7 @@ FINDINGS = [
     "A model without its tokenizer's files was trained on unknown words alone; it is refused.",
     "A tokenizer of another model gave numbers that the model had no embedding for; the word and the number are named.",
     "A configuration of a million blocks was built for minutes; 10,000 is the limit.",
-    "A regular expression as target could match for ever; patterns that may are refused.",
+    "A regular expression as target could match forever; patterns that may are refused.",
     "Passwords in addresses and tokens were shown in messages and kept in recipes; they are masked, and refused there.",
     "A name with a terminal's control sequence was printed as it was; it is escaped.",
     "A recipe of five thousand faults was answered with half a megabyte; twenty are shown and the rest counted.",

@@ -15,8 +15,8 @@ from soak.record import RECORDS
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reliability.md"
 _HEAD = """# What was done to it, and what was lost
 
-Written by `python -m soak.page` from `results/reliability/*.json`, which `make soak` measures; a short form of every
-part is among the tests.
+Written by `python -m soak.page` from `results/reliability/*.json`, which `make soak` measures; a short form of
+every part but the last is among the tests.
 
 """
 

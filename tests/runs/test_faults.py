@@ -218,16 +218,26 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_the_state_before_is_there(v
         return loss * value if len(calls) == 5 else loss
 
     monkeypatch.setattr(trainer, "mean_loss", broken)
-    with pytest.raises(DivergedError, match=r"the loss \((nan|-?inf)\) is not finite at step 5; the state before it"):
+    with pytest.raises(DivergedError, match=r"the loss \((nan|-?inf)\) is not finite at step 5; the last good state"):
         train(make_recipe(bert, tmp_path), tmp_path / "run")
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["diverged"] is True and metrics["stopped_at"] == 4
     assert evaluate(tmp_path / "run")["metrics"] == metrics["selected"]["metrics"]
 
 
+@pytest.mark.parametrize("method", ["full", "kasa"])
+def test_weights_that_make_the_loss_nan_are_not_the_ones_that_are_kept(method, bert, tmp_path):
+    rates = {"learning_rate": 1e25, "warmup_ratio": 0.0, "schedule": "constant"}
+    with pytest.raises(DivergedError, match=r"the loss \(nan\) is not finite at step 2; the last good state is kept"):
+        train(make_recipe(bert, tmp_path, method={"name": method}, **rates), tmp_path / "run")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["stopped_at"] == 1 and metrics["selected"]["step"] == 0
+    assert evaluate(tmp_path / "run")["metrics"]
+
+
 def test_a_step_beyond_what_a_float_holds_is_a_divergence(bert, tmp_path):
     rates = {"learning_rate": 1e38, "warmup_ratio": 0.0, "schedule": "constant"}
-    with pytest.raises(DivergedError, match="the optimizer's step is not finite at step 1; the state before it"):
+    with pytest.raises(DivergedError, match="the optimizer's step is not finite at step 1; the last good state"):
         train(make_recipe(bert, tmp_path, method={"name": "full"}, **rates), tmp_path / "run")
     assert evaluate(tmp_path / "run")["metrics"]
 
@@ -245,6 +255,6 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(bert, tmp_path,
         return loss
 
     monkeypatch.setattr(trainer.RunTrainer, "training_step", broken)
-    with pytest.raises(DivergedError, match="the gradient is not finite at step 2; the state before it is kept"):
+    with pytest.raises(DivergedError, match="the gradient is not finite at step 2; the last good state is kept"):
         train(make_recipe(bert, tmp_path), tmp_path / "run")
     assert evaluate(tmp_path / "run")["metrics"]

@@ -20,6 +20,7 @@ from kasatune.runs.display import Display
 from kasatune.runs.interrupt import Interrupt
 from kasatune.runs.scored import Scored
 from kasatune.runs.scoring import Scores
+from kasatune.runs.sharding import are_sharded
 from kasatune.runs.trainer import diverged, save_state
 from kasatune.runs.training_state import random_kept
 from kasatune.tuner.sharded import whole
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 SAVE_SECONDS = 600.0
 """A checkpoint within an epoch is written when the last one is longer ago."""
+_REMEMBERED = 2**24
+"""Up to so many trained numbers are copied before each step, a fraction of a hundredth of the step."""
 LOWER_IS_BETTER = ("loss", "mse", "perplexity")
 
 
@@ -91,6 +94,7 @@ class Keeper(TrainerCallback):
         self._clock = time.perf_counter()
         self._saved = time.monotonic()
         self._place = (0, 0.0)
+        self._before: list[torch.Tensor] | None = None
 
     @property
     def best_state(self) -> Path | None:
@@ -142,12 +146,31 @@ class Keeper(TrainerCallback):
         Raises:
             DivergedError: it is not, outside float16, whose loss scaling deals with it.
         """
+        self._remember()
         gradients = [p.grad for p in trainable(self.model).values() if p.grad is not None]
         if args.fp16 or not gradients:
             return
         # The Trainer has scaled all gradients by their norm already: which one was the first cannot be told.
         if not torch.isfinite(whole(torch.nn.utils.get_total_norm(gradients))):
             raise diverged("the gradient", state.global_step + 1)
+
+    def undo_step(self) -> bool:
+        """Put the trained parameters back to before the last step of the optimizer; False where they were not kept."""
+        if self._before is None:
+            return False
+        for parameter, before in zip(trainable(self.model).values(), self._before, strict=True):
+            parameter.detach().copy_(before)
+        return True
+
+    def _remember(self) -> None:
+        # a loss that is not finite tells of weights that are of no use, even where each of them is finite
+        parameters = [p.detach() for p in trainable(self.model).values()]
+        if are_sharded() or sum(p.numel() for p in parameters) > _REMEMBERED:
+            return
+        if self._before is None:
+            self._before = [torch.empty_like(p) for p in parameters]
+        for before, parameter in zip(self._before, parameters, strict=True):
+            before.copy_(parameter)
 
     def on_log(
         self,

@@ -291,9 +291,11 @@ def _stop(run: Run, keeper: Keeper, trainer: RunSteps, why: str) -> None:
     if not is_main():
         return
     step = trainer.state.global_step
-    selected = {"epoch": round(trainer.state.epoch or 0.0, 6), "step": step, "metrics": {}}
+    good_step = step if trainer.undo_to is None else trainer.undo_to
+    selected = {"epoch": round(trainer.state.epoch or 0.0, 6), "step": good_step, "metrics": {}}
     last, rule = keeper.progress.last or selected, "last"
-    state, good = None, not are_sharded() and _is_finite(run)
+    undone = trainer.undo_to is None or keeper.undo_step()
+    state, good = None, undone and not are_sharded() and _is_finite(run)
     if keeper.best_state and keeper.progress.best:
         state, selected, rule = keeper.best_state, keeper.progress.best, "best"
     elif not good:

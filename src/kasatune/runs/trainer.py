@@ -58,6 +58,9 @@ class RunSteps(Trainer if TYPE_CHECKING else object):
         scores: evaluates the model as it is and returns its scores by name.
         progress: gives what is saved with every checkpoint, as plain data.
         further: arguments of the Trainer.
+
+    Attributes:
+        undo_to: the step whose weights were the last good ones, where those of now are not.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class RunSteps(Trainer if TYPE_CHECKING else object):
         self._head_learning_rate = head_learning_rate
         self._scores = scores
         self._progress = progress
+        self.undo_to: int | None = None
         self.remove_callback(PrinterCallback)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -91,6 +95,7 @@ class RunSteps(Trainer if TYPE_CHECKING else object):
         except RuntimeError as fault:
             if "without overflow" not in str(fault):  # as torch says it of a factor that it multiplies by
                 raise
+            self.undo_to = self.state.global_step
             raise diverged("the optimizer's step", self.state.global_step + 1) from fault
         finally:
             self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)  # type: ignore[arg-type]
@@ -99,11 +104,12 @@ class RunSteps(Trainer if TYPE_CHECKING else object):
         """The base's step.
 
         Raises:
-            DivergedError: the loss is not finite; the weights are still those of the step before. Where processes
-                train together, its gradient ends all of them at the end of the step.
+            DivergedError: the loss is not finite. Where processes train together, its gradient ends all of them at the
+                end of the step.
         """
         loss = super().training_step(*args, **kwargs)
         if self.args.world_size == 1 and not torch.isfinite(loss):
+            self.undo_to = self.state.global_step - 1
             raise diverged(f"the loss ({loss.item()})", self.state.global_step + 1)
         return loss
 
@@ -261,7 +267,7 @@ def _answers(labels: Tensor) -> int:
 def diverged(what: str, step: int) -> DivergedError:
     """The error for a loss or gradient that is not finite at optimizer step `step`."""
     return DivergedError(
-        f"training diverged: {what} is not finite at step {step}; the state before it is kept. "
+        f"training diverged: {what} is not finite at step {step}; the last good state is kept. "
         "Lower training.learning_rate (or beta and gamma), set training.max_grad_norm, or use precision float32"
     )
 
