@@ -57,7 +57,9 @@ def direct_limit(square: bool, r: int) -> int:
 
 def triplets_by_gram(W: Tensor, r: int) -> Triplets | None:
     """W W^T = C^T C and Krylov iterations on C^-T: the fastest for k < n, but the condition number is squared."""
-    C, info = torch.linalg.cholesky_ex(_gram(W), upper=True)
+    C, info = _gram(W), torch.empty((), dtype=torch.int32, device=W.device)
+    # in place: rows of the upper triangle are columns of the lower one, as LAPACK wants them
+    torch.linalg.cholesky_ex(C.mT, out=(C.mT, info))
     if info.item() != 0:
         return None
     U = smallest_left_space(
