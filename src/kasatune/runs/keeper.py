@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SAVE_SECONDS = 600.0
 """A checkpoint within an epoch is written when the last one is longer ago."""
 _REMEMBERED = 2**24
-"""Up to so many trained numbers are copied before each step, a fraction of a hundredth of the step."""
+"""Up to so many trained numbers are copied before each step; of more, the last checkpoint has to do."""
 LOWER_IS_BETTER = ("loss", "mse", "perplexity")
 
 

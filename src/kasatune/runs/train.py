@@ -295,15 +295,19 @@ def _stop(run: Run, keeper: Keeper, trainer: RunSteps, why: str) -> None:
     selected = {"epoch": round(trainer.state.epoch or 0.0, 6), "step": good_step, "metrics": {}}
     last, rule = keeper.progress.last or selected, "last"
     undone = trainer.undo_to is None or keeper.undo_step()
-    state, good = None, undone and not are_sharded() and _is_finite(run)
+    state, finite = None, not are_sharded() and _is_finite(run)
     if keeper.best_state and keeper.progress.best:
         state, selected, rule = keeper.best_state, keeper.progress.best, "best"
-    elif not good:
+    elif not (undone and finite):
         checkpoint = last_whole(run.work, run.display.message)
-        if checkpoint is None:
+        if checkpoint is not None:
+            state, selected = checkpoint / WEIGHTS, last
+        elif finite:  # it may have been the rows' fault
+            run.display.message(f"no state before step {step} was saved: its weights are kept, which gave the fault")
+            selected["step"] = step
+        else:
             run.display.message("no state before the fault was saved: the run directory holds no adapter")
             return
-        state, selected = checkpoint / WEIGHTS, last
     _unshard(run)
     if state:
         run.put_state(state)
