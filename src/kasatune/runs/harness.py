@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kasatune.errors import InputError, MissingExtraError, WorkError
 from kasatune.methods.adapter import ADAPTER_FOLDER
@@ -14,9 +16,17 @@ from kasatune.runs.models import find_model
 from kasatune.runs.quiet import quiet
 from kasatune.runs.recipe import Recipe
 from kasatune.runs.recipe_faults import did_you_mean
+from kasatune.runs.text.chats import PLAIN_TEMPLATE, has_template
 from kasatune.runs.trainer import find_device
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from kasatune.runs.recipe import ModelSection
+
+CHATS = "instruction"
 _STDERR = "_stderr"
+_EXTRA = "pip install 'kasatune[harness]'"
 
 
 def harness(
@@ -25,7 +35,8 @@ def harness(
     """Scores of tasks of lm-eval, its model "hf" with the run's base and `peft=` RUN/adapter.
 
     The base is loaded in the recipe's dtype, and not quantized whatever the recipe says. `training.eval_batch_size`
-    requests are answered at a time.
+    requests are answered at a time. A run of the task instruction is asked through the chat template that it was
+    trained with: its model's own, or `PLAIN_TEMPLATE` where there is none.
 
     Args:
         run_dir: of a finished run of a task that writes text.
@@ -39,7 +50,7 @@ def harness(
     Raises:
         InputError: the run is none of a language model, or has no stock adapter; a task is unknown.
         MissingExtraError: lm-eval is not installed.
-        WorkError: a task's data could not be had, or lm-eval failed.
+        WorkError: a task's data could not be had, or lm-eval or a package that the task needs failed.
     """
     recipe, metrics = read_recipe(run_dir), read_metrics(run_dir)
     if metrics.get("kind") != "generation":
@@ -54,7 +65,7 @@ def harness(
     with quiet():
         manager = _manager(tasks, path)
         found = _evaluate(recipe, adapter, tasks, manager, limit)
-    return _told(metrics, found)
+    return _told(metrics, found, chats=recipe.task.name == CHATS)
 
 
 def _manager(tasks: Sequence[str], path: Path | None) -> Any:
@@ -75,32 +86,62 @@ def _evaluate(recipe: Recipe, adapter: Path, tasks: Sequence[str], manager: Any,
     import lm_eval
 
     simple_evaluate: Any = lm_eval.simple_evaluate
-    section = recipe.model
+    section, chats = recipe.model, recipe.task.name == CHATS
     arguments: dict[str, Any] = {
         "pretrained": find_model(section.name),
         "peft": str(adapter),
         "dtype": section.dtype,
         "trust_remote_code": section.trust_remote_code,
         **({"revision": section.revision} if section.revision else {}),
+        # The template writes every special token itself, as in training.
+        **({"tokenizer": _with_template(section), "add_bos_token": False} if chats else {}),
     }
     try:
-        return simple_evaluate(
-            model="hf",
-            model_args=arguments,
-            tasks=list(tasks),
-            batch_size=recipe.training.eval_batch_size,
-            device=str(find_device(recipe.training)),
-            limit=limit,
-            task_manager=manager,
-            bootstrap_iters=1000,
-            log_samples=False,
-        )
+        with redirect_stdout(StringIO()):  # tasks print of downloads, also of those that failed
+            return simple_evaluate(
+                model="hf",
+                model_args=arguments,
+                tasks=list(tasks),
+                batch_size=recipe.training.eval_batch_size,
+                device=str(find_device(recipe.training)),
+                limit=limit,
+                task_manager=manager,
+                bootstrap_iters=1000,
+                log_samples=False,
+                apply_chat_template=chats,
+            )
+    except ModuleNotFoundError as fault:
+        raise WorkError(
+            f"--harness: {', '.join(tasks)} needs {fault.name}, which is not installed: {_EXTRA}"
+        ) from fault
     except Exception as fault:  # lm-eval, datasets and the hub client raise dozens of unrelated types
-        reason = (str(fault).strip().splitlines() or [""])[0]
-        raise WorkError(f"lm-eval failed on {', '.join(tasks)}: {type(fault).__name__}: {reason}") from fault
+        reason = next((line.strip() for line in str(fault).splitlines() if any(map(str.isalnum, line))), "")
+        remedy = "check the network, or bring its rows into the cache of datasets" if _is_unreachable(fault) else ""
+        raise WorkError(
+            f"lm-eval failed on {', '.join(tasks)}: {type(fault).__name__}: {reason}{remedy and f'; {remedy}'}"
+        ) from fault
 
 
-def _told(metrics: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+def _with_template(section: ModelSection) -> PreTrainedTokenizerBase:
+    """The base's tokenizer, with the template that an instruction run of it was trained with."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(
+        find_model(section.name), revision=section.revision, trust_remote_code=section.trust_remote_code
+    )
+    if not has_template(tokenizer):
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    return tokenizer
+
+
+def _is_unreachable(fault: Exception) -> bool:
+    """Whether the rows of a task could not be fetched: datasets raises one of these."""
+    from datasets.exceptions import DatasetNotFoundError
+
+    return isinstance(fault, (ConnectionError, FileNotFoundError, DatasetNotFoundError))
+
+
+def _told(metrics: dict[str, Any], found: dict[str, Any], *, chats: bool) -> dict[str, Any]:
     from importlib.metadata import version
 
     scores, errors = {}, {}
@@ -120,6 +161,7 @@ def _told(metrics: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
             "standard_errors": errors,
             "rows": found.get("n-samples", {}),
             "shots": found.get("n-shot", {}),
+            "chat_template": chats,
             "task_versions": found.get("versions", {}),
             "lm_eval": version("lm_eval"),
         },
