@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kasatune.maths import smallest, tail_svd
+from kasatune.maths import smallest, tail_svd, triplets
 from kasatune.maths.direct import direct_triplets, triplets_by_eigh
 from kasatune.maths.smallest import triplets_by_gram, triplets_by_lq, triplets_by_lu
 from kasatune.maths.tail import TailSVD
@@ -117,6 +117,25 @@ def test_dead_rows_and_columns(shape, large_path):
 def test_every_method_does_what_it_is_for(method, spectrum, large_path):
     W = with_spectrum(K, K if method is triplets_by_lu else 2 * K, SPECTRA[spectrum])
     check(W, in_float32(method(W, R)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_gram_method_takes_a_narrow_weight_some_columns_at_a_time(dtype, monkeypatch):
+    W = with_spectrum(K, 2 * K, SPECTRA["power law"]).to(dtype)
+    wanted = triplets_by_gram(W.double(), R)
+    monkeypatch.setattr(triplets, "PANEL", K // 3)
+    monkeypatch.setattr(torch.Tensor, "double", narrow_only(torch.Tensor.double, K // 3))
+    found = triplets_by_gram(W, R)
+    torch.testing.assert_close(found.S, wanted.S)
+    torch.testing.assert_close((found.U * found.S) @ found.V.mT, (wanted.U * wanted.S) @ wanted.V.mT)
+
+
+def narrow_only(double, columns):
+    def checked(t):
+        assert t.shape[1] <= columns, "more of the weight than a panel was widened"
+        return double(t)
+
+    return checked
 
 
 @pytest.mark.parametrize("method", [triplets_by_lu, triplets_by_lq])

@@ -46,17 +46,16 @@ def smallest_left_space(
     capacity = max(b, min(k, max(SMALL_BASIS, k // 2)) // b * b)
     P, Q = like.new_empty(capacity + b, k).mT, like.new_empty(capacity, k).mT
     P[:, :b] = X
-    B = np.zeros((capacity, capacity))
+    columns: list[np.ndarray] = []
     schedule = _Schedule()
     for size in range(b, capacity + 1, b):
         Y, coefficients = _orthogonalized(solve(P[:, size - b : size]), Q[:, : size - b])
         Q[:, size - b : size], R = torch.linalg.qr(Y)
         Z, _ = _orthogonalized(solve_adjoint(Q[:, size - b : size]), P[:, :size])
         P[:, size : size + b], T = torch.linalg.qr(Z)
-        B[: size - b, size - b : size] = coefficients.cpu().numpy()
-        B[size - b : size, size - b : size] = R.cpu().numpy()
+        columns.append(torch.cat((coefficients, R)).cpu().numpy())
         if schedule.due(size // b) or size == capacity:
-            left, inverse_S, right = _largest_triplets(B[:size, :size], b)
+            left, inverse_S, right = _largest_triplets(_upper_triangular(columns), b)
             rest = T.cpu().numpy() @ left[-b:]
             excess = np.linalg.norm(rest[:, :r], axis=0).max() / _largest_residual(inverse_S, r)
             if excess <= 1 or size == capacity or not math.isfinite(excess):
@@ -95,10 +94,22 @@ def _orthogonalized(Y: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     return Y - basis @ correction, coefficients + correction
 
 
+def _upper_triangular(columns: list[np.ndarray]) -> np.ndarray:
+    """The blocks of columns, each down to its diagonal, as one square matrix."""
+    size = len(columns[-1])
+    B = np.zeros((size, size))
+    stop = 0
+    for column in columns:
+        start, stop = stop, len(column)
+        B[:stop, start:stop] = column
+    return B
+
+
 def _largest_triplets(B: np.ndarray, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """B right = left * values for the m largest values of B, in descending order."""
     with one_blas_thread:
-        negative, right = smallest_eigenpairs(-(B.T @ B), m)
+        gram = B.T @ B
+        negative, right = smallest_eigenpairs(np.negative(gram, out=gram), m)
         if -negative[-1] > 1e-8 * -negative[0]:
             values = np.sqrt(-negative)
             return B @ right / values, values, right

@@ -1,4 +1,4 @@
-"""The r smallest singular triplets of a float64 matrix W (k, n), k <= n, by the method that suits its shape."""
+"""The r smallest singular triplets of a matrix W (k, n), k <= n, in float64, by the method that suits its shape."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kasatune.maths.direct import direct_triplets
 from kasatune.maths.lanczos import smallest_left_space
-from kasatune.maths.triplets import Triplets, full_triplets, rayleigh_ritz
+from kasatune.maths.triplets import Triplets, full_triplets, panels, rayleigh_ritz
 
 logger = logging.getLogger("kasatune")
 
@@ -25,14 +25,14 @@ SMALLEST_PIVOT = 1e-11
 def smallest_triplets(W: Tensor, r: int, layer: str) -> Triplets:
     """W V = U S: the r smallest triplets, checked; the full SVD, with a line in the log, when no check is passed."""
     for method in _methods(W.shape, r):
-        found = method(W, r)
+        found = method(W if method is triplets_by_gram else W.double(), r)
         if found is not None:
             return found
     logger.info(
         "%s, shape %s: no partial decomposition held its checks for r = %d, taking the full SVD",
         *(layer, tuple(W.shape), r),
     )
-    return full_triplets(W, r)
+    return full_triplets(W.double(), r)
 
 
 def _methods(shape: tuple[int, ...], r: int) -> list[Callable[[Tensor, int], Triplets | None]]:
@@ -56,7 +56,10 @@ def direct_limit(square: bool, r: int) -> int:
 
 
 def triplets_by_gram(W: Tensor, r: int) -> Triplets | None:
-    """W W^T = C^T C and Krylov iterations on C^-T: the fastest for k < n, but the condition number is squared."""
+    """W W^T = C^T C and Krylov iterations on C^-T: the fastest for k < n, but the condition number is squared.
+
+    W may be of any floating dtype, and is never in float64 as a whole.
+    """
     C, info = _gram(W), torch.empty((), dtype=torch.int32, device=W.device)
     # in place: rows of the upper triangle are columns of the lower one, as LAPACK wants them
     torch.linalg.cholesky_ex(C.mT, out=(C.mT, info))
@@ -65,10 +68,10 @@ def triplets_by_gram(W: Tensor, r: int) -> Triplets | None:
     U = smallest_left_space(
         lambda X: torch.linalg.solve_triangular(C.mT, X, upper=False),
         lambda X: torch.linalg.solve_triangular(C, X, upper=True),
-        W[:, 0],
+        C[0],
         r,
     )
-    return rayleigh_ritz(W, U, W.mT @ U, r)
+    return rayleigh_ritz(W, U, torch.cat([panel.mT @ U for panel in panels(W)]), r)
 
 
 def triplets_by_lu(W: Tensor, r: int) -> Triplets | None:
@@ -102,11 +105,12 @@ def triplets_by_lq(W: Tensor, r: int) -> Triplets | None:
 
 
 def _gram(W: Tensor) -> Tensor:
-    """The upper triangle of W W^T, by block rows: half the work of the whole product."""
+    """The upper triangle of W W^T in float64, by block rows: half the work of the whole product."""
     k = W.shape[0]
     blocks = max(1, min(8, k // 256))
     edges = [k * i // blocks for i in range(blocks + 1)]
-    gram = W.new_zeros(k, k)
-    for start, stop in itertools.pairwise(edges):
-        torch.mm(W[start:stop], W[start:].mT, out=gram[start:stop, start:])
+    gram = W.new_zeros(k, k, dtype=torch.float64)
+    for panel in panels(W):
+        for start, stop in itertools.pairwise(edges):
+            gram[start:stop, start:].addmm_(panel[start:stop], panel[start:].mT)
     return gram

@@ -96,10 +96,10 @@ def _is_small(W: Tensor) -> bool:
 def _decompose(W: Tensor, r: int, name: str | None) -> TailSVD:
     W = W.detach()
     device, dtype = W.device, torch.float64 if W.dtype == torch.float64 else torch.float32
-    # in float32 itself neither the Gram matrix nor the singular vectors of small singular values are accurate enough
-    work = W.to("cpu" if device.type == "mps" else device, torch.float64)
-    tall = work.shape[0] > work.shape[1]
-    wide = work.mT if tall else work
+    # mps has no float64, and in float32 neither W W^T nor the vectors of small singular values are accurate enough
+    W = W.to("cpu" if device.type == "mps" else device)
+    tall = W.shape[0] > W.shape[1]
+    wide = W.mT if tall else W
     # a float64 weight is promised float64 accuracy, which only the full SVD has
     U, S, V = full_triplets(wide, r) if dtype == torch.float64 else smallest_triplets(wide, r, name or "weight")
     if tall:

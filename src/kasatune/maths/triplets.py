@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 ORTHOGONALITY_BOUND = 1e-8
+
+PANEL = 1024
+"""Columns of a weight that are in float64 at once: a whole copy takes twice the memory of a float32 weight."""
 
 
 class Triplets(NamedTuple):
@@ -14,6 +18,12 @@ class Triplets(NamedTuple):
     U: Tensor
     S: Tensor
     V: Tensor
+
+
+def panels(W: Tensor) -> Iterator[Tensor]:
+    """The columns of W (k, n) in float64, PANEL of them at a time."""
+    for columns in W.split(PANEL, dim=1):
+        yield columns.double()
 
 
 def full_triplets(W: Tensor, r: int) -> Triplets:
@@ -36,18 +46,18 @@ def largest_residual(S_next: float, S_r: float, norm: float) -> float:
 def rayleigh_ritz(W: Tensor, U: Tensor, V: Tensor, r: int) -> Triplets | None:
     """The r smallest triplets of W within the spans of U (k, q) and V (n, q), q > r, if they are the tail of W.
 
-    Their error is of second order in that of the spans. None if the residuals or the orthogonality are not good
+    W may be of any floating dtype, U and V are float64. Their error is of second order in that of the spans. None if the residuals or the orthogonality are not good
     enough; that nothing smaller lies outside the spans is for the caller to know.
     """
     if not torch.isfinite(U.sum() + V.sum()):
         return None
     U, V = torch.linalg.qr(U).Q, torch.linalg.qr(V).Q
-    WV, WtU = W @ V, W.mT @ U
+    WV, WtU, norm = _products(W, U, V)
     P, S, Qh = torch.linalg.svd(U.mT @ WV)
     P, Q, S, S_next = P[:, -r:], Qh[-r:].mT, S[-r:], S[-r - 1]
     U, V, WV, WtU = U @ P, V @ Q, WV @ Q, WtU @ P
-    eye = torch.eye(r, device=W.device, dtype=W.dtype)
-    measures = (U.mT @ U - eye, V.mT @ V - eye, WV - U * S, WtU - V * S, S_next, S[0], W)
+    eye = torch.eye(r, device=U.device, dtype=U.dtype)
+    measures = (U.mT @ U - eye, V.mT @ V - eye, WV - U * S, WtU - V * S, S_next, S[0], norm)
     defect_U, defect_V, residual_U, residual_V, S_next, S_r, norm = torch.stack(
         [torch.linalg.vector_norm(measure) for measure in measures]
     ).tolist()
@@ -55,3 +65,13 @@ def rayleigh_ritz(W: Tensor, U: Tensor, V: Tensor, r: int) -> Triplets | None:
     if orthonormal and max(residual_U, residual_V) <= largest_residual(S_next, S_r, norm):
         return Triplets(U, S, V)
     return None
+
+
+def _products(W: Tensor, U: Tensor, V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """W V, W^T U and the norm of each panel of W, W being read once."""
+    WV, WtU, norms = torch.zeros_like(U), [], []
+    for panel, rows in zip(panels(W), V.split(PANEL), strict=True):
+        WV.addmm_(panel, rows)
+        WtU.append(panel.mT @ U)
+        norms.append(torch.linalg.vector_norm(panel))
+    return WV, torch.cat(WtU), torch.stack(norms)
