@@ -29,13 +29,13 @@ from scipy.optimize import nnls
 
 from benchmarks.harness import RESULTS, Row, duration, publish
 from benchmarks.models import llama
-from kasatune import KasaConfig, export_adapter, tail_svd
-from kasatune.maths import TailSVD
+from kasatune import KasaConfig, export_adapter
+from kasatune.maths import TailSVD, tail_svd_many
 
 KINDS = ("decomposition", "load", "step", "export")
 BASE = {"hidden": 1024, "layers": 2, "rank": 16, "length": 128}
 AXES = {
-    "decomposition": {"hidden": (512, 1024, 2048, 4096), "rank": (4, 16, 32, 64, 128)},
+    "decomposition": {"hidden": (512, 1024, 2048, 4096), "layers": (1, 2, 4, 8), "rank": (4, 16, 32, 64, 128)},
     "load": {"hidden": (512, 1024, 2048, 4096), "layers": (1, 2, 4, 8), "rank": (4, 16, 64, 128)},
     "step": {
         "hidden": (512, 1024, 2048, 4096),
@@ -46,25 +46,26 @@ AXES = {
     "export": {"hidden": (512, 1024, 2048, 4096), "layers": (1, 2, 4, 8), "rank": (4, 16, 64, 128)},
 }
 QUICK = {
-    "decomposition": {"hidden": (512, 1024, 2048), "rank": (4, 16, 64)},
+    "decomposition": {"hidden": (512, 1024, 2048), "layers": (1, 2, 4), "rank": (4, 16, 64)},
     "load": {"hidden": (256, 512, 1024), "layers": (1, 2, 4), "rank": (4, 16, 64)},
     "step": {"hidden": (256, 512, 1024), "layers": (1, 2, 4), "rank": (4, 16, 64), "length": (64, 128, 256)},
     "export": {"hidden": (256, 512, 1024), "layers": (1, 2, 4), "rank": (4, 16, 64)},
 }
-# What arithmetic alone would give, where all else is held: the exponent of time.
+# What arithmetic alone would give, where all else is held: the exponents of time and of memory.
 EXPECTED = {
-    ("decomposition", "hidden"): 3,
-    ("decomposition", "rank"): 0,
-    ("load", "hidden"): 1,
-    ("load", "layers"): 1,
-    ("load", "rank"): 1,
-    ("step", "hidden"): 2,
-    ("step", "layers"): 1,
-    ("step", "rank"): 0,
-    ("step", "length"): 1,
-    ("export", "hidden"): 2,
-    ("export", "layers"): 1,
-    ("export", "rank"): 0,
+    ("decomposition", "hidden"): (3, 2),
+    ("decomposition", "layers"): (1, 0),
+    ("decomposition", "rank"): (0, 0),
+    ("load", "hidden"): (1, 1),
+    ("load", "layers"): (1, 1),
+    ("load", "rank"): (1, 1),
+    ("step", "hidden"): (2, 1),
+    ("step", "layers"): (1, 1),
+    ("step", "rank"): (0, 0),
+    ("step", "length"): (1, 1),
+    ("export", "hidden"): (2, 1),
+    ("export", "layers"): (1, 1),
+    ("export", "rank"): (0, 1),
 }
 # (hidden, intermediate, layers, width of keys and values) of Llama 3.1's published configurations.
 FORECAST = {"8": (4096, 14336, 32, 1024), "70": (8192, 28672, 80, 1024), "405": (16384, 53248, 126, 1024)}
@@ -78,8 +79,8 @@ class Point:
 
     `count` weights take a time in proportion to their number, and to `work`: k^2 n summed over the weights for a
     decomposition, numbers in the adapter for a load, numbers in the base times tokens for a step, numbers in the
-    adapted weights for an export. `held` bytes are what memory goes by: the largest weight for a decomposition, the
-    adapter for a load.
+    adapted weights for an export. `held` bytes are what memory goes by: a k x k matrix in float64 for a decomposition,
+    the adapter for the others, to which a step adds its activations.
     """
 
     kind: str
@@ -108,6 +109,11 @@ def products(found: list[tuple[int, int]]) -> float:
 
 def numbers(found: list[tuple[int, int]]) -> float:
     return float(sum(a * b for a, b in found))
+
+
+def square(found: list[tuple[int, int]]) -> float:
+    """Bytes of the largest k x k matrix in float64."""
+    return 8.0 * max(min(shape) for shape in found) ** 2
 
 
 def factors(found: list[tuple[int, int]], rank: int) -> float:
@@ -160,13 +166,13 @@ def adapted(sizes: dict[str, int]) -> PeftModel:
 
 
 def decomposition(sizes: dict[str, int], turns: int) -> Taken:
-    """Both shapes of a block, square and wide."""
-    hidden, rank = sizes["hidden"], sizes["rank"]
+    """Both shapes of a block, square and wide, once a layer."""
+    hidden = sizes["hidden"]
     made = torch.Generator().manual_seed(0)
-    weights = [torch.randn(hidden, width, generator=made) for width in (hidden, int(hidden * RATIO))]
-    seconds, peak = measured(lambda: [tail_svd(W, rank) for W in weights], turns)
-    found = [(W.shape[0], W.shape[1]) for W in weights]
-    return seconds, peak, len(found), products(found), 4 * numbers(found[1:])
+    found = [(hidden, hidden), (hidden, int(hidden * RATIO))] * sizes["layers"]
+    weights = [torch.randn(*shape, generator=made) for shape in found]
+    seconds, peak = measured(lambda: tail_svd_many(weights, [sizes["rank"]] * len(weights)), turns)
+    return seconds, peak, len(found), products(found), square(found)
 
 
 def load(sizes: dict[str, int], turns: int) -> Taken:
@@ -252,29 +258,34 @@ def exponents(found: list[Point]) -> list[Row]:
     for kind in KINDS:
         for axis in dict.fromkeys(point.axis for point in found if point.kind == kind):
             chosen = [point for point in found if (point.kind, point.axis) == (kind, axis)]
-            power, error = slope([point.sizes[axis] for point in chosen], [point.seconds for point in chosen])
-            expected = EXPECTED[kind, axis]
-            growth = [point.seconds for point in chosen]
-            factor = chosen[-1].sizes[axis] / chosen[0].sizes[axis]
-            rows.append(
-                Row(
-                    f"time of {kind} over {axis} {chosen[0].sizes[axis]} to {chosen[-1].sizes[axis]}: exponent, "
-                    "against arithmetic's",
-                    f"{power:.2f} ± {error:.2f}",
-                    f"{expected}",
-                    growth[-1] / growth[0] / factor**expected,
-                    None,
+            x = [float(point.sizes[axis]) for point in chosen]
+            measured_here = {
+                "time": [point.seconds for point in chosen],
+                "memory": [float(p.peak or 0) for p in chosen],
+            }
+            for (what, y), expected in zip(measured_here.items(), EXPECTED[kind, axis], strict=True):
+                if min(y) <= 0:
+                    continue  # too little to be seen in the resident size, or a system that does not tell it
+                power, error = slope(x, y)
+                rows.append(
+                    Row(
+                        f"{what} of {kind} over {axis} {x[0]:.0f} to {x[-1]:.0f}: exponent, against arithmetic's",
+                        f"{power:.2f} ± {error:.2f}",
+                        f"{expected}",
+                        y[-1] / y[0] / (x[-1] / x[0]) ** expected,
+                        None,
+                    )
                 )
-            )
     return rows
 
 
 def forecast(found: list[Point]) -> list[str]:
     """A table of seconds and bytes for models of 8, 70 and 405 billion parameters."""
     lines = [
-        "| billion parameters | " + " | ".join(f"{kind}, time" for kind in KINDS) + " | decomposition, memory | load, "
-        "memory |",
-        "|---|" + "---|" * (len(KINDS) + 2),
+        "| billion parameters | "
+        + " | ".join(f"{kind}, {what}" for what in ("time", "memory") for kind in KINDS)
+        + " |",
+        "|---|" + "---|" * 2 * len(KINDS),
     ]
     for name, (hidden, intermediate, layers, narrow) in FORECAST.items():
         model = shapes(hidden, intermediate, layers, narrow)
@@ -292,13 +303,19 @@ def forecast(found: list[Point]) -> list[str]:
             columns = np.array([[p.count, p.work] for p in chosen], dtype=float)
             at = np.array([len(model), works[kind]])
             cells.append(cell(columns, [p.seconds for p in chosen], at, human))
-        for kind, held in (("decomposition", 4.0 * max(a * b for a, b in model)), ("load", 4 * adapter)):
-            chosen = [p for p in found if p.kind == kind and p.axis != "rank" and p.peak]
-            columns = np.array([[p.held] for p in chosen], dtype=float)
-            peaks = [float(p.peak or 1) for p in chosen]
-            cells.append(cell(columns, peaks, np.array([held]), lambda size: f"{size / 1e9:.2g} GB"))
+        for kind in KINDS:
+            chosen = [p for p in found if p.kind == kind and p.peak and (p.axis != "rank" or kind != "decomposition")]
+            columns = np.array([memory_terms(kind, p.held, p.sizes["rank"], p.sizes["length"]) for p in chosen])
+            held = square(model) if kind == "decomposition" else 4 * adapter
+            at = np.array(memory_terms(kind, held, BASE["rank"], TOKENS))
+            cells.append(cell(columns, [float(p.peak or 1) for p in chosen], at, lambda size: f"{size / 1e9:.2g} GB"))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
+
+
+def memory_terms(kind: str, held: float, rank: int, length: int) -> list[float]:
+    """What memory is a sum of: the bytes `held`; in a step also what the linear layers read and write."""
+    return [held, held / (2 * rank) * length] if kind == "step" else [held]
 
 
 def cell(columns: np.ndarray, y: list[float], at: np.ndarray, shown: Callable[[float], str]) -> str:
@@ -323,8 +340,8 @@ def notes(found: list[Point]) -> str:
         "",
         f"Base: hidden {BASE['hidden']} (the middle of its axis where quick), layers {BASE['layers']}, rank "
         f"{BASE['rank']}, one row of {BASE['length']} tokens, Llama blocks with random float32 weights, all linear "
-        "layers. A decomposition is that of one square and one wide weight of a block. Memory is how far the "
-        "process's resident size rose.",
+        "layers. A decomposition is that of one square and one wide weight a layer. Memory is how far the process's "
+        "resident size rose above that of the model.",
         "",
         "| kind | varied | size | time | memory above the start |",
         "|---|---|---|---|---|",
@@ -338,8 +355,10 @@ def notes(found: list[Point]) -> str:
         "",
         "For this machine, were its memory enough: time is fitted as a share for each adapted weight and a share for "
         "the work (k² n of every weight for the decomposition, numbers of the adapter for a load, numbers of the base "
-        f"times {TOKENS} tokens for a step, numbers of the adapted weights for an export), memory in proportion to the "
-        "largest weight for the decomposition and to the adapter for a load; all linear layers of the shapes of Llama "
+        f"times {TOKENS} tokens for a step, numbers of the adapted weights for an export), memory in proportion to a "
+        "k x k matrix for the decomposition and to the adapter for the others, to which a step adds a share for all "
+        "that the linear layers read and write. Not counted: the model itself, and that a step can recompute its "
+        "activations. All linear layers of the shapes of Llama "
         f"3.1, float32, rank {BASE['rank']}. In brackets, the range of 95 % of fits to points drawn with replacement, "
         "widened by the largest relative error of a point. The sizes lie two to four decades beyond what was measured: "
         "the range holds only as far as the fit does.",

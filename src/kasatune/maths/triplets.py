@@ -46,8 +46,9 @@ def largest_residual(S_next: float, S_r: float, norm: float) -> float:
 def rayleigh_ritz(W: Tensor, U: Tensor, V: Tensor, r: int) -> Triplets | None:
     """The r smallest triplets of W within the spans of U (k, q) and V (n, q), q > r, if they are the tail of W.
 
-    W may be of any floating dtype, U and V are float64. Their error is of second order in that of the spans. None if the residuals or the orthogonality are not good
-    enough; that nothing smaller lies outside the spans is for the caller to know.
+    W may be of any floating dtype, U and V are float64. Their error is of second order in that of the spans. None if
+    the residuals or the orthogonality are not good enough; that nothing smaller lies outside the spans is for the
+    caller to know.
     """
     if not torch.isfinite(U.sum() + V.sum()):
         return None
