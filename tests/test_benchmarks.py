@@ -23,6 +23,7 @@ def scripts(tmp_path, monkeypatch):
         "good": f"from pathlib import Path; Path({record!r}).write_text({content!r})",
         "bad": "raise SystemExit('the reason')",
         "silent": "pass",
+        "slow": "import time; time.sleep(60)",
     }
     original = subprocess.run
 
@@ -45,6 +46,15 @@ def test_one_failure_stops_nothing_and_is_shown(scripts, tmp_path, capsys):
     assert "FAILED, wrote no silent-quick.json" in shown[3]
     page = (tmp_path / "bench.md").read_text()
     assert "0 targets met, 1 missed" in page and "| bad: FAILED, exit status 1: the reason |" in page
+
+
+def test_all_scripts_together_have_a_deadline(scripts, monkeypatch, capsys):
+    scripts("slow", "good", "good")
+    monkeypatch.setattr(bench, "ALL", 1.0)
+    assert bench.main() == 1
+    shown = capsys.readouterr().out.splitlines()
+    assert "slow: FAILED, not done after 1 s" in shown[1]
+    assert ["FAILED, no time was left" in line for line in shown[2:]] == [True, True]
 
 
 def test_success_is_status_0(scripts):
