@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from kasatune.reports import words
 from kasatune.reports.comparison.answer import answer, protocol_sentence
 from kasatune.reports.comparison.charts import interval_chart, numbers, pareto, trade_off_chart
 from kasatune.reports.comparison.files import write_comparison
@@ -32,6 +33,15 @@ def verdicts(found, verdict):
             if entry["difference"] and not entry["fitted"]:
                 entry["difference"]["verdict"] = verdict
     return found
+
+
+def test_the_answer_names_searches_that_ended_at_the_edge():
+    found = comparison()
+    assert "may exist" not in answer(found)
+    for task in found["tasks"]:
+        entry = task["results"][1]
+        entry["search"]["at_the_edge"] = True
+    assert f"so a better one may exist: {entry['title']} on " in answer(found)
 
 
 def test_the_answer_says_that_no_difference_was_shown():
@@ -121,7 +131,7 @@ def test_a_method_without_runs_stands_last_without_numbers():
 def test_missing_seeds_are_told():
     found = comparison(1)
     found["tasks"][0]["results"][0]["n"] = 3
-    assert any("(3 seeds)" in row[1] for row in task_table(found, found["tasks"][0]).rows)
+    assert any("(3 of 5 seeds)" in row[1] for row in task_table(found, found["tasks"][0]).rows)
 
 
 def test_a_task_that_was_not_begun_is_no_result():
@@ -146,6 +156,15 @@ def test_failures_are_named():
         "KaSA on glue/sst2, search, learning rate 0.0001: no memory",
     ]
     assert "training diverged: &lt;b&gt;" in render(found)
+
+
+def test_a_difference_that_rounds_to_nothing_has_no_minus():
+    assert [words.signed(value) for value in (-0.00004, 0.0, -0.00006, 0.1)] == [
+        "+0.0000",
+        "+0.0000",
+        "-0.0001",
+        "+0.1000",
+    ]
 
 
 def test_a_task_says_whether_it_counts():

@@ -50,8 +50,8 @@ def score(value: object) -> str:
 
 
 def signed(value: float) -> str:
-    """A difference of scores with its sign, four decimals."""
-    return f"{value:+.4f}"
+    """A difference of scores with its sign, four decimals; what they make zero is +0.0000."""
+    return f"{round(value, 4) + 0.0:+.4f}"
 
 
 def count(value: object) -> str:

@@ -12,7 +12,14 @@ NO_DIFFERENCE = "no difference shown"
 
 def answer(found: Mapping[str, Any]) -> str:
     """The paragraph that stands on top of every form of the report."""
-    parts = [_unfinished(found), _differences(found), _ranks(found), _tasks_that_count(found), _not_tested(found)]
+    parts = [
+        _unfinished(found),
+        _differences(found),
+        _ranks(found),
+        _tasks_that_count(found),
+        _at_the_edge(found),
+        _not_tested(found),
+    ]
     return " ".join(part for part in parts if part)
 
 
@@ -136,6 +143,21 @@ def _tasks_that_count(found: Mapping[str, Any]) -> str:
     return (
         f"{listed(no)} {'do' if plural else 'does'} not count: even the best method did not beat both the fitted head "
         f"and the majority class there by an interval that excludes zero."
+    )
+
+
+def _at_the_edge(found: Mapping[str, Any]) -> str:
+    """The methods whose search may have ended too early."""
+    by_method: dict[str, list[str]] = {}
+    for task in found["tasks"]:
+        for entry in task["results"]:
+            if entry["search"] and entry["search"]["at_the_edge"]:
+                by_method.setdefault(entry["title"], []).append(task["name"])
+    if not by_method:
+        return ""
+    places = listed([f"{names} on {_on(found, tasks)}" for tasks, names in _grouped(by_method)])
+    return (
+        f"The best learning rate was the smallest or the largest that was tried, so a better one may exist: {places}."
     )
 
 

@@ -253,7 +253,9 @@ def seconds(value: float | None) -> str:
 
 def _row(found: Mapping[str, Any], entry: Mapping[str, Any]) -> list[str]:
     difference, costs = entry["difference"] or {}, entry["costs"] or {}
-    missing = "" if entry["n"] == len(found["seeds"]) or not entry["n"] else f" ({entry['n']} seeds)"
+    missing = (
+        "" if entry["n"] == len(found["seeds"]) or not entry["n"] else f" ({entry['n']} of {len(found['seeds'])} seeds)"
+    )
     if entry["mean"] is None:
         score = words.ABSENT
     else:
