@@ -29,6 +29,22 @@ def no_cache_of_the_user():
 
 
 @pytest.fixture
+def data_hub(tmp_path):
+    """A hub of data sets on this machine, in the place of the real one."""
+    from tests.hub_server import served
+
+    with served(tmp_path / "cache") as hub:
+        yield hub
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """The hub cannot be reached."""
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture
 def decompositions(monkeypatch):
     """Names of the layers that a new adapter decomposes."""
     from kasatune.tuner import tails

@@ -10,9 +10,12 @@ import torch
 
 from kasatune.cli.main import run as kasatune
 from kasatune.cli.outcome import write_pages
+from kasatune.errors import OutputError
+from kasatune.runs import directory
 from kasatune.runs.directory import read_metrics, read_recipe
 from kasatune.runs.evaluate import evaluate
-from kasatune.runs.provenance import model_fingerprint, recipe_sha256
+from kasatune.runs.provenance import as_begun, model_fingerprint, pinned, recipe_sha256
+from kasatune.runs.recipe import Recipe
 from kasatune.runs.train import train
 from kasatune.runs.verify import verify
 from tests.runs.toys import make_bert, make_recipe
@@ -52,6 +55,45 @@ def test_a_model_of_the_hub_is_pinned_to_the_commit_that_was_trained(hub, tmp_pa
     other = read_metrics(train(make_recipe("org/tiny", tmp_path, epochs=1), tmp_path / "other"))
     assert other["model"]["revision"] == SECOND
     assert other["model"]["fingerprint"] != metrics["model"]["fingerprint"]
+
+
+def test_rows_of_the_hub_are_pinned_to_the_commit_that_was_trained_on(data_hub, bert, tmp_path):
+    def put(word, label):
+        rows = [{"sentence1": f"{word} {n}", "sentence2": "so it is", "label": (n + label) % 2} for n in range(8)]
+        return data_hub.put_splits("nyu-mll/glue", {"train": rows, "validation": rows}, "rte")
+
+    def recipe(**task):
+        task = {"name": "glue/rte", "max_length": 32, **task}
+        return Recipe.model_validate({**make_recipe(bert, tmp_path, max_steps=1).model_dump(), "task": task})
+
+    first = put("first", 0)
+    run_dir = train(recipe(), tmp_path / "run")
+    metrics = read_metrics(run_dir)
+    assert read_recipe(run_dir).task.revision == first
+    assert metrics["data_source"] == f"nyu-mll/glue@{first}"
+    second = put("second", 1)
+    again = evaluate(run_dir)
+    assert (again["metrics"], again["data_sha256"]) == (metrics["metrics"], metrics["data_sha256"])
+    train(recipe(), run_dir, resume=True)  # the same recipe still
+    with pytest.raises(OutputError, match=r"task\.revision"):
+        train(recipe(revision=second), run_dir, resume=True)
+    newest = train(recipe(), tmp_path / "newest")
+    assert read_recipe(newest).task.revision == second
+    assert read_metrics(newest)["data_sha256"] != metrics["data_sha256"]
+
+
+def test_a_run_goes_on_with_the_rows_that_it_was_begun_with(data_hub, tmp_path):
+    task = {"name": "instruction", "train": "hub:a/b:train", "validation": "hub:a/b:test", "max_length": 32}
+    asked = Recipe.model_validate({"model": {"name": "m"}, "task": task, "output": str(tmp_path / "run")})
+    pins = {"train": "hub:a/b@1:train", "validation": "hub:a/b@1:test"}
+    begun = pinned(asked, None, pins)
+    assert (begun.task.train, begun.task.validation) == tuple(pins.values())
+    directory.begin(tmp_path / "run", begun, resume=False)
+    directory.check_output(tmp_path / "run", asked, resume=True, overwrite=False)
+    assert as_begun(asked, tmp_path / "run") == begun
+    elsewhere = pinned(asked, None, {"train": "hub:a/b@2:train"})
+    with pytest.raises(OutputError, match=r"task\.train: 'hub:a/b@1:train' then, 'hub:a/b@2:train' now"):
+        directory.check_output(tmp_path / "run", elsewhere, resume=True, overwrite=False)
 
 
 @pytest.fixture

@@ -41,6 +41,7 @@ def test_the_least_recipe_has_every_published_default(write):
         "task": {
             "name": "glue/rte",
             "data": None,
+            "revision": None,
             "train": None,
             "validation": None,
             "text": None,
@@ -285,6 +286,20 @@ def test_an_override_given_twice_is_refused(write):
 def test_own_data_needs_its_keys(write):
     found = faults(write("model: {name: m}\ntask: {name: regression, train: a.csv, data: folder}"))
     assert [fault.split(":")[0] for fault in found] == ["task.data", "task.validation", "task.text", "task.label"]
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ("name: glue/rte, data: folder", "read from this machine"),
+        ("name: demo", "read from this machine"),
+        ("name: instruction, train: 'hub:a/b:train', validation: 0.1", "hub:NAME@REVISION:SPLIT"),
+    ],
+)
+def test_a_revision_is_of_a_benchmark_on_the_hub(write, task, words):
+    (fault,) = faults(write(f"model: {{name: m}}\ntask: {{{task}, revision: v1}}"))
+    assert fault.startswith("task.revision: ") and words in fault
+    assert load_recipe(write("model: {name: m}\ntask: {name: glue/rte, revision: v1}")).task.revision == "v1"
 
 
 def test_benchmark_tasks_do_not_take_keys_of_own_data(write):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 class Settings:
     name: str
     data: str | None = None
+    revision: str | None = None
     train: str | None = None
     validation: str | float | None = None
     text: str | tuple[str, ...] | None = None

@@ -122,56 +122,54 @@ def test_a_folder_without_the_files_says_which(tmp_path):
         load_task(Settings("e2e", data=str(tmp_path)))
 
 
-def test_the_hubs_rows_take_the_same_form(monkeypatch):
-    import datasets
-
-    tables = {
-        "tuetschek/e2e_nlg": {"meaning_representation": "name[A], eatType[pub]", "human_reference": "A pub."},
-        "GEM/web_nlg": {"input": ["A | is_in | B", "A | p | C"], "target": "A pub.", "references": ["A pub."]},
-        "GEM/dart": {"tripleset": [["A", "IS", "B"]], "target": "A pub.", "references": ["A pub."]},
-    }
-    monkeypatch.setattr(
-        datasets, "load_dataset", lambda name, config: {s: [tables[name]] for s in ("train", "validation", "test")}
-    )
-    found = {task: load_task(Settings(task)).splits["test"] for task in ("e2e", "webnlg", "dart")}
-    assert [rows.first[0] for rows in found.values()] == [
+def test_the_hubs_rows_take_the_same_form(data_hub):
+    e2e = {"meaning_representation": "name[A], eatType[pub]", "human_reference": "A pub."}
+    commit = put(data_hub, "tuetschek/e2e_nlg", [e2e], [e2e])
+    told = {"target": "A pub.", "references": ["A pub."]}
+    for name, config, facts in (
+        ("GEM/web_nlg", "en", {"input": ["A | is_in | B", "A | p | C"]}),
+        ("GEM/dart", "default", {"tripleset": [["A", "IS", "B"]]}),
+    ):
+        put(data_hub, name, [{**facts, **told}], [{**facts, **told}], config)
+    found = {task: load_task(Settings(task)) for task in ("e2e", "webnlg", "dart")}
+    assert [data.splits["test"].first[0] for data in found.values()] == [
         PROMPT.format("name : A | Type : pub"),
         PROMPT.format("A : is_in : B | A : p : C"),
         PROMPT.format("A : is : B"),
     ]
-    assert all(rows.labels == ["A pub."] for rows in found.values())
-    assert any("2017" in note for note in load_task(Settings("webnlg")).notes)
+    assert all(data.splits["test"].labels == ["A pub."] for data in found.values())
+    assert found["e2e"].pins == {"revision": commit} and commit in found["e2e"].source
+    assert any("2017" in note for note in found["webnlg"].notes)
 
-    def unreachable(name, config):
-        raise ConnectionError("no network")
 
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(WorkError, match=r"e2e could not be had from the hub .*task\.data"):
+def test_rows_of_the_hub_in_another_form_are_refused(data_hub):
+    put(data_hub, "tuetschek/e2e_nlg", [{"mr": "A"}], [{"mr": "A"}])
+    with pytest.raises(WorkError, match=r"tuetschek/e2e_nlg@.* another form .*task\.data"):
         load_task(Settings("e2e"))
 
 
 @pytest.mark.parametrize(
-    ("task", "facts", "prompt"),
+    ("task", "name", "config", "facts", "prompt"),
     [
-        ("webnlg", {"input": ["A | is_in | B"]}, PROMPT.format("A : is_in : B")),
-        ("dart", {"tripleset": [["A", "IS_IN", "B"]]}, PROMPT.format("A : is_in : B")),
+        ("webnlg", "GEM/web_nlg", "en", {"input": ["A | is_in | B"]}, PROMPT.format("A : is_in : B")),
+        ("dart", "GEM/dart", "default", {"tripleset": [["A", "IS_IN", "B"]]}, PROMPT.format("A : is_in : B")),
     ],
 )
-def test_the_hubs_rows_of_evaluation_hold_every_reference(monkeypatch, task, facts, prompt):
-    import datasets
-
-    trained = [{**facts, "target": text, "references": []} for text in ("A in B.", "B holds A.")]
+def test_the_hubs_rows_of_evaluation_hold_every_reference(data_hub, task, name, config, facts, prompt):
+    trained = [{**facts, "target": text, "references": [""]} for text in ("A in B.", "B holds A.")]
     judged = [
         {**facts, "target": "A in B.", "references": ["A in B.", "B holds A.", ""]},
-        {**facts, "target": "", "references": []},
+        {**facts, "target": "", "references": [""]},
     ]
-    monkeypatch.setattr(
-        datasets, "load_dataset", lambda name, config: {"train": trained, "validation": judged, "test": judged}
-    )
+    put(data_hub, name, trained, judged, config)
     splits = load_task(Settings(task)).splits
     for split in ("train", "validation", "test"):
         assert splits[split].first == [prompt] * 2
         assert splits[split].labels == ["A in B.", "B holds A."]
+
+
+def put(hub, name, trained, judged, config="default"):
+    return hub.put_splits(name, {"train": trained, "validation": judged, "test": judged}, config)
 
 
 def own(tmp_path, rows, **further):

@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import datasets
-import huggingface_hub
 import pytest
 
 from kasatune.errors import DataError, WorkError
@@ -186,54 +184,31 @@ def test_quotes_in_the_release_are_letters():
     assert sum('"' in first for first, _ in texts) > 100
 
 
-@pytest.fixture
-def hub(monkeypatch):
-    """A hub that holds one table, and remembers what was asked of it."""
-    asked = {}
-
-    def serve(columns, splits=("train", "validation", "test"), sha="abc123"):
-        def load_dataset(path, config, revision):
-            asked.update(path=path, config=config, revision=revision)
-            return datasets.DatasetDict({split: datasets.Dataset.from_dict(columns) for split in splits})
-
-        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-        info = type("Info", (), {"sha": sha})
-        monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, name, timeout: info)
-        return asked
-
-    return serve
-
-
 @pytest.mark.parametrize("name", [name.partition("/")[2] for name in GLUE])
-def test_from_the_hub(hub, name):
+def test_from_the_hub(data_hub, name):
     task = GLUE[f"glue/{name}"]
-    columns = {column: [f"{column} {i}" for i in range(3)] for column in task.hub_columns}
-    columns["label"] = [0.5, 1.5, 5.0] if name == "stsb" else [0, 1, 1]
+    labels = [0.5, 1.5, 5.0] if name == "stsb" else [0, 1, 1]
+    rows = [{**{column: f"{column} {i}" for column in task.hub_columns}, "label": labels[i]} for i in range(3)]
     splits = ["train", "validation", "test"]
     if name == "mnli":
         splits = ["train", "validation_matched", "validation_mismatched", "test_matched", "test_mismatched"]
-    asked = hub(columns, splits)
+    commit = data_hub.put_splits("nyu-mll/glue", dict.fromkeys(splits, rows), config=name)
     data = load(name, None, max_eval=2)
-    assert asked == {"path": "nyu-mll/glue", "config": name, "revision": "abc123"}
-    assert data.source == "nyu-mll/glue@abc123"
+    assert data.source == f"nyu-mll/glue@{commit}" and data.pins == {"revision": commit}
     expected = {"train": 3, "validation": 2} | ({"validation_mismatched": 2} if name == "mnli" else {})
     assert {split: len(rows) for split, rows in data.splits.items()} == expected
     assert data.splits["train"].texts()[2] == tuple(f"{column} 2" for column in task.hub_columns)
-    assert data.splits["train"].labels == columns["label"]
+    assert data.splits["train"].labels == labels
 
 
-def test_hub_and_release_give_equal_sums(hub, tmp_path):
-    hub({"sentence1": ["A.", "C."], "sentence2": ["B.", "D."], "label": [1, 0]}, ["train", "validation"])
+def test_hub_and_release_give_equal_sums(data_hub, tmp_path):
+    rows = [{"sentence1": "A.", "sentence2": "B.", "label": 1}, {"sentence1": "C.", "sentence2": "D.", "label": 0}]
+    data_hub.put_splits("nyu-mll/glue", {"train": rows, "validation": rows}, config="rte")
     assert load("rte", None).sha256 == load("rte", folder(tmp_path, train=RTE, dev=RTE)).sha256
 
 
-def test_a_hub_out_of_reach_is_work_that_failed(monkeypatch):
-    def refuse(*args, **kwargs):
-        raise ConnectionError("no route to host")
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", refuse)
-    monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(WorkError, match=r"ConnectionError: no route to host; give a folder of the GLUE release"):
+def test_a_hub_out_of_reach_is_work_that_failed(data_hub, no_network):
+    with pytest.raises(WorkError, match=r"nyu-mll/glue could not be had: ConnectionError: .*give a folder of the GLUE"):
         load("rte", None)
 
 

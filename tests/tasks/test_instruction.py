@@ -2,10 +2,9 @@
 
 import json
 
-import datasets
 import pytest
 
-from kasatune.errors import DataError, WorkError
+from kasatune.errors import DataError
 from kasatune.tasks import load_evaluation, load_task
 from tests.tasks.settings import Settings
 
@@ -42,25 +41,37 @@ def test_several_turns_stand_before_the_last_answer(tmp_path):
     assert data.splits["validation"].labels == ["d"]
 
 
-def test_the_hub(monkeypatch):
-    asked = []
+def chat(answer):
+    return {"prompt_id": "1", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]}
 
-    def load_dataset(name, split):
-        asked.append((name, split))
-        if split == "none":
-            raise ValueError("no such split\nmore")
-        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": split}]
-        return datasets.Dataset.from_dict({"prompt_id": ["1"], "messages": [messages]})
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+def test_the_hub(data_hub):
     name = "llama-duo/synth_coding_dataset_dedup"
-    data = load_task(Settings("instruction", train=f"hub:{name}:train_sft_gpt4o", validation=f"hub:{name}:test"))
-    assert asked == [(name, "train_sft_gpt4o"), (name, "test")]
-    assert data.splits["train"].labels == ["train_sft_gpt4o"] and data.source.startswith("hub:")
-    with pytest.raises(WorkError, match="split 'none': ValueError: no such split;"):
+    splits = {split: [chat(split)] for split in ("train_sft_gpt4o", "test")}
+    commit = data_hub.put_splits(name, splits)
+    task = Settings("instruction", train=f"hub:{name}:train_sft_gpt4o", validation=f"hub:{name}:test")
+    data = load_task(task)
+    assert data.splits["train"].labels == ["train_sft_gpt4o"]
+    assert data.pins == {"train": f"hub:{name}@{commit}:train_sft_gpt4o", "validation": f"hub:{name}@{commit}:test"}
+    assert data.source == ", ".join(data.pins.values())
+    with pytest.raises(DataError, match=f"no such split; {name}@{commit} has train_sft_gpt4o, test"):
         load_task(Settings("instruction", train=f"hub:{name}:none", validation=0.1))
     with pytest.raises(DataError, match="hub:NAME:SPLIT"):
         load_task(Settings("instruction", train="hub:name", validation=0.1))
+
+
+def test_a_revision_in_the_name_is_read(data_hub):
+    first = data_hub.put_splits("a/b", {"train": [chat("first"), chat("more")]})
+    second = data_hub.put_splits("a/b", {"train": [chat("second"), chat("more")]})
+    for revision, commit, answer in (
+        ("", second, "second"),
+        (f"@{first}", first, "first"),
+        ("@main", second, "second"),
+    ):
+        data = load_task(Settings("instruction", train=f"hub:a/b{revision}:train", validation=0.5))
+        assert data.pins == {"train": f"hub:a/b@{commit}:train"}
+        answers = data.splits["train"].labels + data.splits["validation"].labels
+        assert sorted(answers) == sorted([answer, "more"])
 
 
 @pytest.mark.parametrize("settings", [{"validation": 0.1}, {"train": "x.json"}])

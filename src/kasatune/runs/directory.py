@@ -13,6 +13,7 @@ from typing import Any
 from kasatune.errors import InputError, OutputError
 from kasatune.runs.lock import LOCK, require_unheld
 from kasatune.runs.recipe import Recipe, load_recipe, to_yaml
+from kasatune.tasks.hub import leaves_open
 
 RECIPE = "recipe.yaml"
 METRICS = "metrics.json"
@@ -243,7 +244,9 @@ class History:
 
 def _differences(before: Recipe, now: Recipe) -> list[str]:
     old, new = _flat(before), _flat(now)
-    open_ = [key for key in ("model.revision",) if new[key] is None]  # the commit that was found then holds on
+    # The commits that were found then hold on.
+    open_ = [key for key in ("model.revision", "task.revision") if new[key] is None]
+    open_ += [key for key in ("task.train", "task.validation") if leaves_open(new[key], old[key])]
     return [
         f"{key}: {old[key]!r} then, {new.get(key)!r} now"
         for key in old

@@ -122,7 +122,7 @@ class Prepared:
             return scores
         rows = data.splits[split]
         if isinstance(rows, ChatRows):
-            shown = rows.head(SAMPLES)
+            shown = rows.pick(range(len(rows))[:SAMPLES])
             texts = self.answer([chat[:-1] for chat in shown.chats])
             return Scores(scores.metrics, [[label] for label in shown.labels], texts, [], shown.first)
         prompts, references = asked(data.splits[split])

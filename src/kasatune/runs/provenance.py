@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from kasatune.methods.base import within
 from kasatune.runs.machine import processor
 from kasatune.runs.quiet import not_deterministic
 from kasatune.runs.recipe import Recipe, to_yaml
+from kasatune.tasks.hub import leaves_open
 
 SAMPLES = 256
 
@@ -98,17 +99,34 @@ def deterministic_words() -> str:
     )
 
 
-def pinned(recipe: Recipe, revision: str | None) -> Recipe:
-    """`recipe` with the commit that its model was loaded from, where the recipe leaves that to the hub."""
-    if revision is None or recipe.model.revision == revision:
-        return recipe
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"revision": revision})})
+def pinned(recipe: Recipe, revision: str | None, pins: Mapping[str, str]) -> Recipe:
+    """`recipe` with the commits that its model and rows were read from, where it leaves them to the hub.
+
+    Args:
+        recipe: of a run.
+        revision: the commit of its model; None for a folder.
+        pins: keys of its `task` section with what they must be; see `TaskData`.
+    """
+    sections = {
+        "model": recipe.model if revision is None else recipe.model.model_copy(update={"revision": revision}),
+        "task": recipe.task.model_copy(update=dict(pins)),
+    }
+    return recipe.model_copy(update=sections)
 
 
 def as_begun(recipe: Recipe, out: Path) -> Recipe:
-    """`recipe` with the commit that the run in `out` was begun with."""
+    """`recipe` with the commits that the run in `out` was begun with."""
     from kasatune.runs.directory import RECIPE, read_recipe
 
-    if recipe.model.revision is not None or not (out / RECIPE).is_file():
+    if not (out / RECIPE).is_file():
         return recipe
-    return pinned(recipe, read_recipe(out).model.revision)
+    begun = read_recipe(out)
+    task, then = recipe.task, begun.task
+    pins = {
+        key: getattr(then, key)
+        for key in ("train", "validation")
+        if leaves_open(getattr(task, key), getattr(then, key))
+    }
+    if task.revision is None and then.revision is not None:
+        pins["revision"] = then.revision
+    return pinned(recipe, begun.model.revision if recipe.model.revision is None else None, pins)

@@ -71,12 +71,14 @@ class ModelSection(_Section):
 class TaskSection(_Section):
     """The task and its rows; `train` to `completion` belong to your own data. Lengths are in tokens, sizes in rows.
 
-    `validation` is a file, or the share of the training rows to keep for it. `loss_on` is for tasks that write text:
-    "completion" (their default) learns what follows the prompt, "everything" the prompt too.
+    `revision` is that of a benchmark's data set on the hub; a run keeps the commit that it read. `validation` is a
+    file, or the share of the training rows to keep for it. `loss_on` is for tasks that write text: "completion" (their
+    default) learns what follows the prompt, "everything" the prompt too.
     """
 
     name: Text = Field(description="name a task of `kasatune list tasks`")
     data: Text | None = None
+    revision: Text | None = None
     train: Text | None = None
     validation: Text | Share | None = None
     text: Text | Annotated[list[Text], Field(min_length=1, max_length=2)] | None = None

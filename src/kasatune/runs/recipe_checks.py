@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from kasatune.caution import may_run_for_ever, redacted
 from kasatune.methods.table import METHODS
 from kasatune.runs.recipe_faults import did_you_mean, show
-from kasatune.tasks.instruction import HUB
+from kasatune.tasks.hub import HUB
 from kasatune.tasks.table import TASKS
 
 if TYPE_CHECKING:
@@ -128,6 +128,18 @@ def _key_fits_the_task(key: str, recipe: Recipe) -> Iterator[str]:
 
 for _key in ("data", "train", "validation", "text", "label", "prompt", "completion"):
     _rule("task.name", f"task.{_key}")(partial(_key_fits_the_task, _key))
+
+
+@_rule("task.name", "task.data", "task.revision")
+def _revision_is_of_the_hub(recipe: Recipe) -> Iterator[str]:
+    task = recipe.task
+    if task.revision is None or task.name not in TASKS:
+        return
+    given = f"task.revision: {show(task.revision)} received"
+    if task.name == "instruction":
+        yield f"{given}; instruction has it in the name of the rows, hub:NAME@REVISION:SPLIT; leave it out"
+    elif task.data is not None or task.name in (*OWN_DATA_KEYS, *_SELF_CONTAINED):
+        yield f"{given}; it belongs to a data set of the hub, and the rows are read from this machine; leave it out"
 
 
 @_rule("task.name", "task.loss_on")

@@ -134,7 +134,7 @@ def _begin(recipe: Recipe, out: Path, display: Display, supplies: Supplies) -> R
         report_truncation(display, split, rows, recipe.task.max_length)
     attach = prepared.attach_seconds
     seconds = {"load": time.perf_counter() - start - attach, "attach": attach}
-    recipe = pinned(recipe, prepared.base.revision)
+    recipe = pinned(recipe, prepared.base.revision, data.pins)
     return Run(recipe, out, display, data, prepared, examples, seconds, prepared.parameter_counts(), supplies)
 
 

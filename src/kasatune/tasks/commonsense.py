@@ -16,10 +16,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from kasatune.errors import DataError, WorkError
+from kasatune.errors import DataError
 from kasatune.tasks.commonsense_prompts import TRAINING_PROMPT, evaluation_prompt, read_instruction
 from kasatune.tasks.data import Rows, TaskData, TaskSettings, make_task_data
 from kasatune.tasks.faults import Faults
+from kasatune.tasks.hub import told_of
 from kasatune.tasks.lines import read_text
 from kasatune.tasks.table import TaskInfo
 from kasatune.tasks.tabular import MAX_JSON_BYTES
@@ -43,7 +44,7 @@ FOLDERS: Mapping[str, str] = MappingProxyType(
 """The folder of each task in LLM-Adapters."""
 
 _COMMIT = "816657208af4db747803f87ba40a4c71383fed7a"
-_ADDRESS = f"https://raw.githubusercontent.com/AGI-Edgerunners/LLM-Adapters/{_COMMIT}"
+_ADDRESS = "https://raw.githubusercontent.com/AGI-Edgerunners/LLM-Adapters"
 _MIXTURE_FILE = "ft-training_set/commonsense_170k.json"
 _KEYS = ("instruction", "output", "answer")
 _ORDER_SEED = 42
@@ -56,6 +57,7 @@ class _Files:
     train: list[dict[str, str]]
     tests: dict[str, list[dict[str, str]]]
     source: str
+    commit: str | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -70,7 +72,10 @@ def load_commonsense(info: TaskInfo, settings: TaskSettings) -> TaskData:
         DataError: a file is missing, unreadable or not in the form that its name tells.
         WorkError: the repository cannot be reached.
     """
-    files = _from_web(info.name) if settings.data is None else _from_folder(info.name, Path(settings.data))
+    if settings.data is None:
+        files = _from_web(info.name, settings.revision or _COMMIT)
+    else:
+        files = _from_folder(info.name, Path(settings.data))
     order = list(range(len(files.train)))
     random.Random(_ORDER_SEED).shuffle(order)
     held = max(1, min(HELD_BACK, len(order) // 10))
@@ -89,6 +94,7 @@ def load_commonsense(info: TaskInfo, settings: TaskSettings) -> TaskData:
         notes=[f"validation: {held:,} of {len(order):,} training rows, drawn with a fixed seed", *files.notes],
         max_train=settings.max_train,
         max_eval=settings.max_eval,
+        pins={"revision": files.commit},
     )
 
 
@@ -129,12 +135,12 @@ def _from_folder(name: str, folder: Path) -> _Files:
     notes = [f"no test.json of {', '.join(absent)}: no split of that name"] if absent else []
     whole = next((one for one in (folder / _MIXTURE_FILE, folder / Path(_MIXTURE_FILE).name) if one.is_file()), None)
     if whole is not None:
-        return _Files(_read(whole), tests, str(folder), tuple(notes))
+        return _Files(_read(whole), tests, str(folder), notes=tuple(notes))
     parts = {task: place / "train.json" for task, place in there.items() if (place / "train.json").is_file()}
     if not parts:
         raise DataError(f"{folder}: no {Path(_MIXTURE_FILE).name}, and no train.json of a task; one of them is needed")
     notes.append(f"no {Path(_MIXTURE_FILE).name}: the training rows are those of {', '.join(parts)}")
-    return _Files([row for path in parts.values() for row in _read(path)], tests, str(folder), tuple(notes))
+    return _Files([row for path in parts.values() for row in _read(path)], tests, str(folder), notes=tuple(notes))
 
 
 def _task_folder(folder: Path, task: str) -> Path | None:
@@ -171,7 +177,7 @@ def _checked(content: Any, place: str) -> list[dict[str, str]]:
     return content
 
 
-def _from_web(name: str) -> _Files:
+def _from_web(name: str, commit: str) -> _Files:
     import datasets
 
     task = name.partition("/")[2]
@@ -180,14 +186,9 @@ def _from_web(name: str) -> _Files:
     paths = {"train": train} | {split: f"dataset/{FOLDERS[one]}/test.json" for split, one in tests.items()}
     found = {}
     for split, path in paths.items():
-        try:
-            loaded: Any = datasets.load_dataset("json", data_files=f"{_ADDRESS}/{path}", split="train")
-        except Exception as fault:  # datasets raises dozens of unrelated types
-            reason = (str(fault).splitlines() or [""])[0]
-            raise WorkError(
-                f"{name} could not be had ({_ADDRESS}/{path}): {type(fault).__name__}: {reason};"
-                " give a folder of LLM-Adapters' files as task.data"
-            ) from fault
+        address = f"{_ADDRESS}/{commit}/{path}"
+        with told_of(address, "check the network, or give a folder of LLM-Adapters' files as task.data"):
+            loaded: Any = datasets.load_dataset("json", data_files=address, split="train")
         found[split] = _checked(loaded.to_list(), path)
     train_rows = found.pop("train")
-    return _Files(train_rows, found, f"AGI-Edgerunners/LLM-Adapters@{_COMMIT[:7]}")
+    return _Files(train_rows, found, f"AGI-Edgerunners/LLM-Adapters@{commit[:7]}", commit)

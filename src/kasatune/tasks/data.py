@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from kasatune.tasks.table import TaskInfo, TaskKind
@@ -22,6 +23,11 @@ class TaskSettings(Protocol):
     @property
     def data(self) -> str | None:
         """Folder of a benchmark; None takes it from the hub."""
+        ...
+
+    @property
+    def revision(self) -> str | None:
+        """Commit, branch or tag of a benchmark that is taken from the hub; None for its newest commit."""
         ...
 
     @property
@@ -84,8 +90,7 @@ class Rows:
 
     def head(self, number: int) -> Rows:
         """The first `number` rows, or all where there are fewer."""
-        second = None if self.second is None else self.second[:number]
-        return Rows(self.first[:number], second, self.labels[:number])
+        return self.pick(range(len(self))[:number])
 
     def pick(self, indices: Sequence[int]) -> Rows:
         """The rows at `indices`."""
@@ -116,6 +121,8 @@ class TaskData:
         sha256: of the rows in `splits`; equal rows have equal sums, wherever they were read from.
         source: where the rows were read from, with the revision where the hub has one.
         notes: what was left out, cut or found odd, one sentence each, to be shown to the user.
+        pins: keys of the recipe's `task` section with what they must be to read these very rows again; none of rows
+            that are no data set of the hub.
     """
 
     name: str
@@ -129,6 +136,7 @@ class TaskData:
     sha256: str
     source: str
     notes: tuple[str, ...] = ()
+    pins: Mapping[str, str] = field(default_factory=dict)
 
 
 def make_task_data(
@@ -140,6 +148,7 @@ def make_task_data(
     notes: Sequence[str] = (),
     max_train: int | None = None,
     max_eval: int | None = None,
+    pins: Mapping[str, str | None] = MappingProxyType({}),
 ) -> TaskData:
     """The task `info` with the first `max_train` training rows and the first `max_eval` rows of the other splits.
 
@@ -169,6 +178,7 @@ def make_task_data(
         sha256=rows_sha256(kept),
         source=source,
         notes=tuple(told),
+        pins={key: value for key, value in pins.items() if value is not None},
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from kasatune.errors import DataError, WorkError
 from kasatune.tasks.data import Rows, TaskData, TaskSettings, make_task_data
 from kasatune.tasks.faults import Faults, show
+from kasatune.tasks.hub import HubData, read_hub
 from kasatune.tasks.lines import read_lines, read_text
 from kasatune.tasks.prompts import render
 from kasatune.tasks.table import TaskInfo
@@ -107,11 +108,13 @@ def load_data_to_text(info: TaskInfo, settings: TaskSettings) -> TaskData:
     """
     source = SOURCES[info.name]
     if settings.data is None:
-        splits, where = _from_hub(info.name, source)
-        notes = [f"{where}: {source.hub_note}"] if source.hub_note else []
+        found = read_hub(*source.hub, revision=settings.revision, instead="give a folder of its files as task.data")
+        splits, where, commit = _hub_splits(info.name, source, found), found.source, found.commit
+        notes = [*found.notes, *([f"{where}: {source.hub_note}"] if source.hub_note else [])]
     else:
         files = _files(info.name, source, Path(settings.data))
         splits, where = {split: read_pairs(info.name, path) for split, path in files.items()}, settings.data
+        commit = None
         notes = [f"{settings.data}: no {source.forms[0][2]}, so no split test"] if "test" not in files else []
     return make_task_data(
         info,
@@ -121,6 +124,7 @@ def load_data_to_text(info: TaskInfo, settings: TaskSettings) -> TaskData:
         notes=notes,
         max_train=settings.max_train,
         max_eval=settings.max_eval,
+        pins={"revision": commit},
     )
 
 
@@ -203,17 +207,12 @@ def _files(task: str, source: Source, folder: Path) -> dict[str, Path]:
     raise DataError(f"{folder}: {task} needs {needed}")
 
 
-def _from_hub(task: str, source: Source) -> tuple[dict[str, Rows], str]:
-    import datasets
-
-    name, config = source.hub
+def _hub_splits(task: str, source: Source, found: HubData) -> dict[str, Rows]:
     try:
-        loaded = datasets.load_dataset(name, config)
-        pairs = {split: [pair for row in loaded[split] for pair in source.hub_pairs(row)] for split in _SPLITS}  # type: ignore[arg-type,index]
-    except Exception as fault:  # datasets and the hub client raise dozens of unrelated types
-        reason = (str(fault).splitlines() or [""])[0]
+        pairs = {split: [pair for row in found.tables[split] for pair in source.hub_pairs(row)] for split in _SPLITS}
+    except (KeyError, TypeError, ValueError) as fault:
         raise WorkError(
-            f"{task} could not be had from the hub ({name}): {type(fault).__name__}: {reason};"
+            f"{found.source} is in another form than {task} is read in ({type(fault).__name__}: {fault});"
             " give a folder of its files as task.data"
         ) from fault
-    return {split: _rows(task, f"{name}, {split}", found) for split, found in pairs.items()}, name
+    return {split: _rows(task, f"{found.source}, {split}", one) for split, one in pairs.items()}

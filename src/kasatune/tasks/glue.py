@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kasatune.errors import WorkError
 from kasatune.tasks.data import Rows, TaskData, TaskSettings, make_task_data
+from kasatune.tasks.hub import HubData, read_hub
 from kasatune.tasks.table import TaskInfo
 
 HUB_NAME = "nyu-mll/glue"
@@ -81,13 +81,18 @@ def load_glue(info: TaskInfo, settings: TaskSettings) -> TaskData:
         WorkError: the hub cannot be reached, or has the data in another form.
     """
     if settings.data is None:
-        splits, source = _from_hub(info.name)
-        notes = []
+        found = read_hub(
+            HUB_NAME,
+            info.name.partition("/")[2],
+            revision=settings.revision,
+            instead="give a folder of the GLUE release as task.data",
+        )
+        splits, notes, source, commit = _hub_splits(info.name, found), found.notes, found.source, found.commit
     else:
         from kasatune.tasks.glue_files import read_release
 
         splits, notes = read_release(info.name, Path(settings.data), train=True)
-        source = settings.data
+        source, commit = settings.data, None
     return make_task_data(
         info,
         splits,
@@ -96,32 +101,15 @@ def load_glue(info: TaskInfo, settings: TaskSettings) -> TaskData:
         notes=notes,
         max_train=settings.max_train,
         max_eval=settings.max_eval,
+        pins={"revision": commit},
     )
 
 
-def _from_hub(name: str) -> tuple[dict[str, Rows], str]:
-    """The splits and "name@revision": the newest revision that the hub or the local cache has."""
-    import datasets
-    from huggingface_hub import HfApi
-
-    task, config = GLUE[name], name.partition("/")[2]
-    try:
-        revision = HfApi().dataset_info(HUB_NAME, timeout=30).sha
-    except Exception:
-        revision = None  # without a network, datasets may still have it in its cache
-    try:
-        loaded = datasets.load_dataset(HUB_NAME, config, revision=revision)
-    except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise WorkError(
-            f"{name} could not be had from the hub ({HUB_NAME}): {type(error).__name__}: {reason};"
-            f" give a folder of the GLUE release as task.data"
-        ) from error
-    validation = [split for split in loaded if str(split).startswith("validation")]
+def _hub_splits(name: str, found: HubData) -> dict[str, Rows]:
+    validation = [split for split in found.tables if split.startswith("validation")]
     wanted = {"train": "train"}
-    wanted |= {("validation" if split == "validation_matched" else str(split)): str(split) for split in validation}
-    splits = {split: _hub_rows(task, loaded[theirs]) for split, theirs in wanted.items()}
-    return splits, f"{HUB_NAME}@{revision or 'the local cache'}"
+    wanted |= {("validation" if split == "validation_matched" else split): split for split in validation}
+    return {split: _hub_rows(GLUE[name], found.tables[theirs]) for split, theirs in wanted.items()}
 
 
 def _hub_rows(task: GlueTask, table: Any) -> Rows:

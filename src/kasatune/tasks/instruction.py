@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from kasatune.errors import DataError, WorkError
+from kasatune.errors import DataError
 from kasatune.tasks.chats import Chat, chats_of_rows, columns_of_chats, read_chats
 from kasatune.tasks.data import Rows, TaskData, TaskSettings, make_task_data
+from kasatune.tasks.hub import HUB, parse_hub_name, read_hub
 from kasatune.tasks.own import parted, validation_share
 from kasatune.tasks.table import TaskInfo
-
-HUB = "hub:"
 
 
 @dataclass(frozen=True)
@@ -26,10 +24,6 @@ class ChatRows(Rows):
 
     chats: list[Chat] = field(default_factory=list)
 
-    def head(self, number: int) -> ChatRows:
-        """The first `number` rows, or all where there are fewer."""
-        return chat_rows(self.chats[:number])
-
     def pick(self, indices: Sequence[int]) -> ChatRows:
         """The rows at `indices`."""
         return chat_rows([self.chats[index] for index in indices])
@@ -41,7 +35,9 @@ def chat_rows(chats: list[Chat]) -> ChatRows:
 
 
 def load_instruction(info: TaskInfo, settings: TaskSettings) -> TaskData:
-    """The rows of your files, or of a data set on the hub as "hub:NAME:SPLIT"; see `read_chats` for their form.
+    """The rows of your files, or of a data set on the hub as "hub:NAME:SPLIT" or "hub:NAME@REVISION:SPLIT".
+
+    See `read_chats` for their form.
 
     A number as `validation` keeps that share of the training rows, as `load_own` does.
 
@@ -53,12 +49,14 @@ def load_instruction(info: TaskInfo, settings: TaskSettings) -> TaskData:
         key = "train" if settings.train is None else "validation"
         raise DataError(f"task.{key}: missing; instruction needs a file of your rows, or hub:NAME:SPLIT")
     share = validation_share(settings.validation)
-    train, notes = read_instructions(settings.train)
+    train, notes, source = read_instructions(settings.train)
+    pins = {"train": source} if source.startswith(HUB) else {}
     if share is None:
-        validation, more = read_instructions(str(settings.validation))
-        source, notes = f"{settings.train}, {settings.validation}", notes + more
+        validation, more, other = read_instructions(str(settings.validation))
+        pins |= {"validation": other} if other.startswith(HUB) else {}
+        source, notes = f"{source}, {other}", notes + more
     else:
-        whole, source = len(train), settings.train
+        whole = len(train)
         train, validation = parted(train, share, Path(settings.train))
         notes.append(f"validation: {len(validation):,} of {whole:,} rows of {source}, drawn with a fixed seed")
     return make_task_data(
@@ -69,20 +67,24 @@ def load_instruction(info: TaskInfo, settings: TaskSettings) -> TaskData:
         notes=notes,
         max_train=settings.max_train,
         max_eval=settings.max_eval,
+        pins=pins,
     )
 
 
-def read_instructions(source: str) -> tuple[ChatRows, list[str]]:
-    """The rows of a file or of "hub:NAME:SPLIT", and what was left out in words.
+def read_instructions(source: str) -> tuple[ChatRows, list[str], str]:
+    """The rows of a file or of "hub:NAME:SPLIT", what was left out in words, and `source` at the commit that was read.
 
     Raises:
         DataError: as `load_instruction` has it.
         WorkError: the same.
     """
-    chats, notes = _from_hub(source) if source.startswith(HUB) else read_chats(Path(source))
+    if source.startswith(HUB):
+        chats, notes, source = _from_hub(source)
+    else:
+        chats, notes = read_chats(Path(source))
     if not chats:
         raise DataError(f"{source}: holds no rows")
-    return chat_rows(chats), notes
+    return chat_rows(chats), notes, source
 
 
 def _before(chat: Chat) -> str:
@@ -90,19 +92,12 @@ def _before(chat: Chat) -> str:
     return asked[0][1] if len(asked) == 1 else "\n\n".join(f"{role}: {text}" for role, text in asked)
 
 
-def _from_hub(source: str) -> tuple[list[Chat], list[str]]:
-    import datasets
-
-    name, _, split = source.removeprefix(HUB).rpartition(":")
-    if not name or not split:
-        raise DataError(f"{source!r} names no data set and split; write hub:NAME:SPLIT")
-    try:
-        table: Any = datasets.load_dataset(name, split=split)
-    except Exception as fault:  # datasets and the hub client raise dozens of unrelated types
-        reason = (str(fault).splitlines() or [""])[0]
-        raise WorkError(
-            f"{name} could not be had from the hub, split {split!r}: {type(fault).__name__}: {reason};"
-            " check name, split and network, or give a file"
-        ) from fault
+def _from_hub(source: str) -> tuple[list[Chat], list[str], str]:
+    asked = parse_hub_name(source)
+    found = read_hub(asked.name, revision=asked.revision, instead="give a file")
+    if asked.split not in found.tables:
+        raise DataError(f"{source}: no such split; {found.source} has {', '.join(found.tables)}")
+    table = found.tables[asked.split]
     columns = columns_of_chats(table.column_names, source)
-    return chats_of_rows({column: list(table[column]) for column in columns}, source)
+    chats, notes = chats_of_rows({column: list(table[column]) for column in columns}, source)
+    return chats, [*found.notes, *notes], str(asked.at(found.commit or asked.revision))

@@ -88,7 +88,7 @@ def load_evaluation(settings: TaskSettings, data: str | Path, label_names: tuple
     elif info.name == "instruction":
         from kasatune.tasks.instruction import read_instructions
 
-        rows, notes = read_instructions(str(data))
+        rows, notes, data = read_instructions(str(data))
         splits = {"validation": rows}
     else:
         from kasatune.tasks.glue_files import read_release
