@@ -25,10 +25,17 @@ METHODS = ("kasa", "lora", "full")
 LIMIT = 1e-5
 
 
-def run(recipe: Path, out: Path, processes: int, *, sharded: bool) -> None:
-    """`kasatune train` under torchrun; its output is shown where it fails."""
+HELD = {
+    "whole (DDP)": {},
+    "sharded (FSDP2)": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+    "sharded (ZeRO-3)": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
+}
+
+
+def run(recipe: Path, out: Path, processes: int, *, held: str) -> None:
+    """`kasatune train` under torchrun with the model held in one of the ways; its output is shown where it fails."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    environment = {**os.environ, **({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"} if sharded else {})}
+    environment = {**os.environ, **HELD[held]}
     command = [sys.executable, *launcher, "-m", "kasatune", "train", str(recipe), "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=900)
     if done.returncode:
@@ -67,15 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             recipe = place / f"{method}.yaml"
             recipe.write_text(to_yaml(made), encoding="utf-8")
             alone = place / f"{method}-1"
-            run(recipe, alone, 1, sharded=False)
+            run(recipe, alone, 1, held="whole (DDP)")
             for count in (2,) if given.quick else (2, 4):
-                for sharded in (False, True):
-                    out = place / f"{method}-{count}-{sharded}"
-                    run(recipe, out, count, sharded=sharded)
+                for number, held in enumerate(HELD):
+                    out = place / f"{method}-{count}-{number}"
+                    run(recipe, out, count, held=held)
                     found = distance(out, alone)
                     used += count
                     lost += int(max(found[:2]) > LIMIT)
-                    held = "sharded (FSDP2)" if sharded else "whole (DDP)"
                     rows.append([method, count, held, *(f"{value:.1e}" for value in found)])
                     print(*rows[-1], flush=True)
     write(
@@ -91,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "weights are shown and not judged, because one may differ by more in `full`: the bias of the keys has no "
             "gradient but rounding, and Adam makes whole steps of that. Going on "
             "with another number of processes is among the tests "
-            "(`tests/runs/test_processes.py`): saved by two with the model sharded, gone on with by one and by four."
+            "(`tests/runs/test_processes.py`, `tests/runs/test_processes_zero3.py`): saved by two with the model "
+            "sharded, gone on with by one and by four."
         ),
         columns=["method", "processes", "model", "loss", "score", "weight"],
         rows=rows,

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from kasatune.runs import sharding
+from kasatune.runs import sharding, trainer
 from kasatune.runs import train as runs
 from kasatune.runs.recipe import load_recipe
 from kasatune.tuner import KasaLayer, tails
@@ -50,6 +50,24 @@ def train_sharded(recipe: str, out: str, **options: Any) -> None:
     """The same with every parameter sharded, as `accelerate launch --use_fsdp --fsdp_version 2` asks for it."""
     with _Sharded():
         train(recipe, out, **options)
+
+
+def train_dealt_out(recipe: str, out: str, **options: Any) -> None:
+    """The same by ZeRO-3, as `accelerate launch --use_deepspeed --zero_stage 3` asks for it."""
+    with _DealtOut():
+        train(recipe, out, **options)
+
+
+def stop_dealt_out(recipe: str, out: str, step: int) -> None:
+    """A run by ZeRO-3 that is stopped after a step."""
+    with _DealtOut():
+        stop(recipe, out, step)
+
+
+def diverge_dealt_out(recipe: str, out: str) -> None:
+    """A run by ZeRO-3 that diverges in one process."""
+    with _DealtOut():
+        diverge(recipe, out)
 
 
 def stop_sharded(recipe: str, out: str, step: int) -> None:
@@ -109,6 +127,29 @@ class _Sharded:
     def __exit__(self, *_: object) -> None:
         del os.environ["ACCELERATE_USE_FSDP"]
         runs.shard = self._shard  # type: ignore[attr-defined]
+
+
+class _DealtOut:
+    """The environment of a run by ZeRO-3; every parameter must be dealt out in it."""
+
+    def __enter__(self) -> None:
+        os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
+        self._deal_out = trainer.deal_out
+
+        def checked(model: Any, arguments: Any) -> None:
+            numbers = sum(p.numel() for p in model.parameters())
+            self._deal_out(model, arguments)
+            held = list(model.parameters())
+            assert not sum(p.numel() for p in held), "a parameter is whole"
+            assert sum(p.ds_numel for p in held) == numbers
+            mine = sum(p.ds_tensor.numel() for p in held)
+            assert mine <= numbers / int(os.environ["WORLD_SIZE"]) + len(held)
+
+        trainer.deal_out = checked
+
+    def __exit__(self, *_: object) -> None:
+        del os.environ["ACCELERATE_USE_DEEPSPEED"], os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"]
+        trainer.deal_out = self._deal_out
 
 
 def count_decompositions(recipe: str, out: str, counts: str) -> None:

@@ -115,13 +115,13 @@ def test_a_loss_that_is_not_finite_in_one_process_ends_all_with_the_good_state(r
 
 @pytest.mark.parametrize(
     ("name", "value", "remedy"),
-    [("FSDP_VERSION", "1", "--fsdp_version 2"), ("ACCELERATE_USE_DEEPSPEED", "true", "shard with FSDP2")],
+    [("FSDP_VERSION", "1", "--fsdp_version 2"), ("ACCELERATE_USE_DEEPSPEED", "true", "both true.*unset the other")],
 )
-def test_what_flattens_parameters_is_refused(name, value, remedy, monkeypatch):
+def test_what_cannot_shard_is_refused(name, value, remedy, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match=f"{name}={value}: .*{remedy}"):
+    with pytest.raises(InputError, match=f"{name}.*{remedy}"):
         are_sharded()
 
 

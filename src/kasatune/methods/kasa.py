@@ -141,7 +141,7 @@ def _computes_in_float32(model: nn.Module) -> bool:
 
 
 def _shown(sigma: Tensor) -> list[float]:
-    sigma = whole(sigma.detach())
+    sigma = whole(sigma).detach()
     return _rounded(sigma if sigma.ndim == 1 else singular_values(sigma))
 
 

@@ -24,6 +24,7 @@ from kasatune.runs.sharding import are_sharded
 from kasatune.runs.trainer import diverged, save_state
 from kasatune.runs.training_state import random_kept
 from kasatune.tuner.sharded import whole
+from kasatune.tuner.zero3 import all_gathered
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -139,15 +140,17 @@ class Keeper(TrainerCallback):
             self._record_sigma()
 
     def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **_: Any
     ) -> None:
-        """Stop before a gradient that is not finite reaches the weights.
+        """Stop before a gradient that is not finite reaches the weights; ZeRO-3 has left out its step already.
 
         Raises:
             DivergedError: it is not, outside float16, whose loss scaling deals with it.
         """
         self._remember()
         gradients = [p.grad for p in trainable(self.model).values() if p.grad is not None]
+        if getattr(optimizer, "step_was_skipped", False) and not args.fp16:
+            raise diverged("the gradient", state.global_step + 1)
         if args.fp16 or not gradients:
             return
         # The Trainer has scaled all gradients by their norm already: which one was the first cannot be told.
@@ -185,13 +188,10 @@ class Keeper(TrainerCallback):
         if logs is None or "loss" not in logs:
             return
         step, epoch = self._place
+        with all_gathered(list(trainable(self.model).values())):
+            penalties = self.method.penalties(self.model)
         self.history.add(
-            "train",
-            step=step,
-            epoch=epoch,
-            loss=logs["loss"],
-            learning_rate=logs["learning_rate"],
-            **self.method.penalties(self.model),
+            "train", step=step, epoch=epoch, loss=logs["loss"], learning_rate=logs["learning_rate"], **penalties
         )
         self.display.step(step, epoch, logs["loss"], logs["learning_rate"])
 

@@ -21,7 +21,7 @@ _NOT_DETERMINISTIC = (
 )
 _NO_GPU = re.compile(r"^CUDA initialization: (?P<reason>.+?)(?: \(Triggered internally at .*)?$", re.DOTALL)
 _LOGGERS = (
-    *("peft", "accelerate", "datasets", "huggingface_hub", "torchao", "bitsandbytes"),
+    *("peft", "accelerate", "datasets", "huggingface_hub", "torchao", "bitsandbytes", "DeepSpeed"),
     *("torch.utils._pytree", "torch.distributed.elastic.multiprocessing.redirects"),
 )
 
@@ -52,6 +52,7 @@ def quiet(tell: Callable[[str], None] | None = None) -> Iterator[None]:
         tell: receives the text of a warning; None leaves it to Python's own way of showing warnings.
     """
     import datasets
+    import torch
     from transformers.utils import logging as transformers_logging
 
     verbosity = transformers_logging.get_verbosity()
@@ -65,6 +66,8 @@ def quiet(tell: Callable[[str], None] | None = None) -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         with _own_warnings(tell):
+            if not torch.accelerator.is_available():
+                os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, which accelerate imports, asks for a GPU
             yield
     finally:
         transformers_logging.set_verbosity(verbosity)

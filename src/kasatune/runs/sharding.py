@@ -1,7 +1,8 @@
-"""A model sharded over the processes of a run by torch's fully_shard (FSDP2), where accelerate is told to shard."""
+"""A model sharded over the processes of a run, where accelerate is told to: by FSDP2 (fully_shard) or by ZeRO-3."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 
-from kasatune.errors import InputError
+from kasatune.errors import InputError, MissingExtraError
 from kasatune.runs.processes import count
 
 if TYPE_CHECKING:
@@ -31,13 +32,11 @@ def are_sharded() -> bool:
     """Whether the environment asks for a model that is sharded over several processes.
 
     Raises:
-        InputError: by DeepSpeed, or by FSDP's first version: both flatten the parameters that the penalty is for.
+        InputError: see `by_deepspeed`; or by FSDP's first version, which flattens the parameters that the penalty is
+            for.
     """
-    if _says(_DEEPSPEED):
-        raise InputError(
-            f"{_DEEPSPEED}=true: DeepSpeed keeps parameters in flat buffers, where no penalty can reach them; shard "
-            "with FSDP2 instead: accelerate launch --use_fsdp --fsdp_version 2"
-        )
+    if by_deepspeed():
+        return True
     if not _says(_SHARDED) or count() == 1:
         return False
     if os.environ.get(_VERSION, "2") != "2":
@@ -48,8 +47,27 @@ def are_sharded() -> bool:
     return True
 
 
+def by_deepspeed() -> bool:
+    """Whether it is DeepSpeed that the environment asks to shard.
+
+    Raises:
+        InputError: it is not installed, has one process alone, or is asked for beside FSDP.
+    """
+    if not _says(_DEEPSPEED):
+        return False
+    if _says(_SHARDED):
+        raise InputError(f"{_DEEPSPEED} and {_SHARDED} are both true: one of them can shard a model; unset the other")
+    if count() == 1:
+        raise InputError(
+            f"{_DEEPSPEED}=true: there is one process, and nothing to deal out; start without it, or more processes"
+        )
+    if importlib.util.find_spec("deepspeed") is None:
+        raise MissingExtraError("DeepSpeed", "deepspeed")
+    return True
+
+
 def shard(model: nn.Module, base: PreTrainedModel, device: torch.device) -> None:
-    """Give every process its part of each block's parameters, and of the rest; changed in place.
+    """Give every process its part of each block's parameters, and of the rest, by FSDP2; changed in place.
 
     The blocks go to the device one after the other, so that it never holds the whole model.
 

@@ -14,6 +14,7 @@ from typing import Any
 from safetensors.torch import load_file
 from transformers import set_seed
 
+from kasatune import methods
 from kasatune.errors import DataError, DivergedError
 from kasatune.methods.base import trainable
 from kasatune.runs import directory
@@ -30,7 +31,7 @@ from kasatune.runs.provenance import as_begun, pinned
 from kasatune.runs.quiet import quiet
 from kasatune.runs.recipe import Recipe
 from kasatune.runs.run import SPLIT, Outcome, Run, failures_told
-from kasatune.runs.sharding import are_sharded, fits, not_by_accelerate, shard
+from kasatune.runs.sharding import are_sharded, by_deepspeed, fits, not_by_accelerate, shard
 from kasatune.runs.silence import Silent
 from kasatune.runs.supplies import Supplies
 from kasatune.runs.trainer import (
@@ -44,8 +45,10 @@ from kasatune.runs.trainer import (
     training_arguments,
 )
 from kasatune.runs.training_state import saved_processes
+from kasatune.runs.zero3 import require_one_dtype, require_suitable
 from kasatune.tuner.progress import progress_told_to
 from kasatune.tuner.tails import decomposed_together
+from kasatune.tuner.zero3 import numbers
 
 _STOPPING = "stopping after this step; Ctrl-C again stops at once"
 
@@ -86,7 +89,8 @@ def train(
         directory.check_output(out, recipe, resume=resume, overwrite=overwrite)
     if resume:
         recipe = as_begun(recipe, out)
-    are_sharded()
+    if are_sharded() and by_deepspeed():
+        require_suitable(recipe, methods.load(recipe.method.name))
     find_device(recipe.training)
     find_model(recipe.model.name)
     if resume and directory.is_finished(out):
@@ -127,6 +131,8 @@ def _begin(recipe: Recipe, out: Path, display: Display, supplies: Supplies) -> R
         display.message(note)
     with progress_told_to(display.progress), decomposed_together():
         prepared = prepare_training(recipe, data, stays=are_sharded())
+    if by_deepspeed():
+        require_one_dtype(prepared.model, recipe)
     if sft is not None:
         sft.require_plain_output(prepared.model)
     examples = {split: supplies.examples(prepared, data, split) for split in ("train", SPLIT)}
@@ -160,7 +166,7 @@ def _train(run: Run, interrupt: Interrupt, *, resume: bool) -> Outcome:
     checkpoint = _found_checkpoint(run) if resume else None
     run.history.rewind(step_of(checkpoint) if checkpoint else -1)
     _ready(run, checkpoint)
-    if are_sharded():
+    if are_sharded() and not by_deepspeed():
         shard(run.prepared.model, run.prepared.base.model, find_device(run.recipe.training))
     trainer, keeper = _trainer(run, interrupt)
     if checkpoint:
@@ -173,7 +179,7 @@ def _train(run: Run, interrupt: Interrupt, *, resume: bool) -> Outcome:
         _stop(run, keeper, trainer, "interrupted")
         raise
     except DivergedError:
-        _stop(run, keeper, trainer, "diverged")
+        _stop(run, keeper, trainer, "diverged", _gathered(run, trainer))
         raise
     state = keeper.best_state
     if state is None and are_sharded():
@@ -229,7 +235,7 @@ def _ready(run: Run, checkpoint: Path | None) -> None:
 def _unshard(run: Run) -> None:
     """Have the model whole in this process again, its trained parameters yet to be put in."""
     if are_sharded():
-        size = sum(parameter.nbytes for parameter in run.prepared.model.parameters())
+        size = sum(numbers(p) * p.element_size() for p in run.prepared.model.parameters())
         run.prepared = None  # type: ignore[assignment]
         gc.collect()
         run.stays_in_memory = not fits(size, find_device(run.recipe.training))
@@ -286,7 +292,16 @@ def _supervised(run: Run, common: dict[str, Any]) -> RunSteps:
     return make_sft_trainer(run.recipe, run.work, run.examples, processing_class=run.prepared.base.tokenizer, **common)
 
 
-def _stop(run: Run, keeper: Keeper, trainer: RunSteps, why: str) -> None:
+def _gathered(run: Run, trainer: RunSteps) -> Path | None:
+    """Where the weights before a step that all processes left out are, of a sharded model; None where not sharded."""
+    if not are_sharded() or trainer.undo_to is not None:
+        return None
+    path = run.work / "last.safetensors"
+    save_state(run.prepared.model, path, writes=is_main())
+    return path
+
+
+def _stop(run: Run, keeper: Keeper, trainer: RunSteps, why: str, gathered: Path | None = None) -> None:
     """Leave a run directory that can be used, of a run that did not come to its end."""
     if not is_main():
         return
@@ -295,7 +310,8 @@ def _stop(run: Run, keeper: Keeper, trainer: RunSteps, why: str) -> None:
     selected = {"epoch": round(trainer.state.epoch or 0.0, 6), "step": good_step, "metrics": {}}
     last, rule = keeper.progress.last or selected, "last"
     undone = trainer.undo_to is None or keeper.undo_step()
-    state, finite = None, not are_sharded() and _is_finite(run)
+    finite = _is_finite(run, gathered)
+    state = gathered if finite else None
     if keeper.best_state and keeper.progress.best:
         state, selected, rule = keeper.best_state, keeper.progress.best, "best"
     elif not (undone and finite):
@@ -317,5 +333,8 @@ def _stop(run: Run, keeper: Keeper, trainer: RunSteps, why: str) -> None:
     run.write_metrics(Outcome(rule, selected, last), selected["metrics"], **{why: True, "stopped_at": step})
 
 
-def _is_finite(run: Run) -> bool:
+def _is_finite(run: Run, gathered: Path | None) -> bool:
+    """Whether the trained weights are; of a sharded model those that were gathered, and none where none were."""
+    if are_sharded():
+        return gathered is not None and all(bool(tensor.isfinite().all()) for tensor in load_file(gathered).values())
     return all(bool(parameter.isfinite().all()) for parameter in trainable(run.prepared.model).values())

@@ -19,6 +19,7 @@ from kasatune.errors import DivergedError, RecipeError
 from kasatune.methods.base import Method, MethodSettings, trainable, within
 from kasatune.runs.checkpoints import KEPT
 from kasatune.runs.directory import write_json
+from kasatune.runs.sharding import by_deepspeed
 from kasatune.runs.text.loss import learnt_tokens, token_losses
 from kasatune.runs.training_state import (
     load_optimizer,
@@ -29,6 +30,8 @@ from kasatune.runs.training_state import (
     save_random,
     save_scaler,
 )
+from kasatune.runs.zero3 import deal_out, loaded_whole, settle
+from kasatune.tuner import zero3
 from kasatune.tuner.sharded import put, whole
 
 if TYPE_CHECKING:
@@ -38,6 +41,7 @@ PROGRESS = "progress.json"
 METHOD = "method.safetensors"
 WEIGHTS = "model.safetensors"
 _SCORE_PREFIX = "eval_"
+_AUXILIARY = "auxiliary"
 FILLER = -100  # the label of a row that only fills a batch; NaN where labels are real numbers
 
 
@@ -75,6 +79,7 @@ class RunSteps(Trainer if TYPE_CHECKING else object):
         **further: Any,
     ) -> None:
         super().__init__(**further)
+        loaded_whole()
         self._method = method
         self._settings = settings
         self._new_modules = tuple(new_modules)
@@ -166,19 +171,30 @@ class RunSteps(Trainer if TYPE_CHECKING else object):
             return self.args.learning_rate * self._method.learning_rate_factor(name, self._settings)
         return self.args.learning_rate if self._head_learning_rate is None else self._head_learning_rate
 
-    def _add_auxiliary_gradient(self, *_: Any) -> None:
+    def _add_auxiliary_gradient(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Just before every optimizer step, after clipping and unscaling: grad += d auxiliary loss / d parameter."""
+        parameters = list(trainable(self.model).values())  # type: ignore[arg-type]
+        dealt_out = zero3.step_of(optimizer, parameters)
+        if dealt_out is not None:
+            zero3.add_gradients(dealt_out, _AUXILIARY, self._gathered_auxiliary_gradients)
+            return
+        for parameter, gradient in self._auxiliary_gradients(parameters):
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+
+    def _auxiliary_gradients(self, parameters: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         model: Any = self.model
         with torch.enable_grad():
             loss = self._method.auxiliary_loss(model, self._settings)
         if loss is None:
-            return
-        parameters = list(trainable(model).values())
+            return []
         # Not backward(): under DistributedDataParallel that would start another reduction.
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            if gradient is not None:
-                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        return [(p, gradient) for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
+
+    def _gathered_auxiliary_gradients(self) -> list[tuple[Tensor, Tensor]]:
+        parameters = list(trainable(self.model).values())  # type: ignore[arg-type]
+        with zero3.all_gathered(parameters):
+            return self._auxiliary_gradients(parameters)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The run's own scores, logged like the base's."""
@@ -212,6 +228,18 @@ class RunSteps(Trainer if TYPE_CHECKING else object):
             yield
         finally:
             model.set_requires_gradient_sync(True)
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        if not by_deepspeed():
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        # The base would look for a checkpoint of DeepSpeed's, which only as many processes can read.
+        model: Any = self.model
+        if resume_from_checkpoint is not None:
+            load_state(model, Path(resume_from_checkpoint) / WEIGHTS)
+        deal_out(model, self.args)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -279,7 +307,7 @@ def save_state(model: nn.Module, path: Path, *, writes: bool = True) -> None:
     """
     tensors = {}
     for name, parameter in trainable(model).items():
-        gathered = whole(parameter.detach())
+        gathered = whole(parameter).detach()
         if writes:
             tensors[plain_name(name)] = gathered.cpu().contiguous()
     if writes:
@@ -349,6 +377,8 @@ def training_arguments(
         raise RecipeError([f"training: {fault}"]) from fault
     # Several visible GPUs without a launcher would mean DataParallel and another batch size: one is used.
     arguments._n_gpu = min(arguments.n_gpu, 1)
+    if by_deepspeed():
+        settle(arguments, section)
     pieces = section.gradient_accumulation * arguments.world_size
     if section.batch_size % pieces:
         raise RecipeError(

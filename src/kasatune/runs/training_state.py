@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from kasatune.runs.directory import write_json
+from kasatune.tuner import zero3
 from kasatune.tuner.sharded import like, whole
 
 OPTIMIZER = "optimizer.safetensors"
@@ -40,18 +41,22 @@ def save_optimizer(folder: Path, model: nn.Module, optimizer: Optimizer, schedul
 
     Every process of a distributed run must call it; the one that `writes` does.
     """
-    names = {id(parameter): plain_name(name) for name, parameter in model.named_parameters()}
     tensors: dict[str, Tensor] = {}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            for key, value in optimizer.state.get(parameter, {}).items():
-                gathered = whole(torch.as_tensor(value)).detach()
-                if writes:
-                    tensors[f"{names[id(parameter)]}/{key}"] = gathered.cpu().contiguous()
+    for name, parameter in model.named_parameters():
+        for key, gathered in _state_of(optimizer, parameter):
+            if writes:
+                tensors[f"{plain_name(name)}/{key}"] = gathered.detach().cpu().contiguous()
     if writes:
         groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
         save_file(tensors, folder / OPTIMIZER)
         write_json(folder / SCHEDULE, {"groups": groups, "schedule": scheduler.state_dict()})
+
+
+def _state_of(optimizer: Optimizer, parameter: nn.Parameter) -> Iterable[tuple[str, Tensor]]:
+    """The optimizer's state of one parameter, whole; none of what is not trained."""
+    if zero3.is_dealt_out(parameter):
+        return zero3.optimizer_state(parameter).items() if parameter.requires_grad else ()
+    return ((key, whole(torch.as_tensor(value))) for key, value in optimizer.state.get(parameter, {}).items())
 
 
 def load_optimizer(folder: Path, model: nn.Module, optimizer: Optimizer, scheduler: Any) -> None:
@@ -65,7 +70,10 @@ def load_optimizer(folder: Path, model: nn.Module, optimizer: Optimizer, schedul
         for entry in file.keys():  # noqa: SIM118 - it is no dictionary
             name, _, key = entry.rpartition("/")
             parameter, value = parameters[name], file.get_tensor(entry)
-            optimizer.state[parameter][key] = value if key == _STEP else like(value, parameter)
+            if zero3.is_dealt_out(parameter):
+                zero3.put_optimizer_state(parameter, key, value)
+            else:
+                optimizer.state[parameter][key] = value if key == _STEP else like(value, parameter)
 
 
 def save_scaler(folder: Path, scaler: Any) -> None:

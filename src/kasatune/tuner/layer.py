@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from kasatune.errors import AdapterError, CheckError, InputError
 from kasatune.maths import Factors, TailSVD, initial_factors, update
 from kasatune.tuner.base_weight import BaseWeight, Original
 from kasatune.tuner.config import LayerSettings
 from kasatune.tuner.kernel import Tail, adapted_linear
+from kasatune.tuner.sharded import is_sharded
 
 TRAINED = ("kasa_A", "kasa_B", "kasa_sigma")
 FROZEN = ("kasa_tail_U", "kasa_tail_V")
@@ -207,7 +207,7 @@ class KasaLayer(nn.Module, BaseTunerLayer):
             or torch.compiler.is_compiling()
             or torch.is_autocast_enabled(x.device.type)
             or (self.training and isinstance(dropout, nn.Dropout))
-            or isinstance(self.kasa_A[adapter], DTensor)
+            or is_sharded(self.kasa_A[adapter])
         )
 
     def _plain_forward(self, x: Tensor, adapter: str, tail: Tail | None, *args: Any, **kwargs: Any) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -13,8 +13,12 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from kasatune.errors import InputError
 from kasatune.maths import Convention, Factors, PenaltyTerms, penalty_gradients, penalty_terms
+from kasatune.tuner import zero3
 from kasatune.tuner.layer import LIVE_LAYERS, KasaLayer
 from kasatune.tuner.sharded import like, whole
+from kasatune.tuner.zero3 import is_dealt_out
+
+_KEY = "penalty"
 
 
 class _Weights(NamedTuple):
@@ -41,9 +45,11 @@ def regularization(model: nn.Module, adapter_name: str | None = None) -> Tensor:
         be looked at: a backward pass through it doubles the penalty, and says so.
 
     Raises:
-        InputError: no layer of the model has such an adapter.
+        InputError: no layer of the model has such an adapter; or penalty="loss" where ZeRO-3 deals the factors out.
     """
     layers = _adapters(model, adapter_name)
+    if any(layer.settings[name].penalty == "loss" and is_dealt_out(layer.kasa_A[name]) for layer, name in layers):
+        raise InputError("penalty='loss': no gradient reaches factors that ZeRO-3 deals out; use penalty='step'")
     terms = _weighted_terms(layers)
     total = terms.sigma + terms.orthogonality
     if total.requires_grad and any(layer.settings[name].penalty == "step" for layer, name in layers):
@@ -71,6 +77,14 @@ def install_step_hook() -> None:
 def _before_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
     layers = [layer for layer in LIVE_LAYERS if _in_step_mode(layer)]
     if not layers:
+        return None
+    dealt_out = zero3.step_of(optimizer, (p for layer in layers for p in _active(layer)))
+    if dealt_out is not None:
+        # Every process must gather in the same order, and a weak set has none.
+        layers = sorted((layer for layer in layers if dealt_out.holds(_active(layer).A)), key=_dealt)
+        zero3.add_gradients(dealt_out, _KEY, lambda: _gradients(layers))
+        for layer in layers:
+            layer.needs_step = False
         return None
     held = {id(p): place for place, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     served = [layer for layer in layers if any(id(p) in held for p in _active(layer) if p.requires_grad)]
@@ -106,9 +120,20 @@ def _active(layer: KasaLayer) -> Factors:
     return layer.factors(layer.active_adapters[0])
 
 
+def _dealt(layer: KasaLayer) -> int:
+    return zero3.place(_active(layer).A)
+
+
 def _add_gradients(optimizer: Optimizer, served: Iterable[KasaLayer], held: dict[int, int]) -> None:
     # Fused optimizers divide by the loss scale themselves, after this hook.
     scale = getattr(optimizer, "grad_scale", None)
+    for parameter, gradient in _gradients(served):
+        if id(parameter) in held:
+            _accumulate(parameter, gradient if scale is None else gradient * scale)
+
+
+def _gradients(served: Iterable[KasaLayer]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every trained factor of the layers' active adapters with its gradient, whole."""
     for weights, members in _grouped([(layer, layer.active_adapters[0]) for layer in served]).items():
         factors = [layer.factors(name) for layer, name in members]
         share = _share(weights, len(members))
@@ -120,8 +145,8 @@ def _add_gradients(optimizer: Optimizer, served: Iterable[KasaLayer], held: dict
         )
         for parameters, penalty in zip(factors, gradients, strict=True):
             for parameter, gradient in zip(parameters, penalty, strict=True):
-                if id(parameter) in held and parameter.requires_grad:
-                    _accumulate(parameter, gradient if scale is None else gradient * scale)
+                if parameter.requires_grad:
+                    yield parameter, gradient
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Tensors that may be sharded over processes, as torch's fully_shard leaves them: gathered, and dealt out again."""
+"""Tensors that may be sharded over processes, by torch's fully_shard or by ZeRO-3: gathered, and dealt out again."""
 
 from __future__ import annotations
 
@@ -6,10 +6,19 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from kasatune.tuner import zero3
+
 
 def whole(tensor: Tensor) -> Tensor:
     """The tensor itself, or what all processes hold of it together; then every process must ask for it."""
+    if zero3.is_dealt_out(tensor):
+        return zero3.gathered(tensor)
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether other processes hold parts of it."""
+    return isinstance(tensor, DTensor) or zero3.is_dealt_out(tensor)
 
 
 def like(value: Tensor, parameter: Tensor) -> Tensor:
