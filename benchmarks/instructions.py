@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,14 +21,13 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import machine
+from benchmarks.local_server import served
 from kasatune.runs.directory import read_metrics
 from kasatune.runs.prepare import prepare_training
 from kasatune.runs.recipe import Recipe
@@ -115,39 +112,6 @@ def _scripted(data: bytes) -> tuple[int, bytes]:
         "usage": usage,
     }
     return 200, json.dumps(body).encode()
-
-
-@contextmanager
-def served(model: Path) -> Iterator[str]:
-    """`transformers serve` with `model`, on a free port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    program = [sys.executable, "-c", "from transformers.cli.transformers import main; main()"]
-    process = subprocess.Popen(
-        [*program, "serve", str(model), "--port", str(port), "--device", "cpu"],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        deadline = time.monotonic() + 180
-        while not _healthy(port):
-            if time.monotonic() > deadline or process.poll() is not None:
-                raise SystemExit("transformers serve did not come up: pip install 'transformers[serving]'")
-            time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def _healthy(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
-            return answer.status == 200
-    except OSError:
-        return False
 
 
 def judged_with_a_kill(run: Path, relay: Relay, judge: str, questions: Path, prompts: Path) -> dict[str, Any]:

@@ -1,27 +1,22 @@
 """A run judged from the command line over HTTP: its answers, the grades, and nothing asked or written twice."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 
 import pytest
 
 from kasatune.cli.main import run as command_line
 from kasatune.judge import read_conversations
 from kasatune.runs.predict import predict
-from kasatune.runs.text.chats import PLAIN_TEMPLATE
 from kasatune.runs.train import train
 from tests.chat.scripted import Answer, ScriptedServer
 from tests.runs.test_instruction_runs import recipe
-from tests.shared_data import shared
 
 pytest.importorskip("trl")
 
@@ -199,42 +194,13 @@ def test_faults_of_the_user_are_told(run, options, word, capsys):
     assert not (run / "judge").exists()
 
 
-def test_a_real_server_of_the_protocol(run, questions, tmp_path, capsys):
+def test_a_real_server_of_the_protocol(run, real_server, tmp_path, capsys):
     """transformers' own server with a real language model: its replies are no ratings, which is what must be told."""
-    pytest.importorskip("fastapi", reason="transformers serve needs fastapi: pip install 'transformers[serving]'")
-    pytest.importorskip("uvicorn", reason="transformers serve needs uvicorn: pip install 'transformers[serving]'")
-    model = shutil.copytree(shared("models/stories260K-hf"), tmp_path / "model")
-    (model / "chat_template.jinja").write_text(PLAIN_TEMPLATE)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    program = [sys.executable, "-c", "from transformers.cli.transformers import main; main()"]
-    server = subprocess.Popen(
-        [*program, "serve", str(model), "--port", str(port), "--device", "cpu"],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and not _healthy(port) and server.poll() is None:
-            time.sleep(0.2)
-        one = tmp_path / "one.jsonl"
-        one.write_text(json.dumps({"question_id": 1, "turns": ["one"]}) + "\n")
-        url = f"http://127.0.0.1:{port}/v1"
-        options = ["--judge", str(model), "--judge-url", url, "--questions", str(one)]
-        status = command_line(["evaluate", str(run), *options])
-        assert status in (0, 1), capsys.readouterr().err
-        (line,) = (run / "judge" / "replies.jsonl").read_text().splitlines()
-        reply = json.loads(line)["reply"]
-        assert reply["text"] and reply["completion_tokens"] > 0 and reply["url"].startswith(url)
-    finally:
-        server.terminate()
-        server.wait(20)
-
-
-def _healthy(port):
-    try:
-        return urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).status == 200
-    except OSError:
-        return False
+    one = tmp_path / "one.jsonl"
+    one.write_text(json.dumps({"question_id": 1, "turns": ["one"]}) + "\n")
+    options = ["--judge", real_server.model, "--judge-url", real_server.url, "--questions", str(one)]
+    status = command_line(["evaluate", str(run), *options])
+    assert status in (0, 1), capsys.readouterr().err
+    (line,) = (run / "judge" / "replies.jsonl").read_text().splitlines()
+    reply = json.loads(line)["reply"]
+    assert reply["text"] and reply["completion_tokens"] > 0 and reply["url"].startswith(real_server.url)

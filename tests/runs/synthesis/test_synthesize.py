@@ -231,3 +231,20 @@ def test_faults_of_the_command_line(tmp_path, capsys):
     assert run(["synthesize", path, "--out", str(tmp_path / "o")]) == 2
     assert "OPENAI_API_KEY" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
+
+
+def test_a_real_server_of_the_protocol(tmp_path, real_server, capsys):
+    """transformers' own server with a model of children's stories as teacher: it writes no JSON, and that is told."""
+    teacher = {"model": real_server.model, "max_tokens": 8}
+    path = recipe(tmp_path, real_server, teacher=teacher, data={"count": 1, "per_request": 1, "max_requests": 2})
+    out = tmp_path / "out"
+    assert run(["synthesize", path, "--out", str(out)]) == 1
+    told = capsys.readouterr().err
+    assert "2 requests gave no row that can be used" in told and "Traceback" not in told
+    kept = (out / "replies.jsonl").read_text()
+    replies = [json.loads(line)["reply"] for line in kept.splitlines()]
+    assert len(replies) == 2
+    for one in replies:
+        assert one["text"] and 0 < one["completion_tokens"] <= 8 and one["url"].startswith(real_server.url)
+    assert run(["synthesize", path, "--out", str(out), "--resume"]) == 1
+    assert (out / "replies.jsonl").read_text() == kept
