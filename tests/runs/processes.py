@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -20,7 +21,9 @@ from kasatune.tuner import KasaLayer, tails
 from tests.runs.toys import At
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload([__name__])
+# What every process would import by itself; one that is not installed is passed over.
+_CONTEXT.set_forkserver_preload([__name__, "deepspeed", "sklearn.metrics", "transformers.models.bert.modeling_bert"])
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def together(count: int, work: Callable[..., None], *arguments: Any) -> None:
@@ -178,4 +181,5 @@ def _one(rank: int, count: int, port: int, work: Callable[..., None], arguments:
         MASTER_PORT=str(port),
     )
     torch.set_num_threads(1)
+    gc.freeze()  # what was imported before the fork is nothing that collecting garbage should go through
     work(*arguments)
