@@ -17,7 +17,9 @@ import json
 import shutil
 import textwrap
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,17 +40,44 @@ from kasatune.tuner.progress import progress_told_to
 
 SHOWN = 8
 TEST = "test.json"
-HEAD = """# E2E with a small Llama
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a page is about.
+
+    Attributes:
+        recipe: the built-in recipe of its run.
+        head: the page's beginning.
+        repetition: why no limit is set on it.
+        conditions: further sentences under the table.
+        command: makes the page.
+        every: one in how many inputs of the test set is scored.
+    """
+
+    recipe: str
+    head: str
+    repetition: str
+    conditions: tuple[str, ...]
+    command: str
+    every: int = 1
+
+
+STORIES = Subject(
+    "e2e/stories260k",
+    """# E2E with a small Llama
 
 stories260K, a Llama of 260,032 parameters with a vocabulary of 512 pieces, has read children's stories alone. KaSA
-teaches it to tell the facts of a restaurant, the task of the E2E challenge.
-"""
-COMMAND = """Made by:
-
-```bash
-python -m benchmarks.e2e path/to/stories260K-hf path/to/e2e runs/e2e-stories260k --page docs/results/e2e.md
-```
-"""
+teaches it to tell the facts of a restaurant, the task of the E2E challenge. The same with
+[GPT-2's architecture](e2e-gpt2.md).
+""",
+    "the limit of the LoRA paper's code, 4 tokens, is about a word here",
+    (
+        "A text ends with <s>, which the model has read between stories; its </s> was never trained, and adapters of"
+        " the layers cannot teach a row of the frozen embedding.",
+    ),
+    "python -m benchmarks.e2e path/to/stories260K-hf path/to/e2e runs/e2e-stories260k --page docs/results/e2e.md",
+)
 
 
 def ending_with_its_own_mark(model: Path, copy: Path) -> Path:
@@ -68,13 +97,20 @@ def ending_with_its_own_mark(model: Path, copy: Path) -> Path:
     return copy
 
 
-def trained(arguments: argparse.Namespace) -> Path:
-    model = ending_with_its_own_mark(arguments.model, arguments.run.with_name(f"{arguments.run.name}-model"))
-    given = [f"model.name={model}", f"task.data={arguments.data}", f"output={arguments.run}"]
-    recipe = load_recipe(find_recipe("e2e/stories260k"), [*given, *arguments.overrides], check_inputs=True)
-    run = train(recipe, arguments.run, resume=arguments.run.is_dir(), display=make_display())
+def shown(
+    subject: Subject, model: Path, data: Path, run: Path, overrides: Sequence[str], page_file: Path | None
+) -> None:
+    """Train what is not trained yet, score what is not scored yet, and write the page."""
+    given = [f"model.name={model}", f"task.data={data}", f"output={run}"]
+    recipe = load_recipe(find_recipe(subject.recipe), [*given, *overrides], check_inputs=True)
+    train(recipe, run, resume=run.is_dir(), display=make_display())
     write_pages(run)
-    return run
+    kept = run / TEST
+    found = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else scored(run, subject.every)
+    write_json(kept, found)
+    if page_file:
+        page_file.write_text(page(subject, run, found), encoding="utf-8")
+        print(page_file)
 
 
 def whole_test(run: Path) -> TaskData:
@@ -82,9 +118,17 @@ def whole_test(run: Path) -> TaskData:
     return load_task(task)
 
 
-def scored(run: Path) -> dict[str, Any]:
-    """The test set as the base and as the run writes it."""
-    data, display = whole_test(run), make_display()
+def thinned(data: TaskData, every: int) -> TaskData:
+    """The task with every `every`th input of its test set, with all of their references."""
+    rows = data.splits["test"]
+    inputs = set(list(dict.fromkeys(rows.first))[::every])
+    kept = rows.pick([place for place, prompt in enumerate(rows.first) if prompt in inputs])
+    return replace(data, splits={**data.splits, "test": kept})
+
+
+def scored(run: Path, every: int) -> dict[str, Any]:
+    """The test set, or every `every`th input of it, as the base and as the run writes it."""
+    data, display = thinned(whole_test(run), every), make_display()
     with quiet(), progress_told_to(display.progress):
         prepared = prepare_saved(read_recipe(run), "generation", None, run)
         examples = prepared.encode(data, "test")
@@ -97,14 +141,14 @@ def scored(run: Path) -> dict[str, Any]:
             found["seconds"][name] = round(time.perf_counter() - start, 1)
             display.message(f"{name}: {scores.metrics}")
     display.finish()
-    return {**found, "inputs": scores.inputs, "references": scores.labels, "rows": len(examples)}
+    return {**found, "every": every, "inputs": scores.inputs, "references": scores.labels, "rows": len(examples)}
 
 
 def facts(prompt: str) -> str:
     return prompt.removeprefix("### Context : ").partition("\n")[0]
 
 
-def page(run: Path, found: dict[str, Any]) -> str:
+def page(subject: Subject, run: Path, found: dict[str, Any]) -> str:
     metrics = read_metrics(run)
     before, after = found["base"]["metrics"], found["run"]["metrics"]
     rows = [
@@ -113,15 +157,15 @@ def page(run: Path, found: dict[str, Any]) -> str:
     ]
     return "\n".join(
         [
-            HEAD,
+            subject.head,
             markdown.table(["score", "base, test", "KaSA, test", "KaSA, validation"], rows, numbers=3),
             "",
             *(
                 textwrap.fill(line, 118, initial_indent="- ", subsequent_indent="  ", break_long_words=False)
-                for line in conditions(run, metrics, found)
+                for line in conditions(subject, run, metrics, found)
             ),
             "",
-            COMMAND,
+            f"Made by:\n\n```bash\n{subject.command}\n```\n",
             *examples(found),
         ]
     )
@@ -133,14 +177,14 @@ def repeating(texts: list[str]) -> float:
     return sum(len(set(one)) < len(one) for one in runs) / len(texts)
 
 
-def conditions(run: Path, metrics: dict[str, Any], found: dict[str, Any]) -> list[str]:
+def conditions(subject: Subject, run: Path, metrics: dict[str, Any], found: dict[str, Any]) -> list[str]:
     recipe = read_recipe(run)
     task, training, method = recipe.task, recipe.training, recipe.method
     validated = len(json.loads((run / "predictions.json").read_text(encoding="utf-8"))["inputs"])
     people = [references[0] for references in found["references"]]
     settings = {key: value for key, value in metrics["generation"].items() if key != "model_settings_not_used"}
     return [
-        f"Scored are all {len(found['inputs'])} inputs of the test set with {found['rows']:,} references. The base is"
+        f"Scored are {_which(found)} of the test set with {found['rows']:,} references. The base is"
         " the same model with its adapter switched off, and writes with the same settings: "
         f"{', '.join(f'{name} {value}' for name, value in settings.items())}.",
         "Loss and perplexity are of the references' pieces, not of words: they compare with nothing outside this page.",
@@ -148,8 +192,8 @@ def conditions(run: Path, metrics: dict[str, Any], found: dict[str, Any]) -> lis
         " chose the epoch.",
         "Four words in a row come twice in"
         f" {repeating(found['base']['texts']):.0%} of the base's texts, {repeating(found['run']['texts']):.0%} of"
-        f" KaSA's and {repeating(people):.0%} of people's: no limit was set on repetition, because the limit of the"
-        " LoRA paper's code, 4 tokens, is about a word here.",
+        f" KaSA's and {repeating(people):.0%} of people's: no limit was set on repetition, because"
+        f" {subject.repetition}.",
         "METEOR here matches words and stems alone and stands under a name of its own: published METEOR is higher, and"
         " not to be set beside it.",
         "The texts are in LoRA's form, punctuation set apart by blanks.",
@@ -157,8 +201,7 @@ def conditions(run: Path, metrics: dict[str, Any], found: dict[str, Any]) -> lis
         f" {method.alpha:g}, beta = {method.beta:g}, gamma = {method.gamma:g}) on the first {task.max_train:,} of"
         f" 42,061 rows, {training.epochs:g} epochs, batch {training.batch_size}, learning rate"
         f" {training.learning_rate:g}, {training.schedule} schedule, seed {training.seed}.",
-        "A text ends with <s>, which the model has read between stories; its </s> was never trained, and adapters of"
-        " the layers cannot teach a row of the frozen embedding.",
+        *subject.conditions,
         "One run: no spread is known.",
         f"Training took {words.duration(metrics['seconds']['train'])}, writing the test set"
         f" {words.duration(found['seconds']['run'])}, on a machine whose processors others used too.",
@@ -166,10 +209,15 @@ def conditions(run: Path, metrics: dict[str, Any], found: dict[str, Any]) -> lis
     ]
 
 
+def _which(found: dict[str, Any]) -> str:
+    number, every = len(found["inputs"]), found.get("every", 1)
+    return f"all {number} inputs" if every == 1 else f"{number} inputs, one in {every},"
+
+
 def examples(found: dict[str, Any]) -> list[str]:
     inputs = found["inputs"]
     every = max(1, len(inputs) // SHOWN)
-    lines = ["## Texts", "", f"Every {every}th input of the test set; none was chosen."]
+    lines = ["## Texts", "", f"Every {every}th of the inputs that were scored; none was chosen."]
     for place in range(0, every * SHOWN, every):
         lines += [
             "",
@@ -190,13 +238,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     parser.add_argument("--page", type=Path)
     arguments = parser.parse_args()
-    run = trained(arguments)
-    kept = run / TEST
-    found = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else scored(run)
-    write_json(kept, found)
-    if arguments.page:
-        arguments.page.write_text(page(run, found), encoding="utf-8")
-        print(arguments.page)
+    model = ending_with_its_own_mark(arguments.model, arguments.run.with_name(f"{arguments.run.name}-model"))
+    shown(STORIES, model, arguments.data, arguments.run, arguments.overrides, arguments.page)
 
 
 if __name__ == "__main__":

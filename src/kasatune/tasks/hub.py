@@ -75,8 +75,7 @@ def leaves_open(source: Any, begun: Any) -> bool:
     """Whether `source` is "hub:NAME:SPLIT" and `begun` the same rows at a commit."""
     if not all(isinstance(one, str) and one.startswith(HUB) for one in (source, begun)):
         return False
-    asked, found = parse_hub_name(source), parse_hub_name(begun)
-    return asked.revision is None and found.at(None) == asked
+    return parse_hub_name(begun).at(None) == parse_hub_name(source)
 
 
 def read_hub(name: str, config: str | None = None, *, revision: str | None = None, instead: str) -> HubData:
