@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from kasatune.methods.base import trainable
 from kasatune.runs.evaluate import evaluate
+from kasatune.runs.models import load_base
 from kasatune.runs.prepare import prepare_training
 from kasatune.runs.train import train
 from kasatune.tasks import load_task
@@ -52,6 +53,18 @@ def test_without_both_and_without_penalties_it_trains_as_many_parameters_as_lora
     ablated, _ = prepared(bert, tmp_path, beta=0.0, gamma=0.0, options={"truncate": False, "sigma": "one"})
     lora, _ = prepared(bert, tmp_path, name="lora")
     assert ablated.parameter_counts() == lora.parameter_counts()
+
+
+@pytest.mark.parametrize("truncation", ["attach", "fold"])
+@pytest.mark.parametrize("sigma", ["trained", "one"])
+def test_without_truncation_only_the_adapter_is_trained(sigma, truncation, bert, tmp_path):
+    options = {"truncate": False, "sigma": sigma}
+    ablated, _ = prepared(bert, tmp_path, truncation=truncation, options=options)
+    assert all("kasa_" in name for name in trainable(ablated.model) if "classifier" not in name)
+    counted, _ = ablated.parameter_counts()
+    recipe = ablated.recipe
+    base = load_base(recipe.model, kind="classification", label_names=("a", "b"), seed=0, max_length=16)
+    assert counted == ablated.method.trained_parameters(base.model, recipe.method, "classification", base.new_modules)
 
 
 @pytest.mark.parametrize("truncation", ["attach", "fold"])

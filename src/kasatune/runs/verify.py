@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from kasatune.errors import CheckError, InputError, KasatuneError
+from kasatune.runs.compare.verified import is_comparison, verified
 from kasatune.runs.convert import export_gguf
 from kasatune.runs.merge import merge
 from kasatune.runs.quiet import quiet
@@ -59,17 +60,20 @@ class _Subject:
 def verify(directory: Path, base: str | None = None) -> list[Check]:
     """Files, hashes, base, reload, exports and merge of a run or an adapter, each as a line with its figure.
 
-    Of a run the recipe, rows, base model and scores come first, which are made again from its files.
+    Of a comparison the scores of its runs and all that was made of them. Of a run the recipe, rows, base model and
+    scores come first, which are made again from its files.
 
     Writes nothing that stays. Where something that the rest needs fails, its line is the last.
 
     Args:
-        directory: a run, or an adapter in any of the formats that `load_adapter` reads.
+        directory: a run, a comparison, or an adapter in any of the formats that `load_adapter` reads.
         base: the base's name or folder; the recipe's or the adapter's by default.
 
     Raises:
         InputError: there is no adapter.
     """
+    if base is None and is_comparison(directory):
+        return [Check(*line) for line in verified(directory)]
     checks = [Check(*line) for line in recomputed(directory)] if base is None and is_run(directory) else []
     if checks and not has_adapter(directory):  # of a method that writes a whole checkpoint
         return checks

@@ -186,5 +186,7 @@ class BaseWeight:
         return self.aligned(original.held.detach())
 
     def restore(self, original: Original, owner: nn.Module) -> None:
-        """Undo `replace`."""
+        """Undo `replace`; whether the weight is trained is as it was last, since PEFT freezes the base in between."""
+        trained = self.layer.weight.requires_grad
         self.layer.weight = original.held
+        original.held.requires_grad_(trained)

@@ -9,7 +9,7 @@ _WORDS = {True: "pass", False: "FAIL", None: "-"}
 
 
 def command(directory: AdapterDirectory, base: BaseModel = None, json: Json = False) -> None:
-    """Check an adapter: files, hashes, base, reload, every export, merge; exit status 1 if a line fails.
+    """Check a run, an adapter or a comparison: files, hashes, base, scores, exports; exit status 1 if a line fails.
 
     Example: kasatune verify runs/rte-kasa
     """

@@ -27,6 +27,7 @@ from kasatune.runs.directory import HISTORY, PREDICTIONS, History, finite
 from kasatune.runs.machine import processor, versions
 
 FORMAT = 1
+_MADE_FROM = ("recipe_sha256", "data_sha256", "model", "machine", "deterministic", "versions")
 
 
 class Result:
@@ -111,6 +112,7 @@ class Result:
             "metrics": run.metrics.get("metrics"),
             "epoch": (run.metrics.get("selected") or {}).get("epoch"),
             "error": run.error,
+            "made_from": {key: run.metrics[key] for key in _MADE_FROM if key in run.metrics},
         }
 
     def _curve(self, run: Finished) -> list[tuple[float, float]]:

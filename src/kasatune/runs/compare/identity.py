@@ -17,7 +17,8 @@ from kasatune.runs.recipe import Recipe
 from kasatune.runs.trainer import find_device
 
 _SOFTWARE = ("kasatune", "torch", "transformers", "peft", "accelerate", "tokenizers")
-_PLACE = ("device", "report_to")
+_NO_MATTER = ("device", "report_to", "packing")
+"""Settings of training that change no result: rows are packed in tasks alone that a comparison refuses."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,17 @@ def make_job(recipe: Recipe, data_sha256: str, *, search: bool, cold: bool = Fal
         "held_out": {"share": HELD_OUT, "seed": SEARCH_SEED} if search else None,
         "task": {key: values["task"][key] for key in ("name", "max_length")},
         "method": {key: value for key, value in values["method"].items() if key in read},
-        "training": {key: value for key, value in values["training"].items() if key not in _PLACE},
+        "training": {key: value for key, value in values["training"].items() if key not in _NO_MATTER},
         "device": find_device(recipe.training).type,
         "software": {key: value for key, value in versions().items() if key in _SOFTWARE},
     }
+    return Job(digest(identity), recipe, search, identity, cold)
+
+
+def digest(identity: dict[str, Any]) -> str:
+    """The name of the run that has this identity."""
     text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
-    return Job(hashlib.sha256(text.encode()).hexdigest()[:20], recipe, search, identity, cold)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 @cache
