@@ -70,6 +70,7 @@ EXPECTED = {
 # (hidden, intermediate, layers, width of keys and values) of Llama 3.1's published configurations.
 FORECAST = {"8": (4096, 14336, 32, 1024), "70": (8192, 28672, 80, 1024), "405": (16384, 53248, 126, 1024)}
 TOKENS = 4096
+SEEN = 1e6  # bytes: a rise of the resident size below it is lost in what the process holds free anyway
 RATIO = 11 / 4  # intermediate / hidden in benchmarks.models.llama
 
 
@@ -264,15 +265,18 @@ def exponents(found: list[Point]) -> list[Row]:
                 "memory": [float(p.peak or 0) for p in chosen],
             }
             for (what, y), expected in zip(measured_here.items(), EXPECTED[kind, axis], strict=True):
-                if min(y) <= 0:
-                    continue  # too little to be seen in the resident size, or a system that does not tell it
-                power, error = slope(x, y)
+                seen = [place for place, value in enumerate(y) if what == "time" or value >= SEEN]
+                if len(seen) < 3:
+                    continue
+                sizes, values = [x[place] for place in seen], [y[place] for place in seen]
+                power, error = slope(sizes, values)
+                span = f"{sizes[0]:.0f} to {sizes[-1]:.0f}"
                 rows.append(
                     Row(
-                        f"{what} of {kind} over {axis} {x[0]:.0f} to {x[-1]:.0f}: exponent, against arithmetic's",
+                        f"{what} of {kind} over {axis} {span}: exponent, against arithmetic's",
                         f"{power:.2f} ± {error:.2f}",
                         f"{expected}",
-                        y[-1] / y[0] / (x[-1] / x[0]) ** expected,
+                        values[-1] / values[0] / (sizes[-1] / sizes[0]) ** expected,
                         None,
                     )
                 )
@@ -304,7 +308,11 @@ def forecast(found: list[Point]) -> list[str]:
             at = np.array([len(model), works[kind]])
             cells.append(cell(columns, [p.seconds for p in chosen], at, human))
         for kind in KINDS:
-            chosen = [p for p in found if p.kind == kind and p.peak and (p.axis != "rank" or kind != "decomposition")]
+            chosen = [
+                p
+                for p in found
+                if p.kind == kind and (p.peak or 0) >= SEEN and (p.axis != "rank" or kind != "decomposition")
+            ]
             columns = np.array([memory_terms(kind, p.held, p.sizes["rank"], p.sizes["length"]) for p in chosen])
             held = square(model) if kind == "decomposition" else 4 * adapter
             at = np.array(memory_terms(kind, held, BASE["rank"], TOKENS))
@@ -323,6 +331,12 @@ def cell(columns: np.ndarray, y: list[float], at: np.ndarray, shown: Callable[[f
         return "not measured"
     value, low, high = extrapolated(columns, np.array(y), at)
     return f"{shown(value)} ({shown(low)} to {shown(high)})"
+
+
+def shown_memory(peak: int | None) -> str:
+    if peak is None:
+        return ""
+    return f"{peak / 1e6:.0f} MB" if peak >= SEEN else f"below {SEEN / 1e6:.0f} MB"
 
 
 def human(seconds: float) -> str:
@@ -346,8 +360,7 @@ def notes(found: list[Point]) -> str:
         "| kind | varied | size | time | memory above the start |",
         "|---|---|---|---|---|",
         *(
-            f"| {p.kind} | {p.axis} | {p.sizes[p.axis]} | {duration(p.seconds)} "
-            f"| {'' if p.peak is None else f'{p.peak / 1e6:.0f} MB'} |"
+            f"| {p.kind} | {p.axis} | {p.sizes[p.axis]} | {duration(p.seconds)} | {shown_memory(p.peak)} |"
             for p in found
         ),
         "",

@@ -67,7 +67,7 @@ def test_a_run_directory_holds_what_is_promised(trained):
     assert not list(folder.rglob("*.unfinished"))
     assert "accuracy" in out
     assert "runs/first/report.html" in out
-    assert "3 steps" in err
+    assert ", cpu: 3 steps" in err
     assert "step 3/3" in err
 
 

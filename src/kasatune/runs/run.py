@@ -27,7 +27,7 @@ from kasatune.runs.recipe import Recipe
 from kasatune.runs.scored import Scored
 from kasatune.runs.scoring import predictions
 from kasatune.runs.supplies import Supplies
-from kasatune.runs.trainer import load_state
+from kasatune.runs.trainer import find_device, load_state
 from kasatune.tasks import TaskData
 from kasatune.tuner.progress import progress_told_to
 
@@ -84,9 +84,11 @@ class Run:
 
     @property
     def title(self) -> str:
-        """The run in a few words."""
+        """The run in a few words, with the device that it computes on."""
         rebuilt = " (reconstructed)" if self.prepared.method.info.reconstructed else ""
-        return f"{self.recipe.method.name}{rebuilt} on {self.data.name}"
+        device = find_device(self.recipe.training)
+        where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        return f"{self.recipe.method.name}{rebuilt} on {self.data.name}, {where}"
 
     @property
     def work(self) -> Path:
