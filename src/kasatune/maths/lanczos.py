@@ -16,6 +16,9 @@ GUARD = 4
 LANES = 12
 """Blocks hold a multiple of that many vectors: other products of such narrow matrices take up to four times as long."""
 
+BOUND_BY_MEMORY = 4096
+"""From that k on a solve takes as long for two such multiples as for one: reading the triangle is what it waits for."""
+
 SMALL_BASIS = 1600
 """Bases may hold that many vectors, or half the space if that is more: convergence comes far earlier, or not at all."""
 
@@ -40,7 +43,9 @@ def smallest_left_space(
         were full. They are Ritz vectors with M^-T M^-1 applied once more, which takes from them what is left of
         large S.
     """
-    k, b = len(like), min(len(like), -(-(r + GUARD) // LANES) * LANES)
+    k = len(like)
+    lanes = LANES if k < BOUND_BY_MEMORY else 2 * LANES
+    b = min(k, -(-(r + GUARD) // lanes) * lanes)
     start = torch.randn(k, b, generator=torch.Generator().manual_seed(0), dtype=like.dtype).to(like.device)
     X = torch.linalg.qr(start).Q
     capacity = max(b, min(k, max(SMALL_BASIS, k // 2)) // b * b)

@@ -107,7 +107,7 @@ def triplets_by_lq(W: Tensor, r: int) -> Triplets | None:
 def _gram(W: Tensor) -> Tensor:
     """The upper triangle of W W^T in float64, by block rows: half the work of the whole product."""
     k = W.shape[0]
-    blocks = max(1, min(8, k // 256))
+    blocks = max(1, min(16, k // 256))
     edges = [k * i // blocks for i in range(blocks + 1)]
     gram = W.new_zeros(k, k, dtype=torch.float64)
     for panel in panels(W):

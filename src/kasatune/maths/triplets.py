@@ -8,7 +8,7 @@ from torch import Tensor
 
 ORTHOGONALITY_BOUND = 1e-8
 
-PANEL = 1024
+PANEL = 512
 """Columns of a weight that are in float64 at once: a whole copy takes twice the memory of a float32 weight."""
 
 
