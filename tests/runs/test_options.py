@@ -13,12 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 from kasatune.errors import InputError, RecipeError
+from kasatune.runs.device import find_device
 from kasatune.runs.evaluate import evaluate
 from kasatune.runs.machine import peak_memory, reset_peak_memory
 from kasatune.runs.predict import predict
 from kasatune.runs.recipe import to_yaml
 from kasatune.runs.train import train
-from kasatune.runs.trainer import find_device, training_arguments
+from kasatune.runs.trainer import training_arguments
 from tests.runs.toys import make_recipe
 
 DISTRIBUTED = """

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from kasatune.errors import InputError, MissingExtraError, WorkError
 from kasatune.methods.adapter import ADAPTER_FOLDER
+from kasatune.runs.device import find_device
 from kasatune.runs.directory import read_metrics, read_recipe
 from kasatune.runs.models import find_model
 from kasatune.runs.quiet import quiet
 from kasatune.runs.recipe import Recipe
 from kasatune.runs.recipe_faults import did_you_mean
 from kasatune.runs.text.chats import PLAIN_TEMPLATE, has_template
-from kasatune.runs.trainer import find_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -18,6 +18,7 @@ from transformers import set_seed
 from kasatune import methods
 from kasatune.errors import DataError, ModelError
 from kasatune.methods.base import Method, trainable, within
+from kasatune.runs.device import find_device
 from kasatune.runs.display import Display
 from kasatune.runs.examples import Examples, encode
 from kasatune.runs.models import Base, load_base
@@ -31,7 +32,6 @@ from kasatune.runs.text.loss import text_loss, text_metrics
 from kasatune.runs.text.ranking import log_likelihoods
 from kasatune.runs.text.rows import TextCollator, encode_rows
 from kasatune.runs.text.scores import asked, text_scores
-from kasatune.runs.trainer import find_device
 from kasatune.tasks import TaskData
 from kasatune.tasks.chats import Chat
 from kasatune.tasks.instruction import ChatRows

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from kasatune.errors import WorkError
 from kasatune.runs import directory
+from kasatune.runs.device import find_device
 from kasatune.runs.directory import HISTORY, METRICS, PREDICTIONS, SPECTRUM, TENSORBOARD, WORK, History, write_json
 from kasatune.runs.display import Display
 from kasatune.runs.examples import Examples
@@ -27,7 +28,7 @@ from kasatune.runs.recipe import Recipe
 from kasatune.runs.scored import Scored
 from kasatune.runs.scoring import predictions
 from kasatune.runs.supplies import Supplies
-from kasatune.runs.trainer import find_device, load_state
+from kasatune.runs.trainer import load_state
 from kasatune.tasks import TaskData
 from kasatune.tuner.progress import progress_told_to
 

@@ -5,12 +5,12 @@ from typing import Any
 
 from kasatune import methods
 from kasatune.errors import DataError
+from kasatune.runs.device import find_device
 from kasatune.runs.directory import read_metrics, read_recipe
 from kasatune.runs.models import load_base
 from kasatune.runs.prepare import Prepared, batch_maker, deterministic
 from kasatune.runs.quiet import quiet
 from kasatune.runs.sources import Source, find_source, is_at_hand, load_base_model
-from kasatune.runs.trainer import find_device
 from kasatune.tasks import load_task
 from kasatune.tuner.certificate import CERTIFICATE
 from kasatune.tuner.files import load_adapter, shrink_adapter

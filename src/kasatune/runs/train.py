@@ -19,6 +19,7 @@ from kasatune.errors import DataError, DivergedError
 from kasatune.methods.base import trainable
 from kasatune.runs import directory
 from kasatune.runs.checkpoints import forget_others, last_whole, read_seal, step_of
+from kasatune.runs.device import find_device
 from kasatune.runs.display import Display
 from kasatune.runs.interrupt import Interrupt
 from kasatune.runs.keeper import Keeper, Progress
@@ -40,7 +41,6 @@ from kasatune.runs.trainer import (
     WEIGHTS,
     RunSteps,
     RunTrainer,
-    find_device,
     save_state,
     training_arguments,
 )

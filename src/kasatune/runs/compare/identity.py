@@ -11,10 +11,10 @@ from typing import Any
 
 from kasatune.runs.compare.request import HELD_OUT, SEARCH_SEED
 from kasatune.runs.compare.variants import keys_read
+from kasatune.runs.device import find_device
 from kasatune.runs.machine import versions
 from kasatune.runs.models import find_commit, find_model
 from kasatune.runs.recipe import Recipe
-from kasatune.runs.trainer import find_device
 
 _SOFTWARE = ("kasatune", "torch", "transformers", "peft", "accelerate", "tokenizers")
 _NO_MATTER = ("device", "report_to", "packing")
