@@ -5,7 +5,7 @@ import os
 
 os.environ["KASATUNE_CACHE"] = "off"
 
-# As kasatune.runs.quiet does it for its commands; not called from here, because a peer's process imports this package
-# and must not import kasatune.
+# As kasatune.io.library_noise does for the commands. That module is not called here, because the process of a peer
+# imports this package and must not import kasatune.
 for _library in ("bitsandbytes", "torch.utils._pytree", "torchao"):
     logging.getLogger(_library).setLevel(logging.ERROR)

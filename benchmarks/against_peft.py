@@ -32,9 +32,9 @@ from transformers import (
 
 from benchmarks.harness import duration, machine
 from kasatune import KasaConfig, export_adapter
-from kasatune.maths import oracle
-from kasatune.runs.quantization import quantization_config
-from kasatune.runs.quiet import quiet
+from kasatune.io.library_noise import quiet
+from kasatune.kasa import oracle
+from kasatune.models.quantization import quantization_config
 
 PAGE = Path(__file__).parents[1] / "docs" / "results" / "against-peft.md"
 RANK = 4

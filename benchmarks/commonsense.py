@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import machine
+from kasatune.data.tasks import load_task
+from kasatune.data.tasks.commonsense_prompts import extract, read_instruction
+from kasatune.evaluation.multiple_choice import right
+from kasatune.evaluation.task_model import deterministic, prepare_saved, prepare_training
 from kasatune.metrics.intervals import bootstrap_interval
+from kasatune.recipes.schema import Recipe
 from kasatune.runs.directory import write_json
-from kasatune.runs.prepare import deterministic, prepare_saved, prepare_training
-from kasatune.runs.recipe import Recipe
-from kasatune.runs.text.answers import right
-from kasatune.runs.train import train
-from kasatune.tasks import load_task
-from kasatune.tasks.commonsense_prompts import extract, read_instruction
+from kasatune.training.train import train
 
 PAGE = Path(__file__).parents[1] / "docs" / "results" / "commonsense.md"
 TASKS = {"boolq": "BoolQ", "openbookqa": "OpenBookQA", "social_i_qa": "SIQA", "winogrande": "WinoGrande"}

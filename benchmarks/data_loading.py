@@ -21,9 +21,9 @@ from transformers import Trainer
 from benchmarks import plain_trainer
 from benchmarks.harness import Row, arguments, duration, publish
 from benchmarks.whole_run import LORA, demo, processes
-from kasatune.runs.recipe import Recipe
-from kasatune.runs.train import train
-from kasatune.tasks import load_task
+from kasatune.data.tasks import load_task
+from kasatune.recipes.schema import Recipe
+from kasatune.training.train import train
 
 
 @contextmanager

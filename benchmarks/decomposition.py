@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.harness import Row, duration, publish, ratio_in_turn
-from kasatune.maths import tail_svd
+from kasatune.linalg import tail_svd
 
 RANK = 16
 

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.harness import Row, arguments, publish
 from benchmarks.scaling import measured
-from kasatune.maths import tail_svd
+from kasatune.linalg import tail_svd
 
 RANK = 16
 SHAPES = ((2048, 2048), (2048, 5632), (4096, 4096), (4096, 11008))

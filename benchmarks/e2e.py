@@ -3,7 +3,7 @@
 python -m benchmarks.e2e MODEL_FOLDER E2E_FOLDER RUN_FOLDER [--page docs/results/e2e.md] [section.key=value ...]
 
 MODEL_FOLDER is karpathy/tinyllamas stories260K in transformers' form, E2E_FOLDER holds train.txt, valid.txt and
-test.txt. The recipe is recipes/e2e/stories260k.yaml. RUN_FOLDER becomes the run directory; one that is there is
+test.txt. The recipe is `e2e/stories260k`. RUN_FOLDER becomes the run directory; one that is there is
 resumed, or only scored where it is finished. Beside it, RUN_FOLDER-model is a copy of the model whose end-of-text token
 is <s>, which it has read between stories, in the place of </s>, which it has never read. The whole test set is scored
 twice with the same decoding: by the untrained base, which is the run's model with its adapter switched off, and by the
@@ -25,18 +25,19 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import machine
-from kasatune.cli.catalogue import find_recipe
-from kasatune.cli.display import make_display
-from kasatune.cli.outcome import write_pages
+from kasatune.cli.progress_bar import make_display
+from kasatune.cli.run_summary import write_pages
+from kasatune.data.task_data import TaskData
+from kasatune.data.tasks import load_task
+from kasatune.evaluation.scoring import Scores
+from kasatune.evaluation.task_model import prepare_saved
+from kasatune.io.library_noise import quiet
+from kasatune.io.progress import progress_told_to
+from kasatune.recipes.catalogue import find_recipe
+from kasatune.recipes.schema import load_recipe
 from kasatune.reports import markdown, words
 from kasatune.runs.directory import read_metrics, read_recipe, write_json
-from kasatune.runs.prepare import prepare_saved
-from kasatune.runs.quiet import quiet
-from kasatune.runs.recipe import load_recipe
-from kasatune.runs.scoring import Scores
-from kasatune.runs.train import train
-from kasatune.tasks import TaskData, load_task
-from kasatune.tuner.progress import progress_told_to
+from kasatune.training.train import train
 
 SHOWN = 8
 TEST = "test.json"

@@ -5,7 +5,7 @@ python -m benchmarks.e2e_gpt2 ALPACA.json E2E_FOLDER RUN_FOLDER [--page docs/res
 ALPACA.json holds Alpaca's rows, E2E_FOLDER train.txt, valid.txt and test.txt. Beside RUN_FOLDER, RUN_FOLDER-random
 becomes the model with random weights and a byte-level vocabulary made from Alpaca's texts, RUN_FOLDER-pretraining the
 run that trains all of it on these texts, RUN_FOLDER-model the checkpoint that comes of it. KaSA is then trained on E2E
-by the recipe recipes/e2e/gpt2-tiny.yaml, and the whole test set is scored twice, as benchmarks.e2e does. What is there
+by the recipe `e2e/gpt2-tiny`, and the whole test set is scored twice, as benchmarks.e2e does. What is there
 is gone on with.
 """
 
@@ -21,12 +21,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from benchmarks.e2e import Subject, shown
-from kasatune.cli.display import make_display
+from kasatune.cli.progress_bar import make_display
+from kasatune.data.chat_rows import alpaca_message
+from kasatune.recipes.schema import Recipe
 from kasatune.reports import words
 from kasatune.runs.directory import read_metrics, write_json
-from kasatune.runs.recipe import Recipe
-from kasatune.runs.train import train
-from kasatune.tasks.chats import alpaca_message
+from kasatune.training.train import train
 
 END = "<|endoftext|>"
 PIECES, WIDTH, LAYERS, HEADS, POSITIONS = 2048, 192, 4, 6, 512

@@ -21,10 +21,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.harness import machine
 from kasatune import KasaConfig, export_adapter, load_adapter
+from kasatune.adapter_tools.export import convert_adapter
+from kasatune.adapters.formats import FORMATS
 from kasatune.errors import InputError
-from kasatune.runs.convert import convert_adapter
-from kasatune.runs.quiet import quiet
-from kasatune.tuner.formats import FORMATS
+from kasatune.io.library_noise import quiet
 
 PAGE = Path(__file__).parents[1] / "docs" / "results" / "format-round-trip.md"
 TEXT = (

@@ -1,4 +1,4 @@
-"""KaSA, PEFT's LoRA and the fitted head on GLUE tasks with MiniLM: the recipes of recipes/glue-minilm, seed by seed.
+"""KaSA, PEFT's LoRA and the fitted head on GLUE tasks with MiniLM: the recipes glue-minilm/*, seed by seed.
 
 python -m benchmarks.glue_minilm --data GLUE_FOLDER [--tasks sst2,cola,rte] [--seeds 0,1,2] [--report-only]
 
@@ -15,11 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.harness import RESULTS, machine
-from kasatune.runs.recipe import load_recipe
-from kasatune.runs.train import train
+from kasatune.recipes.schema import load_recipe
+from kasatune.training.train import train
 
 TASKS = {"sst2": "SST-2", "cola": "CoLA", "rte": "RTE"}
-RECIPES = Path(__file__).parent.parent / "recipes" / "glue-minilm"
+RECIPES = Path(__file__).parent.parent / "src" / "kasatune" / "recipes" / "library" / "glue-minilm"
 PRIMARY = {"sst2": "accuracy", "cola": "matthews_correlation", "rte": "accuracy"}
 
 
@@ -86,7 +86,7 @@ def main() -> None:
             f"{facts['torch']}, transformers {facts['transformers']}, peft {facts['peft']}, kasatune "
             f"{facts['kasatune']}.",
             "",
-            "Made by `python -m benchmarks.glue_minilm --data GLUE_FOLDER`: the recipes of `recipes/glue-minilm`, with "
+            "Made by `python -m benchmarks.glue_minilm --data GLUE_FOLDER`: the recipes `glue-minilm/*`, with "
             "nothing changed between the methods but `method.name`. Accuracy, for CoLA Matthews' correlation, on the "
             "validation set; the best epoch is chosen on that same set, as the KaSA paper does, and the last epoch "
             "stands beside it. The head is logistic regression on the frozen encoder, which no seed moves.",

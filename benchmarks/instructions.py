@@ -28,12 +28,12 @@ from typing import Any
 
 from benchmarks.harness import machine
 from benchmarks.local_server import served
+from kasatune.data.chat_template import PLAIN_TEMPLATE
+from kasatune.data.tasks import load_task
+from kasatune.evaluation.task_model import prepare_training
+from kasatune.recipes.schema import Recipe
 from kasatune.runs.directory import read_metrics
-from kasatune.runs.prepare import prepare_training
-from kasatune.runs.recipe import Recipe
-from kasatune.runs.text.chats import PLAIN_TEMPLATE
-from kasatune.runs.train import train
-from kasatune.tasks import load_task
+from kasatune.training.train import train
 
 PAGE = Path(__file__).parent.parent / "docs" / "results" / "instructions.md"
 KILLED_AT = 3

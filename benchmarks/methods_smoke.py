@@ -26,12 +26,12 @@ from transformers import AutoModelForSequenceClassification, GPT2Config, LlamaCo
 from benchmarks.harness import machine
 from kasatune import methods
 from kasatune.errors import KasatuneError
+from kasatune.io.library_noise import quiet
 from kasatune.methods.base import head_name
+from kasatune.recipes.schema import MethodSection, Recipe
 from kasatune.runs.directory import read_metrics
-from kasatune.runs.quiet import quiet
-from kasatune.runs.recipe import MethodSection, Recipe
-from kasatune.runs.run import SPLIT, Run
-from kasatune.runs.train import train
+from kasatune.training.run import SPLIT, Run
+from kasatune.training.train import train
 
 PAGE = Path(__file__).parent.parent / "docs" / "results" / "methods.md"
 STEPS = 20

@@ -31,7 +31,7 @@ def own_memory() -> int:
 def make_model(folder: Path) -> int:
     """A random Llama of 230 million parameters in bfloat16; the bytes of its weights."""
     import torch
-    from tests.runs.text_toys import make_llama
+    from tests.text_toys import make_llama
     from transformers import AutoModelForCausalLM
 
     shape = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 12, "vocab_size": 20000}
@@ -45,9 +45,9 @@ def work(recipe_file: Path, out: Path) -> None:
     """What a run does before its first step, in one of the processes."""
     import torch
 
-    from kasatune.runs import prepare
-    from kasatune.runs.recipe import load_recipe
-    from kasatune.runs.sharding import shard
+    from kasatune.distributed.sharding import shard
+    from kasatune.evaluation import task_model as prepare
+    from kasatune.recipes.schema import load_recipe
 
     data: Any = SimpleNamespace(kind="generation", label_names=None)
     stages = {"begin": own_memory()}
@@ -69,9 +69,9 @@ def work(recipe_file: Path, out: Path) -> None:
 
 def main() -> None:
     """The table, in Markdown."""
-    from tests.runs.text_toys import make_text_recipe
+    from tests.text_toys import make_text_recipe
 
-    from kasatune.runs.recipe import to_yaml
+    from kasatune.recipes.schema import to_yaml
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)

@@ -30,7 +30,7 @@ from scipy.optimize import nnls
 from benchmarks.harness import RESULTS, Row, duration, publish
 from benchmarks.models import llama
 from kasatune import KasaConfig, export_adapter
-from kasatune.maths import TailSVD, tail_svd_many
+from kasatune.linalg import TailSVD, tail_svd_many
 
 KINDS = ("decomposition", "load", "step", "export")
 BASE = {"hidden": 1024, "layers": 2, "rank": 16, "length": 128}
@@ -162,7 +162,7 @@ def adapted(sizes: dict[str, int]) -> PeftModel:
         ]
 
     base = llama(sizes["hidden"], sizes["layers"], length=sizes["length"])
-    with mock.patch("kasatune.tuner.tails.tail_svd_many", drawn):
+    with mock.patch("kasatune.kasa.truncation.tails.tail_svd_many", drawn):
         return get_peft_model(base, KasaConfig(r=sizes["rank"], target_modules="all-linear"))  # type: ignore[return-value]
 
 

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode, addmm_flop
 from benchmarks.harness import Row, arguments, duration, publish, ratio_in_turn
 from benchmarks.models import llama
 from kasatune import KasaConfig
-from kasatune.tuner.layer import KasaLayer
+from kasatune.kasa.layer import KasaLayer
 
 RANK = 16
 

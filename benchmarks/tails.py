@@ -13,9 +13,9 @@ import torch
 
 from benchmarks.harness import Row, arguments, duration, publish, ratio_in_turn
 from kasatune import tail_svd
-from kasatune.maths import tail_svd_many
-from kasatune.tuner.tail_cache import SMALLEST
-from kasatune.tuner.tail_files import TailKey, read_tail, write_tail
+from kasatune.kasa.truncation.cache import SMALLEST
+from kasatune.kasa.truncation.files import TailKey, read_tail, write_tail
+from kasatune.linalg import tail_svd_many
 
 RANK = 8
 SIZES = ((64, 64), (128, 128), (192, 192), (256, 256), (384, 1536), (768, 768), (1024, 2816), (2048, 2048))

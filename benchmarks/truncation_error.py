@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from benchmarks.harness import machine
 from benchmarks.models import minilm
 from kasatune import KasaConfig
-from kasatune.maths import oracle
+from kasatune.kasa import oracle
 
 RESULT = Path(__file__).parents[1] / "docs" / "results" / "truncation-error.md"
 RANK = 8

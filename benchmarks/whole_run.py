@@ -25,10 +25,11 @@ from typing import Any
 import torch
 
 from benchmarks.harness import RESULTS, Row, duration, publish
-from kasatune.cli.catalogue import built_in
-from kasatune.runs.models import find_model
-from kasatune.runs.recipe import Recipe, load_recipe, to_yaml
-from kasatune.tasks import TaskData, load_task
+from kasatune.data.task_data import TaskData
+from kasatune.data.tasks import load_task
+from kasatune.models.load import find_model
+from kasatune.recipes.catalogue import built_in
+from kasatune.recipes.schema import Recipe, load_recipe, to_yaml
 
 OURS, LORA, KASA = "kasatune's KaSA", "PEFT's LoRA", "PEFT's KaSA"
 QUICK_ROWS = 1280

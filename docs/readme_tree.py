@@ -16,10 +16,10 @@ BEGIN, END = "<!-- tree: written by `make tree` -->\n", "<!-- end of tree -->"
 WIDTH = 116
 
 FOLDERS = {
-    "src/kasatune/cli/recipes": "recipes that come with the package",
+    "src/kasatune/recipes/library": "recipes that come with the package",
     "benchmarks": "speed and memory, with machine and date",
     "docs": "concepts, how-to pages, deviations from the paper, decisions",
-    "recipes": "recipes to start from",
+    "scripts": "checks and generators that are run by hand or by make",
     "soak": "what takes minutes to show: runs killed, faults, several processes; writes docs/reliability.md",
     "tests": "one folder for each package of src/kasatune, and witnesses/: the same result computed by others",
 }

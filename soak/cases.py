@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tests.runs.toys import make_bert, make_recipe
+from tests.toys import make_bert, make_recipe
 
-from kasatune.runs.recipe import to_yaml
+from kasatune.recipes.schema import to_yaml
 
 TRAINED = ("kasa", "adalora", "dylora", "ist", "full")
 # Times, dates and what the process itself adds: equal runs differ in these and in nothing else.

@@ -11,12 +11,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from kasatune.adapter_tools import export as convert  # noqa: F401 - imported here once for all
+from kasatune.adapters import gguf_export  # noqa: F401
 from kasatune.cli.main import run
-from kasatune.runs import convert, decompose, keeper, merge, plan, train  # noqa: F401 - imported here once for all
-from kasatune.runs.checkpoints import SEAL, seal
-from kasatune.runs.compare import compare  # noqa: F401
+from kasatune.experiments.compare import compare  # noqa: F401
 from kasatune.runs.directory import write_text
-from kasatune.tuner import gguf_export  # noqa: F401
+from kasatune.training import callback as keeper
+from kasatune.training.checkpoints import SEAL, seal
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload([__name__])

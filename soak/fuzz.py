@@ -24,7 +24,7 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from kasatune.runs.quiet import hush_imports
+from kasatune.io.library_noise import hush_imports
 
 ROUND = 200  # inputs between two looks at the clock
 
@@ -142,7 +142,7 @@ def _round(number: int, strategy: Any, act: Callable[[Any], None], counts: Count
 
 
 def _recipes(folder: Path) -> tuple[Any, Callable[[Any], None]]:
-    from kasatune.runs.recipe import SECTIONS, load_recipe, to_yaml
+    from kasatune.recipes.schema import SECTIONS, load_recipe, to_yaml
 
     keys = {name: list(model.model_fields) for name, model in SECTIONS.items()}
     section = st.one_of(
@@ -176,8 +176,8 @@ def _data(folder: Path) -> tuple[Any, Callable[[Any], None]]:
     import pyarrow
     import pyarrow.parquet
 
-    from kasatune.runs.recipe import TaskSection
-    from kasatune.tasks import load_task
+    from kasatune.data.tasks import load_task
+    from kasatune.recipes.schema import TaskSection
 
     cell = st.text(max_size=12) | st.sampled_from(["a", "b", "1", "-1.5", "nan", "1e400", *_ODD])
     texts, labels = st.sampled_from(["good", "bad", "fine, too"]), st.sampled_from(["1", "2"])
@@ -234,7 +234,7 @@ def _adapters(folder: Path) -> tuple[Any, Callable[[Any], None]]:
 
     from kasatune import KasaConfig, export_adapter, load_adapter
     from kasatune.errors import KasatuneError
-    from kasatune.runs.quiet import quiet
+    from kasatune.io.library_noise import quiet
 
     torch.manual_seed(0)
     config = BertConfig(

@@ -23,7 +23,7 @@ os.environ["KASATUNE_CACHE"] = "off"
 
 from tests.bad_inputs.corpus import FAMILIES, Case, cases, faults, good_folder, listing
 
-from kasatune.runs.quiet import hush_imports
+from kasatune.io.library_noise import hush_imports
 
 SECONDS = 120  # of the processor
 BYTES = 16 << 30  # of addresses

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.torch import load_file
-from tests.runs.toys import make_bert, make_recipe
+from tests.toys import make_bert, make_recipe
 
-from kasatune.runs.recipe import to_yaml
+from kasatune.recipes.schema import to_yaml
 from soak.record import write
 
 METHODS = ("kasa", "lora", "full")
@@ -97,8 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "weights are shown and not judged, because one may differ by more in `full`: the bias of the keys has no "
             "gradient but rounding, and Adam makes whole steps of that. Going on "
             "with another number of processes is among the tests "
-            "(`tests/runs/test_processes.py`, `tests/runs/test_processes_zero3.py`): saved by two with the model "
-            "sharded, gone on with by one and by four."
+            "(`tests/training/test_processes.py`, `tests/training/test_processes_zero3.py`): saved by two with the "
+            "model sharded, gone on with by one and by four."
         ),
         columns=["method", "processes", "model", "loss", "score", "weight"],
         rows=rows,

@@ -1,3 +1,3 @@
-from kasatune.runs.quiet import hush_imports
+from kasatune.io.library_noise import hush_imports
 
 hush_imports()

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from hypothesis import settings
+
+from tests.shared_data import shared
+
+# The first calls of torch kernels are slow, and so is a busy machine. The same examples are drawn each time, so that a
+# run that failed can be repeated anywhere.
+settings.register_profile("kasatune", deadline=None, derandomize=True)
+settings.load_profile("kasatune")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -47,7 +58,7 @@ def no_network(monkeypatch):
 @pytest.fixture
 def decompositions(monkeypatch):
     """Names of the layers that a new adapter decomposes."""
-    from kasatune.tuner import tails
+    from kasatune.kasa.truncation import tails
 
     counted = []
     original = tails.tail_svd_many
@@ -58,3 +69,49 @@ def decompositions(monkeypatch):
 
     monkeypatch.setattr(tails, "tail_svd_many", counting)
     return counted
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small random BERT."""
+    from tests.toys import make_bert
+
+    return make_bert(tmp_path_factory.mktemp("models") / "bert")
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small random Llama."""
+    from tests.text_toys import make_llama
+
+    return make_llama(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture(scope="session")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small random GPT-2."""
+    from tests.text_toys import make_gpt2
+
+    return make_gpt2(tmp_path_factory.mktemp("models") / "gpt2")
+
+
+class RealServer(NamedTuple):
+    """Address and model name of a served model."""
+
+    url: str
+    model: str
+
+
+@pytest.fixture(scope="session")
+def real_server(tmp_path_factory):
+    """transformers' own server of the OpenAI protocol with a real small Llama."""
+    from benchmarks.local_server import served
+
+    from kasatune.data.chat_template import PLAIN_TEMPLATE
+
+    pytest.importorskip("fastapi", reason="transformers serve needs fastapi: pip install 'transformers[serving]'")
+    pytest.importorskip("uvicorn", reason="transformers serve needs uvicorn: pip install 'transformers[serving]'")
+    model = shutil.copytree(shared("models/stories260K-hf"), tmp_path_factory.mktemp("served") / "model")
+    (model / "chat_template.jinja").write_text(PLAIN_TEMPLATE)
+    with served(model) as url:
+        yield RealServer(f"{url}/v1", str(model))

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 import kasatune
-from kasatune.caution import may_run_for_ever, presentable, redacted
 from kasatune.cli.main import run
-from kasatune.cli.outcome import write_pages
+from kasatune.cli.run_summary import write_pages
 from kasatune.errors import InputError, RecipeError
-from kasatune.runs.train import train
-from tests.runs.toys import make_bert, make_recipe
+from kasatune.redaction import may_run_for_ever, presentable, redacted
+from kasatune.training.train import train
+from tests.toys import make_bert, make_recipe
 
 SOURCES = sorted(Path(kasatune.__file__).parent.rglob("*.py"))
 FORBIDDEN_MODULES = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
@@ -48,7 +48,7 @@ def test_no_pickle_and_no_code_out_of_files(path):
 
 
 def test_the_reader_of_yaml_knows_no_python():
-    from kasatune.runs.recipe_yaml import parse_yaml
+    from kasatune.recipes.yaml_io import parse_yaml
 
     with pytest.raises(ValueError, match="tags are not allowed"):
         parse_yaml("!!python/object/apply:os.getcwd []")

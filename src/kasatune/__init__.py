@@ -15,8 +15,9 @@ from wrapt import register_post_import_hook
 from kasatune.errors import KasatuneError
 
 if TYPE_CHECKING:
-    from kasatune.maths import TailSVD, tail_svd
-    from kasatune.tuner import KasaConfig, export_adapter, load_adapter, regularization
+    from kasatune.adapters.files import export_adapter, load_adapter
+    from kasatune.kasa import KasaConfig, regularization
+    from kasatune.linalg import TailSVD, tail_svd
 
 
 __version__ = "0.1.0"
@@ -33,17 +34,17 @@ __all__ = [
 ]
 
 _HOMES = {
-    "KasaConfig": "kasatune.tuner",
-    "TailSVD": "kasatune.maths",
-    "export_adapter": "kasatune.tuner",
-    "load_adapter": "kasatune.tuner",
-    "regularization": "kasatune.tuner",
-    "tail_svd": "kasatune.maths",
+    "KasaConfig": "kasatune.kasa",
+    "TailSVD": "kasatune.linalg",
+    "export_adapter": "kasatune.adapters.files",
+    "load_adapter": "kasatune.adapters.files",
+    "regularization": "kasatune.kasa",
+    "tail_svd": "kasatune.linalg",
 }
 
 
 def _register(_peft: object) -> None:
-    for module in ("kasatune.tuner.registration", "kasatune.methods.bottleneck.registration"):
+    for module in ("kasatune.kasa.registration", "kasatune.methods.bottleneck.registration"):
         importlib.import_module(module).register()
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kasatune.caution import presentable
+from kasatune.redaction import presentable
 
 _MOST_FAULTS = 20
 

@@ -86,10 +86,10 @@ def cases() -> list[Case]:
 
 def good_folder(folder: Path) -> Path:
     """A folder of what the bad inputs are made of: models, rows, a recipe, a finished run and its two adapters."""
-    from kasatune.runs.recipe import load_recipe
-    from kasatune.runs.train import train
+    from kasatune.recipes.schema import load_recipe
+    from kasatune.training.train import train
     from tests.bad_inputs.models import make_gpt
-    from tests.runs.toys import make_bert, rows, write_csv
+    from tests.toys import make_bert, rows, write_csv
 
     make_bert(folder / "model")
     make_bert(folder / "other", initializer_range=0.3)

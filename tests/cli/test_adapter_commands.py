@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from kasatune import KasaConfig
-from tests.tuner.models import llama, shaken, token_ids
+from tests.kasa.models import llama, shaken, token_ids
 
 
 @pytest.fixture

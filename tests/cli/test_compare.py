@@ -8,14 +8,14 @@ import json
 
 import pytest
 
-from tests.runs.toys import make_bert, make_recipe
+from tests.toys import make_bert, make_recipe
 
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
     """A recipe file for a toy task."""
     folder = tmp_path_factory.mktemp("toy")
-    from kasatune.runs.recipe import to_yaml
+    from kasatune.recipes.schema import to_yaml
 
     recipe = make_recipe(make_bert(folder / "bert"), folder, epochs=1)
     path = folder / "toy.yaml"
@@ -26,7 +26,7 @@ def toy(tmp_path_factory):
 @pytest.fixture(scope="module")
 def compared(toy, tmp_path_factory):
     """The directory of a finished comparison, made by the command, and what that printed."""
-    from kasatune.runs.compare import pools
+    from kasatune.experiments.compare import executors as pools
 
     pools._SHARED = None
     return tmp_path_factory.mktemp("compared") / "out"

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.runs.toys import make_bert, make_recipe
+from tests.toys import make_bert, make_recipe
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def base(place):
 
 
 def test_tails_for_training(kasatune, base, place):
-    from kasatune.runs.recipe import to_yaml
+    from kasatune.recipes.schema import to_yaml
 
     done = kasatune("decompose", "base", "--rank", "2", "--target", "query", "--target", "value", "--out", "tails")
     assert done.status == 0, done.err
@@ -54,7 +54,7 @@ def test_wrong_input_is_one_message_and_writes_nothing(kasatune, base, place, op
 
 
 def test_ctrl_c_says_how_to_go_on(kasatune, base, place, monkeypatch):
-    from kasatune.runs import decompose
+    from kasatune.adapter_tools import decompose
 
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -70,7 +70,7 @@ def test_ctrl_c_says_how_to_go_on(kasatune, base, place, monkeypatch):
 
 
 def test_a_full_disk_is_told(kasatune, base, monkeypatch):
-    from kasatune.runs import decompose
+    from kasatune.adapter_tools import decompose
 
     def full(*_):
         raise OSError(28, "No space left on device")

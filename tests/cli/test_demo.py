@@ -76,7 +76,7 @@ def fake_train(accuracy_by_method, monkeypatch):
         (out / "metrics.json").write_text(json.dumps(metrics))
         return out
 
-    monkeypatch.setattr("kasatune.runs.train.train", train)
+    monkeypatch.setattr("kasatune.training.train.train", train)
     monkeypatch.setattr(demo, "write_pages", lambda run: (run / "report.html").write_text("page"))
     return trained
 
@@ -84,7 +84,7 @@ def fake_train(accuracy_by_method, monkeypatch):
 @pytest.fixture
 def installed(monkeypatch):
     """The demo's recipe without a look at what is installed here."""
-    from kasatune.runs import recipe
+    from kasatune.recipes import schema as recipe
 
     load = recipe.load_recipe
     monkeypatch.setattr(recipe, "load_recipe", lambda path, overrides=(), check_inputs=False: load(path, overrides))
@@ -116,7 +116,7 @@ def test_an_interrupted_demo_leaves_the_earlier_one(kasatune, place, monkeypatch
         out.mkdir()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kasatune.runs.train.train", train)
+    monkeypatch.setattr("kasatune.training.train.train", train)
     done = kasatune("demo")
     assert (done.status, done.out) == (130, "")
     assert "nothing was kept" in done.err
@@ -136,7 +136,7 @@ def test_what_a_killed_demo_left_is_cleared_away(kasatune, place, monkeypatch, i
 def test_a_foreign_runs_demo_is_refused(kasatune, place, monkeypatch, installed):
     (place / "runs" / "demo").mkdir(parents=True)
     (place / "runs" / "demo" / "thesis.txt").touch()
-    monkeypatch.setattr("kasatune.runs.train.train", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr("kasatune.training.train.train", lambda *_, **__: pytest.fail("trained"))
     done = kasatune("demo")
     assert (done.status, done.out) == (2, "")
     assert "no demo wrote" in done.err

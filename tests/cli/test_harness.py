@@ -7,13 +7,13 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from kasatune.runs.recipe import Recipe
-from kasatune.runs.text.chats import prompt_of_chat
-from kasatune.runs.train import train
-from kasatune.tasks.commonsense_prompts import read_instruction
-from tests.runs.text_toys import make_llama
-from tests.runs.toys import make_bert, make_recipe
-from tests.tasks.commonsense_toys import write_commonsense
+from kasatune.data.chat_template import prompt_of_chat
+from kasatune.data.tasks.commonsense_prompts import read_instruction
+from kasatune.recipes.schema import Recipe
+from kasatune.training.train import train
+from tests.data.tasks.commonsense_toys import write_commonsense
+from tests.text_toys import make_llama
+from tests.toys import make_bert, make_recipe
 
 TASK = """
 task: toys

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from tests.runs.text_toys import make_llama
-from tests.runs.toys import make_bert, rows
-from tests.tasks.commonsense_toys import write_commonsense
+from tests.data.tasks.commonsense_toys import write_commonsense
+from tests.text_toys import make_llama
+from tests.toys import make_bert, rows
 
 QUICK = ("--quick", "training.max_steps=2", "task.max_train=16", "task.max_length=16")
 

@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 
-from tests.chat.scripted import Answer, ScriptedServer
-from tests.runs.test_instruction_runs import rows
-from tests.runs.text_toys import make_llama
+from tests.llm_client.scripted import Answer, ScriptedServer
+from tests.text_toys import make_llama
+from tests.training.test_instruction_runs import rows
 
 pytest.importorskip("trl")
 

@@ -25,7 +25,7 @@ FACTS = ("name : red | Type : pub", "name : blue | Type : cafe", "name : green |
 def trained(tmp_path_factory):
     """A folder with a run of RECIPE in `out`, and what training printed."""
     from kasatune.cli.main import run
-    from tests.runs.text_toys import make_llama
+    from tests.text_toys import make_llama
 
     folder = tmp_path_factory.mktemp("text")
     make_llama(folder / "model")

@@ -18,7 +18,7 @@ def trained(tmp_path_factory):
     import io
 
     from kasatune.cli.main import run
-    from tests.runs.toys import make_bert, rows, write_csv
+    from tests.toys import make_bert, rows, write_csv
 
     folder = tmp_path_factory.mktemp("work")
     make_bert(folder / "model")
@@ -111,7 +111,7 @@ def test_export_writes_an_adapter_that_stock_peft_loads(kasatune, work, tmp_path
 
 
 def test_an_occupied_output_is_refused_before_anything_is_loaded(kasatune, work, monkeypatch):
-    monkeypatch.setattr("kasatune.runs.plan.require_feasible", lambda recipe: pytest.fail("loaded"))
+    monkeypatch.setattr("kasatune.training.plan.require_feasible", lambda recipe: pytest.fail("loaded"))
     before = {path: path.stat().st_mtime_ns for path in (work / "runs").rglob("*")}
     done = kasatune("train", "good.yaml", "--out", "runs/first")
     assert (done.status, done.out) == (2, "")
@@ -121,7 +121,7 @@ def test_an_occupied_output_is_refused_before_anything_is_loaded(kasatune, work,
 
 def test_only_the_first_process_writes_and_shows(kasatune, work, monkeypatch, tmp_path):
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr("kasatune.runs.train.train", lambda recipe, out, **_: out)
+    monkeypatch.setattr("kasatune.training.train.train", lambda recipe, out, **_: out)
     monkeypatch.setattr("kasatune.reports.page.write_report", lambda run_dir: pytest.fail("written"))
     assert kasatune("train", "good.yaml", "--out", tmp_path / "run") == (0, "", "")
 
@@ -150,7 +150,7 @@ def test_ctrl_c_says_what_was_kept(kasatune, work, monkeypatch, tmp_path, starte
             (out / "recipe.yaml").touch()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kasatune.runs.train.train", train)
+    monkeypatch.setattr("kasatune.training.train.train", train)
     done = kasatune("train", "good.yaml", "--out", tmp_path / "run")
     assert (done.status, done.out) == (130, "")
     assert words in done.err
@@ -182,7 +182,7 @@ def test_a_full_disk_is_status_1(kasatune, work, monkeypatch, tmp_path):
     def write_report(run_dir):
         raise OSError(errno.ENOSPC, "No space left on device", str(run_dir / "report.html"))
 
-    monkeypatch.setattr("kasatune.runs.train.train", lambda recipe, out, **_: out)
+    monkeypatch.setattr("kasatune.training.train.train", lambda recipe, out, **_: out)
     monkeypatch.setattr("kasatune.reports.page.write_report", write_report)
     done = kasatune("train", "good.yaml", "--out", tmp_path / "run")
     assert (done.status, done.out) == (1, "")

@@ -19,7 +19,7 @@ output: out
 @pytest.fixture
 def work(place):
     """A current directory with a good recipe: a model by its configuration alone, and two small files of rows."""
-    from tests.runs.toys import make_bert, rows, write_csv
+    from tests.toys import make_bert, rows, write_csv
 
     make_bert(place / "model")
     (place / "model" / "model.safetensors").unlink()

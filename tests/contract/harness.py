@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import set_seed
 
+from kasatune.data.tokenize import Examples
 from kasatune.methods.base import Method, trainable
-from kasatune.runs.examples import Examples
-from kasatune.runs.recipe import MethodSection, TrainingSection
-from kasatune.runs.trainer import RunTrainer, training_arguments
+from kasatune.recipes.schema import MethodSection, TrainingSection
+from kasatune.training.trainer import RunTrainer, training_arguments
 from tests.contract.bases import HEAD, collate, tiny_model, tiny_rows
 from tests.contract.facts import ALPHA, FACTS, R
 

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from kasatune import methods
-from kasatune.runs.recipe import MethodSection
+from kasatune.recipes.schema import MethodSection
 from tests.contract.bases import HEAD, REAL, on_meta
 from tests.contract.facts import ALPHA, FACTS, RANKS_FROM_WEIGHTS, R, Shape
 from tests.contract.published import PUBLISHED, Published

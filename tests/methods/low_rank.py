@@ -10,7 +10,7 @@ from torch import nn
 
 from kasatune import methods
 from kasatune.methods.base import trainable
-from kasatune.runs.recipe import MethodSection
+from kasatune.recipes.schema import MethodSection
 from tests.methods.bottleneck.models import make
 
 LAYER = "base_model.model.bert.encoder.layer.1.attention.self.query"

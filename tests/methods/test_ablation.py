@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kasatune.data.tasks import load_task
+from kasatune.evaluation.evaluate import evaluate
+from kasatune.evaluation.task_model import prepare_training
 from kasatune.methods.base import trainable
-from kasatune.runs.evaluate import evaluate
-from kasatune.runs.models import load_base
-from kasatune.runs.prepare import prepare_training
-from kasatune.runs.train import train
-from kasatune.tasks import load_task
-from tests.runs.toys import make_bert, make_recipe
+from kasatune.models.load import load_base
+from kasatune.training.train import train
+from tests.toys import make_bert, make_recipe
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 
 from kasatune import methods
 from kasatune.errors import InputError
-from kasatune.maths import leading_triplets
+from kasatune.linalg import leading_triplets
 from kasatune.methods.base import trainable
 from kasatune.methods.clora import subspace_penalty
 from kasatune.methods.sara import rank_of_share
-from kasatune.runs.recipe import MethodSection
+from kasatune.recipes.schema import MethodSection
 from tests.methods.bottleneck.models import IDS, make
 from tests.methods.low_rank import LAYER, attached, begin, end
 

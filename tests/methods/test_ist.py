@@ -18,11 +18,11 @@ from kasatune.methods.importance import (
     updated_scores,
 )
 from kasatune.methods.rows.own import ROWS
-from kasatune.runs.recipe import MethodSection
-from kasatune.runs.train import train
+from kasatune.recipes.schema import MethodSection
+from kasatune.training.train import train
 from tests.methods.bottleneck.models import BLOCKS, IDS
 from tests.methods.low_rank import attached, begin, end
-from tests.runs.toys import make_recipe
+from tests.toys import make_recipe
 
 IST = methods.load("ist")
 OVER = next(row for row in ROWS if row.name == "ist").options[0].choices

@@ -12,9 +12,9 @@ from peft.tuners.lora import Linear as LoraLinear
 from kasatune import methods
 from kasatune.errors import ModelError
 from kasatune.methods.base import trainable
-from kasatune.runs.train import train
+from kasatune.training.train import train
 from tests.methods.toys import classifier, settings
-from tests.runs.toys import At, make_recipe
+from tests.toys import At, make_recipe
 
 INPUTS = {
     "input_ids": torch.tensor([[2, 5, 6, 9, 3], [2, 7, 8, 3, 0]]),

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from kasatune.runs.train import train
-from tests.runs.toys import make_recipe
+from kasatune.training.train import train
+from tests.toys import make_recipe
 
 
 def first_step(recipe, folder):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, set_seed
 
-from kasatune.runs.recipe import MethodSection
+from kasatune.recipes.schema import MethodSection
 
 
 def classifier(folder: Path, labels: int = 2, **options: object) -> PreTrainedModel:

@@ -8,7 +8,7 @@ import pytest
 from kasatune.errors import InputError, OutputError
 from kasatune.runs import directory
 from kasatune.runs.directory import History
-from tests.runs.toys import make_recipe
+from tests.toys import make_recipe
 
 
 @pytest.fixture

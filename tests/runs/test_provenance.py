@@ -8,17 +8,17 @@ import shutil
 import pytest
 import torch
 
+from kasatune.adapter_tools.verify import verify
 from kasatune.cli.main import run as kasatune
-from kasatune.cli.outcome import write_pages
+from kasatune.cli.run_summary import write_pages
 from kasatune.errors import OutputError
+from kasatune.evaluation.evaluate import evaluate
+from kasatune.recipes.schema import Recipe
 from kasatune.runs import directory
 from kasatune.runs.directory import read_metrics, read_recipe
-from kasatune.runs.evaluate import evaluate
 from kasatune.runs.provenance import as_begun, model_fingerprint, pinned, recipe_sha256
-from kasatune.runs.recipe import Recipe
-from kasatune.runs.train import train
-from kasatune.runs.verify import verify
-from tests.runs.toys import make_bert, make_recipe
+from kasatune.training.train import train
+from tests.toys import make_bert, make_recipe
 
 FIRST, SECOND = "1" * 40, "2" * 40
 

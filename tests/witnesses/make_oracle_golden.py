@@ -1,6 +1,6 @@
 """Write oracle_golden.json beside this file: python -m tests.witnesses.make_oracle_golden.
 
-The numbers are those of the paper's equations in float64 (kasatune.maths.oracle). They change only when the equations
+The numbers are those of the paper's equations in float64 (kasatune.kasa.oracle). They change only when the equations
 or the problem change; a difference in anything else is a fault.
 """
 

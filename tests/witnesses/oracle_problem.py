@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kasatune.maths import Factors, oracle
+from kasatune.kasa import oracle
+from kasatune.kasa.update import Factors
 
 # 9 x 10 and r = 3: the authors' index drops two triplets here, the paper's three.
 OUT, IN, R, ROWS = 9, 10, 3, 6

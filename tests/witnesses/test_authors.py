@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification
 
 from kasatune import KasaConfig, regularization
-from kasatune.tuner import KasaLayer
+from kasatune.kasa import KasaLayer
+from tests.kasa.penalty_probe import trainable
 from tests.shared_data import shared
-from tests.tuner.penalty_probe import trainable
 from tests.witnesses.agreement import relative, trained_factors
 
 SIZES = (

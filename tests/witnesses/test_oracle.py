@@ -9,9 +9,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from kasatune import KasaConfig, regularization
-from kasatune.maths import Factors, oracle
-from kasatune.tuner import KasaLayer
-from tests.tuner.penalty_probe import scatter
+from kasatune.kasa import KasaLayer, oracle
+from kasatune.kasa.update import Factors
+from tests.kasa.penalty_probe import scatter
 from tests.witnesses import oracle_problem as problem
 from tests.witnesses.agreement import relative
 from tests.witnesses.make_oracle_golden import GOLDEN

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from kasatune import KasaConfig, regularization
-from kasatune.tuner import KasaLayer
-from tests.tuner.penalty_probe import batch, bert, llama, scatter, trainable
+from kasatune.kasa import KasaLayer
+from tests.kasa.penalty_probe import batch, bert, llama, scatter, trainable
 from tests.witnesses.agreement import relative, trained_factors
 
 TARGETS = {bert: ["query", "value", "dense"], llama: ["q_proj", "k_proj", "down_proj"]}

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from kasatune import KasaConfig
-from kasatune.maths import oracle
-from tests.tuner.penalty_probe import TARGETS, batch, bert, gpt2, llama, scatter, trainable
+from kasatune.kasa import oracle
+from tests.kasa.penalty_probe import TARGETS, batch, bert, gpt2, llama, scatter, trainable
 from tests.witnesses.agreement import relative, trained_factors
 
 

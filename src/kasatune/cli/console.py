@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, Literal
 
-from kasatune.caution import presentable, printable
+from kasatune.redaction import presentable, printable
 
 Side = Literal["left", "right"]
 

@@ -16,7 +16,7 @@ import typer
 import kasatune
 from kasatune.cli.console import complain, note, say
 from kasatune.errors import KasatuneError
-from kasatune.runs.quiet import hush_imports
+from kasatune.io.library_noise import hush_imports
 
 # Name on the command line: module of kasatune.cli.commands whose `command` it runs, in the order of the help.
 COMMANDS = {

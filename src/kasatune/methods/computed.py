@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kasatune.methods.base import MethodSettings, TaskKind
 from kasatune.methods.lora import ADAPTER_NAME, Lora, lora_layers
-from kasatune.tuner.base_weight import BaseWeight
+from kasatune.weights.base_weight import BaseWeight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

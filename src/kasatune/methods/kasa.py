@@ -8,15 +8,16 @@ import torch
 from peft import PeftConfig
 from torch import Tensor, nn
 
-from kasatune.maths.spectrum import singular_values
+from kasatune.adapters.files import export_adapter
+from kasatune.adapters.parity_report import CERTIFICATE, trained_certificate
+from kasatune.adapters.storage import read_json, write_json
+from kasatune.distributed.sharded_tensors import whole
+from kasatune.kasa import KasaConfig, KasaLayer, regularization_terms
+from kasatune.linalg.spectrum import singular_values
 from kasatune.methods.adapter import ADAPTER_FOLDER, AdapterMethod, save_peft
 from kasatune.methods.base import MethodSettings, TaskKind, trainable, within
 from kasatune.methods.lora import METHOD as LORA
 from kasatune.methods.table import METHODS
-from kasatune.tuner import KasaConfig, KasaLayer, export_adapter, regularization_terms
-from kasatune.tuner.certificate import CERTIFICATE, trained_certificate
-from kasatune.tuner.sharded import whole
-from kasatune.tuner.storage import read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kasatune.maths import leading_triplets
+from kasatune.linalg import leading_triplets
 from kasatune.methods.base import MethodSettings
 from kasatune.methods.computed import ComputedLinear, ComputedLora, Frozen, weight_under
 from kasatune.methods.lora import ADAPTER_NAME

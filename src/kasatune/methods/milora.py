@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 
-from kasatune.maths import tail_svd
+from kasatune.linalg import tail_svd
 from kasatune.methods.lora import ADAPTER_NAME
 from kasatune.methods.residual import ResidualLora
 from kasatune.methods.table import METHODS

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from kasatune.maths import singular_values
+from kasatune.linalg import singular_values
 from kasatune.methods.base import MethodSettings, TaskKind
 from kasatune.methods.computed import ComputedLinear, ComputedLora, weight_under
 from kasatune.methods.lora import ADAPTER_NAME, lora_layers

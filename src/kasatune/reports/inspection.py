@@ -28,7 +28,7 @@ def draw_inspection(found: Mapping[str, Any], path: Path) -> None:
     """Three panels over the layers: singular values of W, dropped and of the update; |sigma|; alignment with W.
 
     Args:
-        found: what `kasatune.runs.inspect.inspect` gives.
+        found: what `kasatune.adapter_tools.inspect.inspect` gives.
         path: of the PNG; replaced when it is drawn.
 
     Raises:

@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
+from kasatune.data.tasks.table import TASKS
 from kasatune.errors import InputError
 from kasatune.methods.table import METHODS
 from kasatune.reports.words import metric_title
-from kasatune.tasks.table import TASKS
 
 
 @dataclass(frozen=True)

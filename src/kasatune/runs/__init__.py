@@ -1,0 +1,1 @@
+"""The run directory and the provenance of its numbers."""

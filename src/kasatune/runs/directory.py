@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from kasatune.data.hub import leaves_open
 from kasatune.errors import InputError, OutputError
-from kasatune.runs.lock import LOCK, require_unheld
-from kasatune.runs.recipe import Recipe, load_recipe, to_yaml
-from kasatune.tasks.hub import leaves_open
+from kasatune.io.locks import LOCK, require_unheld
+from kasatune.recipes.schema import Recipe, load_recipe, to_yaml
 
 RECIPE = "recipe.yaml"
 METRICS = "metrics.json"

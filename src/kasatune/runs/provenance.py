@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from kasatune.data.hub import leaves_open
+from kasatune.io.environment import processor
+from kasatune.io.library_noise import not_deterministic
 from kasatune.methods.base import within
-from kasatune.runs.machine import processor
-from kasatune.runs.quiet import not_deterministic
-from kasatune.runs.recipe import Recipe, to_yaml
-from kasatune.tasks.hub import leaves_open
+from kasatune.recipes.schema import Recipe, to_yaml
 
 SAMPLES = 256
 

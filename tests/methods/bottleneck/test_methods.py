@@ -10,7 +10,7 @@ from kasatune import methods
 from kasatune.errors import ModelError
 from kasatune.methods.base import trainable
 from kasatune.methods.bottleneck import BottleneckLayer
-from kasatune.runs.recipe import MethodSection
+from kasatune.recipes.schema import MethodSection
 from tests.methods.bottleneck.models import BLOCKS, IDS, make
 
 ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}

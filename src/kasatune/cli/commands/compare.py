@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kasatune.caution import redacted
 from kasatune.cli.arguments import Json, Overrides, RecipeFile
-from kasatune.cli.catalogue import find_recipe
 from kasatune.cli.console import note, print_json, print_table, results_only, say
 from kasatune.errors import InputError
+from kasatune.recipes.catalogue import find_recipe
+from kasatune.redaction import redacted
 
 if TYPE_CHECKING:
-    from kasatune.runs.compare.request import Request
+    from kasatune.experiments.compare.spec import Request
 
 
 def command(
@@ -99,9 +99,9 @@ def _request(
     reference: str | None,
     protocol: str,
 ) -> Request:
-    from kasatune.runs.compare.request import Search, make_request
-    from kasatune.runs.compare.variants import parse_seeds, parse_variants
-    from kasatune.runs.recipe import load_recipe
+    from kasatune.experiments.compare.spec import Search, make_request
+    from kasatune.experiments.compare.variants import parse_seeds, parse_variants
+    from kasatune.recipes.schema import load_recipe
 
     low, high = _bounds(learning_rates)
     paths = [find_recipe(name.strip()) for name in [recipe, *(tasks or "").split(",")] if name.strip()]
@@ -149,7 +149,7 @@ def _workers(text: str) -> int | str:
 
 
 def _plan(request: Request, out: Path, threads: int, workers: int | str) -> dict[str, Any]:
-    from kasatune.runs.compare.forecast import forecast
+    from kasatune.experiments.compare.forecast import forecast
 
     return forecast(request, out, threads=threads, workers=workers)
 
@@ -164,8 +164,8 @@ def _compare(
     keep_adapters: bool,
     report_only: bool,
 ) -> dict[str, Any]:
+    from kasatune.experiments.compare.compare import compare, gather_finished
     from kasatune.reports.comparison.files import write_comparison
-    from kasatune.runs.compare.compare import compare, gather_finished
 
     if report_only:
         found = gather_finished(request, out, threads=threads, command=words)

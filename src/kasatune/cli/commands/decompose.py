@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from kasatune.cli.console import results_only, say
-from kasatune.cli.display import make_display
+from kasatune.cli.progress_bar import make_display
 from kasatune.errors import InputError
 
 
@@ -49,7 +49,7 @@ def command(
     if rank < 1:
         raise InputError(f"--rank: {rank} received; must be 1 or more")
     with results_only():
-        from kasatune.runs.decompose import Job, decompose
+        from kasatune.adapter_tools.decompose import Job, decompose
 
         job = Job(model, rank, tuple(target or ("default",)), convention, dtype, revision)
         try:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kasatune.cli.catalogue import built_in
 from kasatune.cli.console import print_table, results_only, say
 from kasatune.cli.demo_directory import check_replaceable, replace
-from kasatune.cli.display import make_display
-from kasatune.cli.importing import large_libraries
-from kasatune.cli.outcome import PAGES, write_pages
+from kasatune.cli.fast_import import large_libraries
+from kasatune.cli.progress_bar import make_display
+from kasatune.cli.run_summary import PAGES, write_pages
+from kasatune.recipes.catalogue import built_in
 
 if TYPE_CHECKING:
-    from kasatune.runs.recipe import Recipe
+    from kasatune.recipes.schema import Recipe
 
 _BASELINE = "head"
 
@@ -31,8 +31,8 @@ def command(
 
     Example: kasatune demo
     """
+    from kasatune.recipes.schema import load_recipe
     from kasatune.runs.directory import check_output
-    from kasatune.runs.recipe import load_recipe
 
     recipe = load_recipe(built_in()["demo"], [], check_inputs=True).model_copy(update={"output": str(out)})
     check_output(out, recipe, resume=False, overwrite=True)
@@ -62,7 +62,7 @@ def _workshop(out: Path) -> Iterator[Path]:
 
 def _run_both(recipe: Recipe, folder: Path) -> None:
     with large_libraries():
-        from kasatune.runs.train import train
+        from kasatune.training.train import train
 
     display = make_display()
     train(recipe, folder, display=display)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kasatune.cli import judging
+from kasatune.cli import judge_options as judging
 from kasatune.cli.arguments import Json, RunDirectory
 from kasatune.cli.console import print_json, results_only
 from kasatune.errors import InputError
@@ -49,7 +49,7 @@ def command(
     With --judge a run on the task instruction answers, and the judge grades: its validation rows from 0 to 10, or the
     questions of a file by MT-Bench's protocol. What was asked once is never asked again.
     """
-    from kasatune.cli.outcome import show_scores
+    from kasatune.cli.run_summary import show_scores
     from kasatune.runs.directory import read_metrics, read_recipe
 
     read_recipe(run_dir)
@@ -83,7 +83,7 @@ def command(
     )
     with results_only():
         if harness is not None:
-            from kasatune.runs.harness import harness as run_harness
+            from kasatune.evaluation.lm_eval import harness as run_harness
 
             names = [name.strip() for name in harness.split(",") if name.strip()]
             metrics = run_harness(run_dir, names, path=harness_path, limit=harness_limit)
@@ -96,12 +96,12 @@ def command(
 
 
 def _evaluate(run_dir: Path, split: str | None, data: str | None) -> dict[str, Any]:
-    from kasatune.cli.display import make_display
-    from kasatune.cli.importing import large_libraries
+    from kasatune.cli.fast_import import large_libraries
+    from kasatune.cli.progress_bar import make_display
 
     with large_libraries():
-        from kasatune.runs.evaluate import evaluate
-        from kasatune.tuner.progress import progress_told_to
+        from kasatune.evaluation.evaluate import evaluate
+        from kasatune.io.progress import progress_told_to
 
     display = make_display()
     with progress_told_to(display.progress):

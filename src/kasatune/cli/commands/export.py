@@ -29,8 +29,8 @@ def command(
     Example: kasatune export runs/rte-kasa --to lora --out adapters/rte
     """
     with results_only():
-        from kasatune.runs.convert import convert_adapter
-        from kasatune.tuner.conversion import summary
+        from kasatune.adapter_tools.export import convert_adapter
+        from kasatune.adapters.conversion import summary
 
         record = convert_adapter(directory, out, to, base=base, rank=rank)
     if json:

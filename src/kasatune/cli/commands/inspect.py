@@ -33,7 +33,7 @@ def command(
 
         if picture is not None:
             check_picture(picture)
-        from kasatune.runs.inspect import inspect
+        from kasatune.adapter_tools.inspect import inspect
 
         found = inspect(directory, base)
         if picture is not None:

@@ -45,14 +45,14 @@ def _methods() -> list[dict[str, Any]]:
 def _tasks() -> list[dict[str, Any]]:
     from dataclasses import asdict
 
-    from kasatune.tasks.table import TASKS
+    from kasatune.data.tasks.table import TASKS
 
     return [asdict(info) for info in TASKS.values()]
 
 
 def _recipes() -> list[dict[str, Any]]:
-    from kasatune.cli.catalogue import about, built_in
-    from kasatune.runs.recipe import load_recipe
+    from kasatune.recipes.catalogue import about, built_in
+    from kasatune.recipes.schema import load_recipe
 
     rows = []
     for name, path in built_in().items():

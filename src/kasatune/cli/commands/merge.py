@@ -10,7 +10,7 @@ def command(directory: AdapterDirectory, out: NewDirectory, base: BaseModel = No
     Example: kasatune merge runs/rte-kasa --out models/rte
     """
     with results_only():
-        from kasatune.runs.merge import merge
+        from kasatune.adapter_tools.merge import merge
 
         done = merge(directory, out, base)
     whole = f", {len(done.replaced)} parameters replaced" if done.replaced else ""

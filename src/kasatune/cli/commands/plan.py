@@ -3,12 +3,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kasatune.cli.arguments import Json, Overrides, RecipeFile
-from kasatune.cli.catalogue import find_recipe
 from kasatune.cli.console import print_json, print_table, results_only, say
 from kasatune.errors import InputError
+from kasatune.recipes.catalogue import find_recipe
 
 if TYPE_CHECKING:
-    from kasatune.runs.plan import Plan
+    from kasatune.training.plan import Plan
 
 
 def command(recipe: RecipeFile, overrides: Overrides = None, json: Json = False) -> None:
@@ -18,11 +18,11 @@ def command(recipe: RecipeFile, overrides: Overrides = None, json: Json = False)
 
     Exit status 2 when the run would fail, with every reason.
     """
-    from kasatune.runs.recipe import load_recipe
+    from kasatune.recipes.schema import load_recipe
 
     checked = load_recipe(find_recipe(recipe), overrides or (), check_inputs=True)
     with results_only():
-        from kasatune.runs.plan import make_plan
+        from kasatune.training.plan import make_plan
 
         plan = make_plan(checked)
     if json:

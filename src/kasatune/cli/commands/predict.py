@@ -8,10 +8,10 @@ import typer
 
 from kasatune.cli.arguments import Json, RunDirectory
 from kasatune.cli.console import note, print_json, print_table, results_only
-from kasatune.cli.display import make_display
-from kasatune.cli.importing import large_libraries
+from kasatune.cli.fast_import import large_libraries
+from kasatune.cli.progress_bar import make_display
+from kasatune.data.lines import read_text
 from kasatune.errors import InputError
-from kasatune.tasks.lines import read_text
 
 _LARGEST_FILE = 256 * 1024**2
 
@@ -39,8 +39,8 @@ def command(
     read_metrics(run_dir)
     with results_only():
         with large_libraries():
-            from kasatune.runs.predict import predict
-            from kasatune.tuner.progress import progress_told_to
+            from kasatune.evaluation.predict import predict
+            from kasatune.io.progress import progress_told_to
 
         display = make_display()
         with progress_told_to(display.progress):

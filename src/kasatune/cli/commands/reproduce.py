@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from kasatune.cli import judging
+from kasatune.cli import judge_options as judging
 from kasatune.cli.arguments import Json, Overrides
-from kasatune.cli.catalogue import find_recipe
 from kasatune.cli.console import note, print_json, print_table, results_only, say
 from kasatune.errors import WorkError
+from kasatune.recipes.catalogue import find_recipe
 
 
 def command(
@@ -63,11 +63,11 @@ def command(
     The answers of instruct are graded by the model that --judge names, those of MT-Bench to the questions of a file;
     without them the runs are trained and answer, and their grades are missing.
     """
-    from kasatune.chat import Endpoint
-    from kasatune.runs.compare.variants import parse_seeds
-    from kasatune.runs.reproduce.cases import make_request
-    from kasatune.runs.reproduce.experiments import find_experiment
-    from kasatune.runs.reproduce.judged import Judging
+    from kasatune.experiments.compare.variants import parse_seeds
+    from kasatune.experiments.reproduce.cases import make_request
+    from kasatune.experiments.reproduce.judged import Judging
+    from kasatune.experiments.reproduce.tables import find_experiment
+    from kasatune.llm_client import Endpoint
 
     experiment = find_experiment(name)
     if judge is None:
@@ -100,11 +100,11 @@ def command(
 
 
 def _reproduce(request: Any, place: Path) -> dict[str, Any]:
-    from kasatune.cli.display import make_display
-    from kasatune.cli.outcome import write_pages
+    from kasatune.cli.progress_bar import make_display
+    from kasatune.cli.run_summary import write_pages
+    from kasatune.experiments.reproduce.run_missing import reproduce
     from kasatune.reports.reproduction import markdown
     from kasatune.runs.directory import write_json, write_text
-    from kasatune.runs.reproduce.work import reproduce
 
     given = [one for one in sys.argv[1:] if one != "--json"]
     words = f"kasatune {shlex.join(given)}" if "reproduce" in given else ""

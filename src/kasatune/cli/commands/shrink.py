@@ -26,8 +26,8 @@ def command(
     Example: kasatune shrink runs/rte-kasa --energy 0.99 --out adapters/rte-small
     """
     with results_only():
-        from kasatune.runs.shrink import shrink
-        from kasatune.tuner.conversion import summary
+        from kasatune.adapter_tools.shrink import shrink
+        from kasatune.adapters.conversion import summary
 
         record = shrink(directory, out, rank=rank, energy=energy, base=base)
     if json:

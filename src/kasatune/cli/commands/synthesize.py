@@ -33,8 +33,8 @@ def command(
 
     The key is read from OPENAI_API_KEY; `teacher.url` names a server of your own. No reply is asked for twice.
     """
-    from kasatune.runs.synthesis.recipe import load_synthesis
-    from kasatune.runs.synthesis.synthesize import ROWS, synthesize
+    from kasatune.synthesis.recipe import load_synthesis
+    from kasatune.synthesis.synthesize import ROWS, synthesize
 
     checked = load_synthesis(recipe, overrides or (), check_inputs=True)
     try:

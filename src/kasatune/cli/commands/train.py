@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kasatune.cli.arguments import Overrides, RecipeFile
-from kasatune.cli.catalogue import find_recipe
 from kasatune.cli.console import results_only
-from kasatune.cli.display import make_display
-from kasatune.cli.importing import large_libraries
+from kasatune.cli.fast_import import large_libraries
+from kasatune.cli.progress_bar import make_display
+from kasatune.recipes.catalogue import find_recipe
 
 if TYPE_CHECKING:
-    from kasatune.runs.recipe import Recipe
+    from kasatune.recipes.schema import Recipe
 
 
 def command(
@@ -40,9 +40,9 @@ def command(
 
     `kasatune plan RECIPE` shows what a run will cost before it starts.
     """
-    from kasatune.cli.outcome import show_run, write_pages
+    from kasatune.cli.run_summary import show_run, write_pages
+    from kasatune.recipes.schema import load_recipe
     from kasatune.runs.directory import check_output
-    from kasatune.runs.recipe import load_recipe
 
     checked = load_recipe(find_recipe(recipe), overrides or (), check_inputs=True)
     if out is not None:
@@ -61,8 +61,8 @@ def command(
 
 def _train(recipe: Recipe, directory: Path, *, resume: bool, overwrite: bool) -> None:
     with large_libraries():
-        from kasatune.runs.plan import require_feasible
-        from kasatune.runs.train import train
+        from kasatune.training.plan import require_feasible
+        from kasatune.training.train import train
 
     display = make_display()
     plan = require_feasible(recipe)

@@ -14,7 +14,7 @@ def command(directory: AdapterDirectory, base: BaseModel = None, json: Json = Fa
     Example: kasatune verify runs/rte-kasa
     """
     with results_only():
-        from kasatune.runs.verify import verify
+        from kasatune.adapter_tools.verify import verify
 
         checks = verify(directory, base)
     if json:

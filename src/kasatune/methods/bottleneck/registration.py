@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from kasatune.kasa.registration import add_type
 from kasatune.methods.bottleneck.config import BottleneckConfig
 from kasatune.methods.bottleneck.model import BottleneckModel
-from kasatune.tuner.registration import add_type
 
 
 def register() -> None:

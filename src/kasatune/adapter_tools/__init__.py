@@ -1,0 +1,1 @@
+"""Commands on finished adapters: export, shrink, merge, inspect, verify, and decompose for bases."""

@@ -1,0 +1,375 @@
+"""The tails of a whole checkpoint, one weight in memory at a time, as files that training takes them from."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as distributed
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from kasatune.adapter_tools.base_files import BaseFiles, files_of
+from kasatune.adapter_tools.resolve import model_folder
+from kasatune.errors import InputError, ModelError, OutputError, WorkError
+from kasatune.io.library_noise import quiet
+from kasatune.io.reporter import Display
+from kasatune.io.silence import Silent
+from kasatune.kasa.config import KasaConfig
+from kasatune.kasa.convention import Convention
+from kasatune.kasa.matching import targets_without_weights
+from kasatune.kasa.truncation.directory import FORMAT, INDEX, TAILS, read_index
+from kasatune.kasa.truncation.files import ALGORITHM, TailKey, read_tail, write_tail
+from kasatune.linalg import tail_svd
+from kasatune.runs import directory
+from kasatune.weights.shards import DTYPES, Entry
+
+UNFINISHED = "unfinished.json"
+_AS_STORED = "as stored"
+_WORDS = ("default", "all-linear")
+_TIMEOUT = timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is decomposed, and how: equal jobs on one checkpoint give equal files.
+
+    Attributes:
+        model: hub id, folder or package:NAME.
+        rank: r.
+        targets: ("default",), ("all-linear",) or ends of layer names.
+        convention: decides how many triplets a layer drops.
+        dtype: that the model will be loaded in; None for that of the files.
+        revision: of a model on the hub.
+    """
+
+    model: str
+    rank: int
+    targets: tuple[str, ...] = ("default",)
+    convention: Convention = "paper"
+    dtype: str | None = None
+    revision: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As the index has it."""
+        return {**asdict(self), "targets": list(self.targets), "dtype": self.dtype or _AS_STORED}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A weight to decompose.
+
+    Attributes:
+        name: of the layer, in the model without a head.
+        entry: where the weight is stored.
+        transposed: whether it is stored (in, out).
+        shape: (out, in).
+        dropped: number of triplets.
+    """
+
+    name: str
+    entry: Entry
+    transposed: bool
+    shape: tuple[int, int]
+    dropped: int
+
+    @property
+    def cost(self) -> int:
+        """Multiplications of one product W W^T."""
+        return min(self.shape) ** 2 * max(self.shape)
+
+
+@dataclass(frozen=True)
+class Process:
+    """One of the processes that torchrun started, or the only one."""
+
+    rank: int
+    count: int
+
+
+def decompose(
+    job: Job,
+    out: Path,
+    *,
+    device: str = "auto",
+    resume: bool = False,
+    overwrite: bool = False,
+    display: Display | None = None,
+) -> dict[str, Any]:
+    """Write the r smallest singular triplets of every target weight of a checkpoint, and an index of them.
+
+    The model is never built with weights: names and kinds of its layers come from its configuration, each weight from
+    its safetensors file in its turn. Every tail is a file of its own that appears when it is whole, so that a killed
+    command goes on where it was, and several processes may work in one directory. Those that torchrun started share
+    the layers by cost.
+
+    Args:
+        job: what to decompose.
+        out: the directory; must be empty or not exist yet, unless one of the next two says otherwise.
+        device: "auto", or one of torch's.
+        resume: go on with what an earlier command wrote for an equal job; its tails are checked.
+        overwrite: begin anew in the place of what an earlier command wrote.
+        display: is told the progress; None for nobody.
+
+    Returns:
+        The index, of the first process; of the others what they wrote themselves.
+
+    Raises:
+        InputError: model, targets, rank or output is wrong; nothing has been written then.
+        WorkError: a file could not be written.
+    """
+    started, began = time.perf_counter(), time.time()
+    where = _device(device)
+    check_output(out, job, resume=resume, overwrite=overwrite)
+    with quiet(), _processes() as process:
+        shown: Display = display if display is not None and process.rank == 0 else Silent()
+        layers = _layers(job, shown)
+        try:
+            if process.rank == 0:
+                _begin(out, job, keep=resume)
+            _wait(process)
+            written = _decompose(_share(layers, process), out / TAILS, job, where, shown)
+            found = {"seconds": round(time.perf_counter() - started, 3), "layers": _gathered(written, process)}
+            index = {"format": FORMAT, "algorithm": ALGORITHM, **job.as_dict(), **found}
+            if process.rank == 0:
+                index["layers"] = {layer.name: index["layers"][layer.name] for layer in layers}
+                directory.write_json(out / INDEX, index)
+                (out / UNFINISHED).unlink(missing_ok=True)
+                _clear_abandoned(out / TAILS, began)
+        except InputError:
+            if process.rank == 0 and not resume:
+                _withdraw(out)
+            raise
+        except OSError as fault:
+            raise WorkError(f"{out}: {fault.strerror or fault}; make room, then go on with --resume") from fault
+        finally:
+            shown.finish()
+    return index
+
+
+def check_output(out: Path, job: Job, *, resume: bool, overwrite: bool) -> None:
+    """A decomposition may be written to `out`; writes nothing itself.
+
+    Raises:
+        OutputError: it is a file, or holds something, and neither `overwrite` nor a `resume` of an equal job says that
+            this is as it should be.
+    """
+    if resume and overwrite:
+        raise OutputError("--resume and --overwrite exclude each other: give one")
+    directory.check_place(out)
+    # The other processes of torchrun look when the first may have begun to write already.
+    if overwrite or int(os.environ.get("RANK", "0")) > 0 or not out.is_dir():
+        return
+    if all(path.name == f".{UNFINISHED}.unfinished" for path in out.iterdir()):  # empty, or killed at once
+        return
+    if not resume:
+        unfinished = " an unfinished decomposition" if (out / UNFINISHED).is_file() else " something already"
+        raise OutputError(f"{out} holds{unfinished}; give another directory, --resume or --overwrite")
+    before = _earlier(out)
+    changed = [
+        f"{key}: {before.get(key)!r} then, {value!r} now"
+        for key, value in job.as_dict().items()
+        if before.get(key) != value
+    ]
+    if changed:
+        raise OutputError(f"{out} was begun otherwise ({'; '.join(changed)}); give the same again, or --overwrite")
+
+
+def _earlier(out: Path) -> dict[str, Any]:
+    """The job of a directory that an earlier command wrote to."""
+    if (out / INDEX).is_file():
+        return read_index(out)
+    try:
+        job = json.loads((out / UNFINISHED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        job = None
+    if isinstance(job, dict):
+        return job
+    raise OutputError(f"{out} holds no decomposition to resume; give another directory, or --overwrite")
+
+
+def _begin(out: Path, job: Job, *, keep: bool) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    if not keep:
+        directory.remove(out / INDEX)
+    directory.write_json(out / UNFINISHED, job.as_dict())  # first: with it, what a kill leaves can be gone on with
+    if not keep:
+        directory.remove(out / TAILS)
+    (out / TAILS).mkdir(exist_ok=True)
+
+
+def _withdraw(out: Path) -> None:
+    """Leave nothing behind where no tail was finished."""
+    if any((out / TAILS).glob("[!.]*")):
+        return
+    for name in (UNFINISHED, TAILS):
+        directory.remove(out / name)
+    if not any(out.iterdir()):
+        out.rmdir()
+
+
+def _clear_abandoned(tails: Path, began: float) -> None:
+    """Remove what killed processes had begun to write before this command began, now that every tail is there."""
+    for path in tails.glob(".*.unfinished"):
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime < began:
+                path.unlink()
+
+
+def _layers(job: Job, display: Display) -> list[Layer]:
+    """The weights to decompose, in the order in which they are stored.
+
+    Raises:
+        ModelError: the model cannot be had, a target is none, or a weight is not stored in a floating dtype.
+    """
+    config = KasaConfig(r=job.rank, target_modules=_targets(job.targets), convention=job.convention)
+    try:
+        folder = model_folder(job.model, job.revision)
+    except ModelError as fault:
+        raise ModelError(str(fault).replace("model.name", "MODEL", 1)) from fault
+    model = _skeleton(folder)
+    targets = targets_without_weights(config, model)
+    files = files_of(folder, model)
+    layers, missing = [], []
+    for name, _, weight, settings in targets:
+        entry = files.weight(name)
+        if entry is None:
+            missing.append(name)
+            continue
+        layers.append(_checked(Layer(name, entry, files.is_transposed(name), weight.shape, settings.dropped), files))
+    if missing and not layers:
+        raise ModelError(f"{folder} holds no weight of {missing[0]}: its files are of another model; copy it again")
+    if missing:
+        display.message(f"left out, because the files hold no weight of them: {', '.join(missing)}")
+    return sorted(layers, key=lambda layer: (layer.entry.path, layer.entry.start))
+
+
+def _checked(layer: Layer, files: BaseFiles) -> Layer:
+    entry, (rows, columns) = layer.entry, layer.shape
+    if entry.dtype not in DTYPES:
+        raise ModelError(
+            f"{entry.path.name}: {entry.key} is stored as {entry.dtype}; tails come from full-precision weights: give "
+            "the checkpoint that was quantized"
+        )
+    if entry.shape != ((columns, rows) if layer.transposed else (rows, columns)):
+        raise ModelError(
+            f"{entry.path.name}: {entry.key} has shape {list(entry.shape)}, and the configuration in {files.folder} "
+            f"gives the layer {rows} outputs and {columns} inputs; copy the model again"
+        )
+    return layer
+
+
+def _targets(names: Sequence[str]) -> list[str] | str | None:
+    """KasaConfig's target_modules."""
+    words = [name for name in names if name in _WORDS]
+    if words and len(names) > 1:
+        raise InputError(f"--target {words[0]} stands alone, got {', '.join(names)}; give it or names of layers")
+    if words:
+        return None if words == ["default"] else words[0]
+    return list(names)
+
+
+def _skeleton(folder: Path) -> PreTrainedModel:
+    """The model without a head and without weights."""
+    try:
+        with quiet(), torch.device("meta"):
+            return AutoModel.from_config(AutoConfig.from_pretrained(folder))
+    except Exception as fault:  # transformers raises many types for a configuration that it cannot take
+        reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+        raise ModelError(f"{folder}: no model can be made of its configuration: {reason}") from fault
+
+
+def _share(layers: Sequence[Layer], process: Process) -> list[Layer]:
+    """The layers of one process: each goes, the costliest first, to the process that has least to do."""
+    loads = [0] * process.count
+    mine = set()
+    for layer in sorted(layers, key=lambda layer: (-layer.cost, layer.name)):
+        least = loads.index(min(loads))
+        loads[least] += layer.cost
+        if least == process.rank:
+            mine.add(layer.name)
+    return [layer for layer in layers if layer.name in mine]
+
+
+def _decompose(
+    layers: Sequence[Layer], folder: Path, job: Job, device: torch.device, display: Display
+) -> dict[str, dict[str, Any]]:
+    """Write the tails of layers that are not there yet; what the index says of each."""
+    written = {}
+    display.progress("decomposing", 0, len(layers))
+    for done, layer in enumerate(layers, start=1):
+        W = layer.entry.read()
+        if job.dtype is not None:
+            W = W.to(getattr(torch, job.dtype))
+        key = TailKey.of(W.T if layer.transposed else W, layer.dropped)
+        if layer.dropped and not _is_there(folder, key, layer.name, display):
+            W = W.to(device)
+            write_tail(folder, key, tail_svd(W.T if layer.transposed else W, layer.dropped, name=layer.name))
+        del W  # before the next is read
+        written[layer.name] = {"weight": key.digest, "shape": list(layer.shape), "dropped": layer.dropped}
+        if layer.dropped:
+            written[layer.name]["file"] = f"{TAILS}/{key.filename}"
+        display.progress("decomposing", done, len(layers))
+    return written
+
+
+def _is_there(folder: Path, key: TailKey, name: str, display: Display) -> bool:
+    try:
+        return read_tail(folder / key.filename, key) is not None
+    except ModelError as fault:
+        display.message(f"the tail of {name} is computed again: {fault}")
+        return False
+
+
+def _device(name: str) -> torch.device:
+    """Where to compute.
+
+    Raises:
+        InputError: there is no such device here.
+    """
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto" and accelerator is None:
+        return torch.device("cpu")
+    if name == "auto" and accelerator is not None:
+        return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")) % torch.accelerator.device_count())
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or (device.type != "cpu" and (accelerator is None or device.type != accelerator.type)):
+        raise InputError(f"--device {name} is not on this machine; use auto or cpu")
+    return device
+
+
+@contextmanager
+def _processes() -> Iterator[Process]:
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield Process(0, 1)
+        return
+    distributed.init_process_group("gloo", timeout=_TIMEOUT)
+    try:
+        yield Process(distributed.get_rank(), count)
+    finally:
+        distributed.destroy_process_group()
+
+
+def _wait(process: Process) -> None:
+    if process.count > 1:
+        distributed.barrier()
+
+
+def _gathered(written: dict[str, Any], process: Process) -> dict[str, Any]:
+    """What all processes wrote, in the first; their own in the others."""
+    if process.count == 1:
+        return written
+    everywhere: list[Any] | None = [None] * process.count if process.rank == 0 else None
+    distributed.gather_object(written, everywhere)
+    return {name: layer for part in everywhere for name, layer in part.items()} if everywhere else written

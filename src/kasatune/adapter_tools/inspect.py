@@ -1,0 +1,164 @@
+"""What training did to each layer: what was dropped, what came back, and where the update points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kasatune.adapter_tools.base_files import BaseFiles, open_base
+from kasatune.adapter_tools.resolve import find_source, is_at_hand
+from kasatune.adapters.conversion import as_native
+from kasatune.adapters.files import read_checked
+from kasatune.adapters.lora_export import stock_layers
+from kasatune.adapters.native_format import scaling_of, trained_factors
+from kasatune.adapters.storage import AdapterFiles, read_tensors
+from kasatune.errors import InputError, ModelError
+from kasatune.io.library_noise import quiet
+from kasatune.kasa.convention import dropped_count
+from kasatune.kasa.regularizer import orthogonality_norms
+from kasatune.kasa.update import Factors
+from kasatune.linalg import effective_rank, energy_share, product_svd, subspace_alignment
+from kasatune.linalg.spectrum import ThinSVD
+from kasatune.weights.shards import DTYPES
+
+# A dropped direction counts as come back when the update puts at least so much of its singular value back.
+COME_BACK = 0.5
+
+
+def inspect(directory: Path, base: str | None = None) -> dict[str, Any]:
+    """Every adapted layer in figures; {"adapter", "format", "base", "layers": [...]}, plain data.
+
+    Of each layer: `name`, `shape` [out, in], `rank`; `update`: norm, singular values and effective rank of dW =
+    s B sigma A; for KaSA `sigma`, `orthogonality` (||A A^T - I||_F and ||B^T B - I||_F, as the adapter's convention
+    has them) and `dropped`: how many triplets.
+
+    Where the base is to be had, `base`: all singular values of W, its norm and effective rank, the update's norm
+    beside it, and the mean squared cosine between the update's singular subspaces and the first and last r of W
+    (`alignment`, with what directions at random would give); and in `dropped` the share of ||W||_F^2 dropped, and how
+    many of the dropped directions the update brings back: u^T dW v >= 0.5 s.
+
+    Args:
+        directory: a run, or an adapter in any of the formats that `load_adapter` reads.
+        base: the base's name or folder; the recipe's or the adapter's by default, where it is on this machine.
+
+    Raises:
+        InputError: there is no adapter.
+        AdapterError: it is damaged, or of another base.
+        ModelError: the base that was named cannot be had.
+    """
+    source = find_source(directory, base)
+    header, kind, _ = read_checked(source.adapter)
+    files = read_tensors(header)
+    with quiet():
+        found = open_base(source) if base is not None or is_at_hand(source) else None
+    layers = [dict(layer) for layer in _layers(files, kind, found)]
+    return {
+        "adapter": str(source.adapter),
+        "format": kind,
+        "base": source.base_name if found is not None else None,
+        "layers": layers,
+    }
+
+
+def _layers(files: AdapterFiles, kind: str, base: BaseFiles | None) -> Iterator[dict[str, Any]]:
+    if kind == "lora":
+        for name, (A, B) in sorted(stock_layers(files)[0].items()):
+            yield _layer(name, product_svd(B, A), A.shape[0], None, _weight(base, name), (B.shape[0], A.shape[1]))
+        return
+    native = as_native(files, kind, None)
+    for name, factors in sorted(trained_factors(native.tensors)[0].items()):
+        A, sigma, B = factors
+        core = torch.diag(sigma) if sigma.ndim == 1 else sigma
+        update = product_svd(scaling_of(native.config, name) * (B.double() @ core.double()), A)
+        shape = (B.shape[0], A.shape[1])
+        layer = _layer(name, update, A.shape[0], native.config["convention"], _weight(base, name), shape)
+        yield layer | _core(factors, native.config["convention"])
+
+
+def _layer(
+    name: str, update: ThinSVD, rank: int, convention: Any, W: Tensor | None, shape: tuple[int, int]
+) -> dict[str, Any]:
+    layer: dict[str, Any] = {
+        "name": name,
+        "shape": list(shape),
+        "rank": rank,
+        "update": {
+            "norm": float(update.S.norm()),
+            "singular_values": _numbers(update.S),
+            "effective_rank": effective_rank(update.S),
+        },
+    }
+    dropped = dropped_count(*shape, rank, convention) if convention is not None else 0
+    if convention is not None:
+        layer["dropped"] = {"count": dropped}
+    if W is None:
+        return layer
+    if tuple(W.shape) != shape:
+        raise ModelError(f"{name} has shape {list(W.shape)} in this base, the adapter was made for {list(shape)}")
+    U, S, Vh = torch.linalg.svd(W.double(), full_matrices=False)
+    layer["base"] = {
+        "singular_values": _numbers(S),
+        "norm": float(S.norm()),
+        "effective_rank": effective_rank(S),
+        "update_share": float(update.S.norm() / S.norm()) if S.norm() > 0 else None,
+        "alignment": _alignment(update, U, Vh),
+    }
+    if dropped:
+        layer["dropped"] |= {
+            "energy": energy_share(S, len(S) - dropped, dropped),
+            "singular_values": _numbers(S[-dropped:]),
+            "come_back": _come_back(update, U[:, -dropped:], S[-dropped:], Vh[-dropped:]),
+        }
+    return layer
+
+
+def _core(factors: Factors, convention: Any) -> dict[str, Any]:
+    sigma = factors.sigma.double()
+    norm_A, norm_B = orthogonality_norms(factors, convention)
+    return {
+        "sigma": _numbers(sigma if sigma.ndim == 1 else torch.linalg.svdvals(sigma)),
+        "orthogonality": {"A": float(norm_A), "B": float(norm_B)},
+    }
+
+
+def _alignment(update: ThinSVD, U: Tensor, Vh: Tensor) -> dict[str, float] | None:
+    """Mean squared cosines of the update's two singular subspaces with the first and last as many of W."""
+    rank = int((1e-7 * update.S.max() < update.S).sum()) if len(update.S) and update.S.max() > 0 else 0
+    if rank == 0:
+        return None
+    left, right = update.U[:, :rank], update.Vh[:rank].mT
+    found = {}
+    for name, part in (("top", slice(None, rank)), ("bottom", slice(-rank, None))):
+        found[name] = (subspace_alignment(left, U[:, part]) + subspace_alignment(right, Vh[part].mT)) / 2
+    found["chance"] = (rank / U.shape[0] + rank / Vh.shape[1]) / 2
+    return found
+
+
+def _come_back(update: ThinSVD, U: Tensor, S: Tensor, Vh: Tensor) -> int:
+    """How many dropped directions have u^T dW v >= 0.5 s."""
+    left, right = U.mT @ update.U.double(), update.Vh.double() @ Vh.mT
+    put_back = ((left * update.S.double()) * right.mT).sum(dim=1)
+    return int(((put_back >= COME_BACK * S) & (S > 0)).sum())
+
+
+def _weight(base: BaseFiles | None, name: str) -> Tensor | None:
+    """W (out, in) out of the base's files; None where there is none to be read."""
+    if base is None:
+        return None
+    entry = base.weight(name)
+    if entry is None or entry.dtype not in DTYPES:
+        return None
+    try:
+        stored = entry.read()
+        return stored.T if base.is_transposed(name) else stored.flatten(1)
+    except AttributeError:
+        raise InputError(f"the base has no layer {name}: the adapter is of another model; see --base") from None
+
+
+def _numbers(values: Tensor) -> list[float]:
+    """Seven digits: what float32 holds."""
+    return [float(f"{value:.7g}") for value in values.tolist()]

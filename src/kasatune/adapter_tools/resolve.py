@@ -1,0 +1,292 @@
+"""What a command was given, a run or an adapter, and the base model that it belongs to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kasatune.errors import InputError, ModelError
+from kasatune.io.library_noise import quiet
+from kasatune.models.load import find_model, load_base
+from kasatune.runs.directory import RECIPE, read_metrics, read_recipe
+from kasatune.weights.shards import shard_files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+ADAPTER_FILE = "adapter_config.json"
+# Class of transformers' Auto family by PEFT's task type.
+_AUTO_CLASSES = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "FEATURE_EXTRACTION": "AutoModel",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A directory that a command was given.
+
+    Attributes:
+        given: the directory.
+        adapter: the adapter in it: the native one of a run that has one, or `given` itself.
+        run: the run directory, None for an adapter alone.
+        base: the base that the user named, None where the recipe or the adapter is to say.
+    """
+
+    given: Path
+    adapter: Path
+    run: Path | None
+    base: str | None
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """adapter_config.json."""
+        from kasatune.adapters.storage import read_json
+
+        return read_json(self.adapter, ADAPTER_FILE)
+
+    @property
+    def base_name(self) -> str | None:
+        """The base as the user, the recipe or the adapter names it; None where nobody does."""
+        if self.base is not None:
+            return self.base
+        if self.run is not None:
+            return read_recipe(self.run).model.name
+        name = self.config.get("base_model_name_or_path")
+        return name if isinstance(name, str) and name else None
+
+    @property
+    def revision(self) -> str | None:
+        """The revision of the base on the hub, unless the user named another base."""
+        if self.base is not None:
+            return None
+        if self.run is not None:
+            return read_recipe(self.run).model.revision
+        revision = self.config.get("revision")
+        return revision if isinstance(revision, str) else None
+
+    @property
+    def trust_remote_code(self) -> bool:
+        """Whether the base may bring code of its own: only where a recipe says so."""
+        return self.run is not None and read_recipe(self.run).model.trust_remote_code
+
+
+def find_source(directory: Path, base: str | None = None) -> Source:
+    """The adapter in a run directory, or the directory itself where it is an adapter.
+
+    Raises:
+        InputError: there is none.
+    """
+    run = directory if (directory / RECIPE).is_file() else None
+    for folder in (directory / "kasa", directory / "adapter") if run else (directory, directory / "kasa"):
+        if (folder / ADAPTER_FILE).is_file():
+            return Source(directory, folder, run, base)
+    if run is not None:
+        raise InputError(f"{directory}: the run has no adapter: it was not finished, or its method makes none")
+    what = "holds no adapter" if directory.is_dir() else "no such directory"
+    raise InputError(f"{directory}: {what}; give a directory that `kasatune train` or save_pretrained wrote")
+
+
+def has_adapter(run_dir: Path) -> bool:
+    """Whether a run directory holds an adapter, native or stock."""
+    return any((run_dir / name / ADAPTER_FILE).is_file() for name in ("kasa", "adapter"))
+
+
+def require_base_name(source: Source) -> str:
+    """The name of the base.
+
+    Raises:
+        InputError: nobody names it.
+    """
+    if source.base_name is None:
+        raise InputError(f"{source.given}: the adapter does not say which model it is for; name it with --base MODEL")
+    return source.base_name
+
+
+def is_at_hand(source: Source) -> bool:
+    """Whether the base is on this machine: a folder, an installed package, or in the hub's cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    name = source.base_name
+    if name is None:
+        return False
+    try:
+        folder = find_model(name)
+        if Path(folder).is_dir():
+            return True
+        return isinstance(try_to_load_from_cache(folder, "config.json", revision=source.revision), str)
+    except ValueError:  # no such folder, or no name of a model on the hub
+        return False
+
+
+def load_base_model(source: Source, *, quantized: bool = True) -> PreTrainedModel:
+    """The untouched base, with a head of the adapter's size, in the dtype of the recipe or of its checkpoint.
+
+    Args:
+        source: what the command was given.
+        quantized: False loads the base of a run in full precision, whatever its recipe says.
+
+    Raises:
+        InputError: nobody names the base.
+        ModelError: it cannot be loaded.
+    """
+    name = require_base_name(source)
+    with _naming(source):
+        return _load_base_model(source, name, quantized=quantized)
+
+
+def _load_base_model(source: Source, name: str, *, quantized: bool) -> PreTrainedModel:
+    if source.run is not None:
+        recipe, metrics = read_recipe(source.run), read_metrics(source.run)
+        options = {} if quantized else {"quantization": "none"}
+        section = recipe.model.model_copy(update={"name": name, "revision": source.revision, **options})
+        labels = metrics.get("label_names")
+        return load_base(
+            section,
+            kind=metrics["kind"],
+            label_names=labels,
+            seed=recipe.training.seed,
+            max_length=recipe.task.max_length,
+            float32_head=recipe.training.precision != "float32",
+        ).model
+    folder = find_model(name)
+    options = {"revision": source.revision}
+    if Path(folder).is_dir():
+        shard_files(Path(folder))
+    try:
+        with quiet():
+            config = load_config(source, folder, **options)
+            return model_class(source).from_pretrained(
+                folder, config=config, dtype="auto", ignore_mismatched_sizes=True, use_safetensors=True, **options
+            )
+    except ModelError:
+        raise
+    except Exception as fault:  # transformers, the hub client and safetensors raise dozens of unrelated types
+        reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+        raise ModelError(f"the base {name} cannot be loaded: {reason}; name one with --base MODEL") from fault
+
+
+@contextmanager
+def _naming(source: Source) -> Iterator[None]:
+    """Faults of a base named where it was named: by the user, in the recipe or in the adapter."""
+    try:
+        yield
+    except ModelError as fault:
+        message = str(fault)
+        if source.base is not None:
+            message = message.replace("model.name:", "--base:", 1)
+        elif source.run is None:
+            message = message.replace("model.name:", "the adapter's base_model_name_or_path:", 1)
+        raise ModelError(message if "--base" in message else f"{message}, or name the base with --base") from fault
+
+
+def load_config(source: Source, folder: str, **options: Any) -> PreTrainedConfig:
+    """The configuration of the base, with as many labels as the adapter's head has."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=source.trust_remote_code, **options)
+    if source.run is not None:
+        metrics = read_metrics(source.run)
+        names = metrics.get("label_names")
+        if metrics["kind"] == "generation":
+            return config
+        if names:
+            config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+        else:
+            config.num_labels, config.problem_type = 1, "regression"
+    elif source.config.get("task_type") in ("SEQ_CLS", "TOKEN_CLS"):
+        labels = _head_rows(source)
+        if labels is not None and labels != config.num_labels:
+            config.num_labels = labels
+    return config
+
+
+def model_class(source: Source) -> Any:
+    """The class of transformers' Auto family that the adapter's model is of.
+
+    An adapter without a task type names its model's class; it is looked up in transformers and nowhere else.
+    """
+    import transformers
+
+    task = source.config.get("task_type")
+    if task is None and isinstance(source.config.get("auto_mapping"), dict):
+        name = source.config["auto_mapping"].get("base_model_class")
+        found = getattr(transformers, name, None) if isinstance(name, str) else None
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+            return found
+    return getattr(transformers, _AUTO_CLASSES.get(str(task), "AutoModel"))
+
+
+def checkpoint_folder(source: Source) -> Path:
+    """The folder with the base's safetensors; a model on the hub is fetched.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    with _naming(source):
+        return model_folder(require_base_name(source), source.revision, "name a folder with --base")
+
+
+def model_folder(name: str, revision: str | None, remedy: str = "check the name and the network") -> Path:
+    """The folder with a model's safetensors; a model on the hub is fetched.
+
+    Args:
+        name: hub id, folder or package:NAME.
+        revision: of a model on the hub.
+        remedy: what to do where it cannot be fetched.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    folder = find_model(name)
+    if Path(folder).is_dir():
+        return Path(folder)
+    from huggingface_hub import snapshot_download
+
+    try:
+        with quiet():
+            return Path(
+                snapshot_download(
+                    folder,
+                    revision=revision,
+                    allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"],
+                )
+            )
+    except Exception as fault:  # the hub client raises dozens of unrelated types
+        reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+        raise ModelError(f"the model {name} cannot be fetched: {reason}; {remedy}") from fault
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a base as plain data.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise ModelError(f"{folder / 'config.json'} cannot be read ({fault}); copy the model again") from fault
+
+
+def _head_rows(source: Source) -> int | None:
+    """The number of labels: the rows of the smallest matrix that the adapter carries beside its layers."""
+    from kasatune.adapters.files import read_checked
+    from kasatune.adapters.formats import split_key
+
+    header, kind, _ = read_checked(source.adapter)
+    rows = [
+        shape[0]
+        for key, shape in header.shapes.items()
+        if split_key(key, kind) is None and ".lora_" not in key and len(shape) == 2
+    ]
+    return min(rows, default=None)

@@ -1,0 +1,241 @@
+"""Is an adapter what it says, and does every way of handing it over give the same outputs? Checked and measured."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from kasatune.adapter_tools.export import export_gguf
+from kasatune.adapter_tools.merge import merge
+from kasatune.adapter_tools.resolve import Source, find_source, has_adapter, load_base_model, model_class
+from kasatune.adapters.attach import sketch_differences
+from kasatune.adapters.conversion import bare_twin, summary
+from kasatune.adapters.files import export_adapter, load_adapter, read_checked
+from kasatune.adapters.formats import FORMATS
+from kasatune.adapters.gguf_export import architecture_of
+from kasatune.adapters.parity import Outputs, fixed_outputs
+from kasatune.adapters.parity_report import CERTIFICATE, describe_base, output_parity
+from kasatune.adapters.storage import AdapterFiles, file_sha256, read_header, read_json, read_tensors
+from kasatune.errors import CheckError, InputError, KasatuneError
+from kasatune.evaluation.recompute import is_run, recomputed
+from kasatune.experiments.compare.verify import is_comparison, verified
+from kasatune.io.library_noise import quiet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Check(NamedTuple):
+    """One line of a verification.
+
+    Attributes:
+        name: what was checked.
+        passed: None where there was nothing to check.
+        figure: what was measured, or why not.
+    """
+
+    name: str
+    passed: bool | None
+    figure: str
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What the checks share once it was read and loaded."""
+
+    source: Source
+    files: AdapterFiles
+    base: PreTrainedModel
+    alone: Outputs
+    adapted: Outputs
+
+
+def verify(directory: Path, base: str | None = None) -> list[Check]:
+    """Files, hashes, base, reload, exports and merge of a run or an adapter, each as a line with its figure.
+
+    Of a comparison the scores of its runs and all that was made of them. Of a run the recipe, rows, base model and
+    scores come first, which are made again from its files.
+
+    Writes nothing that stays. Where something that the rest needs fails, its line is the last.
+
+    Args:
+        directory: a run, a comparison, or an adapter in any of the formats that `load_adapter` reads.
+        base: the base's name or folder; the recipe's or the adapter's by default.
+
+    Raises:
+        InputError: there is no adapter.
+    """
+    if base is None and is_comparison(directory):
+        return [Check(*line) for line in verified(directory)]
+    checks = [Check(*line) for line in recomputed(directory)] if base is None and is_run(directory) else []
+    if checks and not has_adapter(directory):  # of a method that writes a whole checkpoint
+        return checks
+    source = find_source(directory, base)
+    with quiet(), torch.random.fork_rng(devices=[]):
+        for check in _checks(source):
+            checks.append(check)
+    return checks
+
+
+def _checks(source: Source) -> Iterator[Check]:
+    folders = [source.adapter]
+    if source.run is not None and source.adapter.name == "kasa" and (source.run / "adapter").is_dir():
+        folders.append(source.run / "adapter")
+    for folder in folders:
+        check = _attempt(f"files of {folder.name}", lambda folder=folder: _files(folder))
+        yield check
+        if not check.passed:
+            return
+        yield _attempt(f"hashes of {folder.name}", lambda folder=folder: _hashes(folder))
+    model: list[PreTrainedModel] = []
+    check = _attempt("base loads", lambda: _load_base(source, model))
+    yield check
+    if not check.passed:
+        return
+    files = read_tensors(read_checked(source.adapter)[0])
+    for folder in folders:
+        yield _attempt(f"base of {folder.name}", lambda folder=folder: _fingerprint(folder, files, model[0]))
+    subject: list[_Subject] = []
+    check = _attempt("reload", lambda: _reload(source, files, model[0], subject))
+    yield check
+    if not check.passed:
+        return
+    yield _attempt("base untouched", lambda: _untouched(subject[0]))
+    for folder in folders[1:]:
+        yield _attempt(f"{folder.name} gives the same outputs", lambda folder=folder: _same(subject[0], folder))
+    for to in FORMATS:
+        yield _attempt(f"export to {to}", lambda to=to: _export(subject[0], to))
+    yield _attempt("export to gguf", lambda: _export_gguf(subject[0]))
+    yield _attempt("merge", lambda: _merge(subject[0]))
+
+
+def _attempt(name: str, check: Callable[[], tuple[bool | None, str]]) -> Check:
+    try:
+        return Check(name, *check())
+    except KasatuneError as fault:
+        return Check(name, False, str(fault))
+
+
+def _files(folder: Path) -> tuple[bool, str]:
+    header, kind, layers = read_checked(folder)
+    files = read_tensors(header)
+    count = sum(tensor.numel() for tensor in files.tensors.values())
+    return True, f"{kind}, {len(layers)} layers, {count:,} numbers, all finite"
+
+
+def _hashes(folder: Path) -> tuple[bool | None, str]:
+    if not os.path.lexists(folder / CERTIFICATE):
+        return None, f"no {CERTIFICATE} to hold the files against"
+    recorded = read_json(folder, CERTIFICATE).get("files")
+    if not isinstance(recorded, dict):
+        return False, f"{CERTIFICATE} names no files"
+    # A name out of a file is never a path: only those of the adapter's own files are looked at.
+    own = {path.name: path for path in folder.iterdir() if path.is_file()}
+    changed = [name for name, digest in recorded.items() if name not in own or file_sha256(own[name]) != digest]
+    if changed:
+        return False, f"changed since they were written: {', '.join(sorted(map(str, changed)))}"
+    return True, f"{len(recorded)} files as they were written"
+
+
+def _load_base(source: Source, found: list[PreTrainedModel]) -> tuple[bool, str]:
+    model = load_base_model(source)
+    found.append(model)
+    return True, f"{type(model).__name__} from {source.base_name}, {str(model.dtype).removeprefix('torch.')}"
+
+
+def _fingerprint(folder: Path, files: AdapterFiles, base: PreTrainedModel) -> tuple[bool | None, str]:
+    """The digest of the whole base where one was recorded for its class, and else samples of its adapted weights."""
+    recorded = read_json(folder, CERTIFICATE).get("base") if os.path.lexists(folder / CERTIFICATE) else None
+    recorded = recorded if isinstance(recorded, dict) else {}
+    wanted, found = recorded.get("sha256"), describe_base(base, files)
+    if isinstance(wanted, str) and found["sha256"] is not None and recorded.get("class") == found["class"]:
+        return found["sha256"] == wanted, f"sha256 {found['sha256'][:16]}, recorded {wanted[:16]}"
+    sketches = read_header(folder).config.get("base_fingerprint") or recorded.get("fingerprint")
+    differences = list(sketch_differences(sketches, base))
+    if not differences:
+        return None, "the adapter says nothing of the base's weights"
+    name, distance, limit = max(differences, key=lambda entry: math.inf if entry[1] is None else entry[1] / entry[2])
+    if distance is None:
+        return False, f"{name} has another shape"
+    figure = f"samples of {len(differences)} weights differ by at most {distance:.2g} of their norm, limit {limit:g}"
+    return distance <= limit, figure if distance <= limit else f"{figure} ({name})"
+
+
+def _reload(source: Source, files: AdapterFiles, base: PreTrainedModel, found: list[_Subject]) -> tuple[bool, str]:
+    alone = fixed_outputs(base)
+    with bare_twin(base) as twin:
+        adapted = fixed_outputs(load_adapter(twin, source.adapter))
+    if not bool(torch.isfinite(adapted.values).all()):
+        return False, "the outputs hold NaN or infinity"
+    found.append(_Subject(source, files, base, alone, adapted))
+    moved = float((adapted.values - alone.values).abs().max())
+    return True, f"outputs finite, the adapter moves them by up to {moved:.3g}"
+
+
+def _untouched(subject: _Subject) -> tuple[bool | None, str]:
+    with bare_twin(subject.base) as twin:
+        model = load_adapter(twin, subject.source.adapter)
+        with model.disable_adapter():
+            off = fixed_outputs(model)
+    same = torch.equal(off.values, subject.alone.values)
+    trains_biases = (subject.files.config.get("bias") or "none") != "none"
+    if trains_biases and not same:
+        return None, "the adapter trains biases of the base, which disabling leaves as they are"
+    return same, "disabled, its outputs are those of the base" + (" bit for bit" if same else ": they are not")
+
+
+def _same(subject: _Subject, folder: Path) -> tuple[bool, str]:
+    with bare_twin(subject.base) as twin:
+        return _parity(subject.adapted, fixed_outputs(load_adapter(twin, folder)))
+
+
+def _export(subject: _Subject, to: str) -> tuple[bool | None, str]:
+    with tempfile.TemporaryDirectory(prefix="kasatune-") as folder:
+        out = Path(folder) / to
+        try:
+            export_adapter(subject.source.adapter, out, to, base=subject.base)
+        except InputError as fault:
+            return None, f"cannot hold it: {fault}"
+        return True, summary(read_json(out, CERTIFICATE))
+
+
+def _export_gguf(subject: _Subject) -> tuple[bool | None, str]:
+    try:
+        architecture_of(subject.base.config.to_dict())
+        with tempfile.TemporaryDirectory(prefix="kasatune-") as folder:
+            export_gguf(subject.source, Path(folder) / "gguf", None)
+            found = read_json(Path(folder) / "gguf", CERTIFICATE)["gguf"]["largest_relative_difference"]
+    except InputError as fault:
+        return None, f"cannot hold it: {fault}"
+    return True, f"updates differ by at most {found:.2g} of their norm"
+
+
+def _merge(subject: _Subject) -> tuple[bool | None, str]:
+    with tempfile.TemporaryDirectory(prefix="kasatune-") as folder:
+        try:
+            done = merge(subject.source.given, Path(folder) / "merged", subject.source.base)
+        except InputError as fault:
+            return None, f"cannot be merged: {fault}"
+        merged = model_class(subject.source).from_pretrained(done.out, dtype="auto")
+        expected, where = subject.adapted, ""
+        if expected.dtype == "quantized":
+            # A merge is into the full-precision base: what quantization rounds is no fault of it.
+            base = load_base_model(subject.source, quantized=False)
+            expected, where = fixed_outputs(load_adapter(base, subject.source.adapter)), " on the full-precision base"
+        passed, figure = _parity(expected, fixed_outputs(merged))
+        return passed, f"{figure}{where}; rounding loses up to {done.rounding:.2g} of an update"
+
+
+def _parity(before: Outputs, after: Outputs) -> tuple[bool, str]:
+    if before.values.shape != after.values.shape:
+        raise CheckError(f"outputs of shape {list(after.values.shape)} in the place of {list(before.values.shape)}")
+    parity: dict[str, Any] = output_parity(before, after)
+    figure = f"outputs differ by at most {parity['largest_difference']:.2g}, limit {parity['limit']:.2g}"
+    return parity["largest_difference"] <= parity["limit"], figure

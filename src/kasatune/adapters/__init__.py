@@ -1,0 +1,1 @@
+"""Adapter files: formats, conversion between them, parity measurements, and attaching to a base."""

@@ -1,0 +1,137 @@
+"""A native KaSA adapter as plain data: layers out of tensors, tails out of a base."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from peft.utils import get_quantization_kwargs
+from torch import Tensor, nn
+
+from kasatune.adapters.formats import configured
+from kasatune.adapters.storage import PREFIX, AdapterFiles, listed
+from kasatune.errors import AdapterError
+from kasatune.kasa.config import scaling
+from kasatune.kasa.convention import dropped_count
+from kasatune.kasa.truncation.tails import Wanted, tails_of
+from kasatune.kasa.update import Factors
+from kasatune.weights.base_weight import BaseWeight
+from kasatune.weights.fingerprint import sketch
+
+# Fields of a configuration that every format has, with the same meaning.
+CARRIED = (
+    *("auto_mapping", "base_model_name_or_path", "revision", "task_type", "target_modules", "exclude_modules"),
+    *("modules_to_save", "layers_to_transform", "layers_pattern", "peft_version"),
+)
+_TAIL = ("kasa_tail_U", "kasa_tail_V")
+
+
+class StoredLayer(NamedTuple):
+    """One layer of a native adapter as its file holds it."""
+
+    factors: Factors
+    tail_U: Tensor
+    tail_V: Tensor
+
+
+def stored_layers(tensors: dict[str, Tensor]) -> tuple[dict[str, StoredLayer], dict[str, Tensor]]:
+    """A native adapter's layers by module name, and all else (heads, biases) by checkpoint key.
+
+    Raises:
+        AdapterError: a layer lacks one of its five tensors.
+    """
+    found, rest = _sorted(tensors)
+    layers = {}
+    for name, parts in found.items():
+        missing = [kind for kind in ("kasa_A", "kasa_sigma", "kasa_B", *_TAIL) if kind not in parts]
+        if missing:
+            raise AdapterError(f"{listed([name])}: the adapter lacks {', '.join(missing)}; it was cut or edited")
+        factors = Factors(parts["kasa_A"], parts["kasa_sigma"], parts["kasa_B"])
+        layers[name] = StoredLayer(factors, parts["kasa_tail_U"], parts["kasa_tail_V"])
+    if not layers:
+        raise AdapterError("the adapter holds no KaSA layer; it was cut, or it is of another kind")
+    return layers, rest
+
+
+def trained_factors(tensors: dict[str, Tensor]) -> tuple[dict[str, Factors], dict[str, Tensor]]:
+    """The trained factors alone, by module name, of an adapter that may lack its tails; and all else."""
+    found, rest = _sorted(tensors)
+    return {name: Factors(p["kasa_A"], p["kasa_sigma"], p["kasa_B"]) for name, p in found.items()}, rest
+
+
+def native_tensors(factors: dict[str, Factors], rest: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Trained factors under a native adapter's keys, and the rest as it is."""
+    tensors = dict(rest)
+    for name, (A, sigma, B) in factors.items():
+        tensors |= {f"{PREFIX}{name}.kasa_A": A, f"{PREFIX}{name}.kasa_sigma": sigma, f"{PREFIX}{name}.kasa_B": B}
+    return tensors
+
+
+def scaling_of(config: dict[str, Any], module: str) -> float:
+    """S of one layer, from an adapter's configuration."""
+    r = configured(config, "r", "rank_pattern", module)
+    alpha = configured(config, "lora_alpha", "alpha_pattern", module)
+    return scaling(alpha, r, use_rslora=bool(config.get("use_rslora")))
+
+
+def with_tails(source: AdapterFiles, base: nn.Module) -> AdapterFiles:
+    """The adapter with the tails that its convention drops from the weights of `base`, and a sketch of the weights.
+
+    Raises:
+        AdapterError: the base has no such layer, or one of another shape.
+        ModelError: a weight that cannot be decomposed.
+    """
+    factors, _ = trained_factors(source.tensors)
+    wanted = []
+    tensors = dict(source.tensors)
+    fingerprint = {}
+    for name, (A, _, B) in factors.items():
+        base_weight = weight_in(base, name, (B.shape[0], A.shape[1]))
+        W = base_weight.read()
+        dropped = dropped_count(*base_weight.shape, A.shape[0], source.config["convention"])
+        fingerprint[name] = {**sketch(W, base_weight.bits), "held_as": base_weight.held_as}
+        tensors[f"{PREFIX}{name}.kasa_tail_U"] = torch.zeros(B.shape[0], A.shape[0])
+        tensors[f"{PREFIX}{name}.kasa_tail_V"] = torch.zeros_like(A, dtype=torch.float32)
+        if dropped:
+            wanted.append(Wanted(name, W, dropped))
+    for name, tail in tails_of(wanted, len(wanted)).items():
+        dropped = len(tail.S)
+        tensors[f"{PREFIX}{name}.kasa_tail_U"][:, :dropped] = (tail.U * tail.S).float()
+        tensors[f"{PREFIX}{name}.kasa_tail_V"][:dropped] = tail.Vh.float()
+    return AdapterFiles({**source.config, "base_fingerprint": fingerprint}, tensors)
+
+
+def weight_in(base: nn.Module, name: str, shape: tuple[int, int]) -> BaseWeight:
+    """The weight of a layer of the base that an adapter names.
+
+    Raises:
+        AdapterError: there is no such layer, or it has another shape.
+    """
+    try:
+        module = base.get_submodule(name)
+    except AttributeError:
+        raise AdapterError(
+            f"{type(base).__name__} has no layer {listed([name])}: the adapter is of another base model"
+        ) from None
+    try:
+        weight = BaseWeight.of(module, **get_quantization_kwargs(base))
+        found = weight.shape
+    except AttributeError:
+        raise AdapterError(f"{name} is a {type(module).__name__} in this base, no linear layer") from None
+    if found != shape:
+        raise AdapterError(
+            f"{name} has shape {list(found)} in this base, the adapter was made for {list(shape)}: load the right base"
+        )
+    return weight
+
+
+def _sorted(tensors: dict[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    found: dict[str, dict[str, Tensor]] = {}
+    rest: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        name, _, kind = key.rpartition(".")
+        if kind.startswith("kasa_"):
+            found.setdefault(name.removeprefix(PREFIX), {})[kind] = tensor
+        else:
+            rest[key] = tensor
+    return found, rest

@@ -1,0 +1,212 @@
+"""Two forms of one adapter held against each other: by their outputs on fixed inputs, and by their updates."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from peft import PeftModel
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+
+from kasatune.adapters.diagonal import native_from_diagonal
+from kasatune.adapters.lora_export import stack, stock_layers
+from kasatune.adapters.native_format import scaling_of, stored_layers, trained_factors
+from kasatune.adapters.storage import PREFIX, AdapterFiles
+from kasatune.kasa.layer import KasaLayer
+from kasatune.weights import packed_4bit
+
+SEED, ROWS, LENGTH = 0, 2, 16
+
+# The largest difference of two outputs that dtypes explain, as a share of the largest output. Both forms do the same
+# sums in another order; a number is rounded by up to 6e-8 (float32), 5e-4 (float16, TF32) or 4e-3 (bfloat16) of
+# itself, and a model adds many of these up. The kernels of quantized layers compute in 16 bits, or round what comes in
+# to 8 bits, whatever the model's dtype.
+OUTPUT_LIMITS = {
+    "float64": 1e-8,
+    "float32": 1e-4,
+    "float16": 2e-2,
+    "bfloat16": 1e-1,
+    "tf32": 2e-2,
+    "quantized": 1e-1,
+}
+# The same for ||dW_1 - dW_2||_F / ||dW_1||_F: both are stored in float32 or wider.
+UPDATE_LIMIT = 1e-5
+
+
+class Outputs(NamedTuple):
+    """What a model gives for the fixed inputs: float32 values, and the dtype that it computes in, or "quantized"."""
+
+    values: Tensor
+    dtype: str
+
+
+@torch.no_grad()
+def fixed_outputs(model: nn.Module) -> Outputs:
+    """The logits, or the last hidden states, for 2 x 16 token ids that a fixed seed gives; in evaluation mode.
+
+    Raises:
+        LookupError: the model has no input embeddings to draw token ids for.
+    """
+    embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None  # pyright: ignore
+    weight = getattr(embeddings, "weight", None)
+    if not isinstance(weight, Tensor):
+        raise LookupError("the model has no input embeddings, for which token ids could be drawn")
+    config = getattr(model, "config", None)
+    positions = getattr(config, "max_position_embeddings", None)
+    length = min(LENGTH, positions) if isinstance(positions, int) and positions > 0 else LENGTH
+    generator = torch.Generator().manual_seed(SEED)
+    ids = torch.randint(0, weight.shape[0], (ROWS, length), generator=generator).to(weight.device)
+    extra = "decoder_input_ids" if getattr(config, "is_encoder_decoder", False) else None
+    with _evaluating(model):
+        # Row by row: classifiers without a padding token take no batches.
+        rows = [model(**{"input_ids": row, **({extra: row} if extra else {})}) for row in ids.split(1)]
+    values = torch.cat([_first_tensor(row) for row in rows])
+    dtype = "quantized" if is_quantized(model) else _dtype(model, values.device)
+    return Outputs(values.float().cpu(), dtype)
+
+
+def untouched_copy(model: nn.Module) -> nn.Module:
+    """The base under an adapter, as a tree of modules of its own whose parameters are those of `model`.
+
+    Call it, and use the copy, while the adapters of `model` are disabled. What is loaded on the copy leaves `model` as
+    it is, unless it writes into parameters.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    packed_4bit.protect(base)
+    for module in base.modules():
+        own: Any = module
+        if hasattr(module, "init_8bit_state") and getattr(own.weight, "CB", None) is not None:
+            # bitsandbytes' first forward pass takes the scales off the weight, which a copy shares.
+            own.init_8bit_state()
+    tensors = itertools.chain(base.parameters(), base.buffers())
+    twin = copy.deepcopy(base, {id(tensor): tensor for tensor in tensors})
+    for name, module in list(twin.named_modules()):
+        original = module.base_layer if isinstance(module, KasaLayer) else None
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            original = module.original_module
+        if original is not None:
+            parent, _, child = name.rpartition(".")
+            setattr(twin.get_submodule(parent), child, original)
+    # PEFT would distribute a copy with a device map anew, and cannot where parts of it are offloaded.
+    for name in ("peft_config", "hf_device_map"):
+        twin.__dict__.pop(name, None)
+    return twin
+
+
+@contextmanager
+def flags_kept(model: nn.Module) -> Iterator[None]:
+    """Give the parameters their `requires_grad` back afterwards, which PEFT changes when it loads something."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+def own_weights(base: nn.Module, names: list[str]) -> None:
+    """Give the named layers of a copy weights of their own, for a loader that writes into them."""
+    for name in names:
+        layer = base.get_submodule(name)
+        weight: Any = layer.weight
+        layer.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+
+
+def update_factors(files: AdapterFiles, kind: str, *, tails: bool) -> dict[str, tuple[Tensor, Tensor]]:
+    """W' - W = left right of each layer, left (out, q) and right (q, in), by module name, in float64.
+
+    Args:
+        files: an adapter.
+        kind: its format.
+        tails: whether what is dropped counts; formats that leave the dropping to their reader have trained parts only.
+    """
+    if kind == "lora":
+        return {name: (lora.B.double(), lora.A.double()) for name, lora in stock_layers(files)[0].items()}
+    if kind == "kasa" and tails:
+        layers, _ = stored_layers(files.tensors)
+        stacked = {name: stack(layer, scaling_of(files.config, name)) for name, layer in layers.items()}
+        return {name: (lora.B.double(), lora.A.double()) for name, lora in stacked.items()}
+    trained = trained_factors(files.tensors)[0] if kind == "kasa" else native_from_diagonal(files, kind)[0]
+    found = {}
+    for name, (A, sigma, B) in trained.items():
+        core = torch.diag(sigma.double()) if sigma.ndim == 1 else sigma.double()
+        found[name] = (scaling_of(files.config, name) * B.double() @ core, A.double())
+    return found
+
+
+def update_difference(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
+    """||dW_1 - dW_2||_F / ||dW_1||_F from the factors of both, without forming either matrix."""
+    norm = _product_norm(*one)
+    apart = _product_norm(torch.cat([one[0], -other[0]], dim=1), torch.cat([one[1], other[1]]))
+    return apart / norm if norm else apart
+
+
+def weights_sha256(base: nn.Module, leave_out: set[str]) -> str:
+    """SHA-256 over name, dtype, shape and bytes of every parameter of a base, in order of names.
+
+    Args:
+        base: an unadapted model, or an `untouched_copy`.
+        leave_out: names of parameters that are the adapter's own, such as those of a new head.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(base.named_parameters()):
+        if name in leave_out:
+            continue
+        digest.update(f"{name} {parameter.dtype} {list(parameter.shape)}\n".encode())
+        content: Any = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def own_parameters(files: AdapterFiles) -> set[str]:
+    """The base's names of the parameters that an adapter brings beside its layers: of heads, and biases."""
+    keys = [key.removeprefix(PREFIX) for key in files.tensors if ".kasa_" not in key and ".lora_" not in key]
+    return {key.replace(".base_layer.", ".") for key in keys}
+
+
+def _product_norm(left: Tensor, right: Tensor) -> float:
+    R_left = torch.linalg.qr(left, mode="r").R
+    R_right = torch.linalg.qr(right.mT, mode="r").R
+    return float(torch.linalg.norm(R_left @ R_right.mT))
+
+
+def _first_tensor(output: Any) -> Tensor:
+    for name in ("logits", "last_hidden_state"):
+        if isinstance(getattr(output, name, None), Tensor):
+            return getattr(output, name)
+    if isinstance(output, Tensor):
+        return output
+    raise LookupError(f"the model gives a {type(output).__name__} without logits")
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether any weight of a model is held as something else than plain floating-point numbers."""
+    return any(
+        isinstance(module, KasaLayer) and module.quantization_backend is not None for module in model.modules()
+    ) or any(not p.is_floating_point() or type(p).__module__.partition(".")[0] != "torch" for p in model.parameters())
+
+
+def _dtype(model: nn.Module, device: torch.device) -> str:
+    """The narrowest floating dtype that a model computes in: it sets the rounding."""
+    found = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    narrowest = max(found, key=lambda dtype: torch.finfo(dtype).eps) if found else torch.float32
+    if narrowest == torch.float32 and device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
+        return "tf32"
+    return str(narrowest).removeprefix("torch.")
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,138 @@
+"""The options of `kasatune evaluate` that have a judge grade a run, and what they print."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kasatune.cli.console import note, print_json, print_table, results_only, say
+from kasatune.errors import InputError
+
+if TYPE_CHECKING:
+    from kasatune.llm_client import Prices
+
+Judge = Annotated[
+    str | None,
+    typer.Option("--judge", metavar="MODEL", help="Have this model, behind the OpenAI protocol, grade the answers."),
+]
+JudgeUrl = Annotated[
+    str | None,
+    typer.Option("--judge-url", metavar="URL", help="Its server; the key is read from OPENAI_API_KEY."),
+]
+Questions = Annotated[
+    Path | None,
+    typer.Option("--questions", metavar="FILE", help="MT-Bench's questions, for its two turns from 1 to 10."),
+]
+JudgePrompts = Annotated[
+    Path | None, typer.Option("--judge-prompts", metavar="FILE", help="Judge prompts in MT-Bench's form.")
+]
+Against = Annotated[
+    Path | None,
+    typer.Option("--against", metavar="RUN_OR_FILE", help="Compare with another run's answers, in both orders."),
+]
+JudgeRate = Annotated[float | None, typer.Option("--judge-rate", metavar="N", min=0.01, help="Most requests a minute.")]
+JudgeWorkers = Annotated[int, typer.Option("--judge-workers", metavar="N", min=1, max=256, help="Requests at once.")]
+JudgePrices = Annotated[
+    str | None,
+    typer.Option("--judge-prices", metavar="IN,OUT", help="Prices of a million tokens sent and received."),
+]
+
+
+def refuse_without_judge(**options: object) -> None:
+    """Options that say how a judge is asked, where none is named.
+
+    Raises:
+        InputError: one of them is given.
+    """
+    lone = [name for name, value in options.items() if value is not None]
+    if lone:
+        raise InputError(f"--{lone[0].replace('_', '-')} is for a judge: give --judge MODEL too")
+
+
+def make_prices(text: str | None) -> Prices | None:
+    """The prices in "2.5,10".
+
+    Raises:
+        InputError: these are no two prices.
+    """
+    if text is None:
+        return None
+    from kasatune.llm_client import Prices
+
+    try:
+        sent, received = (float(part) for part in text.split(","))
+    except ValueError:
+        sent = received = -1.0
+    if not (sent >= 0 and received >= 0):
+        raise InputError(f"--judge-prices: {text!r} received; give two numbers with a comma, as 2.5,10")
+    return Prices(sent, received)
+
+
+def judge(
+    run_dir: Path,
+    model: str,
+    *,
+    url: str | None,
+    questions: Path | None,
+    prompts: Path | None,
+    against: Path | None,
+    rate: float | None,
+    workers: int,
+    prices: str | None,
+    split: str | None,
+    json: bool,
+) -> None:
+    """Have `model` grade the run and print what it comes to."""
+    sums = make_prices(prices)
+    with results_only():
+        from kasatune.evaluation.judge.judge_run import JudgeSettings, judge_run
+        from kasatune.llm_client import Endpoint
+
+        settings = JudgeSettings(Endpoint(model, url, rate, workers), questions, prompts, against, sums, split)
+        try:
+            found = judge_run(run_dir, settings, teller())
+        except KeyboardInterrupt as interrupt:
+            interrupt.add_note("every answer and reply is kept; the same command goes on")
+            raise
+    if json:
+        print_json(found)
+    else:
+        _show(found)
+
+
+def teller() -> Callable[[str, int, int], None]:
+    """Tells of every tenth of what is done, on standard error."""
+    told: dict[str, int] = {}
+
+    def tell(what: str, done: int, total: int) -> None:
+        if done == total or done >= told.get(what, 0) + max(1, total // 10):
+            told[what] = 0 if done == total else done
+            note(f"{what}: {done:,} of {total:,}")
+
+    return tell
+
+
+def _show(found: Mapping[str, Any]) -> None:
+    result = found["judge"]
+    title = f"{result['protocol']}, judged by {result['model']}"
+    rows = [[name, f"{value:.4f}"] for name, value in found["metrics"].items()]
+    if result["protocol"] == "pairs":
+        rows += [[name, f"{result[name]}"] for name in ("wins", "losses", "ties", "swayed")]
+    elif result["interval"]:
+        low, high = result["interval"]
+        rows.append(["95 % interval", f"{low:.4f} to {high:.4f}"])
+    rows += [[name, f"{value:.4f}"] for name, value in result.get("by_category", {}).items()]
+    print_table([title, "score"], rows, numbers=1)
+    say(f"\ncounted: {result['graded']}, not counted: {result['failed']}")
+    for failure in result["failures"][:5]:
+        say(f"not counted: question {failure['question_id']}, turn {failure['turn']}: {failure['reason']}")
+    cost = result["cost"]
+    money = "" if cost["money"] is None else f", {cost['money']:.4f} by the prices given"
+    uncounted = f" ({cost['uncounted']} replies not counted by the server)" if cost["uncounted"] else ""
+    say(
+        f"asked now: {result['asked_now']}; cost of all {cost['answers']} replies: {cost['prompt_tokens']:,} prompt and"
+        f" {cost['completion_tokens']:,} completion tokens{uncounted}{money}"
+    )

@@ -1,0 +1,191 @@
+"""A run's progress as a person likes to see it: a live bar on a terminal, a few plain lines elsewhere."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from kasatune.redaction import presentable
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from kasatune.io.reporter import Display
+
+_LINES_PER_RUN = 20
+# Work outside of training is shown once it has taken so long, and in lines so far apart.
+_QUICK_SECONDS = 1.0
+_SECONDS_BETWEEN_LINES = 10.0
+_COUNTED = {"writing": "texts"}  # what other work counts is layers
+
+
+def make_display() -> Display:
+    """The display that fits standard error."""
+    return LiveDisplay() if sys.stderr.isatty() else LineDisplay()
+
+
+@dataclass
+class _Work:
+    """Work outside of training that goes on.
+
+    `done` layers so far; `task` is its bar once there is one, `told` the time of its last line.
+    """
+
+    what: str
+    done: int = 0
+    task: TaskID | None = None
+    told: float = 0.0
+    begun: float = field(default_factory=lambda: time.monotonic())
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.begun
+
+
+class LiveDisplay:
+    """One bar that is redrawn in place, with messages and scores as lines above it."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True, highlight=False),
+            transient=True,
+        )
+        self._task = None
+        self._work: _Work | None = None
+        self._loss = self._score = self._epoch = ""
+
+    def start(self, total_steps: int, title: str) -> None:
+        """See `Display.start`."""
+        self._loss = self._score = self._epoch = ""
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(title, total=total_steps, state="")
+        self._progress.start()
+
+    def step(self, step: int, epoch: float, loss: float | None, learning_rate: float | None) -> None:
+        """See `Display.step`."""
+        self._epoch = f"epoch {epoch:.1f}"
+        if loss is not None:
+            self._loss = f"loss {loss:.4f}"
+        self._show(step)
+
+    def evaluated(self, epoch: float, metrics: Mapping[str, float]) -> None:
+        """See `Display.evaluated`."""
+        self._score = next(iter(_scores(metrics)), "")
+        self.message(f"epoch {epoch:g}: {', '.join(_scores(metrics))}")
+        self._show(None)
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """See `Display.progress`."""
+        if self._work is None or self._work.what != what or done < self._work.done:
+            self._work = _Work(what)
+        work = self._work
+        work.done = done
+        if work.task is None and done < total and work.seconds > _QUICK_SECONDS:
+            work.task = self._progress.add_task(what, total=total, state=_COUNTED.get(what, "layers"))
+            self._progress.start()
+        if work.task is not None:
+            self._progress.update(work.task, completed=done)
+        if done == total:
+            self._end_work()
+
+    def message(self, text: str) -> None:
+        """See `Display.message`."""
+        from rich.text import Text
+
+        self._progress.console.print(Text(presentable(text)), soft_wrap=True)
+
+    def finish(self) -> None:
+        """See `Display.finish`."""
+        self._end_work()
+        self._progress.stop()
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+            self._task = None
+
+    def _end_work(self) -> None:
+        if self._work is not None and self._work.task is not None:
+            self._progress.remove_task(self._work.task)
+        self._work = None
+
+    def _show(self, step: int | None) -> None:
+        if self._task is not None:
+            state = "  ".join(part for part in (self._epoch, self._loss, self._score) if part)
+            self._progress.update(self._task, completed=step, state=state)
+
+
+class LineDisplay:
+    """About twenty lines a run, each complete in itself, for log files and pipes."""
+
+    def __init__(self) -> None:
+        self._total = 0
+        self._every = 1
+        self._begun = 0.0
+        self._work: _Work | None = None
+
+    def start(self, total_steps: int, title: str) -> None:
+        """See `Display.start`."""
+        self._total = total_steps
+        self._every = max(1, math.ceil(total_steps / _LINES_PER_RUN))
+        self._begun = time.monotonic()
+        self.message(f"{title}: {total_steps:,} steps")
+
+    def step(self, step: int, epoch: float, loss: float | None, learning_rate: float | None) -> None:
+        """See `Display.step`."""
+        if step % self._every and step != self._total:
+            return
+        left = (time.monotonic() - self._begun) / step * (self._total - step)
+        parts = [f"step {step}/{self._total}", f"epoch {epoch:.2f}"]
+        if loss is not None:
+            parts.append(f"loss {loss:.4f}")
+        if learning_rate is not None:
+            parts.append(f"learning rate {learning_rate:.2e}")
+        self.message("  ".join([*parts, f"{_clock(left)} left"]))
+
+    def evaluated(self, epoch: float, metrics: Mapping[str, float]) -> None:
+        """See `Display.evaluated`."""
+        self.message(f"epoch {epoch:g}: {', '.join(_scores(metrics))}")
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """See `Display.progress`."""
+        if self._work is None or self._work.what != what or done < self._work.done:
+            self._work = _Work(what)
+        work, counted = self._work, _COUNTED.get(what, "layers")
+        work.done = done
+        if done == total:
+            if work.told:
+                self.message(f"{what}: {total} {counted} done in {_clock(work.seconds)}")
+            self._work = None
+        elif done and work.seconds > (work.told + _SECONDS_BETWEEN_LINES if work.told else _QUICK_SECONDS):
+            work.told = work.seconds
+            left = work.seconds / done * (total - done)
+            self.message(f"{what}: {done} of {total} {counted}  {_clock(left)} left")
+
+    def message(self, text: str) -> None:
+        """See `Display.message`."""
+        print(presentable(text), file=sys.stderr, flush=True)
+
+    def finish(self) -> None:
+        """See `Display.finish`."""
+
+
+def _scores(metrics: Mapping[str, float]) -> list[str]:
+    return [f"{name} {value:.4f}" for name, value in metrics.items()]
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

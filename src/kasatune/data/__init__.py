@@ -1,0 +1,1 @@
+"""Rows of text: readers, templates, tokenization and batches; `data.tasks` has one file a task."""

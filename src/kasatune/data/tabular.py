@@ -1,0 +1,301 @@
+"""Columns of a CSV, TSV, JSON, JSON Lines or Parquet file."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kasatune.data.faults import Faults, nearest, show
+from kasatune.data.lines import MAX_FILE_BYTES, MAX_LINE_BYTES, read_lines, read_text, require_file
+from kasatune.errors import DataError
+
+MAX_JSON_BYTES = 256 * 1024**2
+
+_SHOWN_COLUMNS = 20
+_MOST_KEYS = 1000
+
+
+@dataclass(frozen=True)
+class Table:
+    """Some columns of a file.
+
+    Attributes:
+        path: of the file.
+        columns: values by column name, all of one length; None is a value that is not there.
+        lines: the line on which each row begins; None where the format has no lines.
+    """
+
+    path: Path
+    columns: dict[str, list[Any]]
+    lines: list[int] | None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def place(self, index: int, column: str) -> str:
+        """Where a value lies, in words; rows count from 1, without the header."""
+        line = "" if self.lines is None else f" (line {self.lines[index]})"
+        return f"row {index + 1}{line}, column {column!r}"
+
+
+def read_table(path: Path, columns: Sequence[str]) -> Table:
+    """The named columns of a file; its ending tells the format.
+
+    CSV and TSV have a header and the quoting of RFC 4180. A JSON file is a list of objects, a JSON Lines file has one
+    object a line; a key that an object lacks is a missing value, as null is.
+
+    Args:
+        path: ends in .csv, .tsv, .json, .jsonl or .parquet, in any case.
+        columns: which columns; the others are not kept.
+
+    Raises:
+        DataError: the file is missing, empty, too large (2 GiB; JSON 256 MiB; a line 10 MiB), damaged, of another
+            format or encoding, has rows of differing width or no rows, or lacks a column or has it twice.
+    """
+    ending = _ending(path)
+    table = _READERS[ending](path, tuple(columns))
+    if not len(table):
+        raise DataError(f"{path}: the file holds no rows")
+    return table
+
+
+def column_names(path: Path) -> list[str]:
+    """The names of the columns of a file that `read_table` reads; of JSON those of all rows, of JSON Lines the first's.
+
+    Raises:
+        DataError: as `read_table` has it.
+    """
+    ending = _ending(path)
+    if ending in (".csv", ".tsv"):
+        reader = csv.reader(read_lines(path), delimiter="," if ending == ".csv" else "\t", strict=True)
+        return next(_records(path, reader), (0, []))[1]
+    if ending == ".jsonl":
+        lines = ((number, line) for number, line in enumerate(read_lines(path), start=1) if line.strip())
+        for number, line in lines:
+            objects = _Objects(path, ())
+            objects.add(f"line {number}", _parse(path, line, number))
+            return list(objects.keys)
+        return []
+    if ending == ".parquet":
+        return _schema_names(path)
+    objects = _Objects(path, ())
+    for number, item in enumerate(_json_list(path), start=1):
+        objects.add(f"row {number}", item)
+    return list(objects.keys)
+
+
+def _ending(path: Path) -> str:
+    ending = path.suffix.lower()
+    if ending not in _READERS:
+        raise DataError(f"{path}: the ending {ending!r} is none of {', '.join(_READERS)}; convert the file")
+    return ending
+
+
+def _delimited(path: Path, columns: Sequence[str], delimiter: str) -> Table:
+    reader = csv.reader(read_lines(path), delimiter=delimiter, strict=True)
+    limit = csv.field_size_limit(MAX_LINE_BYTES)
+    try:
+        return _delimited_rows(path, columns, reader)
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _delimited_rows(path: Path, columns: Sequence[str], reader: Any) -> Table:
+    records = _records(path, reader)
+    _, header = next(records, (0, []))
+    indices = [_find(path, column, header) for column in columns]
+    values: list[list[Any]] = [[] for _ in columns]
+    lines: list[int] = []
+    ragged = Faults(str(path))
+    for number, (line, record) in enumerate(records, start=1):
+        if len(record) != len(header):
+            ragged.add(f"row {number} (line {line}): {len(record)} columns where the header has {len(header)}")
+            continue
+        lines.append(line)
+        for kept, index in zip(values, indices, strict=True):
+            kept.append(record[index])
+    ragged.raise_any()
+    return Table(path, dict(zip(columns, values, strict=True)), lines)
+
+
+def _records(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
+    """Records with the line on which each begins; blank lines are passed over."""
+    while True:
+        line = reader.line_num + 1
+        try:
+            record = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(f"{path}, line {line}: {_explain(str(error), line)}") from None
+        if record:
+            yield line, record
+
+
+def _explain(error: str, line: int) -> str:
+    if "unexpected end of data" in error or "field larger than field limit" in error:
+        return f'a quoted value that begins in the row of line {line} is not closed (a quote within one is written "")'
+    if "new-line character" in error:
+        return "lines end in a carriage return alone; save the file with the line ends LF or CR LF"
+    return f"{error}; a value that holds a quote is quoted, and the quote doubled"
+
+
+def _csv(path: Path, columns: Sequence[str]) -> Table:
+    return _delimited(path, columns, ",")
+
+
+def _tsv(path: Path, columns: Sequence[str]) -> Table:
+    return _delimited(path, columns, "\t")
+
+
+def _find(path: Path, column: str, header: Sequence[str]) -> int:
+    """The index of a column.
+
+    Raises:
+        DataError: there is none of this name, or more than one.
+    """
+    found = [index for index, name in enumerate(header) if name == column]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        numbers = ", ".join(str(index + 1) for index in found)
+        raise DataError(
+            f"{path}: the column {column!r} is there {len(found)} times (columns {numbers}); rename all but one"
+        )
+    mark = next((mark for mark in ";|\t," if len(header) == 1 and mark in header[0]), None)
+    hint = (
+        f"; values seem to be parted by {mark!r}: use commas in .csv, tabs in .tsv" if mark else nearest(column, header)
+    )
+    shown = ", ".join(map(repr, header[:_SHOWN_COLUMNS])) + (", ..." if len(header) > _SHOWN_COLUMNS else "")
+    raise DataError(f"{path}: no column {column!r}{hint} (columns: {shown or 'none'})")
+
+
+def _json_lines(path: Path, columns: Sequence[str]) -> Table:
+    objects = _Objects(path, columns)
+    lines = []
+    for number, line in enumerate(read_lines(path), start=1):
+        if line.strip():
+            objects.add(f"line {number}", _parse(path, line, number))
+            lines.append(number)
+    return Table(path, objects.columns(), lines)
+
+
+def _json_list(path: Path) -> list[Any]:
+    content = _parse(path, read_text(path, MAX_JSON_BYTES), 1)
+    if not isinstance(content, list):
+        what = "one object" if isinstance(content, dict) else show(content)
+        raise DataError(f"{path}: {what} where a list of objects is expected: [{{...}}, {{...}}]")
+    return content
+
+
+def _json(path: Path, columns: Sequence[str]) -> Table:
+    objects = _Objects(path, columns)
+    for number, item in enumerate(_json_list(path), start=1):
+        objects.add(f"row {number}", item)
+    return Table(path, objects.columns(), None)
+
+
+class _Objects:
+    """JSON objects taken as rows: the values of the wanted keys, and the names of the keys that there are."""
+
+    def __init__(self, path: Path, wanted: Sequence[str]) -> None:
+        self.path = path
+        self.values: dict[str, list[Any]] = {name: [] for name in wanted}
+        self.keys: dict[str, None] = {}
+
+    def add(self, place: str, item: Any) -> None:
+        if not isinstance(item, dict):
+            raise DataError(f"{self.path}, {place}: {show(item)} where an object is expected: {{column: value, ...}}")
+        for name, values in self.values.items():
+            values.append(item.get(name))
+        if len(self.keys) < _MOST_KEYS:
+            self.keys.update(dict.fromkeys(item))
+
+    def columns(self) -> dict[str, list[Any]]:
+        for name, values in self.values.items():
+            if values and all(value is None for value in values) and name not in self.keys:
+                _find(self.path, name, list(self.keys))
+        return self.values
+
+
+def _parse(path: Path, text: str, first_line: int) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except json.JSONDecodeError as error:
+        place = f"line {first_line + error.lineno - 1}, column {error.colno}"
+        raise DataError(f"{path}, {place}: not JSON: {error.msg}") from None
+    except _TwiceError as error:
+        raise DataError(f"{path}, line {first_line} or later: an object has the key {error.args[0]!r} twice") from None
+    except RecursionError:
+        raise DataError(f"{path}, line {first_line} or later: values are nested too deeply") from None
+    except ValueError as error:
+        raise DataError(f"{path}, line {first_line} or later: {error}") from None
+
+
+class _TwiceError(Exception):
+    """A JSON object has a key twice."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _TwiceError(next(name for name in names if names.count(name) > 1))
+    return result
+
+
+def _parquet(path: Path, columns: Sequence[str]) -> Table:
+    with _parquet_file(path) as file:
+        for column in columns:
+            _find(path, column, file.schema_arrow.names)
+        size = _unpacked_bytes(file.metadata, columns)
+        if size > MAX_FILE_BYTES:
+            limit = f"{MAX_FILE_BYTES / 1024**2:,.0f} MiB"
+            raise DataError(f"{path}: {size / 1024**2:,.0f} MiB once unpacked; the limit is {limit}; give a part of it")
+        table = file.read(columns=list(columns))
+        return Table(path, {name: table.column(name).to_pylist() for name in columns}, None)
+
+
+def _schema_names(path: Path) -> list[str]:
+    with _parquet_file(path) as file:
+        return list(file.schema_arrow.names)
+
+
+@contextmanager
+def _parquet_file(path: Path) -> Iterator[Any]:
+    import pyarrow
+    import pyarrow.parquet
+
+    require_file(path)
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            yield file
+    except DataError:
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path}: not a whole Parquet file ({reason}); was it cut short?") from None
+
+
+def _unpacked_bytes(metadata: Any, columns: Sequence[str]) -> int:
+    total = 0
+    for group in range(metadata.num_row_groups):
+        for index in range(metadata.num_columns):
+            chunk = metadata.row_group(group).column(index)
+            if chunk.path_in_schema.partition(".")[0] in columns:
+                total += chunk.total_uncompressed_size
+    return total
+
+
+_READERS: dict[str, Callable[[Path, Sequence[str]], Table]] = {
+    ".csv": _csv,
+    ".tsv": _tsv,
+    ".json": _json,
+    ".jsonl": _json_lines,
+    ".parquet": _parquet,
+}

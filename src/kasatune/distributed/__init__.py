@@ -1,0 +1,1 @@
+"""Runs over several processes: the process group, sharded models and sharded tensors."""

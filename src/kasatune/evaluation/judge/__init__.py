@@ -1,0 +1,26 @@
+"""Grades that a judge model gives to answers: MT-Bench's two turns, pairs in both orders, 0 to 10 for one answer."""
+
+from __future__ import annotations
+
+from kasatune.evaluation.judge.grade import Grade, grade_answers, grade_conversations
+from kasatune.evaluation.judge.pairwise import Match, compare_conversations
+from kasatune.evaluation.judge.prompts import Prompts, load_prompts, own_prompts
+from kasatune.evaluation.judge.questions import Conversation, Question, read_conversations, read_questions
+from kasatune.evaluation.judge.summary import summarize_grades, summarize_matches
+
+__all__ = [
+    "Conversation",
+    "Grade",
+    "Match",
+    "Prompts",
+    "Question",
+    "compare_conversations",
+    "grade_answers",
+    "grade_conversations",
+    "load_prompts",
+    "own_prompts",
+    "read_conversations",
+    "read_questions",
+    "summarize_grades",
+    "summarize_matches",
+]

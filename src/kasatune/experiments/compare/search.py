@@ -1,0 +1,118 @@
+"""The settings that are tried for a method: the same number of trials and the same learning rates for every one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kasatune.errors import MissingExtraError
+from kasatune.experiments.compare.spec import SEARCH_SEED, Search, is_fitted
+from kasatune.experiments.compare.variants import Variant, keys_read
+from kasatune.recipes.schema import Recipe
+
+AROUND = 10.0  # a setting is searched from its recipe's value divided by this to its recipe's value times this
+_PENALTIES = ("beta", "gamma")
+
+Settings = dict[str, float]
+Space = dict[str, tuple[float, float]]
+
+
+def search_space(variant: Variant, recipe: Recipe, search: Search) -> Space:
+    """(low, high) of each setting that is searched on a logarithmic scale: learning_rate, and beta and gamma of KaSA.
+
+    A penalty that the variant sets, or that is 0, stays as it is. Empty where nothing is searched: one trial, or a
+    method that is fitted in one go.
+    """
+    if search.trials == 1 or is_fitted(variant.method):
+        return {}
+    rate = recipe.training.learning_rate
+    space = {"learning_rate": (search.low or rate / AROUND, search.high or rate * AROUND)}
+    for name in _PENALTIES:
+        value = getattr(recipe.method, name)
+        if name in keys_read(variant.method) and name not in variant.settings and value > 0:
+            space[name] = (value / AROUND, value * AROUND)
+    return space
+
+
+def fixed_trials(space: Space, search: Search) -> list[Settings] | None:
+    """Every trial of a grid or random search; None for Optuna, whose next trial depends on those before.
+
+    "grid" takes `trials` learning rates at equal ratios from low to high, the same for every method; a further setting
+    takes its own values at equal ratios, one a trial, in an order drawn once (a Latin hypercube). "random" draws every
+    setting log-uniformly, the learning rates again the same for every method.
+    """
+    if search.kind == "optuna":
+        return None
+    generator = np.random.default_rng(SEARCH_SEED)
+    columns: dict[str, Sequence[float]] = {}
+    for name, (low, high) in space.items():  # learning_rate comes first, so that its draws are those of every method
+        if search.kind == "grid":
+            shares = np.linspace(0, 1, search.trials)
+            shares = shares if name == "learning_rate" else generator.permutation(shares)
+        else:
+            shares = generator.random(search.trials)
+        columns[name] = [_rounded(low * (high / low) ** share) for share in shares]
+    return [{name: values[trial] for name, values in columns.items()} for trial in range(search.trials)]
+
+
+class OptunaSearch:
+    """Optuna's TPE sampler, seeded; a trial that failed counts as the worst.
+
+    Raises:
+        MissingExtraError: Optuna is not installed.
+    """
+
+    def __init__(self, space: Space, search: Search) -> None:
+        try:
+            import optuna
+        except ImportError as fault:
+            raise MissingExtraError("--search optuna", "search") from fault
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._space = space
+        sampler = optuna.samplers.TPESampler(seed=SEARCH_SEED, n_startup_trials=max(2, search.trials // 2))
+        self._study = optuna.create_study(direction="maximize", sampler=sampler)
+        self._failed = optuna.trial.TrialState.FAIL
+        self._trial: Any = None
+
+    def ask(self) -> Settings:
+        """The next settings to try."""
+        self._trial = self._study.ask()
+        return {
+            name: _rounded(self._trial.suggest_float(name, low, high, log=True))
+            for name, (low, high) in self._space.items()
+        }
+
+    def tell(self, score: float | None) -> None:
+        """What the settings asked for last scored, higher is better; None where the run failed."""
+        if score is None or not math.isfinite(score):
+            self._study.tell(self._trial, state=self._failed)
+        else:
+            self._study.tell(self._trial, score)
+
+
+def best_trial(scores: Sequence[Mapping[str, float] | None], primary: str, *, lower_is_better: bool) -> int | None:
+    """Index of the best trial by `primary`; equal ones by the smaller loss, then the earlier; None where all failed."""
+
+    def key(index: int) -> tuple[float, float, int]:
+        metrics = scores[index]
+        assert metrics is not None
+        value = metrics.get(primary, math.nan)
+        value = -math.inf if math.isnan(value) else (-value if lower_is_better else value)
+        loss = metrics.get("loss", math.inf)
+        return -value, math.inf if math.isnan(loss) else loss, index
+
+    return min((index for index, metrics in enumerate(scores) if metrics is not None), key=key, default=None)
+
+
+def at_the_edge(chosen: Settings, space: Space, tried: Sequence[Settings]) -> bool:
+    """Whether the chosen learning rate is the smallest or largest tried: a better one may lie outside."""
+    rates = [one["learning_rate"] for one in tried if "learning_rate" in one]
+    return bool(space) and len(rates) > 1 and chosen.get("learning_rate") in (min(rates), max(rates))
+
+
+def _rounded(value: float) -> float:
+    """Four digits: settings that can be read and typed."""
+    return float(f"{value:.4g}")

@@ -1,0 +1,119 @@
+"""The answers of a table's runs, and what a judge made of them: RUN/judge."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from kasatune.errors import InputError
+from kasatune.experiments.reproduce.figures import Experiment, Judged
+from kasatune.experiments.reproduce.measured import Measured
+from kasatune.llm_client import Endpoint, Prices, require_endpoint
+from kasatune.metrics.resampling import resampled_scores
+from kasatune.runs.directory import JUDGE
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How the answers of runs are graded.
+
+    Attributes:
+        endpoint: the judge; None where there is none, and answers are written alone.
+        questions: MT-Bench's file or folder; None where it is not at hand.
+        prompts: a file of judge prompts in MT-Bench's form; None for kasatune's own wording.
+        prices: of the judge, or None.
+    """
+
+    endpoint: Endpoint | None = None
+    questions: Path | None = None
+    prompts: Path | None = None
+    prices: Prices | None = None
+
+
+def check_judging(experiment: Experiment, judging: Judging) -> None:
+    """What can be known to be wrong before anything is run.
+
+    Raises:
+        InputError: the table has nothing to grade; the key, the judge's address, the questions or the prompts are
+            wrong.
+    """
+    if judging == Judging():
+        return
+    if not experiment.judged:
+        raise InputError(
+            f"--judge and --questions are for a table that a judge grades: instruct, not {experiment.name}"
+        )
+    from kasatune.evaluation.judge import load_prompts, read_questions
+
+    if judging.endpoint is not None:
+        require_endpoint(judging.endpoint)
+    if judging.questions is not None:
+        read_questions(judging.questions)
+    if judging.prompts is not None:
+        load_prompts(judging.prompts)
+
+
+def judge_answers(run_dir: Path, how: Judged, judging: Judging, progress: Progress) -> str:
+    """Have a run answer, and have its answers graded where there is a judge; nothing is answered or asked twice.
+
+    Returns:
+        Why there are no grades; "" where there are.
+
+    Raises:
+        InputError: the judge refuses the key or does not know the model, or the rows cannot be graded.
+        WorkError: the judge cannot be reached, or none of its replies could be counted.
+    """
+    from kasatune.evaluation.judge.judge_run import JudgeSettings, answer_run, judge_run
+
+    endpoint, questions = judging.endpoint, None if how.protocol == "score" else judging.questions
+    answerable = how.protocol == "score" or questions is not None
+    if endpoint is not None and answerable:
+        judge_run(run_dir, JudgeSettings(endpoint, questions, judging.prompts, prices=judging.prices), progress)
+        return ""
+    lacks = ["a judge with --judge MODEL"] * (endpoint is None)
+    lacks += ["MT-Bench's questions with --questions FOLDER"] * (not answerable)
+    answers = f"; the answers are in {answer_run(run_dir, questions, progress)}" if answerable else ""
+    return f"name {' and '.join(lacks)}{answers}"
+
+
+def grades(run_dir: Path, how: Judged) -> Mapping[str, Any]:
+    """What the judge's file of a graded run holds."""
+    return json.loads((run_dir / JUDGE / f"{how.protocol}.json").read_text(encoding="utf-8"))
+
+
+def measure_judged(folders: Sequence[Path], how: Judged, number: int) -> Measured:
+    """The mean grade of graded runs that differ in their seeds alone.
+
+    Its interval draws the questions that were counted for every seed.
+
+    Args:
+        folders: the run directories, at least one.
+        how: they were graded.
+        number: of the task, the seed of its resamples.
+    """
+    told = [grades(folder, how) for folder in folders]
+    by_question = [_by_question(one["grades"]) for one in told]
+    common = sorted(set.intersection(*map(set, by_question)))
+    table = np.array([[one[name] for name in common] for one in by_question])
+    return Measured(
+        values=tuple(one["mean"] for one in told),
+        resampled=resampled_scores("mean", [0] * len(common), table, seed=number) if common else None,
+        folders=tuple(map(str, folders)),
+    )
+
+
+def _by_question(given: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    found = defaultdict(list)
+    for grade in given:
+        if grade["value"] is not None:
+            found[grade["question_id"]].append(grade["value"])
+    return {name: fmean(values) for name, values in found.items()}

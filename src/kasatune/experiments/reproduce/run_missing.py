@@ -1,0 +1,136 @@
+"""Runs what is missing of a table of the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kasatune.errors import KasatuneError, OutputError, WorkError
+from kasatune.experiments.reproduce.cases import RUNS, Case, Request
+from kasatune.experiments.reproduce.judged import Progress, judge_answers
+from kasatune.experiments.reproduce.rows import Outcomes, content, grades_of
+from kasatune.experiments.reproduce.splits import FOLDER, score_splits
+from kasatune.io.reporter import Display
+from kasatune.runs.directory import check_output, check_place, is_finished, remove
+
+
+def check(request: Request, out: Path) -> None:
+    """The runs may be written to `out`; writes nothing itself.
+
+    Raises:
+        OutputError: `out` holds something that is no reproduction, or a run of another recipe.
+    """
+    check_place(out)
+    if out.is_dir() and any(out.iterdir()) and not (out / RUNS).is_dir():
+        raise OutputError(f"{out} holds something that is no reproduction; give another directory with --out")
+    for case in request.cases:
+        if not case.missing:
+            check_output(case.folder, case.recipe, resume=True, overwrite=False)
+
+
+def reproduce(
+    request: Request,
+    out: Path,
+    *,
+    display: Display,
+    tell: Callable[[str], None] = lambda text: None,
+    after: Callable[[Path], None] = lambda run_dir: None,
+    judging: Progress = lambda what, done, total: None,
+    command: str = "",
+) -> dict[str, Any]:
+    """Do every run that `out` does not hold yet, and compare.
+
+    A run that was cut off goes on where it stopped. One that fails leaves its rows of the table without a score.
+
+    Args:
+        request: the table.
+        out: holds one run directory for each run.
+        display: is told of the progress of each run.
+        tell: is told of every run.
+        after: is given the directory of each run that was finished now.
+        judging: is told how many answers there are and are graded.
+        command: what makes the table again.
+
+    Returns:
+        The content of reproduction.json.
+
+    Raises:
+        InputError: the judge refuses the key or the model, or rows cannot be graded.
+        KasatuneError: not one run could be done; the fault of the last one.
+    """
+    check(request, out)
+    (out / RUNS).mkdir(parents=True, exist_ok=True)
+    outcomes: Outcomes = {}
+    fault: KasatuneError | None = None
+    for number, case in enumerate(request.cases, start=1):
+        try:
+            reason = _do(case, display, tell, after, f"{number}/{len(request.cases)}")
+            if not reason:
+                _score_splits(request, case, outcomes, display)
+        except KasatuneError as error:
+            fault, reason = error, str(error)
+            tell(f"{case.title} failed: {reason}")
+        _enter(outcomes, case.task, case, reason)
+        if not reason:
+            fault = _judge(request, case, outcomes, tell, judging) or fault
+    if fault is not None and all(isinstance(one, str) for one in outcomes.values()):
+        raise fault
+    return content(request, outcomes, command=command, failed=fault is not None)
+
+
+def _do(case: Case, display: Display, tell: Callable[[str], None], after: Callable[[Path], None], place: str) -> str:
+    """Why there is no score; "" where there is one."""
+    from kasatune.training.train import train
+
+    if case.missing:
+        tell(f"{place}  {case.title}: not run: {case.missing}")
+        return case.missing
+    if case.folder.is_dir() and is_finished(case.folder):
+        tell(f"{place}  {case.title}: is there")
+        return ""
+    tell(f"{place}  {case.title}")
+    remove(case.folder / FOLDER)
+    train(case.recipe, case.folder, resume=True, display=display)
+    after(case.folder)
+    return ""
+
+
+def _score_splits(request: Request, case: Case, outcomes: Outcomes, display: Display) -> None:
+    """Score the splits that the figures of this run are of; what cannot be scored is entered by its figure's task."""
+    scored = request.experiment.scored
+    tasks = {split: task for task, (run, split) in scored.items() if run == case.task}
+    lacks = score_splits(case.folder, list(tasks), display) if tasks else {}
+    for split, reason in lacks.items():
+        if tasks[split] != case.task:
+            outcomes[tasks[split], case.method] = reason
+
+
+def _judge(
+    request: Request, case: Case, outcomes: Outcomes, tell: Callable[[str], None], progress: Progress
+) -> WorkError | None:
+    """Have the answers of a run graded, where its task is graded; what went wrong with the judge.
+
+    Raises:
+        InputError: no run can be graded so.
+    """
+    how = request.experiment.judged.get(case.task)
+    if how is None:
+        return None
+    fault = None
+    try:
+        reason = judge_answers(case.folder, how, request.judging, progress)
+    except WorkError as error:
+        fault, reason = error, str(error)
+        tell(f"{case.title} could not be judged: {reason}")
+    _enter(outcomes, grades_of(case.task), case, reason)
+    return fault
+
+
+def _enter(outcomes: Outcomes, task: str, case: Case, reason: str) -> None:
+    key = task, case.method
+    before = outcomes.get(key, [])
+    if reason or isinstance(before, str):
+        outcomes[key] = reason or before
+    else:
+        outcomes[key] = [*before, case.folder]

@@ -1,0 +1,51 @@
+"""Scores of a run on further splits of its data, kept in its directory: RUN/scores/SPLIT.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from kasatune.data.tasks import load_task
+from kasatune.evaluation.scoring import predictions
+from kasatune.evaluation.task_model import deterministic, prepare_saved
+from kasatune.io.library_noise import quiet
+from kasatune.io.progress import progress_told_to
+from kasatune.io.reporter import Display
+from kasatune.runs.directory import read_metrics, read_recipe, write_json
+
+FOLDER = "scores"
+
+
+def split_file(run_dir: Path, split: str) -> Path:
+    """Where the scores of a split are kept."""
+    return run_dir / FOLDER / f"{split}.json"
+
+
+def score_splits(run_dir: Path, splits: Sequence[str], display: Display) -> dict[str, str]:
+    """Score those of `splits` that are not there yet.
+
+    Returns:
+        Why there is no score, for each split that the data has not.
+
+    Raises:
+        InputError: the run's files, its base or its data are not to be had.
+    """
+    wanted = [split for split in splits if not split_file(run_dir, split).is_file()]
+    if not wanted:
+        return {}
+    recipe, before = read_recipe(run_dir), read_metrics(run_dir)
+    names = tuple(before["label_names"]) if before.get("label_names") else None
+    with quiet(display.message), deterministic(), progress_told_to(display.progress):
+        data = load_task(recipe.task)
+        lacks = {split: f"{data.source} has no such rows" for split in wanted if split not in data.splits}
+        if len(lacks) == len(wanted):
+            return lacks
+        prepared = prepare_saved(recipe, before["kind"], names, run_dir)
+        (run_dir / FOLDER).mkdir(exist_ok=True)
+        for split in wanted:
+            if split not in lacks:
+                display.message(f"scoring {split}: {len(data.splits[split]):,} rows")
+                scores = prepared.final_score(prepared.encode(data, split), data, split)
+                content = {"metrics": scores.metrics, **predictions(split, scores)}
+                write_json(split_file(run_dir, split), content, indent=None)
+    return lacks

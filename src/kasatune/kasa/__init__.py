@@ -1,0 +1,19 @@
+"""KaSA: the equations of the paper, and the PEFT tuner."""
+
+from __future__ import annotations
+
+# First: importing peft runs the registration, which imports the modules below from this half-made package.
+import peft  # noqa: F401  # isort: skip
+
+from kasatune.kasa.config import KasaConfig
+from kasatune.kasa.layer import KasaLayer
+from kasatune.kasa.model import KasaModel
+from kasatune.kasa.penalty import regularization, regularization_terms
+
+__all__ = [
+    "KasaConfig",
+    "KasaLayer",
+    "KasaModel",
+    "regularization",
+    "regularization_terms",
+]

@@ -1,0 +1,180 @@
+"""The configuration of a KaSA adapter."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft.config import PeftConfig
+from peft.utils import PeftType
+
+from kasatune.errors import InputError
+from kasatune.kasa.convention import Convention, Core
+
+CHOICES = {
+    "convention": ("paper", "authors"),
+    "core": ("diagonal", "dense"),
+    "penalty": ("step", "loss", "none"),
+    "truncation": ("attach", "fold"),
+    "tail_source": ("auto", "checkpoint", "dequantized"),
+}
+
+
+@dataclass
+class KasaConfig(PeftConfig):
+    """W' = W - tail_r(W) + s B diag(sigma) A, trained with beta sum(sigma^2) + gamma (||A A^T - I|| + ||B^T B - I||).
+
+    KaSA (arXiv 2412.06071, eq. 9-12): the r smallest singular triplets of W are dropped, and an update in the form of
+    a singular value decomposition is trained in their place, s = lora_alpha / r. The names that LoraConfig has mean
+    here what they mean there.
+
+    Args:
+        r: rank of the update and number of singular triplets dropped; less than min(out, in) of every layer.
+        lora_alpha: numerator of the scaling s.
+        lora_dropout: dropout on the input of A alone, never on the tail.
+        use_rslora: s = lora_alpha / sqrt(r).
+        target_modules: names or suffixes, a regular expression, "all-linear", or None for the model type's default.
+        exclude_modules: names, suffixes or a regular expression to leave out.
+        modules_to_save: modules trained and saved whole, such as a new head.
+        layers_to_transform: indices of the blocks to adapt; None for all.
+        layers_pattern: name of the list of blocks, where it cannot be guessed.
+        beta: weight of sum(sigma^2).
+        gamma: weight of the orthogonality term.
+        convention: "paper", or "authors" for the released code's reading (docs/deviations.md).
+        core: "diagonal" (sigma holds r values) or "dense" (r x r, starts diagonal).
+        penalty: "step" adds its gradient once per optimizer step; "loss" leaves it to `regularization(model)`;
+            "none" switches it off.
+        truncation: "attach" carries the tail beside W; "fold" subtracts it from a float W and keeps the original.
+        tail_source: for quantized bases, where the tail comes from: the full-precision "checkpoint", the
+            "dequantized" weight, or "auto": the checkpoint when it is at hand and is what was quantized.
+        tail_checkpoint: folder or hub name (in the cache of this machine) of the full-precision checkpoint; None for
+            the one that the base was loaded from.
+        tail_source_used: filled in when the adapter is made on a quantized base: "checkpoint" or "dequantized", or a
+            mapping of layer names to these where they differ; None on a float base.
+        tails: directory that `kasatune decompose` wrote, to take the tails from; of the same or a higher rank. Not
+            saved.
+        rank_pattern: rank by layer name or regular expression.
+        alpha_pattern: lora_alpha by layer name or regular expression.
+        bias: "none", "all" or "lora_only": which biases are trained.
+        fan_in_fan_out: accepted because LoraConfig has it; the layout is read from each layer.
+        base_fingerprint: a sketch of every adapted weight, filled in when the adapter is made (fingerprint.py).
+        check_base: False loads an adapter on a base that it was not made for, with a warning; not saved.
+
+    Raises:
+        InputError: a value out of its range; the message names field, value, limit.
+    """
+
+    r: int = field(default=8)
+    lora_alpha: float = field(default=16)
+    lora_dropout: float = field(default=0.0)
+    use_rslora: bool = field(default=False)
+    target_modules: list[str] | set[str] | str | None = field(default=None)
+    exclude_modules: list[str] | set[str] | str | None = field(default=None)
+    modules_to_save: list[str] | None = field(default=None)
+    layers_to_transform: list[int] | int | None = field(default=None)
+    layers_pattern: list[str] | str | None = field(default=None)
+    beta: float = field(default=1e-4)
+    gamma: float = field(default=1e-3)
+    convention: Convention = field(default="paper")
+    core: Core = field(default="diagonal")
+    penalty: str = field(default="step")
+    truncation: str = field(default="attach")
+    tail_source: str = field(default="auto")
+    tail_checkpoint: str | None = field(default=None)
+    tail_source_used: str | dict[str, str] | None = field(default=None)
+    tails: str | None = field(default=None)
+    rank_pattern: dict[str, int] = field(default=None)  # pyright: ignore[reportAssignmentType]
+    alpha_pattern: dict[str, float] = field(default=None)  # pyright: ignore[reportAssignmentType]
+    bias: str = field(default="none")
+    fan_in_fan_out: bool = field(default=False)
+    base_fingerprint: dict[str, Any] | None = field(default=None)
+    check_base: bool = field(default=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType("KASA")
+        self.rank_pattern = self.rank_pattern or {}
+        self.alpha_pattern = self.alpha_pattern or {}
+        if isinstance(self.target_modules, list | tuple):
+            self.target_modules = set(self.target_modules)
+        if isinstance(self.exclude_modules, list | tuple):
+            self.exclude_modules = set(self.exclude_modules)
+        faults = _faults(self)
+        if faults:
+            raise InputError("KasaConfig: " + "; ".join(faults))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as plain data, in the same order whatever the hash seed."""
+        values = super().to_dict()
+        del values["check_base"], values["tails"]
+        return {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
+
+
+@dataclass(frozen=True)
+class LayerSettings:
+    """What one adapter is in one layer.
+
+    Args:
+        r: rank.
+        scaling: s, the factor of the update.
+        dropped: number of singular triplets dropped: r, or fewer in the convention "authors".
+        layer_count: number of layers that the adapter has in the model; the convention "authors" divides by it.
+    """
+
+    r: int
+    scaling: float
+    dropped: int
+    convention: Convention
+    core: Core
+    beta: float
+    gamma: float
+    penalty: str
+    truncation: str
+    tail_source: str
+    layer_count: int = 1
+
+    def counted(self, layer_count: int) -> LayerSettings:
+        """The same settings in an adapter of `layer_count` layers."""
+        return dataclasses.replace(self, layer_count=layer_count)
+
+
+def scaling(lora_alpha: float, r: int, *, use_rslora: bool) -> float:
+    """S = alpha / r, or alpha / sqrt(r) with rank stabilization."""
+    return lora_alpha / math.sqrt(r) if use_rslora else lora_alpha / r
+
+
+def _faults(config: KasaConfig) -> list[str]:
+    faults = []
+    for name, rank in {"r": config.r, **{f"rank_pattern[{k!r}]": v for k, v in config.rank_pattern.items()}}.items():
+        if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+            faults.append(f"{name} must be a whole number of at least 1, got {rank!r}")
+    for name, alpha in {
+        "lora_alpha": config.lora_alpha,
+        **{f"alpha_pattern[{k!r}]": v for k, v in config.alpha_pattern.items()},
+    }.items():
+        if not _is_number(alpha) or alpha <= 0:
+            faults.append(f"{name} must be a number above 0, got {alpha!r}")
+    if not _is_number(config.lora_dropout) or not 0 <= config.lora_dropout < 1:
+        faults.append(f"lora_dropout must be at least 0 and below 1, got {config.lora_dropout!r}")
+    for name in ("beta", "gamma"):
+        value = getattr(config, name)
+        if not _is_number(value) or value < 0:
+            faults.append(f"{name} must be a number of at least 0, got {value!r}")
+    for name, choices in CHOICES.items():
+        if getattr(config, name) not in choices:
+            faults.append(f"{name} must be one of {', '.join(choices)}, got {getattr(config, name)!r}")
+    if not (config.bias in ("none", "all") or (isinstance(config.bias, str) and config.bias.endswith("_only"))):
+        faults.append(f"bias must be none, all or lora_only, got {config.bias!r}")
+    if isinstance(config.target_modules, str) and config.target_modules != "all-linear":
+        for name in ("layers_to_transform", "layers_pattern"):
+            if getattr(config, name) is not None:
+                faults.append(f"{name} needs target_modules as a list, got a regular expression: put it in there")
+    if config.layers_pattern is not None and config.layers_to_transform is None:
+        faults.append("layers_pattern needs layers_to_transform: give the indices, or leave both out")
+    return faults
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,364 @@
+"""One adapted layer: the base layer, the tails that are dropped from it and the factors that are trained."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor, nn
+
+from kasatune.distributed.sharded_tensors import is_sharded
+from kasatune.errors import AdapterError, CheckError, InputError
+from kasatune.kasa.config import LayerSettings
+from kasatune.kasa.initialization import initial_factors
+from kasatune.kasa.kernel import Tail, adapted_linear
+from kasatune.kasa.update import Factors, update
+from kasatune.linalg import TailSVD
+from kasatune.weights.base_weight import BaseWeight, Original
+
+TRAINED = ("kasa_A", "kasa_B", "kasa_sigma")
+FROZEN = ("kasa_tail_U", "kasa_tail_V")
+
+LIVE_LAYERS: weakref.WeakSet[KasaLayer] = weakref.WeakSet()
+
+COMBINE = "export each adapter with export_adapter(model, out, to='lora') and combine the LoRA adapters with PEFT"
+
+
+class KasaLayer(nn.Module, BaseTunerLayer):
+    """y = W x - tail_U tail_V x + s B diag(sigma) A dropout(x): a linear layer with KaSA adapters.
+
+    A convolution of kernel 1 is one too, with x and y along the channels.
+
+    W is untouched while an adapter is attached. It is replaced, and its original kept, while an adapter is folded
+    (truncation="fold": W - tail) or merged (W - tail + s B diag(sigma) A); disabling, switching, deleting and
+    unloading put the original back bit for bit.
+
+    Parameters of an adapter: kasa_A (r, in), kasa_B (out, r), kasa_sigma (r,) or (r, r), and the frozen tail
+    kasa_tail_U (out, r), singular values folded in, and kasa_tail_V (r, in). In the convention "authors" fewer than r
+    triplets may be dropped; the rest of the tail is zero.
+
+    Args:
+        base_layer: the layer to adapt.
+        weight: its weight.
+    """
+
+    adapter_layer_names = (*TRAINED, *FROZEN)
+    other_param_names = ("kasa_dropout", "scaling", "settings")
+
+    base_layer: nn.Module
+    kasa_A: nn.ParameterDict
+    kasa_B: nn.ParameterDict
+    kasa_sigma: nn.ParameterDict
+    kasa_tail_U: nn.ParameterDict
+    kasa_tail_V: nn.ParameterDict
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> KasaLayer:
+        """Register the layer for the step hook; copies and unpickled layers pass here and not through __init__."""
+        layer = super().__new__(cls)
+        LIVE_LAYERS.add(layer)
+        return layer
+
+    def __init__(self, base_layer: nn.Module, weight: BaseWeight) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.quantization_backend = weight.backend
+        self.out_features, self.in_features = weight.shape
+        self.fan_in_fan_out = weight.transposed
+        self.pointwise = weight.pointwise
+        for name in self.adapter_layer_names:
+            setattr(self, name, nn.ParameterDict())
+        self.kasa_dropout = nn.ModuleDict()
+        self.scaling: dict[str, float] = {}
+        self.settings: dict[str, LayerSettings] = {}
+        self.frozen_peft_weight_names = {}
+        self.merged_adapters: list[str] = []
+        self.awaiting: set[str] = set()
+        self.needs_step = False
+        self._disable_adapters = False
+        self._active_adapter = []
+        self._folded: str | None = None
+        self._original: Original | None = None
+
+    # What an adapter is
+
+    @property
+    def base(self) -> BaseWeight:
+        """The weight of the base layer as it is now: original, folded or merged."""
+        return BaseWeight.held_by(self.get_base_layer(), self.quantization_backend)
+
+    def update_layer(self, adapter_name: str, settings: LayerSettings, dropout: float, tail: TailSVD | None) -> None:
+        """Add an adapter, or replace it.
+
+        Args:
+            adapter_name: its name.
+            settings: rank, scaling and the rest.
+            dropout: probability on the input of A.
+            tail: the triplets to drop; None where weights are about to be loaded.
+        """
+        if adapter_name in (self._folded, *self.merged_adapters):
+            self.restore_base()
+        device = self.base.device
+        dtype = torch.float64 if self.base.dtype == torch.float64 else torch.float32
+        if tail is None:
+            factors, tail_U, tail_V = self._unwritten(settings, dtype)
+            self.awaiting.add(adapter_name)
+        else:
+            # Drawn on the CPU whatever the device, so that one seed gives one adapter.
+            factors = initial_factors(self.out_features, self.in_features, settings.r, settings.core, dtype=dtype)
+            tail_U = torch.zeros(self.out_features, settings.r, dtype=dtype)
+            tail_V = torch.zeros(settings.r, self.in_features, dtype=dtype)
+            tail_U[:, : settings.dropped] = (tail.U * tail.S).to(tail_U)
+            tail_V[: settings.dropped] = tail.Vh.to(tail_V)
+            self.awaiting.discard(adapter_name)
+        self.kasa_A[adapter_name] = nn.Parameter(factors.A.to(device))
+        self.kasa_B[adapter_name] = nn.Parameter(factors.B.to(device))
+        self.kasa_sigma[adapter_name] = nn.Parameter(factors.sigma.to(device))
+        self.kasa_tail_U[adapter_name] = nn.Parameter(tail_U.to(device), requires_grad=False)
+        self.kasa_tail_V[adapter_name] = nn.Parameter(tail_V.to(device), requires_grad=False)
+        self.kasa_dropout[adapter_name] = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
+        self.scaling[adapter_name] = settings.scaling
+        self.settings[adapter_name] = settings
+        self.frozen_peft_weight_names[adapter_name] = FROZEN
+        self.set_adapter(self.active_adapters)
+
+    def _unwritten(self, settings: LayerSettings, dtype: torch.dtype) -> tuple[Factors, Tensor, Tensor]:
+        """Tensors of NaN for weights that are about to be loaded: none that is left out goes unnoticed."""
+        r, rows, columns = settings.r, self.out_features, self.in_features
+        sigma = torch.full((r,) if settings.core == "diagonal" else (r, r), torch.nan, dtype=dtype)
+        across, down = torch.full((r, columns), torch.nan, dtype=dtype), torch.full((rows, r), torch.nan, dtype=dtype)
+        return Factors(across, sigma, down), down.clone(), across.clone()
+
+    def _arrived(self, adapter_name: str) -> bool:
+        """Whether an awaited adapter has been loaded, by a loader that reports nothing to the tuner."""
+        tensors = [getattr(self, kind)[adapter_name] for kind in self.adapter_layer_names]
+        if any(t.is_meta or not torch.isfinite(t).all() for t in tensors):
+            return False
+        self.awaiting.discard(adapter_name)
+        return True
+
+    def factors(self, adapter_name: str) -> Factors:
+        """A (r, in), sigma (r,) or (r, r), B (out, r) of an adapter, as they are trained."""
+        return Factors(self.kasa_A[adapter_name], self.kasa_sigma[adapter_name], self.kasa_B[adapter_name])
+
+    def tail(self, adapter_name: str) -> Tensor:
+        """The component dropped from W, (out, in), in the dtype of the tail."""
+        return self.kasa_tail_U[adapter_name] @ self.kasa_tail_V[adapter_name]
+
+    def change(self, adapter_name: str) -> Tensor:
+        """W' - W = s B diag(sigma) A - tail, (out, in), float32 or wider."""
+        wide = Factors(*(factor.detach().to(self._wide(factor)) for factor in self.factors(adapter_name)))
+        return update(wide, self.scaling[adapter_name]) - self.tail(adapter_name).detach().to(wide.A.dtype)
+
+    def get_delta_weight(self, adapter_name: str) -> Tensor:
+        """`change` in the layout of the base layer's weight; PEFT's conversion to LoRA reads it."""
+        return self.base.aligned(self.change(adapter_name))
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """True: W' - W is a matrix of rank 2r."""
+        return True
+
+    def original_weight(self) -> Tensor:
+        """W (out, in) as it was before any adapter, also while one is folded or merged."""
+        return self.base.read() if self._original is None else self.base.read_original(self._original)
+
+    @staticmethod
+    def _wide(tensor: Tensor) -> torch.dtype:
+        return torch.promote_types(tensor.dtype, torch.float32)
+
+    # Forward
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Apply the layer to x (..., in), of any number of leading dimensions.
+
+        Raises:
+            InputError: `adapter_names` was given: one forward pass uses one KaSA adapter.
+            AdapterError: the active adapter was made to be loaded and never was.
+        """
+        if kwargs.pop("adapter_names", None) is not None:
+            raise InputError(f"adapter_names: a KaSA model uses one adapter for the whole batch; {COMBINE}")
+        if self._disable_adapters or self.merged_adapters or not self.active_adapters:
+            if self._disable_adapters:
+                self.restore_base()
+            return self.base_layer(x, *args, **kwargs)
+        adapter = self.active_adapters[0]
+        if adapter not in self.kasa_A:
+            return self.base_layer(x, *args, **kwargs)
+        if self.awaiting and adapter in self.awaiting and not self._arrived(adapter):
+            raise AdapterError(f"adapter {adapter!r}: its weights were never loaded; use PeftModel.from_pretrained")
+        folded = self.settings[adapter].truncation == "fold"
+        if folded and self._folded != adapter:
+            self._sync_fold()
+        if self.training and torch.is_grad_enabled():
+            self.needs_step = True
+        tail = None
+        if self.settings[adapter].dropped and not folded:
+            tail = Tail(self.kasa_tail_U[adapter], self.kasa_tail_V[adapter])
+        if self._needs_plain_autograd(x, adapter):
+            return self._plain_forward(x, adapter, tail, *args, **kwargs)
+        return adapted_linear(x, self.base_layer, self.factors(adapter), tail, self.scaling[adapter], *args, **kwargs)
+
+    def _needs_plain_autograd(self, x: Tensor, adapter: str) -> bool:
+        """Where the fused function does not reach: compilers and autocast rewrite plain operations themselves."""
+        dropout = self.kasa_dropout[adapter]
+        return (
+            self.pointwise > 0
+            or torch.compiler.is_compiling()
+            or torch.is_autocast_enabled(x.device.type)
+            or (self.training and isinstance(dropout, nn.Dropout))
+            or is_sharded(self.kasa_A[adapter])
+        )
+
+    def _plain_forward(self, x: Tensor, adapter: str, tail: Tail | None, *args: Any, **kwargs: Any) -> Tensor:
+        result = self.base_layer(x, *args, **kwargs)
+        A, sigma, B = self.factors(adapter)
+        x = self._cast_input_dtype(x, A.dtype)
+        if self.pointwise:
+            x = x.movedim(-1 - self.pointwise, -1)
+        hidden = F.linear(self.kasa_dropout[adapter](x), A)
+        # Scale and sigma act on the r-wide activation, in float32 even where a trainer has cast the adapter.
+        core = sigma.to(self._wide(sigma)) * self.scaling[adapter]
+        wide = hidden.to(core.dtype)
+        hidden = (wide * core if core.ndim == 1 else F.linear(wide, core)).to(B.dtype)
+        change = F.linear(hidden, B)
+        if tail is not None:
+            change = change - F.linear(F.linear(x.to(tail.V.dtype), tail.V), tail.U)
+        if self.pointwise:
+            change = change.movedim(-1, -1 - self.pointwise)
+        return (result + change).to(result.dtype)
+
+    # The base weight: original, folded or merged
+
+    def restore_base(self) -> None:
+        """Put the original weight back, bit for bit."""
+        if self._original is not None:
+            self.base.restore(self._original, self)
+        self._original, self._folded = None, None
+        self.merged_adapters = []
+
+    def _replace_base(self, matrix: Tensor) -> None:
+        self._original = self.base.replace(matrix, self)
+
+    def _sync_fold(self) -> None:
+        """Fold the active adapter's tail into W where it asks for that, or put W back where none does."""
+        adapter = self.active_adapters[0] if self.active_adapters else None
+        wanted = (
+            adapter
+            if adapter in self.settings
+            and not self._disable_adapters
+            and adapter not in self.awaiting
+            and self.settings[adapter].truncation == "fold"
+            else None
+        )
+        if self.merged_adapters or wanted == self._folded:
+            return
+        self.restore_base()
+        tail_U = None if wanted is None else self.kasa_tail_U[wanted]
+        if wanted is None or tail_U is None or tail_U.is_meta:
+            return
+        W = self.base.read()
+        self._replace_base(W.to(self._wide(W)) - self.tail(wanted).detach().to(self._wide(W)))
+        self._folded = wanted
+
+    def fold_error(self) -> float | None:
+        """|| rounded(W - tail) - (W - tail) || / || tail ||: what folding loses; None where nothing is folded."""
+        if self._folded is None:
+            return None
+        tail = self.tail(self._folded).detach().double()
+        exact = self.original_weight().double() - tail
+        return float((self.base.read().double() - exact).norm() / tail.norm().clamp_min(1e-300))
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """W <- W - tail + s B diag(sigma) A, rounded once to W's dtype; the original is kept until `unmerge`.
+
+        Args:
+            safe_merge: refuse, with nothing changed, when the result holds NaN or Inf.
+            adapter_names: the adapter to merge; the active one when None.
+
+        Raises:
+            InputError: more than one adapter.
+            CheckError: safe_merge, and the result is not finite.
+            ModelError: the quantization backend cannot take a merged weight.
+        """
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.kasa_A]
+        if not names:
+            return
+        if len(names) + len(self.merged_adapters) > 1:
+            raise InputError(f"one KaSA adapter can be merged at a time, got {self.merged_adapters + names}; {COMBINE}")
+        W = self.original_weight()
+        merged = W.to(self._wide(W)) + self.change(names[0]).to(W.device)
+        if safe_merge and not torch.isfinite(merged).all():
+            raise CheckError(f"merging adapter {names[0]!r} gives NaN or Inf; nothing was changed")
+        self.restore_base()
+        self._replace_base(merged)
+        self.merged_adapters = [names[0]]
+
+    def unmerge(self) -> None:
+        """Put the original weight back, bit for bit, and the adapter beside it."""
+        self.restore_base()
+        self._sync_fold()
+
+    def unload_and_optionally_merge_module(
+        self, merge: bool, safe_merge: bool = False, adapter_names: list[str] | None = None
+    ) -> nn.Module:
+        """The base layer without the adapter around it: merged, or bit for bit as it was."""
+        if merge:
+            if not self.merged_adapters:
+                self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
+            self._original, self._folded, self.merged_adapters = None, None, []
+        else:
+            self.restore_base()
+        return self.base_layer
+
+    # Which adapter is active
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Switch the adapters on or off; off, the base layer is bit for bit the original."""
+        super().enable_adapters(enabled)
+        if not enabled:
+            self.restore_base()
+        self._sync_fold()
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Make one adapter the active one.
+
+        Raises:
+            InputError: more than one adapter.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        if len(names) > 1:
+            raise InputError(f"one KaSA adapter can be active at a time, got {names}; {COMBINE}")
+        super().set_adapter(names, inference_mode=inference_mode)
+        self._sync_fold()
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove an adapter; the base and the other adapters stay as they were."""
+        if adapter_name in (self._folded, *self.merged_adapters):
+            self.restore_base()
+        self.awaiting.discard(adapter_name)
+        super().delete_adapter(adapter_name)
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """Move an adapter to where the base layer computes; PEFT calls this, and its own would narrow the tail too."""
+        where = self.base.device if device is None else device
+        for kind in self.adapter_layer_names:
+            parameter = getattr(self, kind).get(adapter_name)
+            if parameter is not None and not parameter.is_meta:
+                parameter.data = parameter.data.to(where)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KasaLayer:
+        # The kept original is no parameter, and has to follow the model to another device or dtype all the same.
+        super()._apply(fn, recurse)
+        if self._original is not None:
+            self._original.apply(fn)
+        return self
+
+    def extra_repr(self) -> str:
+        """Rank, scaling and convention of each adapter."""
+        return ", ".join(
+            f"{name}: r={s.r}, scaling={s.scaling:g}, {s.convention}, {s.core}, {s.truncation}"
+            for name, s in self.settings.items()
+        )

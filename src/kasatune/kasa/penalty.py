@@ -1,0 +1,277 @@
+"""beta sum(sigma^2) + gamma (||A A^T - I|| + ||B^T B - I||) of a model, and its gradient once per optimizer step."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
+from kasatune.distributed import zero3_parameters as zero3
+from kasatune.distributed.sharded_tensors import like, whole
+from kasatune.distributed.zero3_parameters import is_dealt_out
+from kasatune.errors import InputError
+from kasatune.kasa.convention import Convention
+from kasatune.kasa.layer import LIVE_LAYERS, KasaLayer
+from kasatune.kasa.regularizer import PenaltyTerms, penalty_gradients, penalty_terms
+from kasatune.kasa.update import Factors
+
+_KEY = "penalty"
+
+
+class _Weights(NamedTuple):
+    """What layers must share to be penalized together."""
+
+    beta: float
+    gamma: float
+    convention: Convention
+    layer_count: int
+    device: torch.device
+
+
+def regularization(model: nn.Module, adapter_name: str | None = None) -> Tensor:
+    """Beta sum(sigma^2) + gamma (||A A^T - I|| + ||B^T B - I||) over the layers of the active adapter.
+
+    The paper's eq. 12 without the task loss. Sum over layers in the convention "paper", mean in "authors".
+
+    Args:
+        model: a model with KaSA layers, wrapped (DDP, PeftModel) or not.
+        adapter_name: another adapter than the active one.
+
+    Returns:
+        A scalar with gradient, float32 or wider whatever the model's dtype. In the mode penalty="step" it is there to
+        be looked at: a backward pass through it doubles the penalty, and says so.
+
+    Raises:
+        InputError: no layer of the model has such an adapter; or penalty="loss" where ZeRO-3 deals the factors out.
+    """
+    layers = _adapters(model, adapter_name)
+    if any(layer.settings[name].penalty == "loss" and is_dealt_out(layer.kasa_A[name]) for layer, name in layers):
+        raise InputError("penalty='loss': no gradient reaches factors that ZeRO-3 deals out; use penalty='step'")
+    terms = _weighted_terms(layers)
+    total = terms.sigma + terms.orthogonality
+    if total.requires_grad and any(layer.settings[name].penalty == "step" for layer, name in layers):
+        total.register_hook(_report_doubled)
+    return total
+
+
+def regularization_terms(model: nn.Module, adapter_name: str | None = None) -> PenaltyTerms:
+    """The two terms of `regularization`, weighted by beta and gamma.
+
+    Returns:
+        `sigma` and `orthogonality`, scalars with gradient.
+
+    Raises:
+        InputError: no layer of the model has such an adapter.
+    """
+    return _weighted_terms(_adapters(model, adapter_name))
+
+
+def install_step_hook() -> None:
+    """Have every optimizer of the process add the penalty's gradient just before it steps."""
+    register_optimizer_step_pre_hook(_before_step)
+
+
+def _before_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    layers = [layer for layer in LIVE_LAYERS if _in_step_mode(layer)]
+    if not layers:
+        return None
+    dealt_out = zero3.step_of(optimizer, (p for layer in layers for p in _active(layer)))
+    if dealt_out is not None:
+        # Every process must gather in the same order, and a weak set has none.
+        layers = sorted((layer for layer in layers if dealt_out.holds(_active(layer).A)), key=_dealt)
+        zero3.add_gradients(dealt_out, _KEY, lambda: _gradients(layers))
+        for layer in layers:
+            layer.needs_step = False
+        return None
+    held = {id(p): place for place, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    served = [layer for layer in layers if any(id(p) in held for p in _active(layer) if p.requires_grad)]
+    # A weak set has no order of its own; the optimizer's makes two runs do the same sums in the same order.
+    served.sort(key=lambda layer: min(held.get(id(p), len(held)) for p in _active(layer)))
+    if not served:
+        _report_missed(optimizer, layers)
+        return None
+    for layer in served:
+        layer.needs_step = False
+    # PyTorch hands the hook the arguments of the unbound method: the optimizer itself comes first.
+    closure = args[1] if len(args) > 1 else kwargs.get("closure")
+    if closure is None:
+        _add_gradients(optimizer, served, held)
+        return None
+    _report_closure(optimizer)
+    wrapped = _penalized_closure(closure, optimizer, served, held)
+    if len(args) > 1:
+        return (args[0], wrapped, *args[2:]), kwargs
+    return args, {**kwargs, "closure": wrapped}
+
+
+def _in_step_mode(layer: KasaLayer) -> bool:
+    # A layer that is being built is alive already and has no settings yet.
+    settings = layer.__dict__.get("settings")
+    if not settings or layer._disable_adapters or layer.merged_adapters or not layer.active_adapters:
+        return False
+    active = settings.get(layer.active_adapters[0])
+    return active is not None and active.penalty == "step"
+
+
+def _active(layer: KasaLayer) -> Factors:
+    return layer.factors(layer.active_adapters[0])
+
+
+def _dealt(layer: KasaLayer) -> int:
+    return zero3.place(_active(layer).A)
+
+
+def _add_gradients(optimizer: Optimizer, served: Iterable[KasaLayer], held: dict[int, int]) -> None:
+    # Fused optimizers divide by the loss scale themselves, after this hook.
+    scale = getattr(optimizer, "grad_scale", None)
+    for parameter, gradient in _gradients(served):
+        if id(parameter) in held:
+            _accumulate(parameter, gradient if scale is None else gradient * scale)
+
+
+def _gradients(served: Iterable[KasaLayer]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every trained factor of the layers' active adapters with its gradient, whole."""
+    for weights, members in _grouped([(layer, layer.active_adapters[0]) for layer in served]).items():
+        factors = [layer.factors(name) for layer, name in members]
+        share = _share(weights, len(members))
+        gradients = penalty_gradients(
+            [_whole(f) for f in factors],
+            weights.beta * share,
+            weights.gamma * share,
+            weights.convention,
+        )
+        for parameters, penalty in zip(factors, gradients, strict=True):
+            for parameter, gradient in zip(parameters, penalty, strict=True):
+                if parameter.requires_grad:
+                    yield parameter, gradient
+
+
+@torch.no_grad()
+def _accumulate(parameter: Tensor, gradient: Tensor) -> None:
+    # An optimizer that wraps another runs this hook for both: a gradient that nobody touched since holds the penalty.
+    if getattr(parameter.grad, "_kasa_version", None) == getattr(parameter.grad, "_version", -1):
+        return
+    gradient = like(gradient, parameter)
+    if parameter.grad is None:
+        parameter.grad = gradient.to(parameter.dtype)
+    else:
+        parameter.grad.add_(gradient.to(parameter.grad.dtype))
+    parameter.grad._kasa_version = parameter.grad._version  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _penalized_closure(
+    closure: Callable[[], Any], optimizer: Optimizer, served: list[KasaLayer], held: dict[int, int]
+) -> Callable[[], Any]:
+    """The closure with the penalty in its gradients and in the loss that it returns."""
+
+    @functools.wraps(closure)
+    def penalized() -> Any:
+        loss = closure()
+        _add_gradients(optimizer, served, held)
+        for layer in served:
+            layer.needs_step = False
+        return None if loss is None else _added_to(loss, served)
+
+    return penalized
+
+
+@torch.no_grad()
+def _added_to(loss: Any, served: list[KasaLayer]) -> Any:
+    """What a closure returned, a tensor or a number, with the penalty of the layers served."""
+    terms = _weighted_terms([(layer, layer.active_adapters[0]) for layer in served])
+    penalty = terms.sigma + terms.orthogonality
+    return loss + (penalty.to(loss.device) if isinstance(loss, Tensor) else penalty.item())
+
+
+def _weights(layer: KasaLayer, adapter_name: str) -> _Weights:
+    settings = layer.settings[adapter_name]
+    return _Weights(
+        settings.beta,
+        settings.gamma,
+        settings.convention,
+        settings.layer_count,
+        layer.kasa_A[adapter_name].device,
+    )
+
+
+def _adapters(model: nn.Module, adapter_name: str | None) -> list[tuple[KasaLayer, str]]:
+    """The layers that have the adapter, or an active one where none is named, with its name."""
+    layers = [
+        (layer, adapter_name or layer.active_adapters[0])
+        for layer in model.modules()
+        if isinstance(layer, KasaLayer) and (adapter_name or layer.active_adapters)
+    ]
+    layers = [(layer, name) for layer, name in layers if name in layer.kasa_A]
+    if not layers:
+        wanted = "an active KaSA adapter" if adapter_name is None else f"a KaSA adapter named {adapter_name!r}"
+        raise InputError(f"regularization: no layer of the model has {wanted}; make one with peft.get_peft_model")
+    return layers
+
+
+def _weighted_terms(layers: Iterable[tuple[KasaLayer, str]]) -> PenaltyTerms:
+    """Both terms times beta and gamma, over adapters that differ in them; on the device of the first one."""
+    sigma, orthogonality = [], []
+    for weights, members in _grouped(layers).items():
+        terms = penalty_terms([_whole(layer.factors(name)) for layer, name in members], weights.convention)
+        share = _share(weights, len(members))
+        sigma.append(weights.beta * share * terms.sigma)
+        orthogonality.append(weights.gamma * share * terms.orthogonality)
+    device = sigma[0].device
+    return PenaltyTerms(
+        torch.stack([t.to(device) for t in sigma]).sum(), torch.stack([t.to(device) for t in orthogonality]).sum()
+    )
+
+
+def _grouped(layers: Iterable[tuple[KasaLayer, str]]) -> dict[_Weights, list[tuple[KasaLayer, str]]]:
+    groups: dict[_Weights, list[tuple[KasaLayer, str]]] = {}
+    for layer, name in layers:
+        groups.setdefault(_weights(layer, name), []).append((layer, name))
+    return groups
+
+
+def _share(weights: _Weights, members: int) -> float:
+    """What a mean over `members` layers is of a mean over all layers of the adapter; 1 where terms are summed."""
+    return members / weights.layer_count if weights.convention == "authors" else 1.0
+
+
+def _whole(factors: Factors) -> Factors:
+    """The factors as plain tensors, gathered where they are sharded."""
+    return Factors(*(whole(factor) for factor in factors))
+
+
+def _report_missed(optimizer: Optimizer, layers: list[KasaLayer]) -> None:
+    missed = [layer for layer in layers if layer.needs_step and any(p.requires_grad for p in _active(layer))]
+    if not missed or getattr(optimizer, "_kasa_reported", False):
+        return
+    optimizer._kasa_reported = True  # pyright: ignore[reportAttributeAccessIssue]
+    warnings.warn(
+        f"{type(optimizer).__name__} steps and holds no KaSA parameter of the {len(missed)} layers that were just "
+        "trained: the penalty does not act. Where an engine flattens parameters, use KasaConfig(penalty='loss') and "
+        "add regularization(model) to the loss; where another optimizer holds them, this can be ignored.",
+        stacklevel=4,
+    )
+
+
+def _report_closure(optimizer: Optimizer) -> None:
+    if getattr(optimizer, "_kasa_reported", False):
+        return
+    optimizer._kasa_reported = True  # pyright: ignore[reportAttributeAccessIssue]
+    warnings.warn(
+        f"{type(optimizer).__name__} was given a closure, which computes gradients inside the step: the KaSA penalty "
+        "is added to the closure's gradients and to the loss it returns. To add it yourself use "
+        "KasaConfig(penalty='loss') and regularization(model).",
+        stacklevel=4,
+    )
+
+
+def _report_doubled(gradient: Tensor) -> None:
+    warnings.warn(
+        "regularization(model) is part of the loss, and KasaConfig(penalty='step') adds the same gradient at the "
+        "optimizer step: the KaSA penalty acts twice. Leave it out of the loss, or use penalty='loss'.",
+        stacklevel=2,
+    )

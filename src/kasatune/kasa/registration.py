@@ -1,0 +1,79 @@
+"""Types of adapters that PEFT lacks, KASA first: the only place that reaches into PEFT's enum.
+
+PEFT keeps its types in an enum and offers no public way to add one, so the member is added by hand. The test
+`tests/kasa/test_registration.py` fails by name when PEFT changes what is used here.
+"""
+
+from __future__ import annotations
+
+import peft
+from peft import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import PeftType, register_peft_method
+
+from kasatune.errors import InputError
+from kasatune.kasa.config import KasaConfig
+from kasatune.kasa.model import KasaModel
+from kasatune.kasa.penalty import install_step_hook
+
+NAME = "KASA"
+
+
+def register() -> None:
+    """Add the PEFT type KASA with its configuration and model; a second call changes nothing.
+
+    Raises:
+        InputError: PEFT has a type KASA of its own.
+    """
+    if add_type(NAME, KasaConfig, KasaModel):
+        _refuse_namesake()
+        install_step_hook()
+
+
+def add_type(name: str, config_class: type[PeftConfig], model_class: type[BaseTuner]) -> bool:
+    """Add a PEFT type with its configuration and its tuner; False where it is there already.
+
+    Args:
+        name: in capitals.
+        config_class: its instances may name the type only once it is there.
+        model_class: the tuner; its `prefix` begins the names of its parameters.
+
+    Raises:
+        InputError: PEFT has a type of this name of its own.
+    """
+    if name not in PeftType.__members__:
+        _add_member(name)
+    registered = PEFT_TYPE_TO_CONFIG_MAPPING.get(PeftType(name))
+    if registered is config_class:
+        return False
+    if registered is not None:
+        raise InputError(
+            f"PEFT {peft.__version__} has a type {name} of its own ({registered.__module__}); this version of kasatune "
+            "works with PEFT 0.21: pip install 'peft>=0.21.2,<0.22'"
+        )
+    register_peft_method(name=name.lower(), config_cls=config_class, model_cls=model_class, prefix=model_class.prefix)
+    return True
+
+
+def _add_member(name: str) -> None:
+    member = str.__new__(PeftType, name)
+    member._name_ = name
+    member._value_ = name
+    PeftType._member_names_.append(name)
+    PeftType._member_map_[name] = member
+    PeftType._value2member_map_[name] = member
+    type.__setattr__(PeftType, name, member)
+
+
+def _refuse_namesake() -> None:
+    """Make `peft.KasaConfig`, an option of LoraConfig, say what it is when it is passed as a configuration."""
+
+    def refuse(self: object) -> str:
+        raise InputError(
+            "peft.KasaConfig was passed as the adapter configuration; it is an option of peft.LoraConfig and trains "
+            "PEFT's own KaSA. Use `from kasatune import KasaConfig`."
+        )
+
+    # get_peft_model reads this attribute first, and PEFT's KasaConfig has none of that name.
+    peft.KasaConfig.base_model_name_or_path = property(refuse)  # pyright: ignore[reportAttributeAccessIssue]

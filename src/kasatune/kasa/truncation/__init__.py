@@ -1,0 +1,1 @@
+"""The truncated triplets of base weights: computed, taken from a source, and kept in files."""

@@ -1,0 +1,1 @@
+"""The base model of a recipe: found, loaded, quantized and placed on a device."""

@@ -1,0 +1,1 @@
+"""Recipes: the schema, its validation, and the recipes that come with kasatune."""

@@ -1,0 +1,124 @@
+"""pydantic's errors as sentences that a user can act on: where, the value received, the limit, the remedy."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from kasatune.redaction import redacted
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from pydantic_core import ErrorDetails
+
+
+_LONGEST_VALUE = 60
+
+_LIMITS = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list of text",
+    "dict_type": "a mapping of `name: value`",
+    "model_type": "a section of `key: value` lines",
+    "greater_than": "a number above {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "a number below {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "literal_error": "{expected}",
+    "string_too_short": "text that is not empty",
+    "too_short": "a list of at least {min_length}",
+    "too_long": "a list of at most {max_length}",
+}
+
+
+def show(value: Any) -> str:
+    """`value` as the user wrote it, more or less, cut where it is long."""
+    text = redacted(json.dumps(value, default=str, ensure_ascii=False))  # before a cut hides what they are known by
+    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."
+
+
+def did_you_mean(wrong: object, right: Iterable[str]) -> str:
+    """` did you mean X?` for the nearest of `right`, or nothing where none is near."""
+    choices = list(right)
+    near = difflib.get_close_matches(str(wrong).lower(), choices, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def sentences(
+    errors: Iterable[ErrorDetails], values: Mapping[str, Any], sections: Mapping[str, type[BaseModel]]
+) -> dict[str, str]:
+    """One sentence for each faulty key, by its place "section.key", in the order of `errors`.
+
+    Args:
+        errors: of the recipe as a whole.
+        values: the sections as they were received.
+        sections: the model of each section.
+    """
+    by_place: dict[str, list[ErrorDetails]] = {}
+    for error in errors:
+        place = ".".join(str(part) for part in error["loc"][: 2 if error["loc"][0] in sections else 1])
+        by_place.setdefault(place, []).append(error)
+    return {place: f"{place}: {_sentence(place, group, values, sections)}" for place, group in by_place.items()}
+
+
+def _sentence(
+    place: str, group: list[ErrorDetails], values: Mapping[str, Any], sections: Mapping[str, type[BaseModel]]
+) -> str:
+    error = group[0]
+    section, _, key = place.partition(".")
+    if error["type"] == "extra_forbidden":
+        return _unknown(section, key, sections)
+    if error["type"] == "missing":
+        return "missing; " + _remedy(section, key, sections)
+    limits = list(dict.fromkeys(_limit(one) for one in group))
+    near = ""
+    if error["type"] == "literal_error":
+        near = did_you_mean(error["input"], _words(error.get("ctx", {}).get("expected", "")))
+    received = values[section][key] if key else values[section]
+    return f"{show(received)} received; must be {' or '.join(limits)}{near or '; ' + _remedy(section, key, sections)}"
+
+
+def _limit(error: ErrorDetails) -> str:
+    context = error.get("ctx", {})
+    if error["type"] == "string_type" and isinstance(error["loc"][-1], int):
+        return "a list of text"
+    if error["type"] == "value_error":
+        return str(context.get("error", error["msg"]))
+    template = _LIMITS.get(error["type"])
+    return template.format(**context) if template else error["msg"]
+
+
+def _words(expected: str) -> list[str]:
+    """The choices in pydantic's "'a', 'b' or 'c'"."""
+    return [part.strip(" '") for part in expected.replace(" or ", ", ").split(",")]
+
+
+def _remedy(section: str, key: str, sections: Mapping[str, type[BaseModel]]) -> str:
+    if not key:
+        return "write it as in `kasatune train --help`"
+    field = sections[section].model_fields[key]
+    if field.is_required():
+        return field.description or "it has no default"
+    if field.default is None:
+        return "leave it out, or write null, to do without"
+    return f"the default is {show(field.get_default(call_default_factory=True))}"
+
+
+def _unknown(section: str, key: str, sections: Mapping[str, type[BaseModel]]) -> str:
+    if not key:
+        home = next((name for name, model in sections.items() if section in model.model_fields), None)
+        if home:
+            return f"not a section; it is a key of {home}: write {home}.{section}"
+        names = [*sections, "output"]
+        return f"not a section of a recipe (they are {', '.join(names)}){did_you_mean(section, names)}"
+    keys = list(sections[section].model_fields)
+    home = next((name for name, model in sections.items() if key in model.model_fields), None)
+    if home:
+        return f"not a key of {section}; it is a key of {home}: write {home}.{key}"
+    near = did_you_mean(key, keys)
+    return f"not a key of {section}{near or '; its keys are ' + ', '.join(keys)}"

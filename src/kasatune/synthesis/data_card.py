@@ -1,0 +1,76 @@
+"""The data card of a synthesis: what the rows are, how they were made, and what to beware of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from kasatune.synthesis.recipe import SynthesisRecipe
+from kasatune.synthesis.teacher_prompts import SUBJECTS, Row
+
+_LONGEST = 600
+
+
+def data_card(recipe: SynthesisRecipe, report: Mapping[str, Any], first: Row) -> str:
+    """Markdown with the front matter of the hub's data cards.
+
+    Args:
+        recipe: of the synthesis.
+        report: what synthesis.json holds.
+        first: the row to show.
+    """
+    teacher, data = recipe.teacher, recipe.data
+    short = "" if report["rows"] >= data.count else f" ({data.count:,} were wanted)"
+    left_out = "".join(f"- {number:,} {reason}\n" for reason, number in report["left_out"].items()) or "- nothing\n"
+    shown = json.dumps({"instruction": _cut(first.instruction), "output": _cut(first.output)}, ensure_ascii=False)
+    return f"""---
+tags: [synthetic, instruction]
+---
+
+# {data.subject} rows written by {teacher.model}
+
+{report["rows"]:,} rows{short}, each an instruction and an output, made on {report["made"]} by `kasatune synthesize`.
+The kind of task: {data.describe or SUBJECTS[data.subject]}.
+
+**Nobody has read these rows.** A model wrote them: outputs may be wrong, biased or copied from what it was trained on.
+Whether they may be used to train another model is for the terms of the teacher and of the seeds to say.
+
+## How they were made
+
+- teacher: `{teacher.model}`{f" at {teacher.url}" if teacher.url else ""}, temperature {teacher.temperature:g}, \
+at most {teacher.max_tokens:,} tokens a reply
+- seeds: `{recipe.seeds.file}` (SHA-256 `{report["seeds_sha256"]}`), {recipe.seeds.shown} shown in each request, drawn \
+with the seed {data.seed}
+- {report["requests"]:,} requests for {data.per_request} rows each; {_tokens(report["cost"])}
+- a row was left out when its instruction, in lower case and without punctuation, was that of a seed or an earlier row,
+  or when its ROUGE-L F1 with one of them was {recipe.filter.similarity:g} or more
+
+Left out:
+
+{left_out}
+`recipe.yaml` is the recipe, `replies.jsonl` every request and reply. SHA-256 of `train.jsonl`: `{report["sha256"]}`.
+
+## A row
+
+```json
+{shown}
+```
+
+## Train on them
+
+```yaml
+task: {{name: instruction, train: train.jsonl, validation: 0.05}}
+```
+"""
+
+
+def _tokens(cost: Mapping[str, Any]) -> str:
+    told = f"{cost['prompt_tokens']:,} prompt tokens and {cost['completion_tokens']:,} completion tokens"
+    if cost["uncounted"]:
+        told += f", without {cost['uncounted']:,} replies whose tokens the server did not count"
+    return told if cost["money"] is None else f"{told}, {cost['money']:.2f} in all by the prices given"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."

@@ -1,0 +1,129 @@
+"""Recipes of `kasatune synthesize`: the teacher, the seeds, what is wanted and what is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kasatune.errors import RecipeError
+from kasatune.recipes.messages import sentences, show
+from kasatune.recipes.schema import Count, Rate, Text, apply_overrides
+from kasatune.recipes.yaml_io import dump_yaml, parse_yaml, read_recipe_text
+
+Subject = Literal["classification", "summarization", "coding", "closed_qa"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TeacherSection(_Section):
+    """The teacher, behind the OpenAI protocol; the key is read from OPENAI_API_KEY.
+
+    `rate` is requests a minute at most, `workers` requests at once; prices are for a million tokens.
+    """
+
+    model: Text = Field(description="name the teacher model as its server does")
+    url: Text | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    max_tokens: Count = 4096
+    rate: Annotated[float, Field(gt=0)] | None = None
+    workers: Annotated[int, Field(ge=1, le=256)] = 1
+    prompt_price: Rate | None = None
+    completion_price: Rate | None = None
+
+
+class SeedsSection(_Section):
+    """Rows to begin from, and how many of them each request shows."""
+
+    file: Text = Field(description="name a file of instruction rows")
+    shown: Annotated[int, Field(ge=1, le=20)] = 1
+
+
+class DataSection(_Section):
+    """What is wanted: `count` rows, `per_request` of them at once, from `max_requests` requests at most.
+
+    Without `max_requests`, four times as many as would do if every row were kept.
+    """
+
+    subject: Subject = Field(description="choose classification, summarization, coding or closed_qa")
+    describe: Text | None = None
+    count: Count = Field(description="say how many rows are wanted")
+    per_request: Annotated[int, Field(ge=1, le=100)] = 10
+    max_requests: Count | None = None
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+
+
+class FilterSection(_Section):
+    """What is left out: a row whose instruction has this ROUGE-L F1 or more with a seed's or an earlier row's."""
+
+    similarity: Annotated[float, Field(gt=0, le=1)] = 0.7
+
+
+SECTIONS: dict[str, type[BaseModel]] = {
+    "teacher": TeacherSection,
+    "seeds": SeedsSection,
+    "data": DataSection,
+    "filter": FilterSection,
+}
+
+
+class SynthesisRecipe(_Section):
+    """Everything that decides what is made."""
+
+    teacher: TeacherSection
+    seeds: SeedsSection
+    data: DataSection
+    filter: FilterSection
+
+
+def load_synthesis(path: Path, overrides: Sequence[str] = (), *, check_inputs: bool = False) -> SynthesisRecipe:
+    """The recipe in the YAML file `path`, changed by "section.key=value" overrides.
+
+    Args:
+        path: the file.
+        overrides: each with its value in YAML.
+        check_inputs: also look whether the file of seeds is there.
+
+    Raises:
+        RecipeError: every fault at once.
+    """
+    source = str(path)
+    try:
+        values = parse_yaml(read_recipe_text(path))
+    except ValueError as error:
+        if isinstance(error, RecipeError):
+            raise
+        raise RecipeError([str(error)], source) from error
+    if not isinstance(values, dict):
+        raise RecipeError([f"not a recipe: it holds {show(values)}; write sections such as `teacher:`"], source)
+    faults = apply_overrides(values, overrides)
+    values = {str(name): {} if value is None else value for name, value in values.items()}
+    for name in SECTIONS:
+        values.setdefault(name, {})
+    recipe = None
+    try:
+        recipe = SynthesisRecipe.model_validate(values)
+    except ValidationError as error:
+        faults += sentences(error.errors(include_url=False), values, SECTIONS).values()
+    if check_inputs:
+        faults += _missing(values)
+    if faults or recipe is None:
+        raise RecipeError(faults, source)
+    return recipe
+
+
+def to_yaml(recipe: SynthesisRecipe) -> str:
+    """`recipe` as YAML, every default filled in."""
+    return dump_yaml(recipe.model_dump())
+
+
+def _missing(values: Mapping[str, Any]) -> list[str]:
+    seeds = values.get("seeds")
+    name = seeds.get("file") if isinstance(seeds, Mapping) else None
+    if isinstance(name, str) and name and not Path(name).is_file():
+        return [f"seeds.file: {show(name)}: no such file; check the path (relative ones start at {Path.cwd()})"]
+    return []

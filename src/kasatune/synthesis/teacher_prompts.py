@@ -1,0 +1,106 @@
+"""What a teacher is asked for, and the rows that its reply holds."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kasatune.data.chat_rows import Chat, alpaca_message
+from kasatune.llm_client import Request
+from kasatune.synthesis.recipe import SynthesisRecipe
+
+SUBJECTS = {
+    "classification": "put a given text into one of the classes that the instruction names",
+    "summarization": "shorten a given text and keep what matters",
+    "coding": "write, explain or repair a piece of code",
+    "closed_qa": "answer a question from a given passage alone",
+}
+
+_SYSTEM = "You write training data for language models. You reply with JSON alone, without any words around it."
+_ASK = """Each task is of this kind: {kind}.
+
+Examples:
+{examples}
+
+Write {number} new tasks of the same kind and style, each about another subject than the examples and the others. \
+An instruction must hold everything that is needed, any passage or code included; an output must be complete and right.
+
+Reply with one JSON object in this form:
+{{"rows": [{{"instruction": "...", "output": "..."}}]}}"""
+_FENCED = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One new task and its answer."""
+
+    instruction: str
+    output: str
+
+
+def seed_request(recipe: SynthesisRecipe, seeds: Sequence[Chat], number: int) -> Request:
+    """The number-th request, from 0: which seeds it shows is drawn from the recipe's seed and the number."""
+    draw = random.Random(f"{recipe.data.seed} {number}")
+    chosen = draw.sample(range(len(seeds)), min(recipe.seeds.shown, len(seeds)))
+    examples = [{"instruction": seed_text(seeds[index]), "output": seeds[index][-1][1]} for index in sorted(chosen)]
+    content = _ASK.format(
+        kind=recipe.data.describe or SUBJECTS[recipe.data.subject],
+        examples="\n".join(json.dumps(example, ensure_ascii=False) for example in examples),
+        number=recipe.data.per_request,
+    )
+    return Request(
+        recipe.teacher.model,
+        (("system", _SYSTEM), ("user", content)),
+        recipe.teacher.temperature,
+        recipe.teacher.max_tokens,
+        seed=recipe.data.seed + number,
+    )
+
+
+def seed_text(chat: Chat) -> str:
+    """What the user says last."""
+    return next(text for role, text in reversed(chat) if role == "user")
+
+
+def rows_of(reply: str) -> tuple[list[Row], int] | None:
+    """The rows in a reply, and how many of its items are none; None where it holds no JSON of the form asked for.
+
+    Words and code fences around the JSON are passed over. An item is a row where it has an instruction and an output
+    that are texts and not empty; an `input` is put under the instruction.
+    """
+    content = _json_in(reply)
+    items = content.get("rows") if isinstance(content, dict) else content
+    if not isinstance(items, list):
+        return None
+    rows = [row for row in map(_row, items) if row is not None]
+    return rows, len(items) - len(rows)
+
+
+def _json_in(text: str) -> Any:
+    fenced = _FENCED.search(text)
+    candidates = [text, *([fenced[1]] if fenced else [])]
+    for begin, end in ("{}", "[]"):
+        first, last = text.find(begin), text.rfind(end)
+        if 0 <= first < last:
+            candidates.append(text[first : last + 1])
+    for candidate in candidates:
+        try:
+            return json.loads(candidate)
+        except (ValueError, RecursionError):
+            continue
+    return None
+
+
+def _row(item: Any) -> Row | None:
+    if not isinstance(item, dict):
+        return None
+    instruction, further, output = (item.get(name) for name in ("instruction", "input", "output"))
+    if not isinstance(instruction, str) or not isinstance(output, str) or not isinstance(further, str | None):
+        return None
+    if not instruction.strip() or not output.strip():
+        return None
+    return Row(alpaca_message(instruction.strip(), (further or "").strip()), output.strip())

@@ -1,0 +1,43 @@
+"""The collector rests while large libraries are imported, and works as before afterwards."""
+
+from __future__ import annotations
+
+import gc
+import sys
+
+import pytest
+
+from kasatune.cli.fast_import import large_libraries
+
+
+@pytest.fixture
+def without_torch(monkeypatch):
+    """A process that has not imported torch yet."""
+    import torch
+
+    assert torch
+    monkeypatch.delitem(sys.modules, "torch")
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_collector_rests_during_imports(enabled, without_torch):
+    if not enabled:
+        gc.disable()
+    try:
+        with pytest.raises(ImportError), large_libraries():
+            assert not gc.isenabled()
+            raise ImportError("no such library")
+        assert gc.isenabled() is enabled
+        assert gc.get_freeze_count() > 1000
+    finally:
+        gc.enable()
+
+
+def test_nothing_changes_where_torch_is_there(without_torch, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", sys)
+    before = gc.get_freeze_count()
+    with large_libraries():
+        assert gc.isenabled()
+    assert gc.get_freeze_count() == before

@@ -1,0 +1,99 @@
+"""Instruction rows in every form, and every fault of them."""
+
+import json
+
+import pytest
+
+from kasatune.data.chat_rows import read_chats
+from kasatune.errors import DataError
+from tests.shared_data import shared
+
+
+def rows_in(path):
+    return read_chats(path)[0]
+
+
+def write(path, rows):
+    path.write_text("\n".join(json.dumps(row) for row in rows) if path.suffix == ".jsonl" else json.dumps(rows))
+    return path
+
+
+CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+
+
+@pytest.mark.parametrize("ending", ["json", "jsonl"])
+def test_alpaca_rows(tmp_path, ending):
+    rows = [{"instruction": "Add", "input": "1 1", "output": "2"}, {"instruction": "Sing", "input": "", "output": "La"}]
+    assert rows_in(write(tmp_path / f"x.{ending}", rows)) == [
+        (("user", "Add\n\n1 1"), ("assistant", "2")),
+        (("user", "Sing"), ("assistant", "La")),
+    ]
+
+
+def test_alpaca_rows_need_no_input_and_may_be_a_table(tmp_path):
+    assert rows_in(write(tmp_path / "x.json", [{"instruction": "A", "output": "B"}])) == [
+        (("user", "A"), ("assistant", "B"))
+    ]
+    (tmp_path / "x.csv").write_text("output,instruction,other\nB,A,C\n")
+    assert rows_in(tmp_path / "x.csv") == [(("user", "A"), ("assistant", "B"))]
+    (tmp_path / "x.tsv").write_text("input\toutput\tinstruction\n\tB\tA\n")
+    assert rows_in(tmp_path / "x.tsv") == [(("user", "A"), ("assistant", "B"))]
+
+
+def test_messages(tmp_path):
+    system = {"role": "system", "content": "Be brief"}
+    rows = [{"messages": CHAT, "instruction": "not read"}, {"messages": [system, *CHAT, *CHAT]}]
+    read = rows_in(write(tmp_path / "x.jsonl", rows))
+    assert read[0] == (("user", "Hi"), ("assistant", "Hello"))
+    assert [role for role, _ in read[1]] == ["system", "user", "assistant", "user", "assistant"]
+
+
+def test_messages_in_parquet(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table({"messages": [CHAT], "id": [1]}), tmp_path / "x.parquet")
+    assert rows_in(tmp_path / "x.parquet") == [(("user", "Hi"), ("assistant", "Hello"))]
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ({"messages": []}, "a list is expected"),
+        ({"messages": "Hi"}, "a list is expected"),
+        ({"messages": CHAT[:1]}, "the assistant has the last word"),
+        ({"messages": CHAT[::-1]}, "take turns"),
+        ({"messages": [*CHAT, *CHAT[:1]]}, "take turns"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "take turns"),
+        ({"messages": [{"role": "tool", "content": "x"}, *CHAT]}, "message 1"),
+        ({"messages": [CHAT[0], {"role": "assistant", "content": " "}]}, "message 2"),
+        ({"messages": ["Hi", "Hello"]}, "message 1"),
+        ({"instruction": "", "output": "B"}, "column 'instruction': the text is missing"),
+        ({"instruction": "A", "output": None}, "column 'output': the text is missing"),
+        ({"instruction": "A", "output": 3}, "3 is no text"),
+        ({"instruction": "A", "input": 3, "output": "B"}, "3 is no text"),
+        ({"question": "A", "answer": "B"}, "the columns are 'question', 'answer'"),
+    ],
+)
+def test_faults_are_told_with_their_place(tmp_path, row, fault):
+    with pytest.raises(DataError, match=fault):
+        rows_in(write(tmp_path / "x.jsonl", [row]))
+
+
+def test_all_faults_are_told(tmp_path):
+    rows = [{"messages": CHAT}, {"messages": []}, {"messages": CHAT}, {"messages": CHAT[:1]}]
+    with pytest.raises(DataError, match=r"2 faults[\s\S]*row 2 \(line 2\)[\s\S]*row 4 \(line 4\)"):
+        rows_in(write(tmp_path / "x.jsonl", rows))
+
+
+@pytest.mark.parametrize(("name", "text"), [("x.json", "[]"), ("x.csv", "instruction,output\n"), ("x.jsonl", "\n")])
+def test_no_rows(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError):
+        rows_in(tmp_path / name)
+
+
+def test_stanford_alpaca():
+    chats, (note,) = read_chats(shared("instruct/alpaca_6000.json"))
+    assert len(chats) == 5997 and {len(chat) for chat in chats} == {2}
+    assert note.endswith("3 of 6,000 rows have an empty output and are left out, first row 3210")

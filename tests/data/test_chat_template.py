@@ -1,0 +1,85 @@
+"""Conversations as tokens: what is learnt, what is asked, and what a template may do."""
+
+import pytest
+from transformers import AutoTokenizer
+
+from kasatune.data.chat_template import encode_chats, prompt_of_chat
+from kasatune.data.prompt_rows import IGNORED
+from kasatune.errors import ModelError
+
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'user' %} say {{ m.content }} : {% elif m.role == 'system' %} # "
+    "{{ m.content }} {% else %}{{ m.content }} </s> {% endif %}{% endfor %}"
+)
+ONE = (("user", "red blue"), ("assistant", "one two"))
+TWO = (("system", "cafe"), *ONE, ("user", "green"), ("assistant", "three"))
+
+
+@pytest.fixture
+def tokenizer(llama):
+    found = AutoTokenizer.from_pretrained(llama)
+    found.chat_template = TEMPLATE
+    return found
+
+
+def read(tokenizer, ids):
+    return tokenizer.decode(ids)
+
+
+def learnt(tokenizer, row):
+    return tokenizer.decode([label for label in row["labels"] if label != IGNORED])
+
+
+def test_answers_and_their_ends_are_learnt_and_nothing_else(tokenizer):
+    one, two = encode_chats(tokenizer, [ONE, TWO], 64).rows
+    assert read(tokenizer, one["input_ids"]) == "say red blue : one two </s>"
+    assert learnt(tokenizer, one) == "one two </s>"
+    assert read(tokenizer, two["input_ids"]) == "# cafe say red blue : one two </s> say green : three </s>"
+    assert learnt(tokenizer, two) == "one two </s> three </s>"
+    assert [
+        IGNORED if label == IGNORED else token for token, label in zip(two["input_ids"], two["labels"], strict=True)
+    ] == two["labels"]
+    everything = encode_chats(tokenizer, [TWO], 64, "everything").rows[0]
+    assert everything["labels"] == everything["input_ids"] == two["input_ids"]
+
+
+def test_what_is_asked_is_what_stood_before_the_answer(tokenizer):
+    row = encode_chats(tokenizer, [TWO], 64).rows[0]
+    for messages in (TWO[:2], TWO[:4]):
+        asked = prompt_of_chat(tokenizer, messages)
+        assert row["input_ids"][: len(asked)] == asked and row["labels"][len(asked) - 1] == IGNORED
+        assert row["labels"][len(asked)] != IGNORED
+
+
+def test_a_model_without_a_template_gets_a_plain_one(tokenizer):
+    tokenizer.chat_template = None
+    row = encode_chats(tokenizer, [TWO], 64).rows[0]
+    text = read(tokenizer, row["input_ids"])
+    assert text.startswith("<s> cafe ### <unk> red blue ### <unk> one two</s>") or "one two" in text
+    assert row["input_ids"][0] == tokenizer.bos_token_id and row["input_ids"].count(tokenizer.bos_token_id) == 1
+    asked = prompt_of_chat(tokenizer, TWO[:4])
+    assert row["input_ids"][: len(asked)] == asked
+
+
+def test_a_long_row_keeps_an_answer_to_learn(tokenizer):
+    long = (("user", "red " * 30), ("assistant", "one two three one"))
+    examples = encode_chats(tokenizer, [ONE, long, (ONE[0], ("assistant", "one " * 30))], 12)
+    assert examples.truncated == {1, 2} and [len(row["input_ids"]) for row in examples.rows] == [7, 12, 12]
+    assert learnt(tokenizer, examples.rows[1]) == "one two three one </s>"
+    assert learnt(tokenizer, examples.rows[2]) == "one " * 7 + "one"
+    assert read(tokenizer, examples.rows[2]["input_ids"]).startswith("say red blue :")
+
+
+def test_a_template_that_refuses_is_told_with_its_words(tokenizer):
+    tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}x"
+    with pytest.raises(ModelError, match="no system role"):
+        encode_chats(tokenizer, [TWO], 64)
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer):
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if loop.last or m.role == 'user' %}{{ m.content }} {% endif %}{% endfor %}"
+    )
+    assert encode_chats(tokenizer, [ONE], 64).rows
+    with pytest.raises(ModelError, match="earlier turns"):
+        encode_chats(tokenizer, [TWO], 64)

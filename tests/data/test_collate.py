@@ -1,0 +1,33 @@
+"""A padded batch is the one that transformers makes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoTokenizer, DataCollatorWithPadding
+
+from kasatune.data.collate import PaddedBatch
+from kasatune.data.tokenize import encode
+
+TEXTS = ["good fine bad", "bad", "good " * 9]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("second", [None, ["sad", "nice " * 5, ""]])
+@pytest.mark.parametrize("labels", [None, [2, 0, 1], [0.5, -100.0, 3.0]])
+def test_a_batch_is_that_of_transformers(bert, side, second, labels):
+    tokenizer = AutoTokenizer.from_pretrained(bert, padding_side=side)
+    rows = encode(tokenizer, TEXTS, second, labels, 8).rows
+    expected = DataCollatorWithPadding(tokenizer, padding="longest")([dict(row) for row in rows])
+    found = PaddedBatch(tokenizer)(rows)
+    assert set(found) == set(expected)
+    for key, tensor in expected.items():
+        assert found[key].dtype == tensor.dtype and torch.equal(found[key], tensor)
+
+
+def test_what_else_a_tokenizer_gives_is_padded_by_transformers(bert):
+    tokenizer = AutoTokenizer.from_pretrained(bert)
+    rows = [dict(tokenizer(text, return_special_tokens_mask=True)) for text in TEXTS]
+    batch = PaddedBatch(tokenizer)(rows)
+    assert batch["special_tokens_mask"].shape == batch["input_ids"].shape
+    assert batch["special_tokens_mask"][1].tolist()[-1] == 1

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from kasatune.data.collate import PaddedBatch
+from kasatune.data.tokenize import encode
+from kasatune.errors import DivergedError
+from kasatune.evaluation.scoring import answers, logits, score
+from kasatune.models.load import load_base
+from kasatune.recipes.schema import ModelSection
+from kasatune.training.callback import is_better
+from tests.toys import rows
+
+
+@pytest.fixture(scope="module")
+def base(bert):
+    section = ModelSection(name=str(bert))
+    return load_base(section, kind="classification", label_names=("a", "b", "c"), seed=0, max_length=32)
+
+
+def test_logits_come_in_the_order_of_the_rows_whatever_shares_a_batch(base):
+    texts = [text for text, _ in rows(11, 2, seed=5)]
+    examples = encode(base.tokenizer, texts, None, None, 32)
+    one_by_one = []
+    with torch.no_grad():
+        for text in texts:
+            one_by_one.append(base.model(**base.tokenizer(text, return_tensors="pt")).logits[0].numpy())
+    for size in (1, 4, 64):
+        found = logits(base.model, examples, PaddedBatch(base.tokenizer), size)
+        np.testing.assert_allclose(found, np.stack(one_by_one), atol=1e-5)
+
+
+def test_evaluating_leaves_the_mode_and_the_random_state_as_they_were(base):
+    base.model.train()
+    before = torch.get_rng_state()
+    logits(base.model, encode(base.tokenizer, ["good"], None, None, 8), PaddedBatch(base.tokenizer), 1)
+    assert base.model.training
+    assert torch.equal(torch.get_rng_state(), before)
+    base.model.eval()
+
+
+def test_pairs_are_cut_to_the_length_and_the_cut_rows_are_known(base):
+    first, second = ["good " * 3, "bad " * 20], ["nice", "sad " * 20]
+    examples = encode(base.tokenizer, first, second, [1, 0], 10)
+    assert [len(row["input_ids"]) for row in examples] == [7, 10]
+    assert examples.truncated == {1}
+    assert examples.labels == [1, 0]
+    assert set(examples[0]["token_type_ids"]) == {0, 1}
+    tail = base.tokenizer.convert_ids_to_tokens(examples[1]["input_ids"])
+    assert {"bad", "sad"} < set(tail), "the longer text is cut first, not the second one away"
+
+
+def test_scores_are_those_of_the_logits():
+    values = np.array([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]], dtype=np.float32)
+    found = score(values, [0, 1, 1], "classification", ["accuracy"])
+    assert found.metrics["accuracy"] == pytest.approx(2 / 3)
+    expected = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-1)) + math.log(1 + math.exp(3))) / 3
+    assert found.metrics["loss"] == pytest.approx(expected, rel=1e-6)
+    assert found.predictions == [0, 1, 0]
+    assert [sum(row) for row in found.scores] == pytest.approx([1, 1, 1])
+
+
+def test_a_regressions_scores_are_its_numbers():
+    found = score(np.array([[1.0], [2.0], [4.0]], dtype=np.float32), [1.0, 2.0, 3.0], "regression", ["pearson"])
+    assert found.metrics["loss"] == pytest.approx(1 / 3)
+    assert found.metrics["pearson"] == pytest.approx(float(np.corrcoef([1, 2, 4], [1, 2, 3])[0, 1]))
+    assert found.predictions == found.scores == [1.0, 2.0, 4.0]
+    assert answers(np.array([[7.0]]), "regression") == ([7.0], [7.0])
+
+
+def test_logits_that_are_not_finite_have_no_score():
+    with pytest.raises(DivergedError):
+        score(np.array([[float("nan"), 0.0]], dtype=np.float32), [0], "classification", ["accuracy"])
+
+
+@pytest.mark.parametrize(
+    ("value", "best", "primary", "better"),
+    [
+        (0.6, 0.5, "accuracy", True),
+        (0.5, 0.5, "accuracy", False),
+        (0.4, 0.5, "accuracy", False),
+        (0.4, 0.5, "mse", True),
+        (0.6, 0.5, "loss", False),
+        (math.nan, 0.5, "accuracy", False),
+        (-0.5, math.nan, "pearson", True),
+        (math.nan, math.nan, "pearson", False),
+    ],
+)
+def test_an_epoch_is_the_best_when_its_primary_score_is(value, best, primary, better):
+    assert is_better({primary: value}, {primary: best}, primary) is better
+    assert is_better({primary: value}, None, primary)

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from kasatune.io.library_noise import quiet
+from kasatune.metrics import regression_scores
+from kasatune.runs.provenance import deterministic_words
+from kasatune.training.train import train
+from tests.toys import Recorder, make_recipe
+
+
+def test_warnings_of_kasatune_are_told_once_and_no_others():
+    told = []
+    with quiet(told.append):
+        for _ in range(2):
+            regression_scores(["pearson"], [1.0, 1.0], [1.0, 2.0])
+            warnings.warn("of another library", stacklevel=1)
+    assert len(told) == 1
+    assert "pearson is undefined" in told[0]
+
+
+def test_without_a_listener_they_are_python_warnings():
+    with pytest.warns(UserWarning, match="pearson is undefined") as found, quiet():
+        regression_scores(["pearson"], [1.0, 1.0], [1.0, 2.0])
+        warnings.warn("of another library", stacklevel=1)
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("warning", "operation"),
+    [
+        ("foo_cuda does not have a deterministic implementation, but you set ...", "foo_cuda"),
+        ("Flash Attention defaults to a non-deterministic algorithm. To explicitly enable ...", "Flash Attention"),
+        (
+            "Memory Efficient attention defaults to a non-deterministic algorithm. To explicitly ...",
+            "Memory Efficient attention",
+        ),
+        (
+            "Deterministic behavior was enabled with either `torch.use_deterministic_algorithms(True)` ..., but "
+            "this operation is not deterministic because it uses CuBLAS and you have CUDA >= 10.2.",
+            "CuBLAS",
+        ),
+    ],
+)
+def test_what_is_not_deterministic_is_told_once_in_our_words_and_recorded(monkeypatch, warning, operation):
+    monkeypatch.setattr("kasatune.io.library_noise._warned_of", {})
+    assert "that it warned of (none)" in deterministic_words()
+    told = []
+    with quiet(told.append):
+        for _ in range(2):
+            warnings.warn(warning, stacklevel=1)
+    assert told == [
+        f"{operation} is not deterministic on this device: made again, the run may differ in its last digits"
+    ]
+    assert f"that it warned of ({operation})" in deterministic_words()
+
+
+def test_why_no_gpu_is_used_is_told_without_the_place_in_torch():
+    told = []
+    with quiet(told.append):
+        warnings.warn(
+            "CUDA initialization: The NVIDIA driver on your system is too old (found version 11040). Please update it. "
+            "(Triggered internally at /pytorch/c10/cuda/CUDAFunctions.cpp:119.)",
+            stacklevel=1,
+        )
+    assert told == [
+        "no GPU is used: The NVIDIA driver on your system is too old (found version 11040). Please update it."
+    ]
+
+
+def test_a_new_process_is_hushed_before_it_imports_what_speaks():
+    module = "kasatune.experiments.compare.worker_start"
+    code = f"import sys, {module}; print(sorted({{'torch', 'transformers', 'peft'}} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_settings_are_put_back():
+    from transformers.utils import logging
+
+    before = (logging.get_verbosity(), logging.is_progress_bar_enabled(), warnings.showwarning)
+    with pytest.raises(KeyError), quiet():
+        assert not logging.is_progress_bar_enabled()
+        raise KeyError
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled(), warnings.showwarning) == before
+
+
+def test_what_the_method_warns_of_reaches_the_display(bert, tmp_path):
+    display = Recorder()
+    method = {"truncation": "fold"}
+    recipe = make_recipe(bert, tmp_path, method=method, model_options={"dtype": "bfloat16"}, epochs=1)
+    train(recipe, tmp_path / "run", display=display)
+    assert any("rounding W - tail loses" in text for text in display.messages)

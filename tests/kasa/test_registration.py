@@ -1,0 +1,65 @@
+"""KASA is known to PEFT whatever is imported first, and PEFT still is what the registration assumes."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+
+import peft
+import pytest
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.utils import PeftType
+
+import kasatune
+from kasatune.errors import InputError
+from kasatune.kasa.registration import register
+from tests.kasa.models import bert
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("order", ["import kasatune, peft", "import peft, kasatune"])
+def test_either_import_order_registers_the_type(order):
+    assert run(
+        f"{order}; print(peft.PeftType('KASA').value, peft.PeftType.KASA in peft.PEFT_TYPE_TO_CONFIG_MAPPING)"
+    ) == ("KASA True")
+
+
+def test_importing_kasatune_alone_imports_neither_torch_nor_peft():
+    assert run("import kasatune, sys; print(sorted({'torch', 'peft', 'transformers'} & set(sys.modules)))") == "[]"
+
+
+def test_peft_still_has_the_enum_tables_that_the_registration_extends():
+    for table in ("_member_names_", "_member_map_", "_value2member_map_"):
+        assert hasattr(PeftType, table), f"PEFT {peft.__version__}: the enum has no {table}"
+    assert PeftType("KASA") is PeftType["KASA"] is PeftType.KASA
+    assert PeftType.KASA in list(PeftType)
+    assert PEFT_TYPE_TO_CONFIG_MAPPING[PeftType.KASA] is kasatune.KasaConfig
+    assert PEFT_TYPE_TO_TUNER_MAPPING[PeftType.KASA].prefix == "kasa_"
+
+
+def test_bottleneck_adapters_are_known_to_peft_too():
+    code = "import kasatune, peft; print(peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType('BOTTLENECK')].__name__)"
+    assert run(code) == "BottleneckConfig"
+    assert PEFT_TYPE_TO_TUNER_MAPPING[PeftType("BOTTLENECK")].prefix == "bottleneck_"
+
+
+def test_registering_twice_changes_nothing():
+    before = list(PeftType)
+    register()
+    assert list(PeftType) == before
+
+
+def test_configuration_survives_pickling():
+    config = kasatune.KasaConfig(r=3, target_modules=["query"])
+    assert pickle.loads(pickle.dumps(config)) == config
+
+
+def test_pefts_namesake_is_refused_with_the_right_import():
+    with pytest.raises(InputError, match="from kasatune import KasaConfig"):
+        peft.get_peft_model(bert(), peft.KasaConfig())
