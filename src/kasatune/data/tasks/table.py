@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 TaskKind = Literal["classification", "regression", "generation"]
+EngineName = Literal["trainer", "sft"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class TaskInfo:
         paper_metric: the score that the KaSA paper reports for this task; None where the paper does not use it.
         source: where the rows come from.
         decoding: defaults of the recipe's section `generation`, where they differ from the section's own.
+        engine: what trains a run on this task: "trainer" (transformers' Trainer) or "sft" (TRL's SFTTrainer).
     """
 
     name: str
@@ -34,6 +36,7 @@ class TaskInfo:
     paper_metric: str | None
     source: str
     decoding: Mapping[str, Any] = field(default_factory=dict)
+    engine: EngineName = "trainer"
 
     @property
     def headline(self) -> str:
@@ -158,6 +161,7 @@ _ROWS = (
         None,
         f"{_OWN}; or hub:NAME:SPLIT",
         {"max_new_tokens": 256},
+        engine="sft",
     ),
 )
 
