@@ -28,7 +28,7 @@ OTHERS = {
     "page.css": "the style sheet of report.html, light and dark",
     "comparison.html": "the template of a comparison's report.html",
     "comparison.css": "what its style sheet has beside that of a run",
-    "unrelated.txt": "plain sentences to measure forgetting on",
+    "unrelated_sentences.txt": "plain sentences to measure forgetting on",
     "card.md": "the template of a run's README.md",
     "adapter_card.md": "the template of an adapter's README.md",
     "py.typed": "tells type checkers that the package is typed",

@@ -25,7 +25,7 @@ from kasatune.adapters.parity_report import CERTIFICATE, describe_base, output_p
 from kasatune.adapters.storage import AdapterFiles, file_sha256, read_header, read_json, read_tensors
 from kasatune.errors import CheckError, InputError, KasatuneError
 from kasatune.evaluation.recompute import is_run, recomputed
-from kasatune.experiments.compare.verify import is_comparison, verified
+from kasatune.experiments.compare.verify_comparison import is_comparison, verified
 from kasatune.io.library_noise import quiet
 
 if TYPE_CHECKING:

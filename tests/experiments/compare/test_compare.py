@@ -18,9 +18,9 @@ from kasatune.data.tasks import load_task
 from kasatune.data.tokenize import encode
 from kasatune.errors import InputError, OutputError
 from kasatune.experiments.compare.compare import gather_finished
-from kasatune.experiments.compare.shared import Shared
+from kasatune.experiments.compare.process_cache import Shared
+from kasatune.experiments.compare.run_store import open_index
 from kasatune.experiments.compare.spec import Search
-from kasatune.experiments.compare.store import open_index
 from kasatune.methods.lora import Lora
 from kasatune.training.train import train
 from tests.experiments.compare.toys import folders, index_of, make_toy_request, run, scores
@@ -232,7 +232,7 @@ def test_the_report_of_a_comparison_that_is_under_way_counts_what_is_there(done,
 def test_rows_and_tokens_are_made_once(done, bert, tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(
-        "kasatune.experiments.compare.shared.load_task", lambda task: calls.append("rows") or load_task(task)
+        "kasatune.experiments.compare.process_cache.load_task", lambda task: calls.append("rows") or load_task(task)
     )
     monkeypatch.setattr("kasatune.evaluation.task_model.encode", lambda *a: calls.append("tokens") or encode(*a))
     monkeypatch.setattr("kasatune.experiments.compare.executors._SHARED", None)

@@ -8,9 +8,15 @@ import pytest
 
 from kasatune.data.tasks import load_task
 from kasatune.errors import InputError, RecipeError
-from kasatune.experiments.compare.holdout import search_data
+from kasatune.experiments.compare.hyperparameter_search import (
+    OptunaSearch,
+    at_the_edge,
+    best_trial,
+    fixed_trials,
+    search_space,
+)
 from kasatune.experiments.compare.run_id import make_job
-from kasatune.experiments.compare.search import OptunaSearch, at_the_edge, best_trial, fixed_trials, search_space
+from kasatune.experiments.compare.search_holdout import search_data
 from kasatune.experiments.compare.spec import SEARCH_SEED, Search, make_request
 from kasatune.experiments.compare.variants import parse_seeds, parse_variants
 from tests.toys import make_recipe

@@ -9,8 +9,8 @@ import pytest
 
 from kasatune.data.tasks.table import TASKS
 from kasatune.experiments.compare.variants import parse_variants
-from kasatune.experiments.reproduce.figures import AVERAGE
-from kasatune.experiments.reproduce.tables import EXPERIMENTS
+from kasatune.experiments.reproduce.published.catalogue import EXPERIMENTS
+from kasatune.experiments.reproduce.published.schema import AVERAGE
 from kasatune.methods.table import METHODS
 from kasatune.recipes.catalogue import find_recipe
 from kasatune.recipes.schema import load_recipe
@@ -66,7 +66,7 @@ def test_the_recipes_have_the_settings_of_the_authors_logs():
 
 def test_the_figures_import_nothing_heavy():
     code = (
-        "import sys; import kasatune.experiments.reproduce.tables; "
+        "import sys; import kasatune.experiments.reproduce.published.catalogue; "
         "print([name for name in ('torch', 'transformers', 'peft', 'pandas') if name in sys.modules])"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

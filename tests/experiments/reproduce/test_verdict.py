@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kasatune.experiments.reproduce.figures import Figure, Log
+from kasatune.experiments.reproduce.published.schema import Figure, Log
 from kasatune.experiments.reproduce.verdict import RULE, judge
 
 PRINTED = (86.25, 86.35)  # what is printed as 86.3

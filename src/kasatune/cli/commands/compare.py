@@ -149,7 +149,7 @@ def _workers(text: str) -> int | str:
 
 
 def _plan(request: Request, out: Path, threads: int, workers: int | str) -> dict[str, Any]:
-    from kasatune.experiments.compare.forecast import forecast
+    from kasatune.experiments.compare.runtime_forecast import forecast
 
     return forecast(request, out, threads=threads, workers=workers)
 

@@ -64,9 +64,9 @@ def command(
     without them the runs are trained and answer, and their grades are missing.
     """
     from kasatune.experiments.compare.variants import parse_seeds
-    from kasatune.experiments.reproduce.cases import make_request
-    from kasatune.experiments.reproduce.judged import Judging
-    from kasatune.experiments.reproduce.tables import find_experiment
+    from kasatune.experiments.reproduce.judge_scores import Judging
+    from kasatune.experiments.reproduce.published.catalogue import find_experiment
+    from kasatune.experiments.reproduce.spec import make_request
     from kasatune.llm_client import Endpoint
 
     experiment = find_experiment(name)
@@ -102,7 +102,7 @@ def command(
 def _reproduce(request: Any, place: Path) -> dict[str, Any]:
     from kasatune.cli.progress_bar import make_display
     from kasatune.cli.run_summary import write_pages
-    from kasatune.experiments.reproduce.run_missing import reproduce
+    from kasatune.experiments.reproduce.reproduce import reproduce
     from kasatune.reports.reproduction import markdown
     from kasatune.runs.directory import write_json, write_text
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from kasatune.errors import InputError, KasatuneError
 from kasatune.evaluation.task_model import deterministic
-from kasatune.experiments.compare.cell import Cell
 from kasatune.experiments.compare.executors import make_pool, shared_here
+from kasatune.experiments.compare.method_on_task import Cell
+from kasatune.experiments.compare.process_cache import Shared
 from kasatune.experiments.compare.results import gather
-from kasatune.experiments.compare.scheduler import Engine
-from kasatune.experiments.compare.shared import Shared
+from kasatune.experiments.compare.resumable_scheduler import Engine
+from kasatune.experiments.compare.run_store import RUNS, open_folder, open_index
 from kasatune.experiments.compare.spec import Request
-from kasatune.experiments.compare.store import RUNS, open_folder, open_index
 from kasatune.io.library_noise import quiet
 from kasatune.training.plan import require_feasible
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kasatune.errors import WorkError
+from kasatune.experiments.compare.execute_run import do
+from kasatune.experiments.compare.process_cache import Shared
 from kasatune.experiments.compare.run_id import Job
-from kasatune.experiments.compare.shared import Shared
-from kasatune.experiments.compare.worker import do
-from kasatune.experiments.compare.worker_start import begin
+from kasatune.experiments.compare.worker_process import begin
 
 _SHARED: Shared | None = None
 

@@ -23,7 +23,7 @@ from kasatune.io.library_noise import quiet
 from kasatune.models.load import Base, find_model
 from kasatune.recipes.schema import ModelSection
 
-_TEXT = Path(__file__).with_name("unrelated.txt")
+_TEXT = Path(__file__).with_name("unrelated_sentences.txt")
 _MASKED_SHARE = 0.15
 _SEED = 20_250
 _BATCH = 16

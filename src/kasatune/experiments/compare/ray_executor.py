@@ -91,8 +91,8 @@ class RayPool:
 
 def _do_there(job: Job, threads: int, keep_adapters: bool) -> Files:
     """The files of a finished run, by their path in its folder."""
+    from kasatune.experiments.compare.execute_run import do
     from kasatune.experiments.compare.executors import shared_here
-    from kasatune.experiments.compare.worker import do
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / do(job, Path(place), shared_here(), threads=threads, keep_adapters=keep_adapters)
@@ -100,7 +100,7 @@ def _do_there(job: Job, threads: int, keep_adapters: bool) -> Files:
 
 
 def _unpack(files: Files, runs: Path, run_id: str) -> None:
-    from kasatune.experiments.compare.store import unfinished_folder
+    from kasatune.experiments.compare.run_store import unfinished_folder
 
     folder = unfinished_folder(runs, run_id)
     for name, content in files.items():

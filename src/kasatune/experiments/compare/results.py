@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from kasatune.experiments.compare.cell import Cell, fitted
-from kasatune.experiments.compare.scheduler import Progress
-from kasatune.experiments.compare.search import at_the_edge
+from kasatune.experiments.compare.hyperparameter_search import at_the_edge
+from kasatune.experiments.compare.method_on_task import Cell, fitted
+from kasatune.experiments.compare.resumable_scheduler import Progress
+from kasatune.experiments.compare.run_store import Finished
+from kasatune.experiments.compare.significance import compare_to_reference, count_tasks, overall
 from kasatune.experiments.compare.spec import PROTOCOLS, Request
-from kasatune.experiments.compare.statistics import compare_to_reference, count_tasks, overall
-from kasatune.experiments.compare.store import Finished
 from kasatune.io.environment import processor, versions
 from kasatune.methods.table import METHODS
 from kasatune.metrics import classification_scores, regression_scores

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kasatune.errors import InputError
-from kasatune.experiments.reproduce.figures import Experiment
+from kasatune.experiments.reproduce.published.schema import Experiment
 from kasatune.recipes.checks import FILE_KINDS
 
 

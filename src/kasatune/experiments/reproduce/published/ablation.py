@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from kasatune.experiments.reproduce.figures import Experiment, Figure, PaperModel
 from kasatune.experiments.reproduce.published.glue import GLUE, METRICS
+from kasatune.experiments.reproduce.published.schema import Experiment, Figure, PaperModel
 
 _TASKS = ("mrpc", "cola", "rte")
 TRUNCATED = "kasa:sigma=one:beta=0:gamma=0"

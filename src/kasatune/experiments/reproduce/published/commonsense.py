@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kasatune.experiments.reproduce.figures import AVERAGE, Experiment, Figure, Log, PaperModel
+from kasatune.experiments.reproduce.published.schema import AVERAGE, Experiment, Figure, Log, PaperModel
 
 TASKS = ("boolq", "piqa", "social_i_qa", "hellaswag", "winogrande", "arc-easy", "arc-challenge", "openbookqa")
 _UNKNOWN = "beta and gamma of the published run are not known; the recipe has kasatune's defaults"

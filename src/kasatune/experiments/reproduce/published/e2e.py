@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kasatune.experiments.reproduce.figures import Experiment, Figure, PaperModel
+from kasatune.experiments.reproduce.published.schema import Experiment, Figure, PaperModel
 
 _METRICS = ("bleu", "nist", "meteor_exact_stem", "rouge_l", "cider")
 _KASA = "Table 3; KaSA's numbers were not found"

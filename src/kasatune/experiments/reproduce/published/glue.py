@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kasatune.experiments.reproduce.figures import AVERAGE, Experiment, Figure, Log, PaperModel
+from kasatune.experiments.reproduce.published.schema import AVERAGE, Experiment, Figure, Log, PaperModel
 
 METRICS = {
     "cola": "matthews_correlation",

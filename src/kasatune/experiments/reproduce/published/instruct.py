@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kasatune.experiments.reproduce.figures import Experiment, Figure, Judged, PaperModel
+from kasatune.experiments.reproduce.published.schema import Experiment, Figure, Judged, PaperModel
 
 MT_BENCH = "mt-bench"
 # The published set of each task, LlamaDuo's; MT-Bench follows on Alpaca, which the recipes name.

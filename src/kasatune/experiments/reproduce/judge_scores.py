@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from kasatune.errors import InputError
-from kasatune.experiments.reproduce.figures import Experiment, Judged
-from kasatune.experiments.reproduce.measured import Measured
+from kasatune.experiments.reproduce.measured_scores import Measured
+from kasatune.experiments.reproduce.published.schema import Experiment, Judged
 from kasatune.llm_client import Endpoint, Prices, require_endpoint
 from kasatune.metrics.resampling import resampled_scores
 from kasatune.runs.directory import JUDGE

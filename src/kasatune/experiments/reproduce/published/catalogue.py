@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kasatune.errors import InputError
-from kasatune.experiments.reproduce.figures import Experiment
 from kasatune.experiments.reproduce.published.ablation import ABLATION
 from kasatune.experiments.reproduce.published.commonsense import COMMONSENSE
 from kasatune.experiments.reproduce.published.e2e import E2E
 from kasatune.experiments.reproduce.published.glue import GLUE
 from kasatune.experiments.reproduce.published.instruct import INSTRUCT
+from kasatune.experiments.reproduce.published.schema import Experiment
 from kasatune.recipes.messages import did_you_mean
 
 EXPERIMENTS: Mapping[str, Experiment] = {one.name: one for one in (GLUE, E2E, INSTRUCT, COMMONSENSE, ABLATION)}

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kasatune.experiments.compare.cell import Cell, Steps
 from kasatune.experiments.compare.executors import Pool
+from kasatune.experiments.compare.method_on_task import Cell, Steps
 from kasatune.experiments.compare.run_id import Job
-from kasatune.experiments.compare.store import Finished, Index, read_run
+from kasatune.experiments.compare.run_store import Finished, Index, read_run
 
 
 @dataclass

@@ -9,9 +9,9 @@ from typing import Any
 
 from kasatune.errors import InputError
 from kasatune.experiments.compare.variants import Variant, parse_variants
-from kasatune.experiments.reproduce.figures import Experiment, PaperModel
-from kasatune.experiments.reproduce.judged import Judging, check_judging
+from kasatune.experiments.reproduce.judge_scores import Judging, check_judging
 from kasatune.experiments.reproduce.local_data import local_data
+from kasatune.experiments.reproduce.published.schema import Experiment, PaperModel
 from kasatune.recipes.schema import Recipe, load_recipe
 
 RUNS = "runs"

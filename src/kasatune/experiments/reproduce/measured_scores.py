@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from kasatune.evaluation.multiple_choice import right
-from kasatune.experiments.reproduce.splits import split_file
+from kasatune.experiments.reproduce.extra_split_scores import split_file
 from kasatune.metrics.intervals import bootstrap_interval
 from kasatune.metrics.resampling import resampled_scores, seeds_and_rows_interval
 from kasatune.runs.directory import HISTORY, PREDICTIONS, History, read_metrics

@@ -10,9 +10,9 @@ from typing import Any
 
 from kasatune.errors import InputError
 from kasatune.evaluation.recompute import Line
+from kasatune.experiments.compare.hyperparameter_search import best_trial
 from kasatune.experiments.compare.run_id import digest
-from kasatune.experiments.compare.search import best_trial
-from kasatune.experiments.compare.store import COMPARISON, RUNS, Finished, read_run
+from kasatune.experiments.compare.run_store import COMPARISON, RUNS, Finished, read_run
 from kasatune.metrics import classification_scores, regression_scores
 from kasatune.metrics.intervals import bootstrap_interval
 from kasatune.runs.directory import PREDICTIONS, finite

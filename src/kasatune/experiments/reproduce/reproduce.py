@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from kasatune.errors import KasatuneError, OutputError, WorkError
-from kasatune.experiments.reproduce.cases import RUNS, Case, Request
-from kasatune.experiments.reproduce.judged import Progress, judge_answers
-from kasatune.experiments.reproduce.rows import Outcomes, content, grades_of
-from kasatune.experiments.reproduce.splits import FOLDER, score_splits
+from kasatune.experiments.reproduce.extra_split_scores import FOLDER, score_splits
+from kasatune.experiments.reproduce.judge_scores import Progress, judge_answers
+from kasatune.experiments.reproduce.results import Outcomes, content, grades_of
+from kasatune.experiments.reproduce.spec import RUNS, Case, Request
 from kasatune.io.reporter import Display
 from kasatune.runs.directory import check_output, check_place, is_finished, remove
 

@@ -7,10 +7,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kasatune.data.task_data import TaskData
+from kasatune.experiments.compare.hyperparameter_search import (
+    OptunaSearch,
+    Settings,
+    best_trial,
+    fixed_trials,
+    search_space,
+)
 from kasatune.experiments.compare.run_id import Job, make_job
-from kasatune.experiments.compare.search import OptunaSearch, Settings, best_trial, fixed_trials, search_space
+from kasatune.experiments.compare.run_store import Finished
 from kasatune.experiments.compare.spec import SEARCH_SEED, Request, Task, is_fitted
-from kasatune.experiments.compare.store import Finished
 from kasatune.experiments.compare.variants import Variant
 from kasatune.training.callback import LOWER_IS_BETTER
 

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from kasatune.evaluation.task_model import prepare_training
-from kasatune.experiments.compare.cell import Cell, fitted
 from kasatune.experiments.compare.compare import make_cells
 from kasatune.experiments.compare.executors import shared_here
-from kasatune.experiments.compare.scheduler import Engine
-from kasatune.experiments.compare.shared import Shared
+from kasatune.experiments.compare.method_on_task import Cell, fitted
+from kasatune.experiments.compare.process_cache import Shared
+from kasatune.experiments.compare.resumable_scheduler import Engine
+from kasatune.experiments.compare.run_store import RUNS, Finished
 from kasatune.experiments.compare.spec import Request
-from kasatune.experiments.compare.store import RUNS, Finished
 from kasatune.io.library_noise import quiet
 from kasatune.training.trainer import mean_loss
 

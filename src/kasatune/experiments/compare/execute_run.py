@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from kasatune.errors import DivergedError, InputError, KasatuneError
+from kasatune.experiments.compare.process_cache import FOLDERS, Shared
 from kasatune.experiments.compare.run_id import Job
-from kasatune.experiments.compare.shared import FOLDERS, Shared
-from kasatune.experiments.compare.store import publish, unfinished_folder
+from kasatune.experiments.compare.run_store import publish, unfinished_folder
 from kasatune.kasa.truncation.cache import FOLDER
 from kasatune.runs.directory import WORK, remove
 from kasatune.training.train import train

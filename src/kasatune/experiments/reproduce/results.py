@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kasatune.experiments.reproduce.cases import Request
-from kasatune.experiments.reproduce.figures import AVERAGE, Figure, Judged, scale
-from kasatune.experiments.reproduce.judged import grades, measure_judged
-from kasatune.experiments.reproduce.measured import Measured, average, difference, measure
+from kasatune.experiments.reproduce.judge_scores import grades, measure_judged
+from kasatune.experiments.reproduce.measured_scores import Measured, average, difference, measure
+from kasatune.experiments.reproduce.published.schema import AVERAGE, Figure, Judged, scale
+from kasatune.experiments.reproduce.spec import Request
 from kasatune.experiments.reproduce.verdict import RULE, judge
 from kasatune.io.environment import processor, versions
 from kasatune.runs.directory import finite

@@ -11,7 +11,7 @@ from kasatune.data.tasks import load_task
 from kasatune.data.tokenize import Examples
 from kasatune.evaluation.task_model import Prepared
 from kasatune.experiments.compare.forgetting import Untrained, measure_untrained, retention
-from kasatune.experiments.compare.holdout import search_data
+from kasatune.experiments.compare.search_holdout import search_data
 from kasatune.io.environment import peak_memory
 from kasatune.models.load import load_base
 from kasatune.recipes.schema import Recipe
