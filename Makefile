@@ -34,8 +34,8 @@ bench: $(STAMP) ## the quick form of every benchmark, against peers: minutes, be
 soak: $(STAMP) ## runs killed, faults, several processes, bad inputs, fuzzing: about an hour, and docs/reliability.md
 	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m soak
 
-tree: $(STAMP) ## write the file tree of README.md and docs/methods.md again
-	@$(BIN)/python docs/readme_tree.py
+tree: $(STAMP) ## write docs/layout.md and docs/methods.md again
+	@$(BIN)/python scripts/write_layout_page.py
 	@$(BIN)/python docs/methods_page.py
 
 install: $(STAMP) ## .venv with everything at the pinned versions

@@ -1,9 +1,9 @@
-"""The quick form of every benchmark, one after the other, and one table of all of them.
+"""Run every benchmark in its quick form and write one table of all of them.
 
 python -m benchmarks
 
-The table is results/bench.md. Exit status 1 where a benchmark did not come to its end; a target that is missed is said
-so in the table.
+The table is docs/results/benchmarks/bench.md. Exit status 1 if a benchmark failed; a missed target is marked in the
+table and does not change the exit status.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ import torch
 
 _Result = TypeVar("_Result")
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results" / "benchmarks"
 
 MEANING = (
     "Times are medians over the turns; the ratio is the median of ours / peer turn by turn, which may differ from the "
@@ -126,7 +126,7 @@ def publish(
     quick: bool = False,
     meaning: str = MEANING,
 ) -> None:
-    """Print the table; write it as results/NAME.md and .json, the quick form under names of its own.
+    """Print the table; write it as docs/results/benchmarks/NAME.md and .json, the quick form under names of its own.
 
     `meaning` says what the ratios of this table are.
     """

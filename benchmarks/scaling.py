@@ -2,8 +2,8 @@
 
 python -m benchmarks.scaling [--quick] [--only decomposition,load,step,export] [--report-only]
 
-One size is varied at a time. What was measured is kept in results/scaling-points.json, so that --only takes the
-measurement in pieces and --report-only writes the page from all of them.
+One size is varied at a time. The measured points are kept in docs/results/benchmarks/scaling-points.json, so that
+--only can measure in parts and --report-only writes the page from all of them.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 python -m benchmarks.whole_run [--quick] [--only demo,rte] [--data RTE_FOLDER] [--rows N] [--turns N] [--one-thread]
 
-Each run is a process of its own: imports, reading, tokenizing, attaching, training, an evaluation an epoch, saving.
-What was measured is kept in results/whole_run-runs.json, so that --only takes the measurement in pieces.
---one-thread counts the processor's seconds of one thread, which a machine that others use disturbs little.
+Each run is a separate process: imports, reading, tokenizing, attaching, training, one evaluation per epoch, saving.
+The measured runs are kept in docs/results/benchmarks/whole_run-runs.json, so that --only can measure in parts.
+--one-thread counts the processor time of a single thread, which other load on the machine affects little.
 """
 
 from __future__ import annotations

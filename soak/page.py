@@ -15,7 +15,7 @@ from soak.record import RECORDS
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reliability.md"
 _HEAD = """# What was done to it, and what was lost
 
-Written by `python -m soak.page` from `results/reliability/*.json`, which `make soak` measures; a short form of
+Written by `python -m soak.page` from `docs/results/reliability/*.json`, which `make soak` measures; a short form of
 every part but the last is among the tests.
 
 """

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-RECORDS = Path(__file__).resolve().parents[1] / "results" / "reliability"
+RECORDS = Path(__file__).resolve().parents[1] / "docs" / "results" / "reliability"
 
 
 def write(
