@@ -12,7 +12,7 @@ RANK = 16
 TOKENS = 4096
 """Of the rows that a process computes at once."""
 PER_MULTIPLICATION = 1.9e-11
-"""Seconds of a decomposition / (min(out, in)^2 max(out, in)), from 2048 x 2048 on 2 cores in results/benchmarks/tails.md."""
+"""Seconds of a decomposition / (min(out, in)^2 max(out, in)): 2048 x 2048, docs/results/benchmarks/tails.md."""
 SPEED = 0.4 * 989e12
 """Multiplications and additions a second: two fifths of an H100's bfloat16 peak, an assumption."""
 
