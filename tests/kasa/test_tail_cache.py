@@ -14,7 +14,7 @@ from kasatune import KasaConfig, tail_svd
 from kasatune.errors import InputError, ModelError
 from kasatune.io.progress import progress_told_to
 from kasatune.kasa.truncation.cache import TailCache
-from kasatune.kasa.truncation.files import TailKey, read_tail, weight_digest, write_tail
+from kasatune.kasa.truncation.files import TailKey, read_tail, write_tail
 
 WIDTH = 256
 
@@ -144,20 +144,6 @@ def test_two_processes_write_and_read_one_file(tmp_path):
         assert found is not None and all(map(torch.equal, found, tail))
     assert [writer.exitcode for writer in writers] == [0, 0]
     assert [p.name for p in tmp_path.iterdir()] == [key.filename]
-
-
-def test_the_digest_is_of_the_values():
-    W = torch.randn(40, 24, dtype=torch.bfloat16)
-    assert weight_digest(W) == weight_digest(W.float()) == weight_digest(W.T.contiguous().T)
-    others = [W.T, W.float() + 1e-6, W.double(), W.reshape(24, 40)]
-    assert len({weight_digest(other) for other in [W, *others]}) == 5
-
-
-def test_a_long_weight_has_the_digest_of_its_parts(monkeypatch):
-    W = torch.randn(50, 30)
-    whole = weight_digest(W)
-    monkeypatch.setattr("kasatune.kasa.truncation.files._CHUNK", 70)
-    assert weight_digest(W) == whole
 
 
 def test_a_file_of_another_weight_is_refused(tmp_path):

@@ -16,8 +16,9 @@ from kasatune.evaluation.evaluate import evaluate
 from kasatune.recipes.schema import Recipe
 from kasatune.runs import directory
 from kasatune.runs.directory import read_metrics, read_recipe
-from kasatune.runs.provenance import as_begun, model_fingerprint, pinned, recipe_sha256
+from kasatune.runs.provenance import as_begun, pinned, recipe_sha256
 from kasatune.training.train import train
+from kasatune.weights.fingerprint import sampled_parameters_sha256
 from tests.toys import make_bert, make_recipe
 
 FIRST, SECOND = "1" * 40, "2" * 40
@@ -155,11 +156,11 @@ def test_a_run_without_an_adapter_is_verified_too(bert, tmp_path):
 def test_a_fingerprint_tells_models_apart():
     torch.manual_seed(0)
     one = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.Linear(30, 2))
-    before = model_fingerprint(one)
-    assert model_fingerprint(one, ["1"]) != before
+    before = sampled_parameters_sha256(one)
+    assert sampled_parameters_sha256(one, ["1"]) != before
     with torch.no_grad():
         one[0].weight[-1, -1] += 1
-    assert model_fingerprint(one) != before
+    assert sampled_parameters_sha256(one) != before
 
 
 def test_the_report_names_them_too(finished):

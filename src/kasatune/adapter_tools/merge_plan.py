@@ -20,7 +20,7 @@ from kasatune.kasa.convention import dropped_count
 from kasatune.kasa.update import Factors, update
 from kasatune.linalg import tail_svd
 from kasatune.weights.base_weight import pointwise_dimensions
-from kasatune.weights.fingerprint import difference, tolerance
+from kasatune.weights.fingerprint import sketch_distance, sketch_tolerance
 
 Change = Callable[[Tensor], Tensor]
 _ROWS = 64
@@ -52,8 +52,8 @@ class Plan:
         """
         W = stored.T if layer in self.transposed else stored.reshape(stored.shape[:2])
         if layer in self.fingerprint:
-            found = difference(W, self.fingerprint[layer])
-            if found is None or found > tolerance(W.dtype, None, self.fingerprint[layer]):
+            found = sketch_distance(W, self.fingerprint[layer])
+            if found is None or found > sketch_tolerance(W.dtype, None, self.fingerprint[layer]):
                 raise AdapterError(
                     f"this is another base model than the adapter was made for: {layer} differs; name the right one "
                     "with --base"

@@ -19,7 +19,7 @@ from kasatune.adapters.storage import PREFIX, AdapterFiles, Header, is_echo, lis
 from kasatune.adapters.undo import unchanged_on_failure
 from kasatune.errors import AdapterError, InputError, KasatuneError
 from kasatune.weights.base_weight import BaseWeight
-from kasatune.weights.fingerprint import difference, tolerance
+from kasatune.weights.fingerprint import sketch_distance, sketch_tolerance
 
 # PEFT trains these modules of every classifier whole, whatever the configuration says.
 _ALWAYS_SAVED = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score")}
@@ -102,10 +102,10 @@ def sketch_differences(fingerprint: Any, base: nn.Module) -> Iterator[tuple[str,
     for name, stored in fingerprint.items() if isinstance(fingerprint, dict) else ():
         try:
             weight = BaseWeight.of(base.get_submodule(name))
-            found = difference(weight.read(), stored)
+            found = sketch_distance(weight.read(), stored)
         except AttributeError:
             continue
-        yield name, found, tolerance(weight.dtype, weight.bits, stored)
+        yield name, found, sketch_tolerance(weight.dtype, weight.bits, stored)
 
 
 def place(base: nn.Module, directory: Path, written: set[str], **options: Any) -> PeftModel:

@@ -16,7 +16,7 @@ from kasatune.kasa.convention import dropped_count
 from kasatune.kasa.truncation.tails import Wanted, tails_of
 from kasatune.kasa.update import Factors
 from kasatune.weights.base_weight import BaseWeight
-from kasatune.weights.fingerprint import sketch
+from kasatune.weights.fingerprint import weight_sketch
 
 # Fields of a configuration that every format has, with the same meaning.
 CARRIED = (
@@ -89,7 +89,7 @@ def with_tails(source: AdapterFiles, base: nn.Module) -> AdapterFiles:
         base_weight = weight_in(base, name, (B.shape[0], A.shape[1]))
         W = base_weight.read()
         dropped = dropped_count(*base_weight.shape, A.shape[0], source.config["convention"])
-        fingerprint[name] = {**sketch(W, base_weight.bits), "held_as": base_weight.held_as}
+        fingerprint[name] = {**weight_sketch(W, base_weight.bits), "held_as": base_weight.held_as}
         tensors[f"{PREFIX}{name}.kasa_tail_U"] = torch.zeros(B.shape[0], A.shape[0])
         tensors[f"{PREFIX}{name}.kasa_tail_V"] = torch.zeros_like(A, dtype=torch.float32)
         if dropped:

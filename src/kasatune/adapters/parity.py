@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -145,23 +144,6 @@ def update_difference(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) 
     norm = _product_norm(*one)
     apart = _product_norm(torch.cat([one[0], -other[0]], dim=1), torch.cat([one[1], other[1]]))
     return apart / norm if norm else apart
-
-
-def weights_sha256(base: nn.Module, leave_out: set[str]) -> str:
-    """SHA-256 over name, dtype, shape and bytes of every parameter of a base, in order of names.
-
-    Args:
-        base: an unadapted model, or an `untouched_copy`.
-        leave_out: names of parameters that are the adapter's own, such as those of a new head.
-    """
-    digest = hashlib.sha256()
-    for name, parameter in sorted(base.named_parameters()):
-        if name in leave_out:
-            continue
-        digest.update(f"{name} {parameter.dtype} {list(parameter.shape)}\n".encode())
-        content: Any = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        digest.update(content)
-    return digest.hexdigest()
 
 
 def own_parameters(files: AdapterFiles) -> set[str]:

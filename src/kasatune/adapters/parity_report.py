@@ -24,11 +24,11 @@ from kasatune.adapters.parity import (
     own_parameters,
     update_difference,
     update_factors,
-    weights_sha256,
 )
 from kasatune.adapters.recompress import Recompressed
 from kasatune.adapters.storage import CONFIG, WEIGHTS, AdapterFiles, file_sha256
 from kasatune.errors import CheckError
+from kasatune.weights.fingerprint import parameters_sha256
 
 CERTIFICATE = "certificate.json"
 _WITHOUT_TAILS = ("peft-kasa", "authors")
@@ -71,11 +71,10 @@ def describe_base(base: nn.Module, adapter: AdapterFiles) -> dict[str, Any]:
     A quantized base has no SHA-256, because its kernels rearrange its weights, another machine's otherwise; nor has one
     that is partly offloaded.
     """
+    own = own_parameters(adapter)
     unsteady = is_quantized(base) or any(parameter.is_meta for parameter in base.parameters())
-    return {
-        "class": type(base).__name__,
-        "sha256": None if unsteady else weights_sha256(base, own_parameters(adapter)),
-    }
+    parameters = ((name, tensor) for name, tensor in sorted(base.named_parameters()) if name not in own)
+    return {"class": type(base).__name__, "sha256": None if unsteady else parameters_sha256(parameters)}
 
 
 def certificate(

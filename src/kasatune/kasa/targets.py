@@ -17,7 +17,7 @@ from kasatune.kasa.truncation.source import TailSource
 from kasatune.kasa.truncation.tails import Wanted, tails_of
 from kasatune.linalg import TailSVD
 from kasatune.weights.base_weight import BaseWeight
-from kasatune.weights.fingerprint import difference, sketch, tolerance
+from kasatune.weights.fingerprint import sketch_distance, sketch_tolerance, weight_sketch
 
 logger = logging.getLogger("kasatune")
 
@@ -76,7 +76,7 @@ def decompose(targets: Sequence[Target], source: TailSource, directory: str | No
     def opened() -> Iterator[Wanted]:
         for target in targets:
             W, _, bits = source.of(target.name, target.weight, target.original())
-            fingerprint[target.name] = {**sketch(W, bits), "held_as": target.weight.held_as}
+            fingerprint[target.name] = {**weight_sketch(W, bits), "held_as": target.weight.held_as}
             if target.settings.dropped:
                 yield Wanted(target.name, W, target.settings.dropped)
             del W
@@ -101,10 +101,10 @@ def check_base(config: KasaConfig, targets: Sequence[Target]) -> None:
         name, weight = target.name, target.weight
         if name not in stored or weight.is_missing:
             continue
-        found = difference(target.original(), stored[name])
-        limit = tolerance(weight.dtype, weight.bits, stored[name])
+        found = sketch_distance(target.original(), stored[name])
+        limit = sketch_tolerance(weight.dtype, weight.bits, stored[name])
         if found is not None and found <= limit:
-            if found > tolerance(torch.float32, None):
+            if found > sketch_tolerance(torch.float32, None):
                 otherwise_held.append(name)
             continue
         what = (

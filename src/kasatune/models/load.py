@@ -31,8 +31,8 @@ from kasatune.errors import KasatuneError, ModelError
 from kasatune.io.library_noise import quiet
 from kasatune.methods.base import head_name
 from kasatune.models.quantization import quantization_config
-from kasatune.runs.provenance import model_fingerprint
 from kasatune.weights import packed_4bit
+from kasatune.weights.fingerprint import sampled_parameters_sha256
 from kasatune.weights.shards import shard_files
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Base:
         new_modules: names of the modules to train and save whole: the head, and any other module with weights that the
             checkpoint does not hold; sorted, no name within another; none of a language model.
         revision: the commit of the hub that it was loaded from; None for a folder.
-        fingerprint: of its weights without the new modules; see `model_fingerprint`.
+        fingerprint: of its weights without the new modules; see `sampled_parameters_sha256`.
     """
 
     model: PreTrainedModel
@@ -165,9 +165,9 @@ def load_base(
     packed_4bit.protect(model)
     if kind == _TEXT:
         _require_complete(section.name, model, report)
-        return Base(model.eval(), tokenizer, (), revision, model_fingerprint(model))
+        return Base(model.eval(), tokenizer, (), revision, sampled_parameters_sha256(model))
     new_modules = _new_modules(section.name, model, report)
-    fingerprint = model_fingerprint(model, new_modules)
+    fingerprint = sampled_parameters_sha256(model, new_modules)
     if float32_head:
         for name in new_modules:
             model.get_submodule(name).float()

@@ -5,53 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kasatune.data.hub import leaves_open
 from kasatune.io.environment import processor
 from kasatune.io.library_noise import not_deterministic
-from kasatune.methods.base import within
 from kasatune.recipes.schema import Recipe, to_yaml
-
-SAMPLES = 256
-
-
-def model_fingerprint(model: nn.Module, new_modules: Sequence[str] = ()) -> str:
-    """SHA-256 over names, shapes, dtypes and 256 entries of every weight of a base model.
-
-    It tells a model from another and from a later training of itself at next to no cost; it is no proof against
-    somebody who changes entries that it does not look at, as the commit of a hub or the files' own hashes are.
-
-    Args:
-        model: the base, before a method changes it.
-        new_modules: names of modules that the checkpoint does not hold; they are left out.
-    """
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.named_parameters()):
-        if within(name, tuple(new_modules)):
-            continue
-        for part, tensor in _stored(name, weight.detach()):
-            flat = tensor.reshape(-1)
-            places = torch.linspace(0, max(len(flat) - 1, 0), min(SAMPLES, len(flat)), dtype=torch.float64).long()
-            entries = flat[places.to(flat.device)].cpu().contiguous()
-            digest.update(f"{part} {list(tensor.shape)} {tensor.dtype}\n".encode())
-            digest.update(entries.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _stored(name: str, weight: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """The plain tensors that a weight consists of: itself, or codes and scales where torchao has quantized it."""
-    if is_traceable_wrapper_subclass(weight):
-        for part in weight.__tensor_flatten__()[0]:
-            yield from _stored(f"{name}.{part}", getattr(weight, part))
-    else:
-        yield name, weight
 
 
 def trace(recipe: Recipe, revision: str | None, fingerprint: str) -> dict[str, Any]:

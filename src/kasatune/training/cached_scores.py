@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from kasatune.data.tokenize import Examples
 from kasatune.evaluation.scoring import Scores, batches
 from kasatune.evaluation.task_model import Prepared
 from kasatune.methods.base import trainable
+from kasatune.weights.fingerprint import parameters_sha256
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Scored:
     def of(cls, model: nn.Module, scores: Scores) -> Scored:
         """`scores`, just measured of `model` as it is."""
         names = tuple(trainable(model))
-        return cls(scores, names, parameter_digest(model, names))
+        return cls(scores, names, trained_sha256(model, names))
 
     def holds_for(self, prepared: Prepared, examples: Examples) -> bool:
         """Whether a model that was loaded from files is the one that was scored: scoring it again would give the same.
@@ -48,22 +46,16 @@ class Scored:
             examples: the rows that were scored.
         """
         known = self.scores.logits
-        if known is None or self.digest is None or parameter_digest(prepared.model, self.names) != self.digest:
+        if known is None or self.digest is None or trained_sha256(prepared.model, self.names) != self.digest:
             return False
         cheapest = batches(examples, prepared.recipe.training.eval_batch_size)[-1]
         found = prepared.logits(Examples([examples[index] for index in cheapest], frozenset()))
         return bool(np.array_equal(found, known[cheapest]))
 
 
-def parameter_digest(model: nn.Module, names: Iterable[str]) -> str | None:
-    """SHA-256 over name, dtype, shape and bytes of parameters; None where the model lacks one."""
+def trained_sha256(model: nn.Module, names: Collection[str]) -> str | None:
+    """SHA-256 of the named parameters, see `parameters_sha256`; None if the model lacks one of them."""
     parameters = dict(model.named_parameters())
-    digest = hashlib.sha256()
-    for name in names:
-        if name not in parameters:
-            return None
-        tensor = parameters[name].detach()
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        content: Any = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        digest.update(content)
-    return digest.hexdigest()
+    if any(name not in parameters for name in names):
+        return None
+    return parameters_sha256((name, parameters[name]) for name in names)

@@ -15,6 +15,7 @@ from kasatune.io.environment import versions
 from kasatune.models.device import find_device
 from kasatune.models.load import find_commit, find_model
 from kasatune.recipes.schema import Recipe
+from kasatune.weights.fingerprint import model_files_sha256
 
 _SOFTWARE = ("kasatune", "torch", "transformers", "peft", "accelerate", "tokenizers")
 _NO_MATTER = ("device", "report_to", "packing")
@@ -47,8 +48,9 @@ def make_job(recipe: Recipe, data_sha256: str, *, search: bool, cold: bool = Fal
     """
     values = recipe.model_dump()
     read = {"name", "options", *keys_read(recipe.method.name)} - {"tails"}
+    model = model_identity(recipe.model.name, recipe.model.revision)
     identity = {
-        "model": {**values["model"], "name": model_digest(recipe.model.name, recipe.model.revision), "revision": None},
+        "model": {**values["model"], "name": model, "revision": None},
         "rows": data_sha256,
         "held_out": {"share": HELD_OUT, "seed": SEARCH_SEED} if search else None,
         "task": {key: values["task"][key] for key in ("name", "max_length")},
@@ -67,14 +69,7 @@ def digest(identity: dict[str, Any]) -> str:
 
 
 @cache
-def model_digest(name: str, revision: str | None = None) -> str:
-    """SHA-256 over the files of a base model in a folder; for a model of the hub, its name and commit."""
+def model_identity(name: str, revision: str | None = None) -> str:
+    """SHA-256 over the files of a base model in a folder; name and commit of a model on the hub."""
     folder = Path(find_model(name))
-    if not folder.is_dir():
-        return f"{name}@{find_commit(name, revision)}"
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and path.suffix in (".json", ".safetensors", ".txt", ".bin", ".model"):
-            with path.open("rb") as file:
-                digest.update(f"{path.name}\n".encode() + hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    return model_files_sha256(folder) if folder.is_dir() else f"{name}@{find_commit(name, revision)}"

@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from kasatune.errors import ModelError
 from kasatune.linalg import TailSVD
+from kasatune.weights.fingerprint import weight_values_sha256
 
 SUFFIX = ".safetensors"
 # Part of every key: raised when tail_svd comes to give other triplets for the same weight.
 ALGORITHM = 1
-_CHUNK = 2**22
 _STATED = "kasatune"
 
 
@@ -32,7 +31,7 @@ class TailKey:
     The convention has no place in it: two conventions that drop the same number of triplets drop the same tail.
 
     Attributes:
-        digest: of the weight's values, as `weight_digest` gives it.
+        digest: of the weight's values, as `weight_values_sha256` returns it.
         shape: (out, in) of the weight.
         dropped: number of triplets.
     """
@@ -44,28 +43,12 @@ class TailKey:
     @classmethod
     def of(cls, W: Tensor, dropped: int) -> TailKey:
         """The key of the tail of W (out, in)."""
-        return cls(weight_digest(W), (W.shape[0], W.shape[1]), dropped)
+        return cls(weight_values_sha256(W), (W.shape[0], W.shape[1]), dropped)
 
     @property
     def filename(self) -> str:
         """The name of the file that holds the tail."""
         return f"{self.digest[:40]}-{self.dropped}-v{ALGORITHM}{SUFFIX}"
-
-
-def weight_digest(W: Tensor) -> str:
-    """SHA-256 of shape and values of W (out, in), row by row in little-endian float32; float64 for a float64 weight.
-
-    A weight in 16 bits and the same weight widened to float32 have one digest, and one tail. No more than a few
-    megabytes are copied at a time.
-    """
-    wide = torch.float64 if W.dtype == torch.float64 else torch.float32
-    rows, columns = W.shape
-    digest = hashlib.sha256(f"{wide} {rows} {columns}\n".encode())
-    step = max(1, _CHUNK // max(columns, 1))
-    for start in range(0, rows, step):
-        part = W[start : start + step].detach().to("cpu", wide).contiguous()
-        digest.update(part.numpy().astype(part.numpy().dtype.newbyteorder("<"), copy=False).data)
-    return digest.hexdigest()
 
 
 def write_tail(folder: Path, key: TailKey, tail: TailSVD) -> Path:

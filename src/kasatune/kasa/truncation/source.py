@@ -12,7 +12,7 @@ from kasatune.errors import ModelError
 from kasatune.kasa.config import KasaConfig
 from kasatune.weights import checkpoint
 from kasatune.weights.base_weight import BaseWeight
-from kasatune.weights.fingerprint import TOLERANCES, tolerance
+from kasatune.weights.fingerprint import TOLERANCES, sketch_tolerance
 
 logger = logging.getLogger("kasatune")
 
@@ -77,7 +77,7 @@ class TailSource:
         if weight.backend is None or weight.bits is None:
             return SourceWeight(original, None, None)
         if self.checkpoint is not None:
-            limit, nearest = max(tolerance(weight.dtype, weight.bits), TOLERANCES["int8"]), None
+            limit, nearest = max(sketch_tolerance(weight.dtype, weight.bits), TOLERANCES["int8"]), None
             for W in self.checkpoint.candidates(name, weight.shape):
                 distance = float((W.to(original) - original).norm() / original.norm().clamp_min(1e-30))
                 if distance <= limit:
