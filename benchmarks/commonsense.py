@@ -19,7 +19,7 @@ from benchmarks.harness import machine
 from kasatune.data.tasks import load_task
 from kasatune.data.tasks.commonsense_prompts import extract, read_instruction
 from kasatune.evaluation.multiple_choice import right
-from kasatune.evaluation.task_model import deterministic, prepare_saved, prepare_training
+from kasatune.evaluation.task_model import TaskModel, deterministic
 from kasatune.metrics.intervals import bootstrap_interval
 from kasatune.recipes.schema import Recipe
 from kasatune.runs.directory import write_json
@@ -99,9 +99,9 @@ def measured(task: str, given: argparse.Namespace) -> dict[str, Any]:
         data = load_task(what.task)
         with deterministic():
             # LoRA begins as the untouched base, KaSA without its smallest singular values
-            before = score(prepare_training(recipe(task, given, "lora"), data), given, what)
+            before = score(TaskModel.for_training(recipe(task, given, "lora"), data), given, what)
             train(what, given.runs / task, resume=True)
-            after = score(prepare_saved(what, "generation", None, given.runs / task), given, what)
+            after = score(TaskModel.for_saved_run(what, "generation", None, given.runs / task), given, what)
         metrics = json.loads((given.runs / task / "metrics.json").read_text(encoding="utf-8"))
         write_json(
             kept, {"before": before, "after": after, "seconds": metrics["seconds"], "train": len(data.splits["train"])}

@@ -27,10 +27,10 @@ from typing import Any
 from benchmarks.harness import machine
 from kasatune.cli.progress_bar import make_display
 from kasatune.cli.run_summary import write_pages
-from kasatune.data.task_data import TaskData
 from kasatune.data.tasks import load_task
+from kasatune.data.tasks.dataset import TaskData
 from kasatune.evaluation.scoring import Scores
-from kasatune.evaluation.task_model import prepare_saved
+from kasatune.evaluation.task_model import TaskModel
 from kasatune.io.library_noise import quiet
 from kasatune.io.progress import progress_told_to
 from kasatune.recipes.catalogue import find_recipe
@@ -131,7 +131,7 @@ def scored(run: Path, every: int) -> dict[str, Any]:
     """The test set, or every `every`th input of it, as the base and as the run writes it."""
     data, display = thinned(whole_test(run), every), make_display()
     with quiet(), progress_told_to(display.progress):
-        prepared = prepare_saved(read_recipe(run), "generation", None, run)
+        prepared = TaskModel.for_saved_run(read_recipe(run), "generation", None, run)
         examples = prepared.encode(data, "test")
         found: dict[str, Any] = {"seconds": {}}
         for name, state in (("base", prepared.method.disabled(prepared.model)), ("run", nullcontext())):

@@ -22,7 +22,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from benchmarks.e2e import Subject, shown
 from kasatune.cli.progress_bar import make_display
-from kasatune.data.chat_rows import alpaca_message
+from kasatune.data.readers.conversations import alpaca_message
 from kasatune.recipes.schema import Recipe
 from kasatune.reports import words
 from kasatune.runs.directory import read_metrics, write_json

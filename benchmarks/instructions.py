@@ -30,7 +30,7 @@ from benchmarks.harness import machine
 from benchmarks.local_server import served
 from kasatune.data.chat_template import PLAIN_TEMPLATE
 from kasatune.data.tasks import load_task
-from kasatune.evaluation.task_model import prepare_training
+from kasatune.evaluation.task_model import TaskModel
 from kasatune.recipes.schema import Recipe
 from kasatune.runs.directory import read_metrics
 from kasatune.training.train import train
@@ -173,7 +173,7 @@ def trained(model: Path, rows: Path, number: int, work: Path) -> tuple[Path, dic
         }
     )
     data = load_task(recipe.task)
-    prepared = prepare_training(recipe, data)
+    prepared = TaskModel.for_training(recipe, data)
     before = prepared.score(prepared.encode(data, "validation"), data).metrics
     return train(recipe, work / "run"), before
 

@@ -59,7 +59,7 @@ def work(recipe_file: Path, out: Path) -> None:
         return base
 
     prepare.load_base = loading
-    prepared = prepare.prepare_training(load_recipe(recipe_file), data, stays=True)
+    prepared = prepare.TaskModel.for_training(load_recipe(recipe_file), data, on_cpu=True)
     stages["adapted"] = own_memory()
     shard(prepared.model, prepared.base.model, torch.device("cpu"))
     stages["sharded"] = own_memory()

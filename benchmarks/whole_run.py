@@ -25,8 +25,8 @@ from typing import Any
 import torch
 
 from benchmarks.harness import RESULTS, Row, duration, publish
-from kasatune.data.task_data import TaskData
 from kasatune.data.tasks import load_task
+from kasatune.data.tasks.dataset import TaskData
 from kasatune.models.load import find_model
 from kasatune.recipes.catalogue import built_in
 from kasatune.recipes.schema import Recipe, load_recipe, to_yaml

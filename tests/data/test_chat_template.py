@@ -4,7 +4,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from kasatune.data.chat_template import encode_chats, prompt_of_chat
-from kasatune.data.prompt_rows import IGNORED
+from kasatune.data.prompt_completion import IGNORED
 from kasatune.errors import ModelError
 
 TEMPLATE = (

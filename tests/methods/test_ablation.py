@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from kasatune.data.tasks import load_task
 from kasatune.evaluation.evaluate import evaluate
-from kasatune.evaluation.task_model import prepare_training
+from kasatune.evaluation.task_model import TaskModel
 from kasatune.methods.base import trainable
 from kasatune.models.load import load_base
 from kasatune.training.train import train
@@ -25,7 +25,7 @@ def bert(tmp_path_factory):
 def prepared(bert, folder, **method):
     recipe = make_recipe(bert, folder, method={"name": "kasa", **method})
     data = load_task(recipe.task)
-    made = prepare_training(recipe, data)
+    made = TaskModel.for_training(recipe, data)
     return made, made.logits(made.encode(data, "validation"))
 
 

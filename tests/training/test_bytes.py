@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from kasatune.data.tokenize import encode
-from kasatune.evaluation.task_model import prepare_saved
+from kasatune.evaluation.task_model import TaskModel
 from kasatune.recipes.schema import to_yaml
 from kasatune.runs.directory import read_recipe
 from kasatune.training.train import train
@@ -97,7 +97,7 @@ def test_the_adapter_loads_where_kasatune_is_not_installed(bert, tmp_path):
     stock = json.loads(python(LOAD, bert, *arguments))
     for run, theirs in zip(runs, stock, strict=True):
         metrics = json.loads((run / "metrics.json").read_text())
-        ours = prepare_saved(read_recipe(run), "classification", tuple(metrics["label_names"]), run)
+        ours = TaskModel.for_saved_run(read_recipe(run), "classification", tuple(metrics["label_names"]), run)
         examples = encode(ours.base.tokenizer, ["good nice sad", "awful poor"], None, None, 32)
         np.testing.assert_allclose(np.array(theirs), ours.logits(examples), atol=1e-5)
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kasatune.evaluation.evaluate import evaluate
-from kasatune.evaluation.task_model import Prepared
+from kasatune.evaluation.task_model import TaskModel
 from kasatune.methods.kasa import Kasa
 from kasatune.training.train import train
 from tests.toys import make_recipe
@@ -22,13 +22,13 @@ EPOCHS, BATCH, ROWS = 2, 4, 13
 def scored(monkeypatch):
     """The number of rows of each pass over rows that were scored."""
     passes = []
-    logits = Prepared.logits
+    logits = TaskModel.logits
 
     def counting(self, examples):
         passes.append(len(examples))
         return logits(self, examples)
 
-    monkeypatch.setattr(Prepared, "logits", counting)
+    monkeypatch.setattr(TaskModel, "logits", counting)
     return passes
 
 

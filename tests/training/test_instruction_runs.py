@@ -12,7 +12,7 @@ from kasatune.data.tasks import load_task
 from kasatune.errors import MissingExtraError, RecipeError
 from kasatune.evaluation.evaluate import evaluate
 from kasatune.evaluation.predict import predict
-from kasatune.evaluation.task_model import prepare_training
+from kasatune.evaluation.task_model import TaskModel
 from kasatune.recipes.schema import Recipe
 from kasatune.runs.directory import read_metrics
 from kasatune.training.train import train
@@ -84,7 +84,7 @@ def test_a_run_learns_is_scored_again_and_answers(llama, tmp_path):
 def test_the_loss_of_a_step_is_that_of_its_answers(llama, tmp_path):
     made = recipe(llama, tmp_path / "data", number=8, max_steps=1)
     data = load_task(made.task)
-    prepared = prepare_training(made, data)
+    prepared = TaskModel.for_training(made, data)
     before = prepared.score(prepared.encode(data, "train"), data).metrics["loss"]
     run = train(made, tmp_path / "run")
     assert events(run, "train")[0]["loss"] == pytest.approx(before, abs=1e-4)

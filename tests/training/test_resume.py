@@ -117,7 +117,7 @@ def test_a_run_that_was_killed_while_it_was_scored_resumes_to_the_same_result(be
     recipe = make_recipe(bert, tmp_path, **DROPOUT)
     whole = files(train(recipe, tmp_path / "whole"))
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr("kasatune.training.run.prepare_saved", lambda *_, **__: kill())
+        patch.setattr("kasatune.training.run.TaskModel.for_saved_run", lambda *_, **__: kill())
         train(recipe, tmp_path / "run")
     train(recipe, tmp_path / "run", resume=True)
     assert files(tmp_path / "run") == whole

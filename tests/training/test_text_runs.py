@@ -16,7 +16,7 @@ from kasatune.cli.run_summary import write_pages
 from kasatune.errors import ModelError, RecipeError
 from kasatune.evaluation.evaluate import evaluate
 from kasatune.evaluation.predict import predict
-from kasatune.evaluation.task_model import prepare_saved
+from kasatune.evaluation.task_model import TaskModel
 from kasatune.methods import METHODS
 from kasatune.runs.directory import read_metrics, read_recipe
 from kasatune.training.plan import make_plan
@@ -64,7 +64,7 @@ def test_the_adapter_is_stock_lora_for_causal_models(run):
     assert (config["task_type"], config["peft_type"]) == ("CAUSAL_LM", "LORA")
     base = read_recipe(run).model.name
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), run / "adapter").eval()
-    ours = prepare_saved(read_recipe(run), "generation", None, run).model.eval()
+    ours = TaskModel.for_saved_run(read_recipe(run), "generation", None, run).model.eval()
     tokens = torch.tensor([[0, 5, 6, 7]])
     with torch.no_grad():
         torch.testing.assert_close(loaded(tokens).logits, ours(tokens).logits, atol=1e-5, rtol=1e-5)
@@ -93,7 +93,7 @@ def test_verify_passes_and_the_merge_is_a_causal_model(run, tmp_path):
     assert not [check for check in verify(run) if check.passed is False]
     merge(run, tmp_path / "merged")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
-    ours = prepare_saved(read_recipe(run), "generation", None, run).model.eval()
+    ours = TaskModel.for_saved_run(read_recipe(run), "generation", None, run).model.eval()
     tokens = torch.tensor([[0, 5, 6, 7]])
     with torch.no_grad():
         torch.testing.assert_close(merged(tokens).logits, ours(tokens).logits, atol=1e-4, rtol=1e-4)

@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from kasatune.data.chat_rows import Chat
-from kasatune.data.prompt_rows import IGNORED, LossOn
+from kasatune.data.prompt_completion import IGNORED, LossOn
+from kasatune.data.readers.conversations import Chat
 from kasatune.data.tokenize import Examples
 from kasatune.errors import ModelError
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kasatune.data.prompt_rows import IGNORED
+from kasatune.data.prompt_completion import IGNORED
 from kasatune.data.tokenize import Examples
 from kasatune.errors import DivergedError
 from kasatune.evaluation.scoring import autocast

@@ -4,10 +4,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kasatune.data.task_data import TaskData
 from kasatune.data.tasks import load_evaluation, load_task
+from kasatune.data.tasks.dataset import TaskData
 from kasatune.errors import DataError
-from kasatune.evaluation.task_model import deterministic, prepare_saved
+from kasatune.evaluation.task_model import TaskModel, deterministic
 from kasatune.io.environment import peak_memory, reset_peak_memory, versions
 from kasatune.io.library_noise import quiet
 from kasatune.recipes.schema import TaskSection
@@ -38,7 +38,7 @@ def evaluate(run_dir: Path, split: str | None = None, data: str | None = None) -
         start = time.perf_counter()
         reset_peak_memory()
         task = _rows(recipe.task, data, names)
-        prepared = prepare_saved(recipe, before["kind"], names, run_dir)
+        prepared = TaskModel.for_saved_run(recipe, before["kind"], names, run_dir)
         loaded = time.perf_counter()
         chosen = split or str(before["split"])
         scores = prepared.final_score(prepared.encode(task, chosen), task, chosen)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, NoRepeatNGramLogitsProcessor, PreTrainedTokenizerBase
 
-from kasatune.data.prompt_rows import prompt_tokens
+from kasatune.data.prompt_completion import prompt_tokens
 from kasatune.errors import InputError, ModelError
 from kasatune.evaluation.scoring import autocast
 from kasatune.io.progress import counted

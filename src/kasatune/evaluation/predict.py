@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from kasatune.data.chat_template import prompt_of_chat
-from kasatune.data.prompt_rows import prompt_tokens
+from kasatune.data.prompt_completion import prompt_tokens
 from kasatune.data.tasks.prompts import render
 from kasatune.errors import InputError
 from kasatune.evaluation.scoring import answers
-from kasatune.evaluation.task_model import Prepared, deterministic, prepare_saved
+from kasatune.evaluation.task_model import TaskModel, deterministic
 from kasatune.io.library_noise import quiet
 from kasatune.runs.directory import read_metrics, read_recipe
 
@@ -39,7 +39,7 @@ def predict(run_dir: Path, texts: Sequence[Text]) -> list[dict[str, Any]]:
         return []
     names = tuple(metrics["label_names"]) if metrics.get("label_names") else None
     with quiet(), deterministic():
-        prepared = prepare_saved(recipe, metrics["kind"], names, run_dir)
+        prepared = TaskModel.for_saved_run(recipe, metrics["kind"], names, run_dir)
         if prepared.kind == "generation":
             return _written(prepared, [pair[0] for pair in fields])
         second = [pair[1] for pair in fields] if metrics["text_fields"] == 2 else None
@@ -55,7 +55,7 @@ def predict(run_dir: Path, texts: Sequence[Text]) -> list[dict[str, Any]]:
     return found
 
 
-def _written(prepared: Prepared, texts: Sequence[str]) -> list[dict[str, Any]]:
+def _written(prepared: TaskModel, texts: Sequence[str]) -> list[dict[str, Any]]:
     prompts: Any = [render(prepared.recipe.task.name, text) for text in texts]
     if prepared.recipe.task.name == "instruction":
         prompts = [prompt_of_chat(prepared.base.tokenizer, [("user", text)]) for text in texts]

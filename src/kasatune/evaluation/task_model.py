@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from transformers import set_seed
 
 from kasatune import methods
-from kasatune.data.chat_rows import Chat
 from kasatune.data.chat_template import encode_chats, prompt_of_chat
 from kasatune.data.collate import PaddedBatch
-from kasatune.data.prompt_rows import TextCollator, encode_rows
-from kasatune.data.task_data import TaskData
+from kasatune.data.prompt_completion import TextCollator, encode_rows
+from kasatune.data.readers.conversations import Chat
+from kasatune.data.tasks.dataset import TaskData
 from kasatune.data.tasks.instruction import ChatRows
 from kasatune.data.tokenize import Examples, encode
 from kasatune.errors import DataError, ModelError
@@ -43,7 +43,7 @@ SAMPLES = 8
 
 
 @dataclass(frozen=True)
-class Prepared:
+class TaskModel:
     """A recipe's model, ready to be trained or asked.
 
     Attributes:
@@ -63,6 +63,73 @@ class Prepared:
     model: nn.Module
     collate: Callable[[list[dict[str, Any]]], Any]
     attach_seconds: float = 0.0
+
+    @classmethod
+    def for_training(cls, recipe: Recipe, data: TaskData, *, on_cpu: bool = False) -> TaskModel:
+        """Load the base and attach the recipe's method, with every random draw made from the recipe's seed.
+
+        Args:
+            recipe: recipe of the run.
+            data: rows of its task.
+            on_cpu: keep the model in CPU memory, for models that are too large for one device.
+
+        Raises:
+            InputError: the model, a target of the method, the device or the precision is not available.
+        """
+
+        def attach(method: Method, base: Base) -> nn.Module:
+            return _attached(method, base, recipe, data.kind)
+
+        return cls._load(recipe, data.kind, data.label_names, attach, on_cpu=on_cpu)
+
+    @classmethod
+    def for_saved_run(
+        cls, recipe: Recipe, kind: str, label_names: tuple[str, ...] | None, run_dir: Path, *, on_cpu: bool = False
+    ) -> TaskModel:
+        """Load the trained model from the files of a run.
+
+        Args:
+            recipe: recipe of the run.
+            kind: "classification", "regression" or "generation".
+            label_names: labels of a classification, in the order of their numbers.
+            run_dir: directory of the run.
+            on_cpu: keep the model in CPU memory, for models that are too large for one device.
+
+        Raises:
+            InputError: the model or the files of the run are missing or damaged.
+        """
+
+        def load(method: Method, base: Base) -> nn.Module:
+            return method.load(base.model, run_dir, recipe.method)
+
+        return cls._load(recipe, kind, label_names, load, on_cpu=on_cpu)
+
+    @classmethod
+    def _load(
+        cls,
+        recipe: Recipe,
+        kind: str,
+        label_names: tuple[str, ...] | None,
+        make: Callable[[Method, Base], nn.Module],
+        *,
+        on_cpu: bool,
+    ) -> TaskModel:
+        device = find_device(recipe.training)
+        method = methods.load(recipe.method.name)
+        base = load_base(
+            recipe.model,
+            kind=kind,
+            label_names=label_names,
+            seed=recipe.training.seed,
+            max_length=recipe.task.max_length,
+            float32_head=recipe.training.precision != "float32",
+        )
+        start = time.perf_counter()
+        model = make(method, base)
+        seconds = time.perf_counter() - start
+        if not on_cpu:
+            model = model.to(device)
+        return cls(recipe, kind, base, method, model, batch_maker(base, kind), seconds)
 
     def encode(self, data: TaskData, split: str) -> Examples:
         """The rows of a split, tokenized.
@@ -196,76 +263,6 @@ class Prepared:
         for name, parameter in trainable(self.model).items():
             counts[within(name, self.base.new_modules)] += parameter.numel()
         return counts[False], counts[True]
-
-
-def prepare_training(recipe: Recipe, data: TaskData, *, stays: bool = False) -> Prepared:
-    """The base with the recipe's method attached, every draw made from the recipe's seed.
-
-    Args:
-        recipe: of the run.
-        data: its rows.
-        stays: leave the model in the memory of the processor, for one that is too large for a device by itself.
-
-    Raises:
-        InputError: the model, a target of the method, the device or the precision is not to be had.
-    """
-    return _prepare(
-        recipe,
-        data.kind,
-        data.label_names,
-        lambda method, base: _attached(method, base, recipe, data.kind),
-        stays=stays,
-    )
-
-
-def prepare_saved(
-    recipe: Recipe, kind: str, label_names: tuple[str, ...] | None, run_dir: Path, *, stays: bool = False
-) -> Prepared:
-    """The trained model from the files of a run.
-
-    Args:
-        recipe: of the run.
-        kind: what its task asks of the model.
-        label_names: of a classification.
-        run_dir: where its files are.
-        stays: see `prepare_training`.
-
-    Raises:
-        InputError: the model or the run's files are missing or damaged.
-    """
-    return _prepare(
-        recipe,
-        kind,
-        label_names,
-        lambda method, base: method.load(base.model, run_dir, recipe.method),
-        stays=stays,
-    )
-
-
-def _prepare(
-    recipe: Recipe,
-    kind: str,
-    label_names: tuple[str, ...] | None,
-    make: Callable[[Method, Base], nn.Module],
-    *,
-    stays: bool = False,
-) -> Prepared:
-    device = find_device(recipe.training)
-    method = methods.load(recipe.method.name)
-    base = load_base(
-        recipe.model,
-        kind=kind,
-        label_names=label_names,
-        seed=recipe.training.seed,
-        max_length=recipe.task.max_length,
-        float32_head=recipe.training.precision != "float32",
-    )
-    start = time.perf_counter()
-    model = make(method, base)
-    seconds = time.perf_counter() - start
-    if not stays:
-        model = model.to(device)
-    return Prepared(recipe, kind, base, method, model, batch_maker(base, kind), seconds)
 
 
 def batch_maker(base: Base, kind: str) -> Callable[[list[dict[str, Any]]], Any]:

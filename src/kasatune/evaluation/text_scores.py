@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from kasatune.data.task_data import Rows
+from kasatune.data.tasks.dataset import Rows
 from kasatune.metrics.generation import generation_scores
 
 

@@ -8,12 +8,15 @@ from dataclasses import asdict
 from threading import Lock
 from typing import Any
 
-from kasatune.llm_client.cache import Ledger
-from kasatune.llm_client.client import Protocol
-from kasatune.llm_client.request import Endpoint, Refusal, Reply, Request
+from kasatune.llm_client.cache import AnswerCache
+from kasatune.llm_client.client import ChatClient
+from kasatune.llm_client.request import ChatRequest, Endpoint, Refusal, Reply
+
+ProgressCallback = Callable[[int, int], None]
+"""Called with the number of finished items and their total."""
 
 
-class Asker:
+class CachedClient:
     """Answers from the ledger where they are there, else from the server; use as a context.
 
     Refusals are not written down: they are asked again when the work is.
@@ -27,25 +30,25 @@ class Asker:
         InputError: there is neither a key nor a server of one's own.
     """
 
-    def __init__(self, endpoint: Endpoint, ledger: Ledger) -> None:
+    def __init__(self, endpoint: Endpoint, ledger: AnswerCache) -> None:
         self.endpoint = endpoint
         self.asked = 0
         self._lock = Lock()
         self._ledger = ledger
-        self._protocol = Protocol(endpoint)
+        self._protocol = ChatClient(endpoint)
 
-    def __enter__(self) -> Asker:
+    def __enter__(self) -> CachedClient:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._protocol.close()
 
-    def known(self, request: Request) -> Reply | None:
+    def known(self, request: ChatRequest) -> Reply | None:
         """The answer that the ledger holds."""
         entry = self._ledger.get(request.key)
         return None if entry is None else Reply(**entry["reply"])
 
-    def ask(self, request: Request) -> Reply | Refusal:
+    def ask(self, request: ChatRequest) -> Reply | Refusal:
         """One answer.
 
         Raises:
@@ -63,7 +66,7 @@ class Asker:
         return reply
 
     def ask_all(
-        self, requests: Sequence[Request], progress: Callable[[int, int], None] = lambda done, total: None
+        self, requests: Sequence[ChatRequest], progress: ProgressCallback = lambda done, total: None
     ) -> list[Reply | Refusal]:
         """The answers in the order of the requests; equal requests are one.
 
@@ -85,7 +88,9 @@ class Asker:
             self._at_once(different, answers, progress)
         return [answers[request.key] for request in requests]
 
-    def _at_once(self, requests: dict[str, Request], answers: dict[str, Any], progress: Callable[..., None]) -> None:
+    def _at_once(
+        self, requests: dict[str, ChatRequest], answers: dict[str, Any], progress: Callable[..., None]
+    ) -> None:
         pool = ThreadPoolExecutor(self.endpoint.workers)
         try:
             keys = {pool.submit(self.ask, request): key for key, request in requests.items()}

@@ -14,7 +14,7 @@ from kasatune.errors import InputError, OutputError
 _NEWLINE = b"\n"
 
 
-class Ledger:
+class AnswerCache:
     """An append-only file of JSON objects with a `key`, for one process at a time; use as a context.
 
     A last line that was cut off by a kill does not count and is removed; each line is written through to the disk

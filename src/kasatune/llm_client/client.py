@@ -8,7 +8,7 @@ from threading import Lock
 from typing import Any
 
 from kasatune.errors import InputError, MissingExtraError, WorkError
-from kasatune.llm_client.request import Endpoint, Refusal, Reply, Request
+from kasatune.llm_client.request import ChatRequest, Endpoint, Refusal, Reply
 
 KEY = "OPENAI_API_KEY"
 URL = "OPENAI_BASE_URL"
@@ -41,13 +41,13 @@ def require_endpoint(endpoint: Endpoint) -> None:
     """What can be known to be wrong with `endpoint` before anything is sent, or written.
 
     Raises:
-        MissingExtraError: as `Protocol` has it.
+        MissingExtraError: as `ChatClient` has it.
         InputError: the same.
     """
-    Protocol(endpoint).close()
+    ChatClient(endpoint).close()
 
 
-class Protocol:
+class ChatClient:
     """Chat completions of one model; may be used by several threads.
 
     Args:
@@ -84,7 +84,7 @@ class Protocol:
         """Give up the connections."""
         self._client.close()
 
-    def send(self, request: Request) -> Reply | Refusal:
+    def send(self, request: ChatRequest) -> Reply | Refusal:
         """The answer, after as many retries as the endpoint allows.
 
         Raises:

@@ -34,7 +34,7 @@ class Endpoint:
 
 
 @dataclass(frozen=True)
-class Request:
+class ChatRequest:
     """One request; two of equal content are the same request.
 
     Attributes:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kasatune.data.hub import HUB
+from kasatune.data.readers.hub import HUB
 from kasatune.data.tasks.table import TASKS
 from kasatune.methods.table import METHODS
 from kasatune.recipes.messages import did_you_mean, show

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kasatune.data.hub import leaves_open
+from kasatune.data.readers.hub import leaves_open
 from kasatune.errors import InputError, OutputError
 from kasatune.io.locks import LOCK, require_unheld
 from kasatune.recipes.schema import Recipe, load_recipe, to_yaml

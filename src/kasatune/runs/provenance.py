@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from kasatune.data.hub import leaves_open
+from kasatune.data.readers.hub import leaves_open
 from kasatune.io.environment import processor
 from kasatune.io.library_noise import not_deterministic
 from kasatune.recipes.schema import Recipe, to_yaml

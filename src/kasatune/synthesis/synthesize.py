@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kasatune.data.chat_rows import read_chats
+from kasatune.data.readers.conversations import read_chats
 from kasatune.errors import DataError, OutputError, RecipeError, WorkError
-from kasatune.llm_client import Asker, Cost, Endpoint, Ledger, Prices, add_up, require_endpoint
+from kasatune.llm_client import AnswerCache, CachedClient, Cost, Endpoint, Prices, add_up, require_endpoint
 from kasatune.recipes.yaml_io import parse_yaml
 from kasatune.runs.directory import check_place, remove, write_json, write_text
-from kasatune.synthesis.collect import Gathered, gather
+from kasatune.synthesis.collect_rows import Gathered, gather
 from kasatune.synthesis.data_card import data_card
 from kasatune.synthesis.recipe import SynthesisRecipe, to_yaml
 
@@ -70,7 +70,7 @@ def synthesize(
     if overwrite:
         for name in _WRITTEN:
             remove(out / name)
-    with Ledger(out / REPLIES) as ledger, Asker(endpoint, ledger) as asker:
+    with AnswerCache(out / REPLIES) as ledger, CachedClient(endpoint, ledger) as asker:
         write_text(out / RECIPE, to_yaml(recipe))
         found = gather(recipe, seeds, asker, progress)
         asked = asker.asked

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kasatune.data.chat_rows import Chat, alpaca_message
-from kasatune.llm_client import Request
+from kasatune.data.readers.conversations import Chat, alpaca_message
+from kasatune.llm_client import ChatRequest
 from kasatune.synthesis.recipe import SynthesisRecipe
 
 SUBJECTS = {
@@ -42,7 +42,7 @@ class Row:
     output: str
 
 
-def seed_request(recipe: SynthesisRecipe, seeds: Sequence[Chat], number: int) -> Request:
+def seed_request(recipe: SynthesisRecipe, seeds: Sequence[Chat], number: int) -> ChatRequest:
     """The number-th request, from 0: which seeds it shows is drawn from the recipe's seed and the number."""
     draw = random.Random(f"{recipe.data.seed} {number}")
     chosen = draw.sample(range(len(seeds)), min(recipe.seeds.shown, len(seeds)))
@@ -52,7 +52,7 @@ def seed_request(recipe: SynthesisRecipe, seeds: Sequence[Chat], number: int) ->
         examples="\n".join(json.dumps(example, ensure_ascii=False) for example in examples),
         number=recipe.data.per_request,
     )
-    return Request(
+    return ChatRequest(
         recipe.teacher.model,
         (("system", _SYSTEM), ("user", content)),
         recipe.teacher.temperature,

@@ -10,7 +10,7 @@ from torch import nn
 
 from kasatune.data.tokenize import Examples
 from kasatune.evaluation.scoring import Scores, batches
-from kasatune.evaluation.task_model import Prepared
+from kasatune.evaluation.task_model import TaskModel
 from kasatune.methods.base import trainable
 from kasatune.weights.fingerprint import parameters_sha256
 
@@ -35,7 +35,7 @@ class Scored:
         names = tuple(trainable(model))
         return cls(scores, names, trained_sha256(model, names))
 
-    def holds_for(self, prepared: Prepared, examples: Examples) -> bool:
+    def holds_for(self, prepared: TaskModel, examples: Examples) -> bool:
         """Whether a model that was loaded from files is the one that was scored: scoring it again would give the same.
 
         Every trained parameter must be equal bit for bit, and so must the logits of one batch, the cheapest, which go

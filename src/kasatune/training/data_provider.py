@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kasatune.data.task_data import TaskData
 from kasatune.data.tasks import load_task
+from kasatune.data.tasks.dataset import TaskData
 from kasatune.data.tokenize import Examples
-from kasatune.evaluation.task_model import Prepared
+from kasatune.evaluation.task_model import TaskModel
 from kasatune.recipes.schema import Recipe
 
 
@@ -25,7 +25,7 @@ class Supplies:
         """
         return load_task(recipe.task)
 
-    def examples(self, prepared: Prepared, data: TaskData, split: str) -> Examples:
+    def examples(self, prepared: TaskModel, data: TaskData, split: str) -> Examples:
         """The rows of a split, tokenized for the model of `prepared`.
 
         Raises:
@@ -33,6 +33,6 @@ class Supplies:
         """
         return prepared.encode(data, split)
 
-    def measure(self, prepared: Prepared, run_dir: Path) -> Mapping[str, Any]:
+    def measure(self, prepared: TaskModel, run_dir: Path) -> Mapping[str, Any]:
         """Further entries of metrics.json, measured of the trained model as it was loaded from `run_dir`."""
         return {}

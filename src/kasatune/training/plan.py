@@ -24,7 +24,7 @@ from kasatune.training.plan_memory import estimate
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from kasatune.data.task_data import TaskData
+    from kasatune.data.tasks.dataset import TaskData
     from kasatune.recipes.schema import Recipe
 
 _FLOAT32 = 4

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from kasatune.data.task_data import TaskData
+from kasatune.data.tasks.dataset import TaskData
 from kasatune.data.tokenize import Examples
 from kasatune.distributed.process_group import is_main
 from kasatune.errors import WorkError
 from kasatune.evaluation.scoring import predictions
-from kasatune.evaluation.task_model import Prepared, prepare_saved
+from kasatune.evaluation.task_model import TaskModel
 from kasatune.io.environment import peak_memory, versions
 from kasatune.io.progress import progress_told_to
 from kasatune.io.reporter import Display
@@ -75,7 +75,7 @@ class Run:
     out: Path
     display: Display
     data: TaskData
-    prepared: Prepared
+    prepared: TaskModel
     examples: dict[str, Examples]
     seconds: dict[str, float]
     counts: tuple[int, int]
@@ -125,8 +125,8 @@ class Run:
         start = time.perf_counter()
         del self.prepared  # two models at once may be more than the memory holds
         gc.collect()
-        self.prepared = prepare_saved(
-            self.recipe, self.data.kind, self.data.label_names, self.out, stays=self.stays_in_memory
+        self.prepared = TaskModel.for_saved_run(
+            self.recipe, self.data.kind, self.data.label_names, self.out, on_cpu=self.stays_in_memory
         )
         scored, examples = outcome.scored, self.examples[SPLIT]
         if scored is not None and scored.holds_for(self.prepared, examples):

@@ -19,7 +19,7 @@ from kasatune.distributed.process_group import count, from_first, is_main
 from kasatune.distributed.sharding import are_sharded, by_deepspeed, fits, not_by_accelerate, shard
 from kasatune.distributed.zero3_parameters import numbers
 from kasatune.errors import DataError, DivergedError
-from kasatune.evaluation.task_model import deterministic, prepare_training, report_truncation
+from kasatune.evaluation.task_model import TaskModel, deterministic, report_truncation
 from kasatune.io.environment import reset_peak_memory
 from kasatune.io.library_noise import quiet
 from kasatune.io.locks import LOCK, held
@@ -122,7 +122,7 @@ def _begin(recipe: Recipe, out: Path, display: Display, supplies: Supplies) -> R
     for note in data.notes:
         display.message(note)
     with progress_told_to(display.progress), decomposed_together():
-        prepared = prepare_training(recipe, data, stays=are_sharded())
+        prepared = TaskModel.for_training(recipe, data, on_cpu=are_sharded())
     if by_deepspeed():
         require_one_dtype(prepared.model, recipe)
     if sft is not None:
@@ -231,7 +231,7 @@ def _unshard(run: Run) -> None:
         run.prepared = None  # type: ignore[assignment]
         gc.collect()
         run.stays_in_memory = not fits(size, find_device(run.recipe.training))
-        run.prepared = prepare_training(run.recipe, run.data, stays=run.stays_in_memory)
+        run.prepared = TaskModel.for_training(run.recipe, run.data, on_cpu=run.stays_in_memory)
         _ready(run, last_whole(run.work, run.display.message))
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from kasatune.data.docstrings import clean, digest, docstrings, mask
+from kasatune.data.readers.docstrings import clean, digest, docstrings, mask
 from kasatune.data.tasks import demo, load_evaluation, load_task
 from kasatune.errors import DataError
 from tests.data.tasks.settings import Settings

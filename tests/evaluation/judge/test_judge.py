@@ -25,7 +25,7 @@ from kasatune.evaluation.judge import (
     summarize_matches,
 )
 from kasatune.evaluation.judge.parse_reply import rating, verdict
-from kasatune.llm_client import Asker, Endpoint, Ledger
+from kasatune.llm_client import AnswerCache, CachedClient, Endpoint
 from tests.llm_client.scripted import Answer, ScriptedServer
 from tests.shared_data import shared
 
@@ -50,8 +50,8 @@ def no_key(monkeypatch):
 def judged(script, folder, work, **options):
     with (
         ScriptedServer(script) as server,
-        Ledger(folder / "judge.jsonl") as ledger,
-        Asker(Endpoint("judge", server.url, **options), ledger) as asker,
+        AnswerCache(folder / "judge.jsonl") as ledger,
+        CachedClient(Endpoint("judge", server.url, **options), ledger) as asker,
     ):
         return work(asker), server.bodies
 
@@ -266,12 +266,12 @@ def test_faults_of_answers_and_prompts_are_told(tmp_path):
 _WORKER = """
 import json, sys
 from pathlib import Path
-from kasatune.llm_client import Asker, Endpoint, Ledger
+from kasatune.llm_client import CachedClient, Endpoint, AnswerCache
 from kasatune.evaluation.judge import Conversation, Question, grade_conversations, own_prompts
 url, path, workers = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 questions = [Question(str(n), "c", (f"first {n}", f"second {n}")) for n in range(6)]
 answers = {q.id: Conversation(q.id, (f"A{q.id}a", f"A{q.id}b")) for q in questions}
-with Ledger(path) as ledger, Asker(Endpoint("judge", url, workers=workers), ledger) as asker:
+with AnswerCache(path) as ledger, CachedClient(Endpoint("judge", url, workers=workers), ledger) as asker:
     print(json.dumps([one.value for one in grade_conversations(asker, questions, answers, own_prompts())]))
 """
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
 from kasatune.data.tasks import load_task
-from kasatune.evaluation.task_model import prepare_training
+from kasatune.evaluation.task_model import TaskModel
 from kasatune.experiments.compare.forgetting import measure_untrained, retention, sentences
 from kasatune.methods.base import trainable
 from kasatune.models.load import load_base
@@ -31,7 +31,7 @@ def base_of(section):
 
 def prepared(folder, data, method="lora", move=0.0):
     recipe = make_recipe(folder, data, method={"name": method})
-    made = prepare_training(recipe, load_task(recipe.task))
+    made = TaskModel.for_training(recipe, load_task(recipe.task))
     with torch.no_grad():
         for name, parameter in trainable(made.model).items():
             if "classifier" not in name and "score" not in name:

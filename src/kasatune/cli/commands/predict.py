@@ -10,7 +10,7 @@ from kasatune.cli.arguments import Json, RunDirectory
 from kasatune.cli.console import note, print_json, print_table, results_only
 from kasatune.cli.fast_import import large_libraries
 from kasatune.cli.progress_bar import make_display
-from kasatune.data.lines import read_text
+from kasatune.data.readers.text_files import read_text
 from kasatune.errors import InputError
 
 _LARGEST_FILE = 256 * 1024**2

@@ -16,12 +16,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from kasatune.data.faults import Faults
-from kasatune.data.hub import told_of
-from kasatune.data.lines import read_text
-from kasatune.data.tabular import MAX_JSON_BYTES
-from kasatune.data.task_data import Rows, TaskData, TaskSettings, make_task_data
+from kasatune.data.readers.faults import Faults
+from kasatune.data.readers.hub import told_of
+from kasatune.data.readers.tables import MAX_JSON_BYTES
+from kasatune.data.readers.text_files import read_text
 from kasatune.data.tasks.commonsense_prompts import TRAINING_PROMPT, evaluation_prompt, read_instruction
+from kasatune.data.tasks.dataset import Rows, TaskData, TaskSettings, make_task_data
 from kasatune.data.tasks.table import TaskInfo
 from kasatune.errors import DataError
 

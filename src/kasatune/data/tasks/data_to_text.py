@@ -15,11 +15,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from kasatune.data.faults import Faults, show
-from kasatune.data.hub import HubData, read_hub
-from kasatune.data.lines import read_lines, read_text
-from kasatune.data.tabular import MAX_JSON_BYTES, read_table
-from kasatune.data.task_data import Rows, TaskData, TaskSettings, make_task_data
+from kasatune.data.readers.faults import Faults, show
+from kasatune.data.readers.hub import HubData, read_hub
+from kasatune.data.readers.tables import MAX_JSON_BYTES, read_table
+from kasatune.data.readers.text_files import read_lines, read_text
+from kasatune.data.tasks.dataset import Rows, TaskData, TaskSettings, make_task_data
 from kasatune.data.tasks.prompts import render
 from kasatune.data.tasks.table import TaskInfo
 from kasatune.errors import DataError, WorkError

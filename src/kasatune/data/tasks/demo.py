@@ -13,8 +13,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from kasatune.data.docstrings import Docstring, digest, docstrings, mask
-from kasatune.data.task_data import Rows, TaskData, TaskSettings, make_task_data
+from kasatune.data.readers.docstrings import Docstring, digest, docstrings, mask
+from kasatune.data.tasks.dataset import Rows, TaskData, TaskSettings, make_task_data
 from kasatune.data.tasks.table import TaskInfo
 from kasatune.errors import DataError
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kasatune.data.hub import HubData, read_hub
-from kasatune.data.task_data import Rows, TaskData, TaskSettings, make_task_data
+from kasatune.data.readers.hub import HubData, read_hub
+from kasatune.data.tasks.dataset import Rows, TaskData, TaskSettings, make_task_data
 from kasatune.data.tasks.table import TaskInfo
 
 HUB_NAME = "nyu-mll/glue"

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from kasatune.data.faults import Faults, nearest, show
-from kasatune.data.lines import read_lines
-from kasatune.data.task_data import Rows
+from kasatune.data.readers.faults import Faults, nearest, show
+from kasatune.data.readers.text_files import read_lines
+from kasatune.data.tasks.dataset import Rows
 from kasatune.data.tasks.glue import GLUE, GlueTask
 from kasatune.errors import DataError
 

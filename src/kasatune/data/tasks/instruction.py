@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kasatune.data.chat_rows import Chat, chats_of_rows, columns_of_chats, read_chats
-from kasatune.data.hub import HUB, parse_hub_name, read_hub
-from kasatune.data.task_data import Rows, TaskData, TaskSettings, make_task_data
+from kasatune.data.readers.conversations import Chat, chats_of_rows, columns_of_chats, read_chats
+from kasatune.data.readers.hub import HUB, parse_hub_name, read_hub
+from kasatune.data.tasks.dataset import Rows, TaskData, TaskSettings, make_task_data
 from kasatune.data.tasks.labelled_text import parted, validation_share
 from kasatune.data.tasks.table import TaskInfo
 from kasatune.errors import DataError

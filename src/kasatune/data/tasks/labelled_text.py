@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kasatune.data.faults import SHOWN, Faults, nearest, show
-from kasatune.data.tabular import Table, read_table
-from kasatune.data.task_data import Rows, TaskData, TaskSettings, make_task_data
+from kasatune.data.readers.faults import SHOWN, Faults, nearest, show
+from kasatune.data.readers.tables import Table, read_table
+from kasatune.data.tasks.dataset import Rows, TaskData, TaskSettings, make_task_data
 from kasatune.data.tasks.table import TaskInfo
 from kasatune.errors import DataError
 

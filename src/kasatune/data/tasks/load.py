@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kasatune.data.faults import nearest
-from kasatune.data.task_data import TaskData, TaskSettings, make_task_data
+from kasatune.data.readers.faults import nearest
+from kasatune.data.tasks.dataset import TaskData, TaskSettings, make_task_data
 from kasatune.data.tasks.table import TASKS, TaskInfo
 from kasatune.errors import DataError
 

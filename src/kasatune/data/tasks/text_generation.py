@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kasatune.data.faults import Faults, show
-from kasatune.data.tabular import read_table
-from kasatune.data.task_data import Rows, TaskData, TaskSettings, make_task_data
+from kasatune.data.readers.faults import Faults, show
+from kasatune.data.readers.tables import read_table
+from kasatune.data.tasks.dataset import Rows, TaskData, TaskSettings, make_task_data
 from kasatune.data.tasks.labelled_text import parted, validation_share
 from kasatune.data.tasks.table import TaskInfo
 from kasatune.errors import DataError

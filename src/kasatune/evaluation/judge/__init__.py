@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from kasatune.evaluation.judge.grade import Grade, grade_answers, grade_conversations
+from kasatune.evaluation.judge.mt_bench_files import Conversation, Question, read_conversations, read_questions
 from kasatune.evaluation.judge.pairwise import Match, compare_conversations
-from kasatune.evaluation.judge.prompts import Prompts, load_prompts, own_prompts
-from kasatune.evaluation.judge.questions import Conversation, Question, read_conversations, read_questions
-from kasatune.evaluation.judge.summary import summarize_grades, summarize_matches
+from kasatune.evaluation.judge.prompt_templates import Prompts, load_prompts, own_prompts
+from kasatune.evaluation.judge.score_summary import summarize_grades, summarize_matches
+from kasatune.evaluation.judge.single_answer import Grade, grade_answers, grade_conversations
 
 __all__ = [
     "Conversation",

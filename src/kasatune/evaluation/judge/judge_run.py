@@ -27,8 +27,8 @@ from kasatune.evaluation.judge import (
     summarize_grades,
     summarize_matches,
 )
-from kasatune.evaluation.judge.collect_answers import Candidate, write_conversations
-from kasatune.llm_client import Asker, Endpoint, Ledger, Prices, Reply, add_up, require_endpoint
+from kasatune.evaluation.judge.generate_answers import Candidate, write_conversations
+from kasatune.llm_client import AnswerCache, CachedClient, Endpoint, Prices, Reply, add_up, require_endpoint
 from kasatune.recipes.schema import Recipe
 from kasatune.runs.directory import JUDGE, read_metrics, read_recipe, write_json
 
@@ -115,7 +115,7 @@ def judge_run(
     require_endpoint(settings.endpoint)
     other = None if settings.against is None or settings.against.is_dir() else _others(settings.against, questions)
     folder = run_dir / JUDGE
-    with Ledger(folder / REPLIES) as replies, Asker(settings.endpoint, replies) as asker:
+    with AnswerCache(folder / REPLIES) as replies, CachedClient(settings.endpoint, replies) as asker:
         answers = _answers(run_dir, recipe, questions, progress)
         write_conversations(folder / CONVERSATIONS, run_dir.name, list(answers.values()))
         if settings.against is not None:
@@ -147,7 +147,7 @@ def judge_run(
 
 def _graded(
     protocol: str,
-    asker: Asker,
+    asker: CachedClient,
     questions: Sequence[Question],
     answers: Mapping[str, Conversation],
     other: Mapping[str, Conversation] | None,
@@ -185,7 +185,7 @@ def _own_questions(recipe: Recipe, split: str | None) -> list[Question]:
 def _answers(
     run_dir: Path, recipe: Recipe, questions: Sequence[Question], progress: Progress
 ) -> dict[str, Conversation]:
-    with Ledger(run_dir / JUDGE / ANSWERS) as ledger:
+    with AnswerCache(run_dir / JUDGE / ANSWERS) as ledger:
         candidate = Candidate(run_dir, recipe, ledger)
         return candidate.answer(questions, partial(progress, "answering"))
 

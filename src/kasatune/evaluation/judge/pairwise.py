@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from kasatune.evaluation.judge.grade import MAX_TOKENS, fields, prompt_name
+from kasatune.evaluation.judge.mt_bench_files import Conversation, Question
 from kasatune.evaluation.judge.parse_reply import Verdict, verdict
-from kasatune.evaluation.judge.prompts import Prompts
-from kasatune.evaluation.judge.questions import Conversation, Question
-from kasatune.llm_client import Asker, Refusal, Reply, Request
+from kasatune.evaluation.judge.prompt_templates import Prompts
+from kasatune.evaluation.judge.single_answer import MAX_TOKENS, fields, prompt_name
+from kasatune.llm_client import CachedClient, ChatRequest, Refusal, Reply
 
 Winner = Literal["first", "second", "tie"]
 
@@ -42,7 +42,7 @@ class Match:
 
 
 def compare_conversations(
-    asker: Asker,
+    asker: CachedClient,
     questions: Sequence[Question],
     first: Mapping[str, Conversation],
     second: Mapping[str, Conversation],
@@ -60,7 +60,7 @@ def compare_conversations(
         progress: is told how many verdicts there are, of how many.
 
     Raises:
-        InputError: as `Asker.ask` has it.
+        InputError: as `CachedClient.ask` has it.
         WorkError: the same.
     """
     places = [(one, turn) for one in questions for turn in range(1, len(one.turns) + 1)]
@@ -75,7 +75,9 @@ def compare_conversations(
     ]
 
 
-def _request(model: str, question: Question, turn: int, a: Conversation, b: Conversation, prompts: Prompts) -> Request:
+def _request(
+    model: str, question: Question, turn: int, a: Conversation, b: Conversation, prompts: Prompts
+) -> ChatRequest:
     content = fields(question, turn)
     for letter, answer in (("a", a), ("b", b)):
         content[f"answer_{letter}"] = answer.turns[0]

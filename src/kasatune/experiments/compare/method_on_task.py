@@ -6,7 +6,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kasatune.data.task_data import TaskData
+from kasatune.data.tasks.dataset import TaskData
 from kasatune.experiments.compare.hyperparameter_search import (
     OptunaSearch,
     Settings,

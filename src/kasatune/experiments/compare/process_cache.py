@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kasatune.data.task_data import TaskData
 from kasatune.data.tasks import load_task
+from kasatune.data.tasks.dataset import TaskData
 from kasatune.data.tokenize import Examples
-from kasatune.evaluation.task_model import Prepared
+from kasatune.evaluation.task_model import TaskModel
 from kasatune.experiments.compare.forgetting import Untrained, measure_untrained, retention
 from kasatune.experiments.compare.search_holdout import search_data
 from kasatune.io.environment import peak_memory
@@ -47,7 +47,7 @@ class Shared:
         """What `train` takes, for a run of the search or one that is reported."""
         return _SharedSupplies(self, search)
 
-    def examples(self, prepared: Prepared, data: TaskData, split: str) -> Examples:
+    def examples(self, prepared: TaskModel, data: TaskData, split: str) -> Examples:
         """The rows of a split, tokenized."""
         section = prepared.recipe.model
         key = (section.name, str(section.revision), str(prepared.recipe.task.max_length), data.sha256, split)
@@ -55,7 +55,7 @@ class Shared:
             self._examples[key] = prepared.encode(data, split)
         return self._examples[key]
 
-    def untrained(self, prepared: Prepared) -> Untrained:
+    def untrained(self, prepared: TaskModel) -> Untrained:
         """The base model before training, on the unrelated text."""
         recipe = prepared.recipe
         key = recipe.model.model_dump_json()
@@ -74,10 +74,10 @@ class _SharedSupplies(Supplies):
     def data(self, recipe: Recipe) -> TaskData:
         return self._shared.search_data(recipe) if self._search else self._shared.data(recipe)
 
-    def examples(self, prepared: Prepared, data: TaskData, split: str) -> Examples:
+    def examples(self, prepared: TaskModel, data: TaskData, split: str) -> Examples:
         return self._shared.examples(prepared, data, split)
 
-    def measure(self, prepared: Prepared, run_dir: Path) -> Mapping[str, Any]:
+    def measure(self, prepared: TaskModel, run_dir: Path) -> Mapping[str, Any]:
         if self._search:
             return {}
         found: dict[str, Any] = {"peak_memory_bytes": peak_memory()}  # before the measure below adds to it

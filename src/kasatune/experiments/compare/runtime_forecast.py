@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from kasatune.evaluation.task_model import prepare_training
+from kasatune.evaluation.task_model import TaskModel
 from kasatune.experiments.compare.compare import make_cells
 from kasatune.experiments.compare.executors import shared_here
 from kasatune.experiments.compare.method_on_task import Cell, fitted
@@ -90,7 +90,7 @@ def _probe(group: Sequence[Cell], shared: Shared, threads: int) -> float:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        prepared = prepare_training(recipe, few)
+        prepared = TaskModel.for_training(recipe, few)
         rows = prepared.encode(few, "train")
         per_step = 0.0 if fitted(cell) else _time_steps(prepared, rows, size)
         start = time.perf_counter()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kasatune.data.task_data import TaskData, rows_sha256
+from kasatune.data.tasks.dataset import TaskData, rows_sha256
 from kasatune.errors import DataError
 from kasatune.experiments.compare.spec import HELD_OUT, SEARCH_SEED
 

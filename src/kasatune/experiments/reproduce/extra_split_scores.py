@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kasatune.data.tasks import load_task
 from kasatune.evaluation.scoring import predictions
-from kasatune.evaluation.task_model import deterministic, prepare_saved
+from kasatune.evaluation.task_model import TaskModel, deterministic
 from kasatune.io.library_noise import quiet
 from kasatune.io.progress import progress_told_to
 from kasatune.io.reporter import Display
@@ -40,7 +40,7 @@ def score_splits(run_dir: Path, splits: Sequence[str], display: Display) -> dict
         lacks = {split: f"{data.source} has no such rows" for split in wanted if split not in data.splits}
         if len(lacks) == len(wanted):
             return lacks
-        prepared = prepare_saved(recipe, before["kind"], names, run_dir)
+        prepared = TaskModel.for_saved_run(recipe, before["kind"], names, run_dir)
         (run_dir / FOLDER).mkdir(exist_ok=True)
         for split in wanted:
             if split not in lacks:

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from kasatune.data.chat_rows import Chat
-from kasatune.llm_client import Asker, Refusal, Reply
+from kasatune.data.readers.conversations import Chat
+from kasatune.llm_client import CachedClient, Refusal, Reply
 from kasatune.metrics.similarity import SimilarTexts, words
 from kasatune.synthesis.recipe import SynthesisRecipe
 from kasatune.synthesis.teacher_prompts import Row, rows_of, seed_request, seed_text
@@ -36,7 +36,7 @@ class Gathered:
 def gather(
     recipe: SynthesisRecipe,
     seeds: Sequence[Chat],
-    asker: Asker,
+    asker: CachedClient,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Gathered:
     """As many rows as the recipe wants, or as many as its requests give.
@@ -51,7 +51,7 @@ def gather(
         progress: is told how many rows there are, of how many.
 
     Raises:
-        InputError: as `Asker.ask` has it.
+        InputError: as `CachedClient.ask` has it.
         WorkError: the same.
     """
     found, wanted = Gathered(), recipe.data.count

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kasatune.data.faults import Faults, show
-from kasatune.data.tabular import column_names, read_table
+from kasatune.data.readers.faults import Faults, show
+from kasatune.data.readers.tables import column_names, read_table
 from kasatune.errors import DataError
 
 Chat = tuple[tuple[str, str], ...]

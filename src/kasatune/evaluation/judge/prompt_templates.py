@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kasatune.data.faults import Faults
-from kasatune.data.lines import read_lines
+from kasatune.data.readers.faults import Faults
+from kasatune.data.readers.text_files import read_lines
 from kasatune.errors import DataError
-from kasatune.llm_client import Request
+from kasatune.llm_client import ChatRequest
 
 _FIELD = re.compile(r"\{([a-z_0-9]+)\}")
 
@@ -45,10 +45,10 @@ class Prompt:
     system: str
     template: str
 
-    def request(self, model: str, fields: Mapping[str, str], max_tokens: int) -> Request:
+    def request(self, model: str, fields: Mapping[str, str], max_tokens: int) -> ChatRequest:
         """The request to `model`; fields are put in at once, so that braces in an answer stay what they are."""
         text = _FIELD.sub(lambda found: fields.get(found[1], found[0]), self.template)
-        return Request(model, (("system", self.system), ("user", text)), 0.0, max_tokens)
+        return ChatRequest(model, (("system", self.system), ("user", text)), 0.0, max_tokens)
 
 
 Prompts = Mapping[str, Prompt]

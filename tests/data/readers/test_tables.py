@@ -9,8 +9,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from kasatune.data import lines, tabular
-from kasatune.data.tabular import read_table
+from kasatune.data.readers import tables, text_files
+from kasatune.data.readers.tables import read_table
 from kasatune.errors import DataError
 
 TEXTS = ['plain "inner" quote', "comma, tab\t and\nline end", "ünïcode 日本語 🙂", " spaces kept "]
@@ -163,7 +163,7 @@ def refusal_of_parquet(path, columns):
 def test_parquet_that_unpacks_to_too_much(tmp_path, monkeypatch):
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": ["x" * 1000] * 5000}), path, use_dictionary=False)
-    monkeypatch.setattr(tabular, "MAX_FILE_BYTES", 1_000_000)
+    monkeypatch.setattr(tables, "MAX_FILE_BYTES", 1_000_000)
     assert path.stat().st_size < 1_000_000
     assert "once unpacked" in refusal(path, path.read_bytes(), ["text"])
 
@@ -186,11 +186,11 @@ def test_paths_that_are_no_files(tmp_path):
 def test_files_over_the_limit(tmp_path):
     path = tmp_path / "a.csv"
     with path.open("wb") as file:
-        file.truncate(lines.MAX_FILE_BYTES + 1)
+        file.truncate(text_files.MAX_FILE_BYTES + 1)
     with pytest.raises(DataError, match="2,048 MiB; the limit is 2,048 MiB"):
         read_table(path, ["text"])
     with (tmp_path / "a.json").open("wb") as file:
-        file.truncate(tabular.MAX_JSON_BYTES + 1)
+        file.truncate(tables.MAX_JSON_BYTES + 1)
     with pytest.raises(DataError, match="the limit is 256 MiB"):
         read_table(tmp_path / "a.json", ["text"])
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kasatune.data.faults import Faults, nearest, show
-from kasatune.data.lines import MAX_FILE_BYTES, MAX_LINE_BYTES, read_lines, read_text, require_file
+from kasatune.data.readers.faults import Faults, nearest, show
+from kasatune.data.readers.text_files import MAX_FILE_BYTES, MAX_LINE_BYTES, read_lines, read_text, require_file
 from kasatune.errors import DataError
 
 MAX_JSON_BYTES = 256 * 1024**2

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from kasatune.data.prompt_rows import IGNORED, TextCollator, encode_rows, prompt_tokens
+from kasatune.data.prompt_completion import IGNORED, TextCollator, encode_rows, prompt_tokens
 from kasatune.evaluation.causal_loss import learnt_tokens, text_loss, token_losses
 from kasatune.training.trainer import mean_loss
 from tests.text_toys import save_tokenizer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kasatune.data.hub import CONVERTED, HubName, leaves_open, parse_hub_name, read_hub
+from kasatune.data.readers.hub import CONVERTED, HubName, leaves_open, parse_hub_name, read_hub
 from kasatune.errors import DataError, WorkError
 from tests.hub_server import parquet
 

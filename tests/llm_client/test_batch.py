@@ -7,7 +7,7 @@ import time
 import pytest
 
 from kasatune.errors import InputError, OutputError, WorkError
-from kasatune.llm_client import Asker, Cost, Endpoint, Ledger, Prices, Refusal, Reply, Request, add_up
+from kasatune.llm_client import AnswerCache, CachedClient, ChatRequest, Cost, Endpoint, Prices, Refusal, Reply, add_up
 from tests.llm_client.scripted import Answer, ScriptedServer
 
 AT_ONCE = {"retry-after-ms": "1"}
@@ -20,12 +20,12 @@ def no_key(monkeypatch):
 
 
 def requests(*texts, **further):
-    return [Request("m", (("user", text),), 0.0, 16, **further) for text in texts]
+    return [ChatRequest("m", (("user", text),), 0.0, 16, **further) for text in texts]
 
 
 def ask(server, folder, asked, **options):
     endpoint = Endpoint("m", server.url, **options)
-    with Ledger(folder / "answers.jsonl") as ledger, Asker(endpoint, ledger) as asker:
+    with AnswerCache(folder / "answers.jsonl") as ledger, CachedClient(endpoint, ledger) as asker:
         return asker.ask_all(asked), asker.asked
 
 
@@ -47,7 +47,7 @@ def test_each_request_is_asked_once_and_never_again(tmp_path, workers):
 
 def test_what_is_sent(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret-1")
-    asked = [Request("m", (("system", "s"), ("user", "u")), 0.7, 32, seed=5)]
+    asked = [ChatRequest("m", (("system", "s"), ("user", "u")), 0.7, 32, seed=5)]
     with ScriptedServer(echo) as server:
         ask(server, tmp_path, asked)
     assert server.bodies == [
@@ -161,20 +161,20 @@ def test_a_line_that_was_cut_off_is_asked_again_and_the_file_is_whole(tmp_path):
 def test_a_damaged_line_is_named(tmp_path):
     (tmp_path / "answers.jsonl").write_text('{"key": "x"}\nnonsense\n{"key": "y"}\n')
     with pytest.raises(InputError, match="line 2"):
-        Ledger(tmp_path / "answers.jsonl")
+        AnswerCache(tmp_path / "answers.jsonl")
 
 
 def test_one_process_at_a_time(tmp_path):
-    with Ledger(tmp_path / "x"), pytest.raises(OutputError, match="another process"):
-        Ledger(tmp_path / "x")
-    with Ledger(tmp_path / "x"):
+    with AnswerCache(tmp_path / "x"), pytest.raises(OutputError, match="another process"):
+        AnswerCache(tmp_path / "x")
+    with AnswerCache(tmp_path / "x"):
         pass
 
 
 def test_the_place_of_the_answers_must_be_writable(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="give another directory"):
-        Ledger(tmp_path / "file" / "x")
+        AnswerCache(tmp_path / "file" / "x")
 
 
 def test_one_failure_among_many_threads_stops_them_all(tmp_path):
@@ -193,8 +193,8 @@ def test_one_failure_among_many_threads_stops_them_all(tmp_path):
     ("endpoint", "word"), [(Endpoint("m"), "set OPENAI_API_KEY"), (Endpoint("m", "localhost:1"), "no address")]
 )
 def test_an_endpoint_that_cannot_be(tmp_path, endpoint, word):
-    with Ledger(tmp_path / "x") as ledger, pytest.raises(InputError, match=word):
-        Asker(endpoint, ledger)
+    with AnswerCache(tmp_path / "x") as ledger, pytest.raises(InputError, match=word):
+        CachedClient(endpoint, ledger)
 
 
 def test_equal_content_is_one_request():

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from kasatune.evaluation.judge.grade import Grade
 from kasatune.evaluation.judge.pairwise import Match
+from kasatune.evaluation.judge.single_answer import Grade
 from kasatune.metrics import bootstrap_interval
 
 

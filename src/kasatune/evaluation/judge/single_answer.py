@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from kasatune.evaluation.judge.mt_bench_files import Conversation, Question
 from kasatune.evaluation.judge.parse_reply import rating
-from kasatune.evaluation.judge.prompts import Prompts
-from kasatune.evaluation.judge.questions import Conversation, Question
-from kasatune.llm_client import Asker, Refusal, Reply, Request
+from kasatune.evaluation.judge.prompt_templates import Prompts
+from kasatune.llm_client import CachedClient, ChatRequest, Refusal, Reply
 
 MT_BENCH_SCALE = (1.0, 10.0)
 SCORE_SCALE = (0.0, 10.0)
@@ -39,7 +39,7 @@ class Grade:
 
 
 def grade_conversations(
-    asker: Asker,
+    asker: CachedClient,
     questions: Sequence[Question],
     answers: Mapping[str, Conversation],
     prompts: Prompts,
@@ -57,7 +57,7 @@ def grade_conversations(
         progress: is told how many grades there are, of how many.
 
     Raises:
-        InputError: as `Asker.ask` has it.
+        InputError: as `CachedClient.ask` has it.
         WorkError: the same.
     """
     places = [(one, turn) for one in questions for turn in range(1, len(one.turns) + 1)]
@@ -66,7 +66,7 @@ def grade_conversations(
 
 
 def grade_answers(
-    asker: Asker,
+    asker: CachedClient,
     questions: Sequence[Question],
     answers: Mapping[str, Conversation],
     prompts: Prompts,
@@ -77,7 +77,7 @@ def grade_answers(
     The scale is the paper's for its four synthetic sets; the paper's prompt is not known, the wording is kasatune's.
 
     Raises:
-        InputError: as `Asker.ask` has it.
+        InputError: as `CachedClient.ask` has it.
         WorkError: the same.
     """
     model = asker.endpoint.model
@@ -101,16 +101,18 @@ def prompt_name(kind: str, question: Question, turn: int) -> str:
     return f"{kind}{with_reference if question.references else without}{'-multi-turn' if turn == 2 else ''}"
 
 
-def _request(model: str, kind: str, question: Question, answer: Conversation, turn: int, prompts: Prompts) -> Request:
+def _request(
+    model: str, kind: str, question: Question, answer: Conversation, turn: int, prompts: Prompts
+) -> ChatRequest:
     given = {f"answer_{number}": text for number, text in enumerate(answer.turns, start=1)}
     content = {**fields(question, turn), **given, "answer": answer.turns[0]}
     return prompts[prompt_name(kind, question, turn)].request(model, content, MAX_TOKENS)
 
 
 def _grades(
-    asker: Asker,
+    asker: CachedClient,
     places: Sequence[tuple[Question, int]],
-    requests: Sequence[Request],
+    requests: Sequence[ChatRequest],
     scale: tuple[float, float],
     progress: Progress,
 ) -> list[Grade]:

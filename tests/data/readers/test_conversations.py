@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from kasatune.data.chat_rows import read_chats
+from kasatune.data.readers.conversations import read_chats
 from kasatune.errors import DataError
 from tests.shared_data import shared
 

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kasatune.data.chat_rows import Chat
+from kasatune.data.readers.conversations import Chat
 from kasatune.evaluation.judge import Conversation, Question
-from kasatune.evaluation.task_model import Prepared, deterministic, prepare_saved
+from kasatune.evaluation.task_model import TaskModel, deterministic
 from kasatune.io.library_noise import quiet
-from kasatune.llm_client import Ledger
+from kasatune.llm_client import AnswerCache
 from kasatune.recipes.schema import Recipe
 from kasatune.runs.directory import write_text
 
@@ -31,10 +31,10 @@ class Candidate:
         ledger: of the answers; open.
     """
 
-    def __init__(self, run_dir: Path, recipe: Recipe, ledger: Ledger) -> None:
+    def __init__(self, run_dir: Path, recipe: Recipe, ledger: AnswerCache) -> None:
         self._run_dir, self._recipe, self._ledger = run_dir, recipe, ledger
         self._weights = _fingerprint(run_dir)
-        self._prepared: Prepared | None = None
+        self._prepared: TaskModel | None = None
 
     def answer(self, questions: Sequence[Question], progress: Progress) -> dict[str, Conversation]:
         """The answers by question id, greedy or by the beams of the recipe's section `generation`.
@@ -65,7 +65,7 @@ class Candidate:
         missing = {key: chat for key, chat in zip(keys, chats, strict=True) if self._ledger.get(key) is None}
         if missing:
             if self._prepared is None:
-                self._prepared = prepare_saved(self._recipe, "generation", None, self._run_dir)
+                self._prepared = TaskModel.for_saved_run(self._recipe, "generation", None, self._run_dir)
             texts = self._prepared.answer(list(missing.values()))
             for (key, chat), text in zip(missing.items(), texts, strict=True):
                 self._ledger.add(key, {"messages": [list(message) for message in chat], "answer": text})

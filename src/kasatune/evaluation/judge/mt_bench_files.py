@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kasatune.data.faults import Faults, show
-from kasatune.data.lines import read_lines
+from kasatune.data.readers.faults import Faults, show
+from kasatune.data.readers.text_files import read_lines
 from kasatune.errors import DataError
 
 MOST_TURNS = 2
