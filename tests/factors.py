@@ -3,7 +3,7 @@
 import torch
 from hypothesis import strategies as st
 
-from kasatune.kasa.update import Factors
+from kasatune.kasa.functional import Factors
 
 
 def random_factors(out_features, in_features, r, core, seed, dtype=torch.float32):

@@ -17,7 +17,7 @@ from kasatune import KasaConfig, tail_svd
 from kasatune.adapter_tools import decompose as module
 from kasatune.adapter_tools.decompose import Job, Layer, Process, decompose
 from kasatune.errors import InputError, ModelError, OutputError, RecipeError
-from kasatune.kasa.convention import dropped_count
+from kasatune.kasa.functional import drop_count
 from kasatune.kasa.layer import KasaLayer
 from kasatune.kasa.truncation.directory import TailDirectory
 from kasatune.kasa.truncation.files import TailKey
@@ -45,7 +45,7 @@ def check(out, folder, rank, convention="paper"):
     """Every tail in `out` is that of the layer's weight, as transformers loads it."""
     index, saved = json.loads((out / "index.json").read_text()), TailDirectory(out)
     for name, W in weights(folder, index).items():
-        dropped = dropped_count(*W.shape, rank, convention)
+        dropped = drop_count(*W.shape, rank, convention)
         assert index["layers"][name]["dropped"] == dropped
         if dropped:
             tail = saved.get(TailKey.of(W, dropped), name)

@@ -17,8 +17,7 @@ from transformers import (
 )
 
 from kasatune import KasaConfig
-from kasatune.kasa.regularizer import penalty_gradients
-from kasatune.kasa.update import Factors
+from kasatune.kasa.functional import Factors, penalty_gradients
 
 BETA, GAMMA = 100.0, 10.0
 PARTS = {"kasa_A": "A", "kasa_sigma": "sigma", "kasa_B": "B"}

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from kasatune.kasa.functional import Factors
 from kasatune.kasa.kernel import Tail, adapted_linear
-from kasatune.kasa.update import Factors
 
 IN, OUT, R = 7, 5, 3
 

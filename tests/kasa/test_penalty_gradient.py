@@ -5,7 +5,7 @@ import torch
 
 from kasatune import regularization
 from kasatune.kasa import KasaLayer, oracle, regularization_terms
-from kasatune.kasa.update import Factors
+from kasatune.kasa.functional import Factors
 from tests.kasa.penalty_probe import (
     BETA,
     GAMMA,

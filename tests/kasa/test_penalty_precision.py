@@ -9,8 +9,7 @@ from peft import get_peft_model
 
 from kasatune import KasaConfig, regularization
 from kasatune.kasa import KasaLayer
-from kasatune.kasa.regularizer import penalty_gradients
-from kasatune.kasa.update import Factors
+from kasatune.kasa.functional import Factors, penalty_gradients
 from tests.kasa.penalty_probe import (
     BETA,
     GAMMA,

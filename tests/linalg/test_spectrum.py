@@ -6,12 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kasatune.kasa import oracle
-from kasatune.kasa.update import update_svd
 from kasatune.linalg import effective_rank, energy_share, product_svd, singular_values, subspace_alignment
 from tests.factors import random_factors, with_spectrum
 
 
-def test_singular_values_are_all_there_and_descending():
+def test_singular_values_are_complete_and_descending():
     S = [9.0, 4.0, 1.0, 0.0]
     for W in (with_spectrum(7, 4, S), with_spectrum(4, 7, S)):
         torch.testing.assert_close(singular_values(W), torch.tensor(S, dtype=torch.float64), rtol=1e-12, atol=1e-12)
@@ -47,10 +46,10 @@ def test_effective_rank_equals_the_oracle(S):
     scaling=st.floats(-3, 3),
     shape=st.tuples(st.integers(3, 12), st.integers(3, 12), st.integers(1, 3)),
 )
-def test_update_svd_is_the_svd_of_the_update(seed, core, scaling, shape):
-    factors = random_factors(*shape, core, seed, torch.float64)
+def test_product_svd_of_the_factors_is_the_svd_of_the_update(seed, core, scaling, shape):
+    A, sigma, B = factors = random_factors(*shape, core, seed, torch.float64)
     dW = oracle.update(factors, scaling)
-    U, S, Vh = update_svd(factors, scaling)
+    U, S, Vh = product_svd(scaling * B @ oracle.core_matrix(sigma), A)
     r = shape[2]
     bound = 1e-11 * (1 + dW.abs().max().item())
     torch.testing.assert_close((U * S) @ Vh, dW, rtol=0, atol=bound)
@@ -59,9 +58,9 @@ def test_update_svd_is_the_svd_of_the_update(seed, core, scaling, shape):
     torch.testing.assert_close(Vh @ Vh.mT, torch.eye(r, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
-def test_update_svd_keeps_at_least_float32():
-    triplets = update_svd(random_factors(9, 8, 2, "diagonal", 0, torch.bfloat16), 1.0)
-    assert {t.dtype for t in triplets} == {torch.float32}
+def test_product_svd_returns_at_least_float32():
+    A, _, B = random_factors(9, 8, 2, "diagonal", 0, torch.bfloat16)
+    assert {t.dtype for t in product_svd(B, A)} == {torch.float32}
 
 
 def test_product_svd_of_low_rank_adapters():
@@ -85,6 +84,6 @@ def test_subspace_alignment():
 @pytest.mark.parametrize("shape", [(40, 40), (40, 90), (90, 40)])
 def test_singular_values_hold_eight_digits_however_small(smallest, shape):
     S = torch.logspace(0, math.log10(smallest), 40, dtype=torch.float64)
-    found = singular_values(with_spectrum(*shape, S.tolist()))
+    computed = singular_values(with_spectrum(*shape, S.tolist()))
     limit = 1e-8 if smallest > 1e-8 else 1e-6
-    assert float(((found - S) / S).abs().max()) < limit
+    assert float(((computed - S) / S).abs().max()) < limit

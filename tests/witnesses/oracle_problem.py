@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kasatune.kasa import oracle
-from kasatune.kasa.update import Factors
+from kasatune.kasa.functional import Factors
 
 # 9 x 10 and r = 3: the authors' index drops two triplets here, the paper's three.
 OUT, IN, R, ROWS = 9, 10, 3, 6

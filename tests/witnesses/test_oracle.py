@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from kasatune import KasaConfig, regularization
 from kasatune.kasa import KasaLayer, oracle
-from kasatune.kasa.update import Factors
+from kasatune.kasa.functional import Factors
 from tests.kasa.penalty_probe import scatter
 from tests.witnesses import oracle_problem as problem
 from tests.witnesses.agreement import relative

@@ -23,7 +23,7 @@ from kasatune.io.library_noise import quiet
 from kasatune.io.reporter import Display
 from kasatune.io.silence import Silent
 from kasatune.kasa.config import KasaConfig
-from kasatune.kasa.convention import Convention
+from kasatune.kasa.functional import Convention
 from kasatune.kasa.matching import targets_without_weights
 from kasatune.kasa.truncation.directory import FORMAT, INDEX, TAILS, read_index
 from kasatune.kasa.truncation.files import ALGORITHM, TailKey, read_tail, write_tail

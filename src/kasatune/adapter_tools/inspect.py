@@ -18,9 +18,7 @@ from kasatune.adapters.native_format import scaling_of, trained_factors
 from kasatune.adapters.storage import AdapterFiles, read_tensors
 from kasatune.errors import InputError, ModelError
 from kasatune.io.library_noise import quiet
-from kasatune.kasa.convention import dropped_count
-from kasatune.kasa.regularizer import orthogonality_norms
-from kasatune.kasa.update import Factors
+from kasatune.kasa.functional import Factors, drop_count, orthogonality_norms
 from kasatune.linalg import effective_rank, energy_share, product_svd, subspace_alignment
 from kasatune.linalg.spectrum import ThinSVD
 from kasatune.weights.shards import DTYPES
@@ -92,7 +90,7 @@ def _layer(
             "effective_rank": effective_rank(update.S),
         },
     }
-    dropped = dropped_count(*shape, rank, convention) if convention is not None else 0
+    dropped = drop_count(*shape, rank, convention) if convention is not None else 0
     if convention is not None:
         layer["dropped"] = {"count": dropped}
     if W is None:

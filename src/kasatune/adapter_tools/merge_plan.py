@@ -16,8 +16,7 @@ from kasatune.adapters.lora_export import stock_layers, to_lora
 from kasatune.adapters.native_format import scaling_of, trained_factors
 from kasatune.adapters.storage import PREFIX, AdapterFiles, listed
 from kasatune.errors import AdapterError, ModelError
-from kasatune.kasa.convention import dropped_count
-from kasatune.kasa.update import Factors, update
+from kasatune.kasa.functional import Factors, drop_count, update
 from kasatune.linalg import tail_svd
 from kasatune.weights.base_weight import pointwise_dimensions
 from kasatune.weights.fingerprint import sketch_distance, sketch_tolerance
@@ -132,7 +131,7 @@ class _Truncation:
 
     def __call__(self, W: Tensor) -> Tensor:
         change = update(Factors(*(f.to(W.dtype) for f in self.factors)), self.scaling)
-        dropped = dropped_count(*self.shape, self.factors.A.shape[0], self.convention)
+        dropped = drop_count(*self.shape, self.factors.A.shape[0], self.convention)
         if dropped:
             tail = tail_svd(W, dropped)
             change = change - (tail.U * tail.S) @ tail.Vh

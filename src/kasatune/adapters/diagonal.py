@@ -12,8 +12,7 @@ from kasatune.adapters.formats import DIAGONAL, split_key
 from kasatune.adapters.native_format import trained_factors
 from kasatune.adapters.storage import PREFIX, AdapterFiles, listed
 from kasatune.errors import InputError
-from kasatune.kasa.convention import Convention, dropped_count
-from kasatune.kasa.update import Factors
+from kasatune.kasa.functional import Convention, Factors, drop_count
 
 # What holds the weight of a convolution of kernel 1, over one dimension or two.
 POINTWISE = ("pointwise1d", "pointwise2d")
@@ -97,8 +96,8 @@ def require_holdable(source: AdapterFiles, convention: Convention, holder: str, 
         faults.append(f"{holder} has no KaSA on Conv1D layers ({listed(transposed)})")
     other = []
     for name, (A, _, B) in layers.items():
-        ours = dropped_count(B.shape[0], A.shape[1], A.shape[0], source.config["convention"])
-        theirs = dropped_count(B.shape[0], A.shape[1], A.shape[0], convention)
+        ours = drop_count(B.shape[0], A.shape[1], A.shape[0], source.config["convention"])
+        theirs = drop_count(B.shape[0], A.shape[1], A.shape[0], convention)
         if ours != theirs:
             other.append(f"{name} ({ours} here, {theirs} there)")
     if other:

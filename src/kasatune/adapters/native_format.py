@@ -11,10 +11,8 @@ from torch import Tensor, nn
 from kasatune.adapters.formats import configured
 from kasatune.adapters.storage import PREFIX, AdapterFiles, listed
 from kasatune.errors import AdapterError
-from kasatune.kasa.config import scaling
-from kasatune.kasa.convention import dropped_count
+from kasatune.kasa.functional import Factors, drop_count, scaling
 from kasatune.kasa.truncation.tails import Wanted, tails_of
-from kasatune.kasa.update import Factors
 from kasatune.weights.base_weight import BaseWeight
 from kasatune.weights.fingerprint import weight_sketch
 
@@ -88,7 +86,7 @@ def with_tails(source: AdapterFiles, base: nn.Module) -> AdapterFiles:
     for name, (A, _, B) in factors.items():
         base_weight = weight_in(base, name, (B.shape[0], A.shape[1]))
         W = base_weight.read()
-        dropped = dropped_count(*base_weight.shape, A.shape[0], source.config["convention"])
+        dropped = drop_count(*base_weight.shape, A.shape[0], source.config["convention"])
         fingerprint[name] = {**weight_sketch(W, base_weight.bits), "held_as": base_weight.held_as}
         tensors[f"{PREFIX}{name}.kasa_tail_U"] = torch.zeros(B.shape[0], A.shape[0])
         tensors[f"{PREFIX}{name}.kasa_tail_V"] = torch.zeros_like(A, dtype=torch.float32)

@@ -11,7 +11,7 @@ from peft.config import PeftConfig
 from peft.utils import PeftType
 
 from kasatune.errors import InputError
-from kasatune.kasa.convention import Convention, Core
+from kasatune.kasa.functional import Convention, Core
 
 CHOICES = {
     "convention": ("paper", "authors"),
@@ -138,11 +138,6 @@ class LayerSettings:
     def counted(self, layer_count: int) -> LayerSettings:
         """The same settings in an adapter of `layer_count` layers."""
         return dataclasses.replace(self, layer_count=layer_count)
-
-
-def scaling(lora_alpha: float, r: int, *, use_rslora: bool) -> float:
-    """S = alpha / r, or alpha / sqrt(r) with rank stabilization."""
-    return lora_alpha / math.sqrt(r) if use_rslora else lora_alpha / r
 
 
 def _faults(config: KasaConfig) -> list[str]:

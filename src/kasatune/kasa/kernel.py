@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
-from kasatune.kasa.update import Factors
+from kasatune.kasa.functional import Factors
 
 
 class Tail(NamedTuple):

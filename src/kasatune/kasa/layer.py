@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from kasatune.distributed.sharded_tensors import is_sharded
 from kasatune.errors import AdapterError, CheckError, InputError
 from kasatune.kasa.config import LayerSettings
-from kasatune.kasa.initialization import initial_factors
+from kasatune.kasa.functional import Factors, initial_factors, update
 from kasatune.kasa.kernel import Tail, adapted_linear
-from kasatune.kasa.update import Factors, update
 from kasatune.linalg import TailSVD
 from kasatune.weights.base_weight import BaseWeight, Original
 

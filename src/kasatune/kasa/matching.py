@@ -13,9 +13,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from kasatune.errors import ModelError
-from kasatune.kasa.config import KasaConfig, LayerSettings, scaling
-from kasatune.kasa.convention import dropped_count
+from kasatune.kasa.config import KasaConfig, LayerSettings
 from kasatune.kasa.experts import check_experts, report_experts
+from kasatune.kasa.functional import drop_count, scaling
 from kasatune.kasa.layer import KasaLayer
 from kasatune.kasa.targets import Target
 from kasatune.weights.base_weight import BaseWeight, refusal
@@ -101,7 +101,7 @@ def layer_settings(config: KasaConfig, name: str, shape: tuple[int, int]) -> Lay
     return LayerSettings(
         r=r,
         scaling=scaling(alpha, r, use_rslora=config.use_rslora),
-        dropped=dropped_count(*shape, r, config.convention),
+        dropped=drop_count(*shape, r, config.convention),
         convention=config.convention,
         core=config.core,
         beta=config.beta,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kasatune.kasa.update import Factors
+from kasatune.kasa.functional import Factors
 
 
 def kept_count(W: Tensor, r: int, convention: str) -> int:

@@ -15,10 +15,8 @@ from kasatune.distributed import zero3_parameters as zero3
 from kasatune.distributed.sharded_tensors import like, whole
 from kasatune.distributed.zero3_parameters import is_dealt_out
 from kasatune.errors import InputError
-from kasatune.kasa.convention import Convention
+from kasatune.kasa.functional import Convention, Factors, PenaltyTerms, penalty_gradients, penalty_terms
 from kasatune.kasa.layer import LIVE_LAYERS, KasaLayer
-from kasatune.kasa.regularizer import PenaltyTerms, penalty_gradients, penalty_terms
-from kasatune.kasa.update import Factors
 
 _KEY = "penalty"
 

@@ -1,3 +1,5 @@
+"""Penalty terms and their closed-form gradients against the float64 oracle and autograd."""
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -5,8 +7,7 @@ from hypothesis import strategies as st
 
 from kasatune.errors import InputError
 from kasatune.kasa import oracle
-from kasatune.kasa.regularizer import orthogonality_norms, penalty_gradients, penalty_terms
-from kasatune.kasa.update import Factors
+from kasatune.kasa.functional import Factors, orthogonality_norms, penalty_gradients, penalty_terms
 from tests.factors import factor_lists, random_factors
 
 conventions = pytest.mark.parametrize("convention", ["paper", "authors"])
