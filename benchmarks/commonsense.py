@@ -20,9 +20,9 @@ from kasatune.data.tasks import load_task
 from kasatune.data.tasks.commonsense_prompts import extract, read_instruction
 from kasatune.evaluation.multiple_choice import right
 from kasatune.evaluation.task_model import TaskModel, deterministic
+from kasatune.io.atomic import write_json
 from kasatune.metrics.intervals import bootstrap_interval
 from kasatune.recipes.schema import Recipe
-from kasatune.runs.directory import write_json
 from kasatune.training.train import train
 
 PAGE = Path(__file__).parents[1] / "docs" / "results" / "commonsense.md"

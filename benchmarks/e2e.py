@@ -31,12 +31,13 @@ from kasatune.data.tasks import load_task
 from kasatune.data.tasks.dataset import TaskData
 from kasatune.evaluation.scoring import Scores
 from kasatune.evaluation.task_model import TaskModel
+from kasatune.io.atomic import write_json
 from kasatune.io.library_noise import quiet
 from kasatune.io.progress import progress_told_to
 from kasatune.recipes.catalogue import find_recipe
 from kasatune.recipes.schema import load_recipe
 from kasatune.reports import markdown, words
-from kasatune.runs.directory import read_metrics, read_recipe, write_json
+from kasatune.runs.directory import read_metrics, read_recipe
 from kasatune.training.train import train
 
 SHOWN = 8

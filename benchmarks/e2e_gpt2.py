@@ -23,9 +23,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from benchmarks.e2e import Subject, shown
 from kasatune.cli.progress_bar import make_display
 from kasatune.data.readers.conversations import alpaca_message
+from kasatune.io.atomic import write_json
 from kasatune.recipes.schema import Recipe
 from kasatune.reports import words
-from kasatune.runs.directory import read_metrics, write_json
+from kasatune.runs.directory import read_metrics
 from kasatune.training.train import train
 
 END = "<|endoftext|>"

@@ -15,7 +15,7 @@ from kasatune.adapter_tools import export as convert  # noqa: F401 - imported he
 from kasatune.adapters import gguf_export  # noqa: F401
 from kasatune.cli.main import run
 from kasatune.experiments.compare import compare  # noqa: F401
-from kasatune.runs.directory import write_text
+from kasatune.io.atomic import write_text
 from kasatune.training import callback as keeper
 from kasatune.training.checkpoints import SEAL, seal
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kasatune.errors import InputError, OutputError
-from kasatune.reports.files import write_text
+from kasatune.errors import InputError
 from kasatune.reports.page import write_report
 from tests.reports import sample_runs
 
@@ -220,14 +219,3 @@ def test_a_damaged_file_is_named(tmp_path):
     (run_dir / "metrics.json").write_text("{", encoding="utf-8")
     with pytest.raises(InputError, match=r"metrics\.json: cannot be read"):
         write_report(run_dir)
-
-
-def test_files_are_replaced_whole(tmp_path):
-    target = tmp_path / "file"
-    write_text(target, "old")
-    (tmp_path / ".file.unfinished").write_text("of a process that was killed", encoding="utf-8")
-    write_text(target, "new")
-    assert target.read_text(encoding="utf-8") == "new"
-    assert list(tmp_path.iterdir()) == [target]
-    with pytest.raises(OutputError, match="cannot be written"):
-        write_text(tmp_path / "absent" / "file", "text")

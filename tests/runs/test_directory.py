@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 
 import pytest
@@ -67,12 +66,6 @@ def test_what_is_not_a_run_directory_is_said_to_be_none(tmp_path):
         directory.read_metrics(tmp_path)
 
 
-def test_json_has_null_for_what_it_cannot_hold(tmp_path):
-    directory.write_json(tmp_path / "a.json", {"x": [math.nan, 1.5], "y": -math.inf})
-    assert json.loads((tmp_path / "a.json").read_text()) == {"x": [None, 1.5], "y": None}
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
-
-
 def test_publishing_replaces_whole_folders(tmp_path):
     old, staged = tmp_path / "run", tmp_path / "run" / "unfinished" / "staged"
     (old / "adapter").mkdir(parents=True)
@@ -84,15 +77,6 @@ def test_publishing_replaces_whole_folders(tmp_path):
     assert sorted(path.name for path in (old / "adapter").iterdir()) == ["new.txt"]
     assert (old / "spectrum.json").exists()
     assert list((old / "unfinished").iterdir()) == []
-
-
-def test_removing_a_link_leaves_what_it_leads_to(tmp_path):
-    (tmp_path / "kept").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "kept")
-    directory.remove(tmp_path / "link")
-    directory.remove(tmp_path / "absent")
-    assert (tmp_path / "kept").is_dir()
-    assert not (tmp_path / "link").exists()
 
 
 def test_history_is_rewound_to_a_step_and_survives_a_cut_line(tmp_path):

@@ -130,7 +130,7 @@ def test_a_second_process_on_a_run_directory_is_refused_by_name(bert, tmp_path):
     ) as other:
         assert other.stdout and other.stdout.readline() == "held\n"
         for options in ({}, {"resume": True}, {"overwrite": True}):
-            with pytest.raises(OutputError, match="process 7 on elsewhere is at work on this run"):
+            with pytest.raises(OutputError, match="process 7 on elsewhere is working on this run"):
                 train(recipe, tmp_path / "run", **options)
         assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
         other.kill()
@@ -143,7 +143,7 @@ def test_two_runs_that_begin_together_do_not_mix(bert, tmp_path):
     refused = []
 
     def begin_another() -> None:
-        with pytest.raises(OutputError, match=f"process {os.getpid()} on .* is at work") as fault:
+        with pytest.raises(OutputError, match=f"process {os.getpid()} on .* is working on this run") as fault:
             train(recipe, tmp_path / "run", overwrite=True)
         refused.append(fault)
 

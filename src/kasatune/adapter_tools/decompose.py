@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from kasatune.adapter_tools.base_files import BaseFiles, files_of
 from kasatune.adapter_tools.resolve import model_folder
 from kasatune.errors import InputError, ModelError, OutputError, WorkError
+from kasatune.io.atomic import is_temporary, remove, remove_unfinished, write_json
 from kasatune.io.library_noise import quiet
 from kasatune.io.reporter import Display
 from kasatune.io.silence import Silent
@@ -140,7 +141,7 @@ def decompose(
             index = {"format": FORMAT, "algorithm": ALGORITHM, **job.as_dict(), **found}
             if process.rank == 0:
                 index["layers"] = {layer.name: index["layers"][layer.name] for layer in layers}
-                directory.write_json(out / INDEX, index)
+                write_json(out / INDEX, index)
                 (out / UNFINISHED).unlink(missing_ok=True)
                 _clear_abandoned(out / TAILS, began)
         except InputError:
@@ -167,7 +168,7 @@ def check_output(out: Path, job: Job, *, resume: bool, overwrite: bool) -> None:
     # The other processes of torchrun look when the first may have begun to write already.
     if overwrite or int(os.environ.get("RANK", "0")) > 0 or not out.is_dir():
         return
-    if all(path.name == f".{UNFINISHED}.unfinished" for path in out.iterdir()):  # empty, or killed at once
+    if all(is_temporary(path) for path in out.iterdir()):  # empty, or killed at once
         return
     if not resume:
         unfinished = " an unfinished decomposition" if (out / UNFINISHED).is_file() else " something already"
@@ -198,10 +199,10 @@ def _earlier(out: Path) -> dict[str, Any]:
 def _begin(out: Path, job: Job, *, keep: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if not keep:
-        directory.remove(out / INDEX)
-    directory.write_json(out / UNFINISHED, job.as_dict())  # first: with it, what a kill leaves can be gone on with
+        remove(out / INDEX)
+    write_json(out / UNFINISHED, job.as_dict())  # first: with it, what a kill leaves can be gone on with
     if not keep:
-        directory.remove(out / TAILS)
+        remove(out / TAILS)
     (out / TAILS).mkdir(exist_ok=True)
 
 
@@ -210,17 +211,14 @@ def _withdraw(out: Path) -> None:
     if any((out / TAILS).glob("[!.]*")):
         return
     for name in (UNFINISHED, TAILS):
-        directory.remove(out / name)
+        remove(out / name)
     if not any(out.iterdir()):
         out.rmdir()
 
 
 def _clear_abandoned(tails: Path, began: float) -> None:
     """Remove what killed processes had begun to write before this command began, now that every tail is there."""
-    for path in tails.glob(".*.unfinished"):
-        with suppress(FileNotFoundError):
-            if path.stat().st_mtime < began:
-                path.unlink()
+    remove_unfinished(tails, before=began)
 
 
 def _layers(job: Job, display: Display) -> list[Layer]:

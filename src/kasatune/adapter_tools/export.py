@@ -22,8 +22,8 @@ from kasatune.adapters.parity import UPDATE_LIMIT, update_difference
 from kasatune.adapters.parity_report import CERTIFICATE
 from kasatune.adapters.storage import file_sha256, read_json, read_tensors, write_json
 from kasatune.errors import CheckError, InputError
+from kasatune.io.atomic import new_directory, require_free
 from kasatune.io.library_noise import quiet
-from kasatune.io.new_directory import require_free, whole_directory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -83,7 +83,7 @@ def export_gguf(source: Source, out: Path, model: PreTrainedModel | None, rank: 
         lora = export_adapter(source.adapter, Path(folder) / "lora", rank=rank, base=model)
         files = read_tensors(read_checked(lora)[0])
         record = read_json(lora, CERTIFICATE)
-    with whole_directory(out) as made:
+    with new_directory(out) as made:
         names = write_gguf(files, config, made / FILE)
         written = read_gguf(made / FILE, config)
         worst = max(

@@ -13,7 +13,7 @@ from kasatune.adapters.files import read_checked
 from kasatune.adapters.parity_report import CERTIFICATE, versions
 from kasatune.adapters.storage import read_tensors, write_json
 from kasatune.errors import ModelError
-from kasatune.io.new_directory import whole_directory
+from kasatune.io.atomic import new_directory
 
 
 class Merged(NamedTuple):
@@ -55,7 +55,7 @@ def merge(directory: Path, out: Path, base: str | None = None) -> Merged:
     """
     source = find_source(directory, base)
     header, kind, layers = read_checked(source.adapter)
-    with whole_directory(out) as made:
+    with new_directory(out) as made:
         base_files = open_base(source)
         if read_config(base_files.folder).get("quantization_config"):
             raise ModelError(

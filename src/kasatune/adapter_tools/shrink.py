@@ -11,8 +11,8 @@ from kasatune.adapters.storage import read_json, write_json
 from kasatune.data.tasks import load_task
 from kasatune.errors import DataError
 from kasatune.evaluation.task_model import TaskModel, batch_maker, deterministic
+from kasatune.io.atomic import require_free
 from kasatune.io.library_noise import quiet
-from kasatune.io.new_directory import require_free
 from kasatune.models.device import find_device
 from kasatune.models.load import load_base
 from kasatune.runs.directory import read_metrics, read_recipe

@@ -36,7 +36,7 @@ from kasatune.adapters.parity_report import (
 from kasatune.adapters.recompress import fixed_rank, rank_for_energy
 from kasatune.adapters.storage import Header, read_header, read_json, read_tensors, write, write_json
 from kasatune.errors import InputError
-from kasatune.io.new_directory import whole_directory
+from kasatune.io.atomic import new_directory
 from kasatune.weights import packed_4bit
 
 logger = logging.getLogger("kasatune")
@@ -223,7 +223,7 @@ def _write(
     source: Source, model: nn.Module | None, out: Path, to: str, choose_rank: Callable[[Tensor], int] | None
 ) -> Path:
     made, lost = convert(source.files, source.kind, to, choose_rank)
-    with whole_directory(out) as directory:
+    with new_directory(out) as directory:
         write(made, directory)
         header, kind, _ = read_checked(directory)
         updates = update_parity((source.files, source.kind), (read_tensors(header), kind))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from kasatune.errors import OutputError
+from kasatune.io.atomic import remove
 
 _MARKER = ".kasatune-demo.json"
 
@@ -42,7 +42,7 @@ def replace(out: Path, finished: Path, *, later: Sequence[str] = ()) -> None:
     if in_the_way:
         raise OutputError(f"{out}: holds {', '.join(in_the_way)}, which no demo wrote; choose another --out")
     for name in before:
-        _remove(out / name)
+        remove(out / name)
     marker = finished / _MARKER
     marker.write_text(json.dumps({"written_by": "kasatune demo", "entries": entries}, indent=2), encoding="utf-8")
     marker.replace(out / _MARKER)
@@ -63,10 +63,3 @@ def _written(out: Path) -> list[str]:
 def _is_entry(name: object) -> bool:
     """Whether `name` can only be something right inside a directory: the marker might have been tampered with."""
     return isinstance(name, str) and name not in ("", ".", "..") and name == Path(name).name and "\0" not in name
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

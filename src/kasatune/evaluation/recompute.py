@@ -9,7 +9,8 @@ from typing import Any
 
 from kasatune.errors import DataError, InputError, KasatuneError
 from kasatune.evaluation.evaluate import evaluate
-from kasatune.runs.directory import METRICS, finite, read_metrics, read_recipe
+from kasatune.io.atomic import finite
+from kasatune.runs.directory import METRICS, read_metrics, read_recipe
 from kasatune.runs.provenance import recipe_sha256
 
 ELSEWHERE = 5e-3  # largest difference of a score on another machine or with other software

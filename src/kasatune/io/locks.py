@@ -1,4 +1,8 @@
-"""One process at a time in a run directory."""
+"""Locks between processes: one process at a time in a run directory, a comparison or an append-only file.
+
+All are `flock` locks: the system releases them when a process ends, however it ends. On file systems or platforms
+without them nothing is locked.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +16,45 @@ from kasatune.errors import OutputError
 
 try:
     import fcntl
-except ImportError:  # where there is none, nothing is locked
+except ImportError:  # Windows
     fcntl = None
 
 LOCK = ".lock"
+"""Name of the file that is locked in a directory; it names the process that holds the lock."""
+
+
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file or directory until its descriptor is closed.
+
+    Returns:
+        False where there are no locks.
+
+    Raises:
+        BlockingIOError: another process holds the lock.
+    """
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
-def held(out: Path) -> Iterator[None]:
-    """Hold `out`, which exists; the system lets go of it when the process ends, however it ends.
+def directory_lock(out: Path, *, what: str = "run") -> Iterator[None]:
+    """Hold the lock of the directory `out`, which exists.
 
-    On file systems without locks nothing is held.
+    Args:
+        out: the directory.
+        what: what is written there, for the message.
 
     Raises:
-        OutputError: another process holds it.
+        OutputError: another process holds the lock.
     """
-    descriptor = _take(out)
+    descriptor = _acquire(out, what)
     try:
         yield
     finally:
@@ -36,29 +63,29 @@ def held(out: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def require_unheld(out: Path) -> None:
-    """No other process is at work in `out`; writes nothing.
+def require_unlocked(out: Path, *, what: str = "run") -> None:
+    """Check that no other process holds the lock of the directory `out`; writes nothing.
 
     Raises:
-        OutputError: one is.
+        OutputError: another process holds the lock.
     """
     with suppress(FileNotFoundError, PermissionError):
         descriptor = os.open(out / LOCK, os.O_RDWR)
         try:
-            _lock(descriptor, out)
+            _lock(descriptor, out, what)
         finally:
             os.close(descriptor)
 
 
-def _take(out: Path) -> int | None:
+def _acquire(out: Path, what: str) -> int | None:
     while True:
         descriptor = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            if not _lock(descriptor, out):
+            if not _lock(descriptor, out, what):
                 os.close(descriptor)
                 (out / LOCK).unlink(missing_ok=True)
                 return None
-            # The holder before may have removed the file between its being opened and locked here.
+            # The previous holder may have removed the file after it was opened and before it was locked here.
             if os.fstat(descriptor).st_ino == (out / LOCK).stat().st_ino:
                 os.truncate(descriptor, 0)
                 os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -71,17 +98,11 @@ def _take(out: Path) -> int | None:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, out: Path) -> bool:
-    """Whether there are locks here."""
-    if fcntl is None:
-        return False
+def _lock(descriptor: int, out: Path, what: str) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as fault:
+        return try_lock(descriptor)
+    except BlockingIOError as error:
         holder = os.read(descriptor, 200).decode("utf-8", "replace") or "another process"
         raise OutputError(
-            f"{out}: {holder} is at work on this run; wait for it or stop it, or give another directory"
-        ) from fault
-    except OSError:
-        return False
-    return True
+            f"{out}: {holder} is working on this {what}; wait for it or stop it, or give another directory"
+        ) from error

@@ -10,6 +10,7 @@ from threading import Lock
 from typing import Any, Self
 
 from kasatune.errors import InputError, OutputError
+from kasatune.io.locks import try_lock
 
 _NEWLINE = b"\n"
 
@@ -68,11 +69,7 @@ class AnswerCache:
 
     def _claim(self) -> None:
         try:
-            import fcntl
-        except ImportError:  # Windows, which has no such lock
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try_lock(self._file.fileno())
         except BlockingIOError as fault:
             raise OutputError(f"{self.path}: another process writes to it; wait until it is done") from fault
 

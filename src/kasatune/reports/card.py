@@ -11,9 +11,9 @@ from typing import Any
 import jinja2
 import yaml
 
+from kasatune.io.atomic import write_text
 from kasatune.reports import markdown, words
 from kasatune.reports.certainty import accuracy_interval, against_baseline
-from kasatune.reports.files import write_text
 from kasatune.reports.page import decoding, facts
 from kasatune.reports.record import RunRecord, read_run
 from kasatune.reports.snippet import example_texts, loading_snippet

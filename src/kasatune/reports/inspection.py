@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kasatune.errors import OutputError
-from kasatune.reports.files import write_bytes
+from kasatune.io.atomic import write_bytes
 
 _BASE, _DROPPED, _UPDATE = "#4c72b0", "#c44e52", "#dd8452"
 
@@ -48,7 +48,10 @@ def draw_inspection(found: Mapping[str, Any], path: Path) -> None:
     figure.suptitle(f"{found['format']} adapter, {len(layers)} layers")
     content = io.BytesIO()
     figure.savefig(content, dpi=120, format="png")
-    write_bytes(path.absolute(), content.getvalue())
+    try:
+        write_bytes(path.absolute(), content.getvalue())
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); free space or choose another place") from None
 
 
 def _draw_spectra(axes: Any, layers: Sequence[Mapping[str, Any]]) -> None:

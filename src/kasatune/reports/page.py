@@ -8,10 +8,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from kasatune.io.atomic import write_text
 from kasatune.reports import spectra, words
 from kasatune.reports.certainty import accuracy_interval, against_baseline
 from kasatune.reports.curves import loss_chart, penalty_chart, score_chart
-from kasatune.reports.files import write_text
 from kasatune.reports.record import RunRecord, read_run
 from kasatune.reports.svg import swatch
 

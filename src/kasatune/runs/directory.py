@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from kasatune.data.readers.hub import leaves_open
 from kasatune.errors import InputError, OutputError
-from kasatune.io.locks import LOCK, require_unheld
+from kasatune.io.atomic import finite, remove, replace_path, temporary_path, umask, write_text
+from kasatune.io.locks import LOCK, require_unlocked
 from kasatune.recipes.schema import Recipe, load_recipe, to_yaml
 
 RECIPE = "recipe.yaml"
@@ -38,7 +37,10 @@ _WRITTEN = (
     "report.html",
     TENSORBOARD,
 )
-_KILLED_AT_ONCE = (LOCK, f".{RECIPE}.unfinished")  # what a run leaves that was killed before anything was finished
+_KILLED_AT_ONCE = (
+    LOCK,
+    temporary_path(Path(RECIPE)).name,
+)  # what a run leaves that was killed before anything was finished
 _METRICS_FORM: Mapping[str, Callable[[Any], bool]] = {
     "kind": lambda value: value in ("classification", "regression", "generation"),
     "split": lambda value: isinstance(value, str),
@@ -71,7 +73,7 @@ def check_output(out: Path, recipe: Recipe, *, resume: bool, overwrite: bool, he
         raise OutputError(f"{out} cannot be read ({fault.strerror}); give another directory") from fault
     check_place(out)
     if not held:
-        require_unheld(out)
+        require_unlocked(out)
     if not occupied or overwrite:
         return
     if not resume:
@@ -158,49 +160,12 @@ def begin(out: Path, recipe: Recipe, *, resume: bool) -> None:
 
 def publish(staged: Path, out: Path) -> None:
     """Move everything in `staged` into `out`, in the place of what has the same name there."""
-    mask = os.umask(0)
-    os.umask(mask)
+    mask = umask()
     for source in sorted(staged.iterdir()):
         for path in [source, *source.rglob("*")]:
             path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)  # safetensors lets the owner alone read
-        target, old = out / source.name, staged.parent / f"{source.name}.replaced"
-        remove(old)
-        if target.exists():
-            target.rename(old)
-        source.rename(target)
-        remove(old)
+        replace_path(source, out / source.name)
     staged.rmdir()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` under a temporary name, then rename."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
-
-
-def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
-    """Write `value` as JSON; NaN and infinity, which JSON lacks, become null."""
-    write_text(path, json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def finite(value: Any) -> Any:
-    """`value` with None for every number that is not finite."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    return value
-
-
-def remove(path: Path) -> None:
-    """Delete a file or a folder; a link is deleted, not what it leads to."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 class History:

@@ -11,9 +11,10 @@ from typing import Any
 
 from kasatune.data.readers.conversations import read_chats
 from kasatune.errors import DataError, OutputError, RecipeError, WorkError
+from kasatune.io.atomic import remove, write_json, write_text
 from kasatune.llm_client import AnswerCache, CachedClient, Cost, Endpoint, Prices, add_up, require_endpoint
 from kasatune.recipes.yaml_io import parse_yaml
-from kasatune.runs.directory import check_place, remove, write_json, write_text
+from kasatune.runs.directory import check_place
 from kasatune.synthesis.collect_rows import Gathered, gather
 from kasatune.synthesis.data_card import data_card
 from kasatune.synthesis.recipe import SynthesisRecipe, to_yaml

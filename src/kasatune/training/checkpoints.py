@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kasatune.adapters.storage import file_sha256
-from kasatune.runs.directory import remove, write_json
+from kasatune.io.atomic import remove, write_json
 
 SEAL = "complete.json"
 KEPT = 2

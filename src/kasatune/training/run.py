@@ -20,13 +20,14 @@ from kasatune.distributed.process_group import is_main
 from kasatune.errors import WorkError
 from kasatune.evaluation.scoring import predictions
 from kasatune.evaluation.task_model import TaskModel
+from kasatune.io.atomic import remove, write_json
 from kasatune.io.environment import peak_memory, versions
 from kasatune.io.progress import progress_told_to
 from kasatune.io.reporter import Display
 from kasatune.models.device import find_device
 from kasatune.recipes.schema import Recipe
 from kasatune.runs import directory
-from kasatune.runs.directory import HISTORY, METRICS, PREDICTIONS, SPECTRUM, TENSORBOARD, WORK, History, write_json
+from kasatune.runs.directory import HISTORY, METRICS, PREDICTIONS, SPECTRUM, TENSORBOARD, WORK, History
 from kasatune.runs.provenance import trace
 from kasatune.training.cached_scores import Scored
 from kasatune.training.data_provider import Supplies
@@ -109,7 +110,7 @@ class Run:
         """Put the model as it is into the run directory, and spectrum.json if asked for and the method has one."""
         model, method = self.prepared.model, self.prepared.method
         staged = self.work / "staged"
-        directory.remove(staged)
+        remove(staged)
         staged.mkdir(parents=True)
         method.save(model, staged, self.recipe.model.name)
         layers = method.spectrum(model, _initial_sigma(self.history)) if spectrum else []
@@ -145,10 +146,10 @@ class Run:
             self.display.evaluated(0.0, scores.metrics)
         write_json(self.out / PREDICTIONS, predictions(SPLIT, scores), indent=None)
         if (self.work / "runs").is_dir():  # where the Trainer has TensorBoard write
-            directory.remove(self.out / TENSORBOARD)
+            remove(self.out / TENSORBOARD)
             (self.work / "runs").rename(self.out / TENSORBOARD)
         self.write_metrics(outcome, scores.metrics, **self.supplies.measure(self.prepared, self.out))
-        directory.remove(self.work)
+        remove(self.work)
 
     def write_metrics(self, outcome: Outcome, metrics: dict[str, float], **further: Any) -> None:
         """Write metrics.json, which makes the run a finished one."""

@@ -20,9 +20,10 @@ from kasatune.distributed.sharding import are_sharded, by_deepspeed, fits, not_b
 from kasatune.distributed.zero3_parameters import numbers
 from kasatune.errors import DataError, DivergedError
 from kasatune.evaluation.task_model import TaskModel, deterministic, report_truncation
+from kasatune.io.atomic import remove
 from kasatune.io.environment import reset_peak_memory
 from kasatune.io.library_noise import quiet
-from kasatune.io.locks import LOCK, held
+from kasatune.io.locks import LOCK, directory_lock
 from kasatune.io.progress import progress_told_to
 from kasatune.io.reporter import Display
 from kasatune.io.silence import Silent
@@ -88,7 +89,7 @@ def train(
     if resume and directory.is_finished(out):
         if is_main():
             for name in (directory.WORK, LOCK):
-                directory.remove(out / name)  # a kill may have come just before the run removed them itself
+                remove(out / name)  # a kill may have come just before the run removed them itself
         shown.message(f"{out} is finished already; nothing is left to do")
         return out
     with quiet(shown.message), deterministic():
@@ -97,7 +98,7 @@ def train(
             with failures_told(out), Interrupt(lambda: shown.message(_STOPPING)) as interrupt, ExitStack() as stack:
                 if is_main():
                     out.mkdir(parents=True, exist_ok=True)
-                    stack.enter_context(held(out))
+                    stack.enter_context(directory_lock(out))
                     # Loading took a while, in which another process may have come and gone.
                     directory.check_output(out, run.recipe, resume=resume, overwrite=overwrite, held=True)
                     directory.begin(out, run.recipe, resume=resume)

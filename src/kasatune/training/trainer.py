@@ -20,9 +20,9 @@ from kasatune.distributed.sharded_tensors import put, whole
 from kasatune.distributed.sharding import by_deepspeed
 from kasatune.errors import DivergedError, RecipeError
 from kasatune.evaluation.causal_loss import learnt_tokens, token_losses
+from kasatune.io.atomic import atomic_write, write_json
 from kasatune.methods.base import Method, MethodSettings, trainable, within
 from kasatune.models.device import find_device
-from kasatune.runs.directory import write_json
 from kasatune.training.checkpoints import KEPT
 from kasatune.training.deepspeed import deal_out, loaded_whole, settle
 from kasatune.training.training_state import (
@@ -313,9 +313,8 @@ def save_state(model: nn.Module, path: Path, *, writes: bool = True) -> None:
             tensors[plain_name(name)] = gathered.cpu().contiguous()
     if writes:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"{path.name}.unfinished")
-        save_file(tensors, unfinished, metadata={"format": "pt"})
-        unfinished.replace(path)
+        with atomic_write(path) as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt"})
 
 
 def load_state(model: nn.Module, path: Path) -> None:

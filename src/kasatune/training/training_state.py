@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from kasatune.distributed import zero3_parameters as zero3
 from kasatune.distributed.sharded_tensors import like, whole
-from kasatune.runs.directory import write_json
+from kasatune.io.atomic import write_json
 
 OPTIMIZER = "optimizer.safetensors"
 SCHEDULE = "schedule.json"

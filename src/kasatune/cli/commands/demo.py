@@ -14,6 +14,7 @@ from kasatune.cli.demo_directory import check_replaceable, replace
 from kasatune.cli.fast_import import large_libraries
 from kasatune.cli.progress_bar import make_display
 from kasatune.cli.run_summary import PAGES, write_pages
+from kasatune.io.atomic import temporary_path
 from kasatune.recipes.catalogue import built_in
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def command(
 @contextmanager
 def _workshop(out: Path) -> Iterator[Path]:
     """A folder beside `out`, gone afterwards: an interrupted demo leaves an earlier one as it was."""
-    folder = out.absolute().parent / f".{out.name}.unfinished"  # what a killed demo left is cleared away
+    folder = temporary_path(out.absolute())  # what a killed demo left is cleared away
     shutil.rmtree(folder, ignore_errors=True)
     try:
         yield folder

@@ -103,8 +103,8 @@ def _reproduce(request: Any, place: Path) -> dict[str, Any]:
     from kasatune.cli.progress_bar import make_display
     from kasatune.cli.run_summary import write_pages
     from kasatune.experiments.reproduce.reproduce import reproduce
+    from kasatune.io.atomic import write_json, write_text
     from kasatune.reports.reproduction import markdown
-    from kasatune.runs.directory import write_json, write_text
 
     given = [one for one in sys.argv[1:] if one != "--json"]
     words = f"kasatune {shlex.join(given)}" if "reproduce" in given else ""

@@ -12,10 +12,10 @@ from typing import Any
 from kasatune.data.readers.conversations import Chat
 from kasatune.evaluation.judge import Conversation, Question
 from kasatune.evaluation.task_model import TaskModel, deterministic
+from kasatune.io.atomic import write_text
 from kasatune.io.library_noise import quiet
 from kasatune.llm_client import AnswerCache
 from kasatune.recipes.schema import Recipe
-from kasatune.runs.directory import write_text
 
 _WEIGHTS = ("adapter", "kasa", "checkpoint")
 

@@ -28,9 +28,10 @@ from kasatune.evaluation.judge import (
     summarize_matches,
 )
 from kasatune.evaluation.judge.generate_answers import Candidate, write_conversations
+from kasatune.io.atomic import write_json
 from kasatune.llm_client import AnswerCache, CachedClient, Endpoint, Prices, Reply, add_up, require_endpoint
 from kasatune.recipes.schema import Recipe
-from kasatune.runs.directory import JUDGE, read_metrics, read_recipe, write_json
+from kasatune.runs.directory import JUDGE, read_metrics, read_recipe
 
 ANSWERS = "answers.jsonl"
 REPLIES = "replies.jsonl"

@@ -15,8 +15,9 @@ from kasatune.errors import DivergedError, InputError, KasatuneError
 from kasatune.experiments.compare.process_cache import FOLDERS, Shared
 from kasatune.experiments.compare.run_id import Job
 from kasatune.experiments.compare.run_store import publish, unfinished_folder
+from kasatune.io.atomic import remove
 from kasatune.kasa.truncation.cache import FOLDER
-from kasatune.runs.directory import WORK, remove
+from kasatune.runs.directory import WORK
 from kasatune.training.train import train
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from kasatune.errors import MissingExtraError, WorkError
 from kasatune.experiments.compare.run_id import Job
+from kasatune.io.atomic import replace_path
 
 Files = dict[str, bytes]
 
@@ -107,7 +107,4 @@ def _unpack(files: Files, runs: Path, run_id: str) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    target = runs / run_id
-    if target.exists():
-        shutil.rmtree(target)
-    folder.rename(target)
+    replace_path(folder, runs / run_id)

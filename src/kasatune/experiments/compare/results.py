@@ -19,12 +19,13 @@ from kasatune.experiments.compare.resumable_scheduler import Progress
 from kasatune.experiments.compare.run_store import Finished
 from kasatune.experiments.compare.significance import compare_to_reference, count_tasks, overall
 from kasatune.experiments.compare.spec import PROTOCOLS, Request
+from kasatune.io.atomic import finite
 from kasatune.io.environment import processor, versions
 from kasatune.methods.table import METHODS
 from kasatune.metrics import classification_scores, regression_scores
 from kasatune.metrics.intervals import bootstrap_interval
 from kasatune.metrics.resampling import resampled_scores
-from kasatune.runs.directory import HISTORY, PREDICTIONS, History, finite
+from kasatune.runs.directory import HISTORY, PREDICTIONS, History
 
 FORMAT = 1
 _MADE_FROM = ("recipe_sha256", "data_sha256", "model", "machine", "deterministic", "versions")

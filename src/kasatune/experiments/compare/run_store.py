@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,13 +22,13 @@ from typing import Any
 
 from kasatune.errors import InputError, OutputError
 from kasatune.experiments.compare.run_id import Job
-from kasatune.runs.directory import METRICS, check_place, write_json
+from kasatune.io.atomic import SUFFIX, remove_unfinished, replace_path, write_json
+from kasatune.runs.directory import METRICS, check_place
 
 RUNS = "runs"
 INDEX = "index.sqlite"
 RUN = "run.json"
 COMPARISON = "comparison.json"
-_UNFINISHED = ".unfinished"
 _COLUMNS = "id, state, task, method, seed, search, score, seconds, bytes, finished, error"
 _TABLE = (
     "CREATE TABLE IF NOT EXISTS runs (id TEXT PRIMARY KEY, state TEXT, task TEXT, method TEXT, seed INTEGER, "
@@ -95,7 +94,7 @@ def read_run(runs: Path, run_id: str) -> Finished | None:
 
 def unfinished_folder(runs: Path, run_id: str) -> Path:
     """Where a run is written until it is finished; of this process alone."""
-    return runs / f".{run_id}.{os.getpid()}{_UNFINISHED}"
+    return runs / f".{run_id}.{os.getpid()}{SUFFIX}"
 
 
 def publish(
@@ -113,10 +112,7 @@ def publish(
         "identity": job.identity,
     }
     write_json(folder / RUN, content)
-    target = runs / job.id
-    if target.exists():
-        shutil.rmtree(target)
-    folder.rename(target)
+    replace_path(folder, runs / job.id)
 
 
 class Index:
@@ -161,8 +157,7 @@ class Index:
 
     def synchronize(self) -> None:
         """Bring the index up to what the folders hold, and clear away what killed runs left behind."""
-        for path in self._runs.glob(f".*{_UNFINISHED}"):
-            shutil.rmtree(path, ignore_errors=True)
+        remove_unfinished(self._runs)
         there = {path.name for path in self._runs.iterdir() if not path.name.startswith(".")}
         known = {row[0] for row in self._connection.execute("SELECT id FROM runs")}
         for run_id in sorted(known - there):

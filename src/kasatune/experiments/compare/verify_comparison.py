@@ -13,9 +13,10 @@ from kasatune.evaluation.recompute import Line
 from kasatune.experiments.compare.hyperparameter_search import best_trial
 from kasatune.experiments.compare.run_id import digest
 from kasatune.experiments.compare.run_store import COMPARISON, RUNS, Finished, read_run
+from kasatune.io.atomic import finite
 from kasatune.metrics import classification_scores, regression_scores
 from kasatune.metrics.intervals import bootstrap_interval
-from kasatune.runs.directory import PREDICTIONS, finite
+from kasatune.runs.directory import PREDICTIONS
 from kasatune.training.callback import LOWER_IS_BETTER
 
 

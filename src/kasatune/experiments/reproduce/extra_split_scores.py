@@ -8,10 +8,11 @@ from pathlib import Path
 from kasatune.data.tasks import load_task
 from kasatune.evaluation.scoring import predictions
 from kasatune.evaluation.task_model import TaskModel, deterministic
+from kasatune.io.atomic import write_json
 from kasatune.io.library_noise import quiet
 from kasatune.io.progress import progress_told_to
 from kasatune.io.reporter import Display
-from kasatune.runs.directory import read_metrics, read_recipe, write_json
+from kasatune.runs.directory import read_metrics, read_recipe
 
 FOLDER = "scores"
 

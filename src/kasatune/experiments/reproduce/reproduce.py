@@ -11,8 +11,9 @@ from kasatune.experiments.reproduce.extra_split_scores import FOLDER, score_spli
 from kasatune.experiments.reproduce.judge_scores import Progress, judge_answers
 from kasatune.experiments.reproduce.results import Outcomes, content, grades_of
 from kasatune.experiments.reproduce.spec import RUNS, Case, Request
+from kasatune.io.atomic import remove
 from kasatune.io.reporter import Display
-from kasatune.runs.directory import check_output, check_place, is_finished, remove
+from kasatune.runs.directory import check_output, check_place, is_finished
 
 
 def check(request: Request, out: Path) -> None:

@@ -11,8 +11,8 @@ from kasatune.experiments.reproduce.measured_scores import Measured, average, di
 from kasatune.experiments.reproduce.published.schema import AVERAGE, Figure, Judged, scale
 from kasatune.experiments.reproduce.spec import Request
 from kasatune.experiments.reproduce.verdict import RULE, judge
+from kasatune.io.atomic import finite
 from kasatune.io.environment import processor, versions
-from kasatune.runs.directory import finite
 
 FORMAT = 1
 Outcomes = dict[tuple[str, str], list[Path] | str]

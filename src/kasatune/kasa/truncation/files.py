@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kasatune.errors import ModelError
+from kasatune.io.atomic import atomic_write
 from kasatune.linalg import TailSVD
 from kasatune.weights.fingerprint import weight_values_sha256
 
@@ -58,20 +57,14 @@ def write_tail(folder: Path, key: TailKey, tail: TailSVD) -> Path:
         OSError: the folder cannot be written.
     """
     path = folder / key.filename
-    unfinished = folder / f".{key.filename}.{os.getpid()}-{secrets.token_hex(4)}.unfinished"
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tail._asdict().items()}
     try:
         # One entry, because safetensors writes several in any order.
         stated = json.dumps({**_identity(key), "checksum": _checksum(tensors)}, sort_keys=True)
-        save_file(tensors, unfinished, metadata={_STATED: stated})
-        mask = os.umask(0)
-        os.umask(mask)
-        unfinished.chmod(0o666 & ~mask)  # safetensors lets the owner alone read
-        unfinished.replace(path)
+        with atomic_write(path, shared=True) as temporary:
+            save_file(tensors, temporary, metadata={_STATED: stated})
     except SafetensorError as fault:
         raise OSError(f"{path}: {fault}") from fault
-    finally:
-        unfinished.unlink(missing_ok=True)
     return path
 
 

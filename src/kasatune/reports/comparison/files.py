@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kasatune.io.atomic import write_text
 from kasatune.reports.comparison.answer import answer
 from kasatune.reports.comparison.page import render
 from kasatune.reports.comparison.tables import as_csv, as_latex, as_markdown
-from kasatune.reports.files import write_text
 
 
 def write_comparison(found: Mapping[str, Any], out: Path) -> dict[str, Any]:
