@@ -45,7 +45,7 @@ def work(recipe_file: Path, out: Path) -> None:
     """What a run does before its first step, in one of the processes."""
     import torch
 
-    from kasatune.distributed.sharding import shard
+    from kasatune.distributed.fsdp import shard_model
     from kasatune.evaluation import task_model as prepare
     from kasatune.recipes.schema import load_recipe
 
@@ -61,7 +61,7 @@ def work(recipe_file: Path, out: Path) -> None:
     prepare.load_base = loading
     prepared = prepare.TaskModel.for_training(load_recipe(recipe_file), data, on_cpu=True)
     stages["adapted"] = own_memory()
-    shard(prepared.model, prepared.base.model, torch.device("cpu"))
+    shard_model(prepared.model, prepared.base.model, torch.device("cpu"))
     stages["sharded"] = own_memory()
     if os.environ["RANK"] == str(PROCESSES - 1):
         out.write_text(json.dumps(stages), encoding="utf-8")

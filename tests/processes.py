@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from kasatune.distributed import sharding
+from kasatune.distributed import fsdp
 from kasatune.kasa import KasaLayer
 from kasatune.kasa.truncation import tails
 from kasatune.recipes.schema import load_recipe
@@ -115,7 +115,7 @@ class _Sharded:
 
     def __enter__(self) -> None:
         os.environ["ACCELERATE_USE_FSDP"] = "true"
-        self._shard = sharding.shard
+        self._shard = fsdp.shard_model
 
         def checked(model: Any, *rest: Any) -> None:
             self._shard(model, *rest)
@@ -127,11 +127,11 @@ class _Sharded:
                 mine = sum(p.to_local().numel() for p in held)  # type: ignore[attr-defined]
                 assert 2 * mine == sum(p.numel() for p in held)
 
-        runs.shard = checked  # type: ignore[attr-defined]
+        runs.shard_model = checked  # type: ignore[attr-defined]
 
     def __exit__(self, *_: object) -> None:
         del os.environ["ACCELERATE_USE_FSDP"]
-        runs.shard = self._shard  # type: ignore[attr-defined]
+        runs.shard_model = self._shard  # type: ignore[attr-defined]
 
 
 class _DealtOut:

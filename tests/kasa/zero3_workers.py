@@ -6,7 +6,7 @@ import torch
 from peft import get_peft_model
 from torch import nn
 
-from kasatune.distributed.sharded_tensors import whole
+from kasatune.distributed.gather_scatter import gather_full
 from kasatune.errors import InputError
 from kasatune.kasa import KasaConfig, regularization
 
@@ -17,15 +17,15 @@ def run():
     """ZeRO-3 by DeepSpeed's engine alone, with two groups of parameters: two buffers, stepped one after the other."""
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
-    plain, dealt_out = adapted(), adapted()
-    optimizer, inner = (torch.optim.AdamW(groups(model)) for model in (plain, dealt_out))
+    plain, partitioned = adapted(), adapted()
+    optimizer, inner = (torch.optim.AdamW(groups(model)) for model in (plain, partitioned))
     settings = {
         "train_batch_size": 4,
         "gradient_clipping": 0.1,
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {"stage": 3, "reduce_bucket_size": 4096, "stage3_param_persistence_threshold": 0},
     }
-    engine, *_ = deepspeed.initialize(model=dealt_out, optimizer=inner, config=settings)
+    engine, *_ = deepspeed.initialize(model=partitioned, optimizer=inner, config=settings)
     torch.manual_seed(3)
     for inputs in torch.randn(STEPS, 4, 8):
         plain(inputs).square().mean().backward()
@@ -35,14 +35,14 @@ def run():
         half = inputs.chunk(2)[torch.distributed.get_rank()]
         engine.backward(engine(half).square().mean())
         engine.step()
-    found = {name: whole(p).detach() for name, p in dealt_out.named_parameters() if p.requires_grad}
+    gathered = {name: gather_full(p).detach() for name, p in partitioned.named_parameters() if p.requires_grad}
     for name, p in plain.named_parameters():
         if p.requires_grad:
-            torch.testing.assert_close(found[name], p.detach(), atol=1e-6, rtol=0)
-    for layer in (module for module in dealt_out.modules() if hasattr(module, "kasa_A")):
+            torch.testing.assert_close(gathered[name], p.detach(), atol=1e-6, rtol=0)
+    for layer in (module for module in partitioned.modules() if hasattr(module, "kasa_A")):
         object.__setattr__(layer.settings["default"], "penalty", "loss")
     with pytest.raises(InputError, match="no gradient reaches"):
-        regularization(dealt_out)
+        regularization(partitioned)
     torch.distributed.destroy_process_group()
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kasatune.distributed.sharding import are_sharded
+from kasatune.distributed.fsdp import sharding_requested
 from kasatune.errors import InputError
 from kasatune.evaluation.evaluate import evaluate
 from kasatune.recipes.schema import load_recipe, to_yaml
@@ -104,7 +104,7 @@ def test_one_process_goes_on_where_two_with_a_sharded_model_stopped(recipe, alon
     display = Recorder()
     train(load_recipe(recipe), tmp_path / "run", resume=True, display=display)
     assert display.steps == list(range(STOPPED_AT + 1, 9))
-    assert any("written by 2 processes and is gone on with by 1" in message for message in display.messages)
+    assert any("written by 2 processes and is resumed by 1" in message for message in display.messages)
     assert_same(tmp_path / "run", alone)
 
 
@@ -122,7 +122,7 @@ def test_what_cannot_shard_is_refused(name, value, remedy, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=f"{name}.*{remedy}"):
-        are_sharded()
+        sharding_requested()
 
 
 def _resume(recipe: str, out: str) -> None:

@@ -116,7 +116,7 @@ def test_what_zero3_cannot_train_is_refused_before_anything_is_written(bert, tmp
 
 def test_one_process_alone_is_refused(bert, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(InputError, match="there is one process"):
+    with pytest.raises(InputError, match="with one process"):
         train(make_recipe(bert, tmp_path / "data"), tmp_path / "run")
 
 

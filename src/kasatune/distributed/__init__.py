@@ -1,1 +1,1 @@
-"""Runs over several processes: the process group, sharded models and sharded tensors."""
+"""Distributed runs: the process group, FSDP2, DeepSpeed ZeRO-3, and gathering and scattering of sharded tensors."""

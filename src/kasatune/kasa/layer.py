@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
-from kasatune.distributed.sharded_tensors import is_sharded
+from kasatune.distributed.gather_scatter import is_sharded
 from kasatune.errors import AdapterError, CheckError, InputError
 from kasatune.kasa.config import LayerSettings
 from kasatune.kasa.functional import Factors, initial_factors, update

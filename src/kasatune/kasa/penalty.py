@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
-from kasatune.distributed import zero3_parameters as zero3
-from kasatune.distributed.sharded_tensors import like, whole
-from kasatune.distributed.zero3_parameters import is_dealt_out
+from kasatune.distributed import zero3
+from kasatune.distributed.gather_scatter import gather_full, shard_like
+from kasatune.distributed.zero3 import is_partitioned
 from kasatune.errors import InputError
 from kasatune.kasa.functional import Convention, Factors, PenaltyTerms, penalty_gradients, penalty_terms
 from kasatune.kasa.layer import LIVE_LAYERS, KasaLayer
@@ -48,7 +48,7 @@ def regularization(model: nn.Module, adapter_name: str | None = None) -> Tensor:
         InputError: no layer of the model has such an adapter; or penalty="loss" where ZeRO-3 deals the factors out.
     """
     layers = _adapters(model, adapter_name)
-    if any(layer.settings[name].penalty == "loss" and is_dealt_out(layer.kasa_A[name]) for layer, name in layers):
+    if any(layer.settings[name].penalty == "loss" and is_partitioned(layer.kasa_A[name]) for layer, name in layers):
         raise InputError("penalty='loss': no gradient reaches factors that ZeRO-3 deals out; use penalty='step'")
     terms = _weighted_terms(layers)
     total = terms.sigma + terms.orthogonality
@@ -78,11 +78,11 @@ def _before_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple
     layers = [layer for layer in LIVE_LAYERS if _in_step_mode(layer)]
     if not layers:
         return None
-    dealt_out = zero3.step_of(optimizer, (p for layer in layers for p in _active(layer)))
-    if dealt_out is not None:
+    step = zero3.buffer_step(optimizer, (p for layer in layers for p in _active(layer)))
+    if step is not None:
         # Every process must gather in the same order, and a weak set has none.
-        layers = sorted((layer for layer in layers if dealt_out.holds(_active(layer).A)), key=_dealt)
-        zero3.add_gradients(dealt_out, _KEY, lambda: _gradients(layers))
+        layers = sorted((layer for layer in layers if step.holds(_active(layer).A)), key=_zero3_id)
+        zero3.add_gradients(step, _KEY, lambda: _gradients(layers))
         for layer in layers:
             layer.needs_step = False
         return None
@@ -120,8 +120,8 @@ def _active(layer: KasaLayer) -> Factors:
     return layer.factors(layer.active_adapters[0])
 
 
-def _dealt(layer: KasaLayer) -> int:
-    return zero3.place(_active(layer).A)
+def _zero3_id(layer: KasaLayer) -> int:
+    return zero3.param_id(_active(layer).A)
 
 
 def _add_gradients(optimizer: Optimizer, served: Iterable[KasaLayer], held: dict[int, int]) -> None:
@@ -154,7 +154,7 @@ def _accumulate(parameter: Tensor, gradient: Tensor) -> None:
     # An optimizer that wraps another runs this hook for both: a gradient that nobody touched since holds the penalty.
     if getattr(parameter.grad, "_kasa_version", None) == getattr(parameter.grad, "_version", -1):
         return
-    gradient = like(gradient, parameter)
+    gradient = shard_like(gradient, parameter)
     if parameter.grad is None:
         parameter.grad = gradient.to(parameter.dtype)
     else:
@@ -239,7 +239,7 @@ def _share(weights: _Weights, members: int) -> float:
 
 def _whole(factors: Factors) -> Factors:
     """The factors as plain tensors, gathered where they are sharded."""
-    return Factors(*(whole(factor) for factor in factors))
+    return Factors(*(gather_full(factor) for factor in factors))
 
 
 def _report_missed(optimizer: Optimizer, layers: list[KasaLayer]) -> None:

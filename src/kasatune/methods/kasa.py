@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kasatune.adapters.files import export_adapter
 from kasatune.adapters.parity_report import CERTIFICATE, trained_certificate
 from kasatune.adapters.storage import read_json, write_json
-from kasatune.distributed.sharded_tensors import whole
+from kasatune.distributed.gather_scatter import gather_full
 from kasatune.kasa import KasaConfig, KasaLayer, regularization_terms
 from kasatune.linalg.spectrum import singular_values
 from kasatune.methods.adapter import ADAPTER_FOLDER, AdapterMethod, save_peft
@@ -142,7 +142,7 @@ def _computes_in_float32(model: nn.Module) -> bool:
 
 
 def _shown(sigma: Tensor) -> list[float]:
-    sigma = whole(sigma).detach()
+    sigma = gather_full(sigma).detach()
     return _rounded(sigma if sigma.ndim == 1 else singular_values(sigma))
 
 

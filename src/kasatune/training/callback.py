@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from kasatune.distributed.sharded_tensors import whole
-from kasatune.distributed.sharding import are_sharded
-from kasatune.distributed.zero3_parameters import all_gathered
+from kasatune.distributed.fsdp import sharding_requested
+from kasatune.distributed.gather_scatter import gather_full
+from kasatune.distributed.zero3 import gathered_parameters
 from kasatune.evaluation.scoring import Scores
 from kasatune.io.reporter import Display
 from kasatune.methods.base import Method, trainable
@@ -154,7 +154,7 @@ class Keeper(TrainerCallback):
         if args.fp16 or not gradients:
             return
         # The Trainer has scaled all gradients by their norm already: which one was the first cannot be told.
-        if not torch.isfinite(whole(torch.nn.utils.get_total_norm(gradients))):
+        if not torch.isfinite(gather_full(torch.nn.utils.get_total_norm(gradients))):
             raise diverged("the gradient", state.global_step + 1)
 
     def undo_step(self) -> bool:
@@ -168,7 +168,7 @@ class Keeper(TrainerCallback):
     def _remember(self) -> None:
         # a loss that is not finite tells of weights that are of no use, even where each of them is finite
         parameters = [p.detach() for p in trainable(self.model).values()]
-        if are_sharded() or sum(p.numel() for p in parameters) > _REMEMBERED:
+        if sharding_requested() or sum(p.numel() for p in parameters) > _REMEMBERED:
             return
         if self._before is None:
             self._before = [torch.empty_like(p) for p in parameters]
@@ -188,7 +188,7 @@ class Keeper(TrainerCallback):
         if logs is None or "loss" not in logs:
             return
         step, epoch = self._place
-        with all_gathered(list(trainable(self.model).values())):
+        with gathered_parameters(list(trainable(self.model).values())):
             penalties = self.method.penalties(self.model)
         self.history.add(
             "train", step=step, epoch=epoch, loss=logs["loss"], learning_rate=logs["learning_rate"], **penalties

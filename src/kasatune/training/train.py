@@ -15,9 +15,15 @@ from safetensors.torch import load_file
 from transformers import set_seed
 
 from kasatune import methods
-from kasatune.distributed.process_group import count, from_first, is_main
-from kasatune.distributed.sharding import are_sharded, by_deepspeed, fits, not_by_accelerate, shard
-from kasatune.distributed.zero3_parameters import numbers
+from kasatune.distributed.fsdp import (
+    deepspeed_requested,
+    fits_on_device,
+    shard_model,
+    sharding_requested,
+    without_accelerate_fsdp,
+)
+from kasatune.distributed.process_group import broadcast_from_first, is_main, world_size
+from kasatune.distributed.zero3 import full_numel
 from kasatune.errors import DataError, DivergedError
 from kasatune.evaluation.task_model import TaskModel, deterministic, report_truncation
 from kasatune.io.atomic import remove
@@ -82,7 +88,7 @@ def train(
         directory.check_output(out, recipe, resume=resume, overwrite=overwrite)
     if resume:
         recipe = as_begun(recipe, out)
-    if are_sharded() and by_deepspeed():
+    if sharding_requested() and deepspeed_requested():
         require_suitable(recipe, methods.load(recipe.method.name))
     find_device(recipe.training)
     find_model(recipe.model.name)
@@ -123,8 +129,8 @@ def _begin(recipe: Recipe, out: Path, display: Display, supplies: Supplies) -> R
     for note in data.notes:
         display.message(note)
     with progress_told_to(display.progress), decomposed_together():
-        prepared = TaskModel.for_training(recipe, data, on_cpu=are_sharded())
-    if by_deepspeed():
+        prepared = TaskModel.for_training(recipe, data, on_cpu=sharding_requested())
+    if deepspeed_requested():
         require_one_dtype(prepared.model, recipe)
     if sft is not None:
         sft.require_plain_output(prepared.model)
@@ -159,8 +165,8 @@ def _train(run: Run, interrupt: Interrupt, *, resume: bool) -> Outcome:
     checkpoint = _found_checkpoint(run) if resume else None
     run.history.rewind(step_of(checkpoint) if checkpoint else -1)
     _ready(run, checkpoint)
-    if are_sharded() and not by_deepspeed():
-        shard(run.prepared.model, run.prepared.base.model, find_device(run.recipe.training))
+    if sharding_requested() and not deepspeed_requested():
+        shard_model(run.prepared.model, run.prepared.base.model, find_device(run.recipe.training))
     trainer, keeper = _trainer(run, interrupt)
     if checkpoint:
         keeper.progress = Progress(**json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")))
@@ -175,7 +181,7 @@ def _train(run: Run, interrupt: Interrupt, *, resume: bool) -> Outcome:
         _stop(run, keeper, trainer, "diverged", _gathered(run, trainer))
         raise
     state = keeper.best_state
-    if state is None and are_sharded():
+    if state is None and sharding_requested():
         state = run.work / "last.safetensors"
         save_state(run.prepared.model, state, writes=is_main())
     if is_main():
@@ -203,12 +209,12 @@ def _found_checkpoint(run: Run) -> Path | None:
         found = last_whole(run.work, run.display.message)
         if found and read_seal(found)["data"] != run.data.sha256:
             fault = f"{run.data.source}: the run in {run.out} was begun with other rows; bring those back"
-        elif found and saved_processes(found) != count():
+        elif found and saved_processes(found) != world_size():
             run.display.message(
-                f"{found.name} was written by {saved_processes(found)} processes and is gone on with by {count()}: the "
-                "order of the rows stays, random draws such as dropout do not"
+                f"{found.name} was written by {saved_processes(found)} processes and is resumed by {world_size()}: "
+                "the order of the rows stays, random draws such as dropout do not"
             )
-    found, fault = from_first((found, fault))
+    found, fault = broadcast_from_first((found, fault))
     if fault:
         raise DataError(f"{fault}, or begin anew with --overwrite")
     if is_main():
@@ -227,11 +233,11 @@ def _ready(run: Run, checkpoint: Path | None) -> None:
 
 def _unshard(run: Run) -> None:
     """Have the model whole in this process again, its trained parameters yet to be put in."""
-    if are_sharded():
-        size = sum(numbers(p) * p.element_size() for p in run.prepared.model.parameters())
+    if sharding_requested():
+        size = sum(full_numel(p) * p.element_size() for p in run.prepared.model.parameters())
         run.prepared = None  # type: ignore[assignment]
         gc.collect()
-        run.stays_in_memory = not fits(size, find_device(run.recipe.training))
+        run.stays_in_memory = not fits_on_device(size, find_device(run.recipe.training))
         run.prepared = TaskModel.for_training(run.recipe, run.data, on_cpu=run.stays_in_memory)
         _ready(run, last_whole(run.work, run.display.message))
 
@@ -261,7 +267,7 @@ def _trainer(run: Run, interrupt: Interrupt) -> tuple[RunSteps, Keeper]:
         "scores": keeper.evaluate,
         "progress": keeper.snapshot,
     }
-    with not_by_accelerate():
+    with without_accelerate_fsdp():
         trainer = _supervised(run, common) if run.recipe.task.name == "instruction" else _plain(run, common)
     rows: Any = trainer.train_dataset
     steps = section.max_steps or math.ceil(section.epochs * math.ceil(len(rows) / section.batch_size))
@@ -287,7 +293,7 @@ def _supervised(run: Run, common: dict[str, Any]) -> RunSteps:
 
 def _gathered(run: Run, trainer: RunSteps) -> Path | None:
     """Where the weights before a step that all processes left out are, of a sharded model; None where not sharded."""
-    if not are_sharded() or trainer.undo_to is not None:
+    if not sharding_requested() or trainer.undo_to is not None:
         return None
     path = run.work / "last.safetensors"
     save_state(run.prepared.model, path, writes=is_main())
@@ -328,6 +334,6 @@ def _stop(run: Run, keeper: Keeper, trainer: RunSteps, why: str, gathered: Path 
 
 def _is_finite(run: Run, gathered: Path | None) -> bool:
     """Whether the trained weights are; of a sharded model those that were gathered, and none where none were."""
-    if are_sharded():
+    if sharding_requested():
         return gathered is not None and all(bool(tensor.isfinite().all()) for tensor in load_file(gathered).values())
     return all(bool(parameter.isfinite().all()) for parameter in trainable(run.prepared.model).values())

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from kasatune.distributed import zero3_parameters as zero3
-from kasatune.distributed.sharded_tensors import put, whole
-from kasatune.distributed.sharding import by_deepspeed
+from kasatune.distributed import zero3
+from kasatune.distributed.fsdp import deepspeed_requested
+from kasatune.distributed.gather_scatter import gather_full, scatter_
 from kasatune.errors import DivergedError, RecipeError
 from kasatune.evaluation.causal_loss import learnt_tokens, token_losses
 from kasatune.io.atomic import atomic_write, write_json
@@ -175,9 +175,9 @@ class RunSteps(Trainer if TYPE_CHECKING else object):
     def _add_auxiliary_gradient(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Just before every optimizer step, after clipping and unscaling: grad += d auxiliary loss / d parameter."""
         parameters = list(trainable(self.model).values())  # type: ignore[arg-type]
-        dealt_out = zero3.step_of(optimizer, parameters)
-        if dealt_out is not None:
-            zero3.add_gradients(dealt_out, _AUXILIARY, self._gathered_auxiliary_gradients)
+        buffer = zero3.buffer_step(optimizer, parameters)
+        if buffer is not None:
+            zero3.add_gradients(buffer, _AUXILIARY, self._gathered_auxiliary_gradients)
             return
         for parameter, gradient in self._auxiliary_gradients(parameters):
             parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
@@ -194,7 +194,7 @@ class RunSteps(Trainer if TYPE_CHECKING else object):
 
     def _gathered_auxiliary_gradients(self) -> list[tuple[Tensor, Tensor]]:
         parameters = list(trainable(self.model).values())  # type: ignore[arg-type]
-        with zero3.all_gathered(parameters):
+        with zero3.gathered_parameters(parameters):
             return self._auxiliary_gradients(parameters)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -211,7 +211,7 @@ class RunSteps(Trainer if TYPE_CHECKING else object):
         model: Any = self.model
         optimizer: Any = self.optimizer
         writes = self.args.should_save
-        state = {name: whole(tensor) for name, tensor in self._method.training_state(model).items()}
+        state = {name: gather_full(tensor) for name, tensor in self._method.training_state(model).items()}
         save_state(model, folder / WEIGHTS, writes=writes)
         save_optimizer(folder, model, optimizer, self.lr_scheduler, writes=writes)
         save_random(folder, self.args.process_index)
@@ -231,7 +231,7 @@ class RunSteps(Trainer if TYPE_CHECKING else object):
             model.set_requires_gradient_sync(True)
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
-        if not by_deepspeed():
+        if not deepspeed_requested():
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         # The base would look for a checkpoint of DeepSpeed's, which only as many processes can read.
         model: Any = self.model
@@ -308,7 +308,7 @@ def save_state(model: nn.Module, path: Path, *, writes: bool = True) -> None:
     """
     tensors = {}
     for name, parameter in trainable(model).items():
-        gathered = whole(parameter).detach()
+        gathered = gather_full(parameter).detach()
         if writes:
             tensors[plain_name(name)] = gathered.cpu().contiguous()
     if writes:
@@ -322,7 +322,7 @@ def load_state(model: nn.Module, path: Path) -> None:
     parameters = {plain_name(name): parameter for name, parameter in model.named_parameters()}
     with safe_open(path, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118 - it is no dictionary
-            put(file.get_tensor(name), parameters[name])
+            scatter_(file.get_tensor(name), parameters[name])
 
 
 def training_arguments(
@@ -377,7 +377,7 @@ def training_arguments(
         raise RecipeError([f"training: {fault}"]) from fault
     # Several visible GPUs without a launcher would mean DataParallel and another batch size: one is used.
     arguments._n_gpu = min(arguments.n_gpu, 1)
-    if by_deepspeed():
+    if deepspeed_requested():
         settle(arguments, section)
     pieces = section.gradient_accumulation * arguments.world_size
     if section.batch_size % pieces:

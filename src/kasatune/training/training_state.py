@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from kasatune.distributed import zero3_parameters as zero3
-from kasatune.distributed.sharded_tensors import like, whole
+from kasatune.distributed import zero3
+from kasatune.distributed.gather_scatter import gather_full, shard_like
 from kasatune.io.atomic import write_json
 
 OPTIMIZER = "optimizer.safetensors"
@@ -54,9 +54,9 @@ def save_optimizer(folder: Path, model: nn.Module, optimizer: Optimizer, schedul
 
 def _state_of(optimizer: Optimizer, parameter: nn.Parameter) -> Iterable[tuple[str, Tensor]]:
     """The optimizer's state of one parameter, whole; none of what is not trained."""
-    if zero3.is_dealt_out(parameter):
+    if zero3.is_partitioned(parameter):
         return zero3.optimizer_state(parameter).items() if parameter.requires_grad else ()
-    return ((key, whole(torch.as_tensor(value))) for key, value in optimizer.state.get(parameter, {}).items())
+    return ((key, gather_full(torch.as_tensor(value))) for key, value in optimizer.state.get(parameter, {}).items())
 
 
 def load_optimizer(folder: Path, model: nn.Module, optimizer: Optimizer, scheduler: Any) -> None:
@@ -70,10 +70,10 @@ def load_optimizer(folder: Path, model: nn.Module, optimizer: Optimizer, schedul
         for entry in file.keys():  # noqa: SIM118 - it is no dictionary
             name, _, key = entry.rpartition("/")
             parameter, value = parameters[name], file.get_tensor(entry)
-            if zero3.is_dealt_out(parameter):
-                zero3.put_optimizer_state(parameter, key, value)
+            if zero3.is_partitioned(parameter):
+                zero3.load_optimizer_state(parameter, key, value)
             else:
-                optimizer.state[parameter][key] = value if key == _STEP else like(value, parameter)
+                optimizer.state[parameter][key] = value if key == _STEP else shard_like(value, parameter)
 
 
 def save_scaler(folder: Path, scaler: Any) -> None:
