@@ -162,7 +162,7 @@ def adapted(sizes: dict[str, int]) -> PeftModel:
         ]
 
     base = llama(sizes["hidden"], sizes["layers"], length=sizes["length"])
-    with mock.patch("kasatune.kasa.truncation.tails.tail_svd_many", drawn):
+    with mock.patch("kasatune.kasa.truncation.compute_tails.tail_svd_many", drawn):
         return get_peft_model(base, KasaConfig(r=sizes["rank"], target_modules="all-linear"))  # type: ignore[return-value]
 
 

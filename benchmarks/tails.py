@@ -13,8 +13,7 @@ import torch
 
 from benchmarks.harness import Row, arguments, duration, publish, ratio_in_turn
 from kasatune import tail_svd
-from kasatune.kasa.truncation.cache import SMALLEST
-from kasatune.kasa.truncation.files import TailKey, read_tail, write_tail
+from kasatune.kasa.truncation.tail_store import SMALLEST_CACHED, TailKey, read_tail, write_tail
 from kasatune.linalg import tail_svd_many
 
 RANK = 8
@@ -51,7 +50,7 @@ def main() -> None:
         folder = Path(place)
         for shape in sizes:
             W = weights(shape, 1)[0]
-            name, worth = f"{shape[0]} x {shape[1]}", min(shape) >= SMALLEST
+            name, worth = f"{shape[0]} x {shape[1]}", min(shape) >= SMALLEST_CACHED
             kept(folder, W)()
             for what, run in (("found in the cache", found(folder, W)), ("put into the cache", kept(folder, W))):
                 mine, theirs, ratio = ratio_in_turn(run, lambda W=W: tail_svd(W, RANK), turns, warmup=2)
@@ -71,8 +70,8 @@ def main() -> None:
         "Tails kept, and tails computed together",
         "python -m benchmarks.tails",
         rows,
-        f"Float32, r = {RANK}. Weights with min(out, in) below {SMALLEST} are not kept. Together: as many of the small "
-        "weights at once as there are threads, each on one; large ones one by one, with all threads.",
+        f"Float32, r = {RANK}. Weights with min(out, in) below {SMALLEST_CACHED} are not cached. Together: as many "
+        "of the small weights at once as there are threads, each on one; large ones one by one, with all threads.",
         quick=quick,
     )
 

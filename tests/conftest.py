@@ -58,16 +58,16 @@ def no_network(monkeypatch):
 @pytest.fixture
 def decompositions(monkeypatch):
     """Names of the layers that a new adapter decomposes."""
-    from kasatune.kasa.truncation import tails
+    from kasatune.kasa.truncation import compute_tails
 
     counted = []
-    original = tails.tail_svd_many
+    original = compute_tails.tail_svd_many
 
     def counting(weights, ranks, **options):
         counted.extend(options["names"])
         return original(weights, ranks, **options)
 
-    monkeypatch.setattr(tails, "tail_svd_many", counting)
+    monkeypatch.setattr(compute_tails, "tail_svd_many", counting)
     return counted
 
 

@@ -16,7 +16,7 @@ import torch
 
 from kasatune.distributed import fsdp
 from kasatune.kasa import KasaLayer
-from kasatune.kasa.truncation import tails
+from kasatune.kasa.truncation import compute_tails
 from kasatune.recipes.schema import load_recipe
 from kasatune.training import train as runs
 from kasatune.training import trainer
@@ -159,17 +159,17 @@ class _DealtOut:
 
 def count_decompositions(recipe: str, out: str, counts: str) -> None:
     """A run, and how many weights this process decomposed for it."""
-    before, number = tails.tail_svd_many, [0]
+    before, number = compute_tails.tail_svd_many, [0]
 
     def counted(weights: Any, *rest: Any, **options: Any) -> Any:
         number[0] += len(weights)
         return before(weights, *rest, **options)
 
-    tails.tail_svd_many = counted
+    compute_tails.tail_svd_many = counted
     try:
         train(recipe, out)
     finally:
-        tails.tail_svd_many = before
+        compute_tails.tail_svd_many = before
     Path(counts, os.environ["RANK"]).write_text(json.dumps(number[0]), encoding="utf-8")
 
 

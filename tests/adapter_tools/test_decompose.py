@@ -19,8 +19,7 @@ from kasatune.adapter_tools.decompose import Job, Layer, Process, decompose
 from kasatune.errors import InputError, ModelError, OutputError, RecipeError
 from kasatune.kasa.functional import drop_count
 from kasatune.kasa.layer import KasaLayer
-from kasatune.kasa.truncation.directory import TailDirectory
-from kasatune.kasa.truncation.files import TailKey
+from kasatune.kasa.truncation.tail_store import TailDirectory, TailKey
 from kasatune.recipes.schema import Recipe
 from kasatune.training.train import train
 from kasatune.weights.shards import Entry

@@ -12,7 +12,7 @@ from torch import nn
 from kasatune import KasaConfig, export_adapter, load_adapter, tail_svd
 from kasatune.errors import ModelError
 from kasatune.kasa.layer import KasaLayer
-from kasatune.kasa.truncation import tails as tails_module
+from kasatune.kasa.truncation import compute_tails
 from tests.kasa.models import shaken
 from tests.kasa.quantized import (
     CAN_MERGE,
@@ -166,7 +166,7 @@ def test_loading_gives_equal_bits_without_decomposing(folder, kind, monkeypatch,
     def never(*args, **kwargs):
         raise AssertionError("loading decomposed a weight")
 
-    monkeypatch.setattr(tails_module, "tail_svd_many", never)
+    monkeypatch.setattr(compute_tails, "tail_svd_many", never)
     again = PeftModel.from_pretrained(loaded(folder, kind, monkeypatch), tmp_path)
     # A weight that was trained with and one that was evaluated first go through different kernels.
     assert distance(logits(again), expected) < max(1e-6, LOOSE.get(kind, 0.0)) or torch.equal(logits(again), expected)

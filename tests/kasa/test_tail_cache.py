@@ -13,8 +13,7 @@ from torch import nn
 from kasatune import KasaConfig, tail_svd
 from kasatune.errors import InputError, ModelError
 from kasatune.io.progress import progress_told_to
-from kasatune.kasa.truncation.cache import TailCache
-from kasatune.kasa.truncation.files import TailKey, read_tail, write_tail
+from kasatune.kasa.truncation.tail_store import TailCache, TailKey, read_tail, write_tail
 
 WIDTH = 256
 

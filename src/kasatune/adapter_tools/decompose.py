@@ -26,8 +26,16 @@ from kasatune.io.silence import Silent
 from kasatune.kasa.config import KasaConfig
 from kasatune.kasa.functional import Convention
 from kasatune.kasa.matching import targets_without_weights
-from kasatune.kasa.truncation.directory import FORMAT, INDEX, TAILS, read_index
-from kasatune.kasa.truncation.files import ALGORITHM, TailKey, read_tail, write_tail
+from kasatune.kasa.truncation.tail_store import (
+    ALGORITHM,
+    FORMAT,
+    INDEX,
+    TAILS,
+    TailKey,
+    read_index,
+    read_tail,
+    write_tail,
+)
 from kasatune.linalg import tail_svd
 from kasatune.runs import directory
 from kasatune.weights.shards import DTYPES, Entry
@@ -241,7 +249,7 @@ def _layers(job: Job, display: Display) -> list[Layer]:
         if entry is None:
             missing.append(name)
             continue
-        layers.append(_checked(Layer(name, entry, files.is_transposed(name), weight.shape, settings.dropped), files))
+        layers.append(_checked(Layer(name, entry, files.is_transposed(name), weight.shape, settings.drop), files))
     if missing and not layers:
         raise ModelError(f"{folder} holds no weight of {missing[0]}: its files are of another model; copy it again")
     if missing:

@@ -12,7 +12,7 @@ from kasatune.adapters.formats import configured
 from kasatune.adapters.storage import PREFIX, AdapterFiles, listed
 from kasatune.errors import AdapterError
 from kasatune.kasa.functional import Factors, drop_count, scaling
-from kasatune.kasa.truncation.tails import Wanted, tails_of
+from kasatune.kasa.truncation.compute_tails import TailRequest, compute_tails
 from kasatune.weights.base_weight import BaseWeight
 from kasatune.weights.fingerprint import weight_sketch
 
@@ -91,8 +91,8 @@ def with_tails(source: AdapterFiles, base: nn.Module) -> AdapterFiles:
         tensors[f"{PREFIX}{name}.kasa_tail_U"] = torch.zeros(B.shape[0], A.shape[0])
         tensors[f"{PREFIX}{name}.kasa_tail_V"] = torch.zeros_like(A, dtype=torch.float32)
         if dropped:
-            wanted.append(Wanted(name, W, dropped))
-    for name, tail in tails_of(wanted, len(wanted)).items():
+            wanted.append(TailRequest(name, W, dropped))
+    for name, tail in compute_tails(wanted, len(wanted)).items():
         dropped = len(tail.S)
         tensors[f"{PREFIX}{name}.kasa_tail_U"][:, :dropped] = (tail.U * tail.S).float()
         tensors[f"{PREFIX}{name}.kasa_tail_V"][:dropped] = tail.Vh.float()

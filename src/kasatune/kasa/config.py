@@ -119,13 +119,13 @@ class LayerSettings:
     Args:
         r: rank.
         scaling: s, the factor of the update.
-        dropped: number of singular triplets dropped: r, or fewer in the convention "authors".
+        drop: d, the number of singular triplets dropped: r, or fewer in the convention "authors".
         layer_count: number of layers that the adapter has in the model; the convention "authors" divides by it.
     """
 
     r: int
     scaling: float
-    dropped: int
+    drop: int
     convention: Convention
     core: Core
     beta: float

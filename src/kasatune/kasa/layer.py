@@ -110,8 +110,8 @@ class KasaLayer(nn.Module, BaseTunerLayer):
             factors = initial_factors(self.out_features, self.in_features, settings.r, settings.core, dtype=dtype)
             tail_U = torch.zeros(self.out_features, settings.r, dtype=dtype)
             tail_V = torch.zeros(settings.r, self.in_features, dtype=dtype)
-            tail_U[:, : settings.dropped] = (tail.U * tail.S).to(tail_U)
-            tail_V[: settings.dropped] = tail.Vh.to(tail_V)
+            tail_U[:, : settings.drop] = (tail.U * tail.S).to(tail_U)
+            tail_V[: settings.drop] = tail.Vh.to(tail_V)
             self.awaiting.discard(adapter_name)
         self.kasa_A[adapter_name] = nn.Parameter(factors.A.to(device))
         self.kasa_B[adapter_name] = nn.Parameter(factors.B.to(device))
@@ -194,7 +194,7 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         if self.training and torch.is_grad_enabled():
             self.needs_step = True
         tail = None
-        if self.settings[adapter].dropped and not folded:
+        if self.settings[adapter].drop and not folded:
             tail = Tail(self.kasa_tail_U[adapter], self.kasa_tail_V[adapter])
         if self._needs_plain_autograd(x, adapter):
             return self._plain_forward(x, adapter, tail, *args, **kwargs)

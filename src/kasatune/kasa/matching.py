@@ -101,7 +101,7 @@ def layer_settings(config: KasaConfig, name: str, shape: tuple[int, int]) -> Lay
     return LayerSettings(
         r=r,
         scaling=scaling(alpha, r, use_rslora=config.use_rslora),
-        dropped=drop_count(*shape, r, config.convention),
+        drop=drop_count(*shape, r, config.convention),
         convention=config.convention,
         core=config.core,
         beta=config.beta,

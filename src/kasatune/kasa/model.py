@@ -17,7 +17,7 @@ from kasatune.kasa.layer import COMBINE, KasaLayer
 from kasatune.kasa.loading import is_loading, makes_empty_weights, validated
 from kasatune.kasa.matching import DEFAULT_TARGETS, matched, new_targets, too_large, warn_unmatched
 from kasatune.kasa.targets import Target, check_base, decompose
-from kasatune.kasa.truncation.source import TailSource
+from kasatune.kasa.truncation.tail_source import TailSource
 from kasatune.linalg import TailSVD
 from kasatune.weights import packed_4bit
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from kasatune.errors import AdapterError
 from kasatune.kasa.config import KasaConfig, LayerSettings
 from kasatune.kasa.layer import KasaLayer
-from kasatune.kasa.truncation.source import TailSource
-from kasatune.kasa.truncation.tails import Wanted, tails_of
+from kasatune.kasa.truncation.compute_tails import TailRequest, compute_tails
+from kasatune.kasa.truncation.tail_source import TailSource
 from kasatune.linalg import TailSVD
 from kasatune.weights.base_weight import BaseWeight
 from kasatune.weights.fingerprint import sketch_distance, sketch_tolerance, weight_sketch
@@ -73,16 +73,16 @@ def decompose(targets: Sequence[Target], source: TailSource, directory: str | No
     """
     fingerprint: dict[str, Any] = {}
 
-    def opened() -> Iterator[Wanted]:
+    def opened() -> Iterator[TailRequest]:
         for target in targets:
             W, _, bits = source.of(target.name, target.weight, target.original())
             fingerprint[target.name] = {**weight_sketch(W, bits), "held_as": target.weight.held_as}
-            if target.settings.dropped:
-                yield Wanted(target.name, W, target.settings.dropped)
+            if target.settings.drop:
+                yield TailRequest(target.name, W, target.settings.drop)
             del W
 
-    total = sum(1 for target in targets if target.settings.dropped)
-    return Decomposition(tails_of(opened(), total, directory), fingerprint)
+    total = sum(1 for target in targets if target.settings.drop)
+    return Decomposition(compute_tails(opened(), total, directory), fingerprint)
 
 
 def check_base(config: KasaConfig, targets: Sequence[Target]) -> None:

@@ -50,27 +50,27 @@ def tail_svd(W: Tensor, r: int, *, name: str | None = None) -> TailSVD:
 
 def tail_svd_many(
     weights: Sequence[Tensor],
-    ranks: Sequence[int],
+    r: Sequence[int],
     *,
     names: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[TailSVD]:
-    """`tail_svd` of each weight with its rank, in the order given; the small ones first, several at once.
+    """`tail_svd` of each weight with its r, in the order given; the small ones first, several at once.
 
     Args:
         weights: matrices, of any shapes.
-        ranks: one for each weight.
+        r: number of triplets of each weight.
         names: of the layers, for the error messages.
         progress: called as progress(done, total) after each weight.
 
     Raises:
         ModelError: as tail_svd, before any weight is decomposed.
-        ValueError: as many ranks and names as weights are needed.
+        ValueError: not as many r or names as weights.
     """
     layer_names = list(names) if names is not None else [None] * len(weights)
-    for W, r, name in zip(weights, ranks, layer_names, strict=True):
-        _check(W, r, name)
-    jobs = list(zip(weights, ranks, layer_names, strict=True))
+    for W, count, name in zip(weights, r, layer_names, strict=True):
+        _check(W, count, name)
+    jobs = list(zip(weights, r, layer_names, strict=True))
     count = itertools.count(1)
 
     def advance() -> None:

@@ -115,7 +115,7 @@ class Kasa(AdapterMethod):
         for name, layer in _layers(model):
             values = _rounded(singular_values(layer.original_weight()))
             settings = layer.settings[_ADAPTER_NAME]
-            dropped = settings.dropped if layer.kasa_tail_U[_ADAPTER_NAME].any() else 0
+            dropped = settings.drop if layer.kasa_tail_U[_ADAPTER_NAME].any() else 0
             found.append(
                 {
                     "name": name,

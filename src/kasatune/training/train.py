@@ -33,7 +33,7 @@ from kasatune.io.locks import LOCK, directory_lock
 from kasatune.io.progress import progress_told_to
 from kasatune.io.reporter import Display
 from kasatune.io.silence import Silent
-from kasatune.kasa.truncation.tails import decomposed_together
+from kasatune.kasa.truncation.compute_tails import decompositions_shared
 from kasatune.methods.base import trainable
 from kasatune.models.device import find_device
 from kasatune.models.load import find_model
@@ -128,7 +128,7 @@ def _begin(recipe: Recipe, out: Path, display: Display, supplies: Supplies) -> R
     data = supplies.data(recipe)
     for note in data.notes:
         display.message(note)
-    with progress_told_to(display.progress), decomposed_together():
+    with progress_told_to(display.progress), decompositions_shared():
         prepared = TaskModel.for_training(recipe, data, on_cpu=sharding_requested())
     if deepspeed_requested():
         require_one_dtype(prepared.model, recipe)

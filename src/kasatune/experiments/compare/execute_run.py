@@ -16,7 +16,7 @@ from kasatune.experiments.compare.process_cache import FOLDERS, Shared
 from kasatune.experiments.compare.run_id import Job
 from kasatune.experiments.compare.run_store import publish, unfinished_folder
 from kasatune.io.atomic import remove
-from kasatune.kasa.truncation.cache import FOLDER
+from kasatune.kasa.truncation.tail_store import CACHE_FOLDER
 from kasatune.runs.directory import WORK
 from kasatune.training.train import train
 
@@ -63,12 +63,12 @@ def do(job: Job, runs: Path, shared: Shared, *, threads: int, keep_adapters: boo
 
 @contextmanager
 def _without_tail_cache() -> Iterator[None]:
-    before = os.environ.get(FOLDER)
-    os.environ[FOLDER] = "off"
+    before = os.environ.get(CACHE_FOLDER)
+    os.environ[CACHE_FOLDER] = "off"
     try:
         yield
     finally:
         if before is None:
-            del os.environ[FOLDER]
+            del os.environ[CACHE_FOLDER]
         else:
-            os.environ[FOLDER] = before
+            os.environ[CACHE_FOLDER] = before
