@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import machine
-from kasatune.cli.progress_bar import make_display
+from kasatune.cli.progress_bar import make_progress
 from kasatune.cli.run_summary import write_pages
 from kasatune.data.tasks import load_task
 from kasatune.data.tasks.dataset import TaskData
@@ -33,7 +33,7 @@ from kasatune.evaluation.scoring import Scores
 from kasatune.evaluation.task_model import TaskModel
 from kasatune.io.atomic import write_json
 from kasatune.io.library_noise import quiet
-from kasatune.io.progress import progress_told_to
+from kasatune.io.progress import progress_listener
 from kasatune.recipes.catalogue import find_recipe
 from kasatune.recipes.schema import load_recipe
 from kasatune.reports import markdown, words
@@ -105,7 +105,7 @@ def shown(
     """Train what is not trained yet, score what is not scored yet, and write the page."""
     given = [f"model.name={model}", f"task.data={data}", f"output={run}"]
     recipe = load_recipe(find_recipe(subject.recipe), [*given, *overrides], check_inputs=True)
-    train(recipe, run, resume=run.is_dir(), display=make_display())
+    train(recipe, run, resume=run.is_dir(), display=make_progress())
     write_pages(run)
     kept = run / TEST
     found = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else scored(run, subject.every)
@@ -130,8 +130,8 @@ def thinned(data: TaskData, every: int) -> TaskData:
 
 def scored(run: Path, every: int) -> dict[str, Any]:
     """The test set, or every `every`th input of it, as the base and as the run writes it."""
-    data, display = thinned(whole_test(run), every), make_display()
-    with quiet(), progress_told_to(display.progress):
+    data, display = thinned(whole_test(run), every), make_progress()
+    with quiet(), progress_listener(display.progress):
         prepared = TaskModel.for_saved_run(read_recipe(run), "generation", None, run)
         examples = prepared.encode(data, "test")
         found: dict[str, Any] = {"seconds": {}}

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from benchmarks.e2e import Subject, shown
-from kasatune.cli.progress_bar import make_display
+from kasatune.cli.progress_bar import make_progress
 from kasatune.data.readers.conversations import alpaca_message
 from kasatune.io.atomic import write_json
 from kasatune.recipes.schema import Recipe
@@ -107,7 +107,7 @@ def pretrained(alpaca: Path, run: Path) -> Path:
             "output": str(pretraining),
         }
     )
-    train(recipe, pretraining, resume=pretraining.is_dir(), display=make_display())
+    train(recipe, pretraining, resume=pretraining.is_dir(), display=make_progress())
     shutil.copytree(random, model, dirs_exist_ok=True)
     return shutil.copytree(pretraining / "checkpoint", model, dirs_exist_ok=True)
 

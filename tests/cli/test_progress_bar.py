@@ -4,11 +4,11 @@ import io
 
 import pytest
 
-from kasatune.cli.progress_bar import LineDisplay, LiveDisplay, make_display
-from kasatune.io.reporter import Display
+from kasatune.cli.progress_bar import LineProgress, LiveProgress, make_progress
+from kasatune.io.progress import ProgressReporter
 
 
-def run(display: Display, steps: int, title: str = "kasa on rte") -> None:
+def run(display: ProgressReporter, steps: int, title: str = "kasa on rte") -> None:
     display.start(steps, title)
     for step in range(1, steps + 1):
         display.step(step, step / steps, 0.5, 1e-4)
@@ -19,7 +19,7 @@ def run(display: Display, steps: int, title: str = "kasa on rte") -> None:
 
 @pytest.mark.parametrize(("steps", "lines"), [(3, 3), (20, 20), (75, 19), (10_000, 20)])
 def test_lines_are_few_and_end_with_the_last_step(capsys, steps, lines):
-    run(LineDisplay(), steps)
+    run(LineProgress(), steps)
     captured = capsys.readouterr()
     assert captured.out == ""
     shown = captured.err.splitlines()
@@ -30,7 +30,7 @@ def test_lines_are_few_and_end_with_the_last_step(capsys, steps, lines):
 
 
 def test_lines_leave_out_what_is_not_known(capsys):
-    display = LineDisplay()
+    display = LineProgress()
     display.start(1, "head")
     display.step(1, 0.0, None, None)
     assert "loss" not in capsys.readouterr().err
@@ -47,13 +47,13 @@ def on_terminal(monkeypatch, **environment: str) -> Terminal:
         monkeypatch.setenv(name, value)
     screen = Terminal()
     monkeypatch.setattr("sys.stderr", screen)
-    assert isinstance(make_display(), LiveDisplay)
+    assert isinstance(make_progress(), LiveProgress)
     return screen
 
 
 def test_a_terminal_has_a_bar_with_the_state_beside_it(monkeypatch):
     screen = on_terminal(monkeypatch)
-    run(make_display(), 4)
+    run(make_progress(), 4)
     shown = screen.getvalue()
     assert "epoch 1: accuracy 0.7500, loss 0.6000" in shown
     assert "2 rows were cut" in shown
@@ -64,7 +64,7 @@ def test_a_terminal_has_a_bar_with_the_state_beside_it(monkeypatch):
 
 def test_a_live_display_serves_run_after_run_and_messages_in_between(monkeypatch):
     screen = on_terminal(monkeypatch)
-    display = make_display()
+    display = make_progress()
     display.message("before [any] run")
     run(display, 2, "first")
     display.message("between")
@@ -77,16 +77,16 @@ def test_a_live_display_serves_run_after_run_and_messages_in_between(monkeypatch
 
 def test_no_colour_where_none_is_wanted(monkeypatch):
     screen = on_terminal(monkeypatch, NO_COLOR="1")
-    run(make_display(), 2)
+    run(make_progress(), 2)
     assert "2/2" in screen.getvalue()
     assert "\x1b[3" not in screen.getvalue()
 
 
 def test_elsewhere_there_are_lines(capsys):
-    assert isinstance(make_display(), LineDisplay)
+    assert isinstance(make_progress(), LineProgress)
 
 
-def decompose(display: Display, clock: list[float], seconds: float, layers: int) -> None:
+def decompose(display: ProgressReporter, clock: list[float], seconds: float, layers: int) -> None:
     """Tell of `layers` layers that take `seconds` each."""
     display.progress("decomposing", 0, layers)
     for done in range(1, layers + 1):
@@ -102,17 +102,17 @@ def clock(monkeypatch):
 
 
 def test_quick_work_is_not_shown(capsys, clock, monkeypatch):
-    decompose(LineDisplay(), clock, 0.01, 50)
+    decompose(LineProgress(), clock, 0.01, 50)
     assert capsys.readouterr().err == ""
     screen = on_terminal(monkeypatch)
-    display = make_display()
+    display = make_progress()
     decompose(display, clock, 0.01, 50)
     display.finish()
     assert "decomposing" not in screen.getvalue()
 
 
 def test_slow_work_is_told_in_lines_far_apart(capsys, clock):
-    decompose(LineDisplay(), clock, 2.0, 20)
+    decompose(LineProgress(), clock, 2.0, 20)
     assert capsys.readouterr().err.splitlines() == [
         "decomposing: 1 of 20 layers  0:00:38 left",
         "decomposing: 7 of 20 layers  0:00:26 left",
@@ -124,7 +124,7 @@ def test_slow_work_is_told_in_lines_far_apart(capsys, clock):
 
 def test_slow_work_has_a_bar_that_goes_before_training_begins(clock, monkeypatch):
     screen = on_terminal(monkeypatch)
-    display = make_display()
+    display = make_progress()
     decompose(display, clock, 2.0, 3)
     run(display, 4)
     shown = screen.getvalue()

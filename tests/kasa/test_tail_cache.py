@@ -12,7 +12,7 @@ from torch import nn
 
 from kasatune import KasaConfig, tail_svd
 from kasatune.errors import InputError, ModelError
-from kasatune.io.progress import progress_told_to
+from kasatune.io.progress import progress_listener
 from kasatune.kasa.truncation.tail_store import TailCache, TailKey, read_tail, write_tail
 
 WIDTH = 256
@@ -177,7 +177,7 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
 
 def test_progress_goes_to_a_listener(cache):
     told = []
-    with progress_told_to(lambda *news: told.append(news)):
+    with progress_listener(lambda *news: told.append(news)):
         adapter(model())
         adapter(model())
     assert told == [("decomposing", done, 2) for done in range(3)] * 2

@@ -21,8 +21,7 @@ from kasatune.adapter_tools.resolve import model_folder
 from kasatune.errors import InputError, ModelError, OutputError, WorkError
 from kasatune.io.atomic import is_temporary, remove, remove_unfinished, write_json
 from kasatune.io.library_noise import quiet
-from kasatune.io.reporter import Display
-from kasatune.io.silence import Silent
+from kasatune.io.progress import NullProgress, ProgressReporter
 from kasatune.kasa.config import KasaConfig
 from kasatune.kasa.functional import Convention
 from kasatune.kasa.matching import targets_without_weights
@@ -110,7 +109,7 @@ def decompose(
     device: str = "auto",
     resume: bool = False,
     overwrite: bool = False,
-    display: Display | None = None,
+    display: ProgressReporter | None = None,
 ) -> dict[str, Any]:
     """Write the r smallest singular triplets of every target weight of a checkpoint, and an index of them.
 
@@ -138,7 +137,7 @@ def decompose(
     where = _device(device)
     check_output(out, job, resume=resume, overwrite=overwrite)
     with quiet(), _processes() as process:
-        shown: Display = display if display is not None and process.rank == 0 else Silent()
+        shown: ProgressReporter = display if display is not None and process.rank == 0 else NullProgress()
         layers = _layers(job, shown)
         try:
             if process.rank == 0:
@@ -229,7 +228,7 @@ def _clear_abandoned(tails: Path, began: float) -> None:
     remove_unfinished(tails, before=began)
 
 
-def _layers(job: Job, display: Display) -> list[Layer]:
+def _layers(job: Job, display: ProgressReporter) -> list[Layer]:
     """The weights to decompose, in the order in which they are stored.
 
     Raises:
@@ -305,7 +304,7 @@ def _share(layers: Sequence[Layer], process: Process) -> list[Layer]:
 
 
 def _decompose(
-    layers: Sequence[Layer], folder: Path, job: Job, device: torch.device, display: Display
+    layers: Sequence[Layer], folder: Path, job: Job, device: torch.device, display: ProgressReporter
 ) -> dict[str, dict[str, Any]]:
     """Write the tails of layers that are not there yet; what the index says of each."""
     written = {}
@@ -326,7 +325,7 @@ def _decompose(
     return written
 
 
-def _is_there(folder: Path, key: TailKey, name: str, display: Display) -> bool:
+def _is_there(folder: Path, key: TailKey, name: str, display: ProgressReporter) -> bool:
     try:
         return read_tail(folder / key.filename, key) is not None
     except ModelError as fault:

@@ -14,7 +14,7 @@ from kasatune.redaction import presentable
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from kasatune.io.reporter import Display
+    from kasatune.io.progress import ProgressReporter
 
 _LINES_PER_RUN = 20
 # Work outside of training is shown once it has taken so long, and in lines so far apart.
@@ -23,9 +23,9 @@ _SECONDS_BETWEEN_LINES = 10.0
 _COUNTED = {"writing": "texts"}  # what other work counts is layers
 
 
-def make_display() -> Display:
+def make_progress() -> ProgressReporter:
     """The display that fits standard error."""
-    return LiveDisplay() if sys.stderr.isatty() else LineDisplay()
+    return LiveProgress() if sys.stderr.isatty() else LineProgress()
 
 
 @dataclass
@@ -46,7 +46,7 @@ class _Work:
         return time.monotonic() - self.begun
 
 
-class LiveDisplay:
+class LiveProgress:
     """One bar that is redrawn in place, with messages and scores as lines above it."""
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class LiveDisplay:
         self._loss = self._score = self._epoch = ""
 
     def start(self, total_steps: int, title: str) -> None:
-        """See `Display.start`."""
+        """See `ProgressReporter.start`."""
         self._loss = self._score = self._epoch = ""
         if self._task is not None:
             self._progress.remove_task(self._task)
@@ -75,20 +75,20 @@ class LiveDisplay:
         self._progress.start()
 
     def step(self, step: int, epoch: float, loss: float | None, learning_rate: float | None) -> None:
-        """See `Display.step`."""
+        """See `ProgressReporter.step`."""
         self._epoch = f"epoch {epoch:.1f}"
         if loss is not None:
             self._loss = f"loss {loss:.4f}"
         self._show(step)
 
     def evaluated(self, epoch: float, metrics: Mapping[str, float]) -> None:
-        """See `Display.evaluated`."""
+        """See `ProgressReporter.evaluated`."""
         self._score = next(iter(_scores(metrics)), "")
         self.message(f"epoch {epoch:g}: {', '.join(_scores(metrics))}")
         self._show(None)
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """See `Display.progress`."""
+        """See `ProgressReporter.progress`."""
         if self._work is None or self._work.what != what or done < self._work.done:
             self._work = _Work(what)
         work = self._work
@@ -102,13 +102,13 @@ class LiveDisplay:
             self._end_work()
 
     def message(self, text: str) -> None:
-        """See `Display.message`."""
+        """See `ProgressReporter.message`."""
         from rich.text import Text
 
         self._progress.console.print(Text(presentable(text)), soft_wrap=True)
 
     def finish(self) -> None:
-        """See `Display.finish`."""
+        """See `ProgressReporter.finish`."""
         self._end_work()
         self._progress.stop()
         if self._task is not None:
@@ -126,7 +126,7 @@ class LiveDisplay:
             self._progress.update(self._task, completed=step, state=state)
 
 
-class LineDisplay:
+class LineProgress:
     """About twenty lines a run, each complete in itself, for log files and pipes."""
 
     def __init__(self) -> None:
@@ -136,14 +136,14 @@ class LineDisplay:
         self._work: _Work | None = None
 
     def start(self, total_steps: int, title: str) -> None:
-        """See `Display.start`."""
+        """See `ProgressReporter.start`."""
         self._total = total_steps
         self._every = max(1, math.ceil(total_steps / _LINES_PER_RUN))
         self._begun = time.monotonic()
         self.message(f"{title}: {total_steps:,} steps")
 
     def step(self, step: int, epoch: float, loss: float | None, learning_rate: float | None) -> None:
-        """See `Display.step`."""
+        """See `ProgressReporter.step`."""
         if step % self._every and step != self._total:
             return
         left = (time.monotonic() - self._begun) / step * (self._total - step)
@@ -155,11 +155,11 @@ class LineDisplay:
         self.message("  ".join([*parts, f"{_clock(left)} left"]))
 
     def evaluated(self, epoch: float, metrics: Mapping[str, float]) -> None:
-        """See `Display.evaluated`."""
+        """See `ProgressReporter.evaluated`."""
         self.message(f"epoch {epoch:g}: {', '.join(_scores(metrics))}")
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """See `Display.progress`."""
+        """See `ProgressReporter.progress`."""
         if self._work is None or self._work.what != what or done < self._work.done:
             self._work = _Work(what)
         work, counted = self._work, _COUNTED.get(what, "layers")
@@ -174,11 +174,11 @@ class LineDisplay:
             self.message(f"{what}: {done} of {total} {counted}  {_clock(left)} left")
 
     def message(self, text: str) -> None:
-        """See `Display.message`."""
+        """See `ProgressReporter.message`."""
         print(presentable(text), file=sys.stderr, flush=True)
 
     def finish(self) -> None:
-        """See `Display.finish`."""
+        """See `ProgressReporter.finish`."""
 
 
 def _scores(metrics: Mapping[str, float]) -> list[str]:

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, LogitsProcessor, NoRepeatNGramLogitsP
 from kasatune.data.prompt_completion import prompt_tokens
 from kasatune.errors import InputError, ModelError
 from kasatune.evaluation.scoring import autocast
-from kasatune.io.progress import counted
+from kasatune.io.progress import progress_counter
 
 _OWN = ("transformers_version", "_from_model_config", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -87,7 +87,7 @@ def generate(
             torch.no_grad(),
             autocast(device, precision),
             _alone(model, config),
-            counted("writing", len(order)) as advance,
+            progress_counter("writing", len(order)) as advance,
         ):
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]

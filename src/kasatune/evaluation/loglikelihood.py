@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from kasatune.evaluation.scoring import autocast
-from kasatune.io.progress import counted
+from kasatune.io.progress import progress_counter
 
 Pair = tuple[str, str]
 
@@ -44,7 +44,7 @@ def log_likelihoods(
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), autocast(device, precision), counted("ranking", len(order)) as advance:
+        with torch.no_grad(), autocast(device, precision), progress_counter("ranking", len(order)) as advance:
             for start in range(0, len(order), batch_size):
                 batch = order[start : start + batch_size]
                 for index, value in zip(batch, _sums(model, [rows[one] for one in batch], positions), strict=True):

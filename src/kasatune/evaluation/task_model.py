@@ -30,7 +30,7 @@ from kasatune.evaluation.loglikelihood import log_likelihoods
 from kasatune.evaluation.multiple_choice import answer_scores, has_choices
 from kasatune.evaluation.scoring import Scores, logits, score
 from kasatune.evaluation.text_scores import asked, text_scores
-from kasatune.io.reporter import Display
+from kasatune.io.progress import ProgressReporter
 from kasatune.methods.base import Method, trainable, within
 from kasatune.models.device import find_device
 from kasatune.models.load import Base, load_base
@@ -279,7 +279,7 @@ def _attached(method: Method, base: Base, recipe: Recipe, kind: Any) -> nn.Modul
     return model
 
 
-def report_truncation(display: Display, split: str, examples: Examples, max_length: int) -> None:
+def report_truncation(display: ProgressReporter, split: str, examples: Examples, max_length: int) -> None:
     """Tell how many rows were cut, if any were."""
     cut = len(examples.truncated)
     if cut:

@@ -17,7 +17,7 @@ from kasatune.distributed.fsdp import sharding_requested
 from kasatune.distributed.gather_scatter import gather_full
 from kasatune.distributed.zero3 import gathered_parameters
 from kasatune.evaluation.scoring import Scores
-from kasatune.io.reporter import Display
+from kasatune.io.progress import ProgressReporter
 from kasatune.methods.base import Method, trainable
 from kasatune.runs.directory import History
 from kasatune.training.cached_scores import Scored
@@ -82,7 +82,7 @@ class Keeper(TrainerCallback):
     keep_best: bool
     folder: Path
     history: History
-    display: Display
+    display: ProgressReporter
     interrupt: Interrupt
     data_sha256: str = ""
     writes: bool = True

@@ -22,8 +22,7 @@ from kasatune.evaluation.scoring import predictions
 from kasatune.evaluation.task_model import TaskModel
 from kasatune.io.atomic import remove, write_json
 from kasatune.io.environment import peak_memory, versions
-from kasatune.io.progress import progress_told_to
-from kasatune.io.reporter import Display
+from kasatune.io.progress import ProgressReporter, progress_listener
 from kasatune.models.device import find_device
 from kasatune.recipes.schema import Recipe
 from kasatune.runs import directory
@@ -74,7 +73,7 @@ class Run:
 
     recipe: Recipe
     out: Path
-    display: Display
+    display: ProgressReporter
     data: TaskData
     prepared: TaskModel
     examples: dict[str, Examples]
@@ -133,7 +132,7 @@ class Run:
         if scored is not None and scored.holds_for(self.prepared, examples):
             scores = scored.scores
         else:
-            with progress_told_to(self.display.progress):
+            with progress_listener(self.display.progress):
                 scores = self.prepared.final_score(examples, self.data, SPLIT)
         if self.data.kind == "generation":
             self.details["generation"] = self.prepared.decoding()

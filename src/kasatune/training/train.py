@@ -30,9 +30,7 @@ from kasatune.io.atomic import remove
 from kasatune.io.environment import reset_peak_memory
 from kasatune.io.library_noise import quiet
 from kasatune.io.locks import LOCK, directory_lock
-from kasatune.io.progress import progress_told_to
-from kasatune.io.reporter import Display
-from kasatune.io.silence import Silent
+from kasatune.io.progress import NullProgress, ProgressReporter, progress_listener
 from kasatune.kasa.truncation.compute_tails import decompositions_shared
 from kasatune.methods.base import trainable
 from kasatune.models.device import find_device
@@ -58,7 +56,7 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    display: Display | None = None,
+    display: ProgressReporter | None = None,
     supplies: Supplies | None = None,
 ) -> Path:
     """Train what `recipe` says and write a run directory.
@@ -83,7 +81,7 @@ def train(
         WorkError: a file could not be written, or the GPU's memory was exhausted.
     """
     out = Path(out)
-    shown: Display = display if display is not None and is_main() else Silent()
+    shown: ProgressReporter = display if display is not None and is_main() else NullProgress()
     if is_main():
         directory.check_output(out, recipe, resume=resume, overwrite=overwrite)
     if resume:
@@ -118,7 +116,7 @@ def train(
     return out
 
 
-def _begin(recipe: Recipe, out: Path, display: Display, supplies: Supplies) -> Run:
+def _begin(recipe: Recipe, out: Path, display: ProgressReporter, supplies: Supplies) -> Run:
     """All that can fail for a fault of the input, before anything is written."""
     start = time.perf_counter()
     reset_peak_memory()
@@ -128,7 +126,7 @@ def _begin(recipe: Recipe, out: Path, display: Display, supplies: Supplies) -> R
     data = supplies.data(recipe)
     for note in data.notes:
         display.message(note)
-    with progress_told_to(display.progress), decompositions_shared():
+    with progress_listener(display.progress), decompositions_shared():
         prepared = TaskModel.for_training(recipe, data, on_cpu=sharding_requested())
     if deepspeed_requested():
         require_one_dtype(prepared.model, recipe)

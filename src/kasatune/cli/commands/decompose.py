@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from kasatune.cli.console import results_only, say
-from kasatune.cli.progress_bar import make_display
+from kasatune.cli.progress_bar import make_progress
 from kasatune.errors import InputError
 
 
@@ -53,7 +53,7 @@ def command(
 
         job = Job(model, rank, tuple(target or ("default",)), convention, dtype, revision)
         try:
-            index = decompose(job, out, device=device, resume=resume, overwrite=overwrite, display=make_display())
+            index = decompose(job, out, device=device, resume=resume, overwrite=overwrite, display=make_progress())
         except KeyboardInterrupt as interrupt:
             kept = f"{out} keeps what was done; go on with the same command and --resume"
             interrupt.add_note(kept if out.is_dir() and any(out.iterdir()) else "nothing was written")

@@ -12,7 +12,7 @@ import typer
 from kasatune.cli.console import print_table, results_only, say
 from kasatune.cli.demo_directory import check_replaceable, replace
 from kasatune.cli.fast_import import large_libraries
-from kasatune.cli.progress_bar import make_display
+from kasatune.cli.progress_bar import make_progress
 from kasatune.cli.run_summary import PAGES, write_pages
 from kasatune.io.atomic import temporary_path
 from kasatune.recipes.catalogue import built_in
@@ -65,7 +65,7 @@ def _run_both(recipe: Recipe, folder: Path) -> None:
     with large_libraries():
         from kasatune.training.train import train
 
-    display = make_display()
+    display = make_progress()
     train(recipe, folder, display=display)
     baseline = recipe.model_copy(
         update={

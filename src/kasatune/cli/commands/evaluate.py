@@ -97,14 +97,14 @@ def command(
 
 def _evaluate(run_dir: Path, split: str | None, data: str | None) -> dict[str, Any]:
     from kasatune.cli.fast_import import large_libraries
-    from kasatune.cli.progress_bar import make_display
+    from kasatune.cli.progress_bar import make_progress
 
     with large_libraries():
         from kasatune.evaluation.evaluate import evaluate
-        from kasatune.io.progress import progress_told_to
+        from kasatune.io.progress import progress_listener
 
-    display = make_display()
-    with progress_told_to(display.progress):
+    display = make_progress()
+    with progress_listener(display.progress):
         metrics = evaluate(run_dir, split=split, data=data)
     display.finish()
     return metrics

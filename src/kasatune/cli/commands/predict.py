@@ -9,7 +9,7 @@ import typer
 from kasatune.cli.arguments import Json, RunDirectory
 from kasatune.cli.console import note, print_json, print_table, results_only
 from kasatune.cli.fast_import import large_libraries
-from kasatune.cli.progress_bar import make_display
+from kasatune.cli.progress_bar import make_progress
 from kasatune.data.readers.text_files import read_text
 from kasatune.errors import InputError
 
@@ -40,10 +40,10 @@ def command(
     with results_only():
         with large_libraries():
             from kasatune.evaluation.predict import predict
-            from kasatune.io.progress import progress_told_to
+            from kasatune.io.progress import progress_listener
 
-        display = make_display()
-        with progress_told_to(display.progress):
+        display = make_progress()
+        with progress_listener(display.progress):
             predictions = predict(run_dir, texts)
         display.finish()
     if json:

@@ -100,7 +100,7 @@ def command(
 
 
 def _reproduce(request: Any, place: Path) -> dict[str, Any]:
-    from kasatune.cli.progress_bar import make_display
+    from kasatune.cli.progress_bar import make_progress
     from kasatune.cli.run_summary import write_pages
     from kasatune.experiments.reproduce.reproduce import reproduce
     from kasatune.io.atomic import write_json, write_text
@@ -112,7 +112,7 @@ def _reproduce(request: Any, place: Path) -> dict[str, Any]:
         found = reproduce(
             request,
             place,
-            display=make_display(),
+            display=make_progress(),
             tell=note,
             after=write_pages,
             judging=judging.teller(),

@@ -9,7 +9,7 @@ import typer
 from kasatune.cli.arguments import Overrides, RecipeFile
 from kasatune.cli.console import results_only
 from kasatune.cli.fast_import import large_libraries
-from kasatune.cli.progress_bar import make_display
+from kasatune.cli.progress_bar import make_progress
 from kasatune.recipes.catalogue import find_recipe
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _train(recipe: Recipe, directory: Path, *, resume: bool, overwrite: bool) ->
         from kasatune.training.plan import require_feasible
         from kasatune.training.train import train
 
-    display = make_display()
+    display = make_progress()
     plan = require_feasible(recipe)
     for note in plan.notes:
         display.message(note)

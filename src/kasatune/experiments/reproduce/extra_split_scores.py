@@ -10,8 +10,7 @@ from kasatune.evaluation.scoring import predictions
 from kasatune.evaluation.task_model import TaskModel, deterministic
 from kasatune.io.atomic import write_json
 from kasatune.io.library_noise import quiet
-from kasatune.io.progress import progress_told_to
-from kasatune.io.reporter import Display
+from kasatune.io.progress import ProgressReporter, progress_listener
 from kasatune.runs.directory import read_metrics, read_recipe
 
 FOLDER = "scores"
@@ -22,7 +21,7 @@ def split_file(run_dir: Path, split: str) -> Path:
     return run_dir / FOLDER / f"{split}.json"
 
 
-def score_splits(run_dir: Path, splits: Sequence[str], display: Display) -> dict[str, str]:
+def score_splits(run_dir: Path, splits: Sequence[str], display: ProgressReporter) -> dict[str, str]:
     """Score those of `splits` that are not there yet.
 
     Returns:
@@ -36,7 +35,7 @@ def score_splits(run_dir: Path, splits: Sequence[str], display: Display) -> dict
         return {}
     recipe, before = read_recipe(run_dir), read_metrics(run_dir)
     names = tuple(before["label_names"]) if before.get("label_names") else None
-    with quiet(display.message), deterministic(), progress_told_to(display.progress):
+    with quiet(display.message), deterministic(), progress_listener(display.progress):
         data = load_task(recipe.task)
         lacks = {split: f"{data.source} has no such rows" for split in wanted if split not in data.splits}
         if len(lacks) == len(wanted):

@@ -12,7 +12,7 @@ from kasatune.experiments.reproduce.judge_scores import Progress, judge_answers
 from kasatune.experiments.reproduce.results import Outcomes, content, grades_of
 from kasatune.experiments.reproduce.spec import RUNS, Case, Request
 from kasatune.io.atomic import remove
-from kasatune.io.reporter import Display
+from kasatune.io.progress import ProgressReporter
 from kasatune.runs.directory import check_output, check_place, is_finished
 
 
@@ -34,7 +34,7 @@ def reproduce(
     request: Request,
     out: Path,
     *,
-    display: Display,
+    display: ProgressReporter,
     tell: Callable[[str], None] = lambda text: None,
     after: Callable[[Path], None] = lambda run_dir: None,
     judging: Progress = lambda what, done, total: None,
@@ -80,7 +80,9 @@ def reproduce(
     return content(request, outcomes, command=command, failed=fault is not None)
 
 
-def _do(case: Case, display: Display, tell: Callable[[str], None], after: Callable[[Path], None], place: str) -> str:
+def _do(
+    case: Case, display: ProgressReporter, tell: Callable[[str], None], after: Callable[[Path], None], place: str
+) -> str:
     """Why there is no score; "" where there is one."""
     from kasatune.training.train import train
 
@@ -97,7 +99,7 @@ def _do(case: Case, display: Display, tell: Callable[[str], None], after: Callab
     return ""
 
 
-def _score_splits(request: Request, case: Case, outcomes: Outcomes, display: Display) -> None:
+def _score_splits(request: Request, case: Case, outcomes: Outcomes, display: ProgressReporter) -> None:
     """Score the splits that the figures of this run are of; what cannot be scored is entered by its figure's task."""
     scored = request.experiment.scored
     tasks = {split: task for task, (run, split) in scored.items() if run == case.task}

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, distributed
 
-from kasatune.io.progress import counted
+from kasatune.io.progress import progress_counter
 from kasatune.kasa.truncation.tail_store import SMALLEST_CACHED, TailCache, TailDirectory, TailKey
 from kasatune.linalg import TailSVD, tail_svd_many
 
@@ -85,7 +85,7 @@ def _tails_of_this_process(
     saved = TailDirectory(Path(directory)) if directory is not None else None
     cache = TailCache.of_user()
     batch: list[tuple[TailRequest, TailKey | None]] = []
-    with counted("decomposing", total) as advance:
+    with progress_counter("decomposing", total) as advance:
         for request in requests:
             key = _key(request, saved, cache)
             tail = None if key is None else _stored_tail(key, request.name, saved, cache)
