@@ -36,7 +36,7 @@ soak: $(STAMP) ## runs killed, faults, several processes, bad inputs, fuzzing: a
 
 tree: $(STAMP) ## write docs/layout.md and docs/methods.md again
 	@$(BIN)/python scripts/write_layout_page.py
-	@$(BIN)/python docs/methods_page.py
+	@$(BIN)/python scripts/methods_page.py
 
 install: $(STAMP) ## .venv with everything at the pinned versions
 

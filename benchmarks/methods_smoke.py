@@ -27,7 +27,7 @@ from benchmarks.harness import machine
 from kasatune import methods
 from kasatune.errors import KasatuneError
 from kasatune.io.library_noise import quiet
-from kasatune.methods.base import head_name
+from kasatune.methods.shared.model_parts import head_name
 from kasatune.recipes.schema import MethodSection, Recipe
 from kasatune.runs.directory import read_metrics
 from kasatune.training.run import SPLIT, Run

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import set_seed
 
 from kasatune.data.tokenize import Examples
-from kasatune.methods.base import Method, trainable
+from kasatune.methods.shared.method import Method
+from kasatune.methods.shared.trained_parameters import trainable
 from kasatune.recipes.schema import MethodSection, TrainingSection
 from kasatune.training.trainer import RunTrainer, training_arguments
 from tests.contract.bases import HEAD, collate, tiny_model, tiny_rows

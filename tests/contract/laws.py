@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from kasatune.errors import ModelError
-from kasatune.methods.base import trainable, within
+from kasatune.methods.shared.trained_parameters import trainable, within
 from tests.contract.bases import on_meta, tiny_config, tiny_model
 from tests.contract.facts import FACTS, RANKS_FROM_WEIGHTS, Shape
 from tests.contract.harness import Case, logits, trained

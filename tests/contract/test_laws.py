@@ -6,7 +6,7 @@ import pytest
 
 from kasatune import methods
 from kasatune.errors import ModelError
-from kasatune.methods.base import within
+from kasatune.methods.shared.trained_parameters import within
 from tests.contract.bases import TINY, tiny_model
 from tests.contract.facts import FACTS
 from tests.contract.harness import Case, logits

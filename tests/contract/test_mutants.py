@@ -12,9 +12,9 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 from transformers import TrainerCallback
 
-from kasatune.methods.base import Method
 from kasatune.methods.info import MethodInfo
 from kasatune.methods.lora import Lora
+from kasatune.methods.shared.method import Method
 from tests.contract import laws
 from tests.contract.harness import Case
 

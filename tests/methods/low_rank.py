@@ -9,7 +9,7 @@ import transformers as tf
 from torch import nn
 
 from kasatune import methods
-from kasatune.methods.base import trainable
+from kasatune.methods.shared.trained_parameters import trainable
 from kasatune.recipes.schema import MethodSection
 from tests.methods.bottleneck.models import make
 

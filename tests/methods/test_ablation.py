@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from kasatune.data.tasks import load_task
 from kasatune.evaluation.evaluate import evaluate
 from kasatune.evaluation.task_model import TaskModel
-from kasatune.methods.base import trainable
+from kasatune.methods.shared.trained_parameters import trainable
 from kasatune.models.load import load_base
 from kasatune.training.train import train
 from tests.toys import make_bert, make_recipe

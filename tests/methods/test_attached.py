@@ -9,7 +9,8 @@ import torch
 
 from kasatune import methods
 from kasatune.errors import AdapterError, ModelError
-from kasatune.methods.base import head_name, trainable
+from kasatune.methods.shared.model_parts import head_name
+from kasatune.methods.shared.trained_parameters import trainable
 from tests.methods.toys import classifier, settings
 
 GRADIENT = [name for name in methods.METHODS if name != "head"]

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from kasatune import methods
 from kasatune.errors import InputError
 from kasatune.linalg import leading_triplets
-from kasatune.methods.base import trainable
 from kasatune.methods.clora import subspace_penalty
 from kasatune.methods.sara import rank_of_share
+from kasatune.methods.shared.trained_parameters import trainable
 from kasatune.recipes.schema import MethodSection
 from tests.methods.bottleneck.models import IDS, make
 from tests.methods.low_rank import LAYER, attached, begin, end
@@ -217,9 +217,9 @@ class TestCLora:
             V, U = layer.clora_V.double(), layer.clora_U.double()
             for M in (A @ V, B.T @ U):
                 expected += 0.5 * 0.5 * sum(float(entry) ** 2 for entry in M.flatten())
-        found = methods.load("clora").auxiliary_loss(model, MethodSection(name="clora"))
+        found = methods.load("clora").step_penalty(model, MethodSection(name="clora"))
         assert float(found) == pytest.approx(expected, rel=1e-5)
-        assert methods.load("clora").penalties(model) == {"penalty_subspace": pytest.approx(expected, rel=1e-5)}
+        assert methods.load("clora").penalty_terms(model) == {"penalty_subspace": pytest.approx(expected, rel=1e-5)}
 
     def test_the_subspaces_are_orthonormal_random_and_neither_trained_nor_saved(self, tmp_path):
         model = attached("clora", k=5)

@@ -9,15 +9,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from kasatune import methods
-from kasatune.methods.base import trainable
-from kasatune.methods.importance import (
+from kasatune.methods.ist import (
     adapted_blocks,
     draw_blocks,
     draw_candidates,
     suppressed,
     updated_scores,
 )
-from kasatune.methods.rows.own import ROWS
+from kasatune.methods.shared.trained_parameters import trainable
 from kasatune.recipes.schema import MethodSection
 from kasatune.training.train import train
 from tests.methods.bottleneck.models import BLOCKS, IDS
@@ -25,7 +24,7 @@ from tests.methods.low_rank import attached, begin, end
 from tests.toys import make_recipe
 
 IST = methods.load("ist")
-OVER = next(row for row in ROWS if row.name == "ist").options[0].choices
+OVER = IST.info.options[0].choices
 
 
 def callback_of(model, **options):

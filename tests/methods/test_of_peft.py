@@ -11,7 +11,7 @@ from peft.tuners.lora import Linear as LoraLinear
 
 from kasatune import methods
 from kasatune.errors import ModelError
-from kasatune.methods.base import trainable
+from kasatune.methods.shared.trained_parameters import trainable
 from kasatune.training.train import train
 from tests.methods.toys import classifier, settings
 from tests.toys import At, make_recipe
@@ -206,7 +206,7 @@ class TestAdaLora:
             if "lora_A" in name or "lora_B" in name:
                 gram = factor @ factor.T if "lora_A" in name else factor.T @ factor
                 defects.append(torch.linalg.matrix_norm(gram - torch.eye(3)))
-        loss = methods.load("adalora").auxiliary_loss(model, settings("adalora"))
+        loss = methods.load("adalora").step_penalty(model, settings("adalora"))
         assert loss is not None and loss.requires_grad
         torch.testing.assert_close(loss, 0.25 * sum(defects) / len(defects))
         assert len(defects) == 8

@@ -7,7 +7,7 @@ import pytest
 
 from kasatune import methods
 from kasatune.errors import InputError
-from kasatune.methods.base import Method
+from kasatune.methods.shared.method import Method
 
 
 def test_the_table_is_light():

@@ -23,7 +23,7 @@ DEFAULTS = {"ratio": 16.0, "steps": 10, "warm": True, "mode": "minor", "share": 
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
-    info = MethodInfo("toy", "Toy", "none", "nothing", "any", "nobody", "nowhere", options=OPTIONS)
+    info = MethodInfo("toy", "Toy", "none", "nothing", "0", "any", "nobody", "nowhere", options=OPTIONS)
     monkeypatch.setitem(recipes.METHODS, "toy", info)
 
 
@@ -121,5 +121,5 @@ def test_an_override_sets_one_option():
 
 
 def test_a_method_that_was_rebuilt_says_so_in_its_title():
-    info = MethodInfo("toy", "Toy", "none", "nothing", "any", "nobody", "nowhere", reconstructed=True)
+    info = MethodInfo("toy", "Toy", "none", "nothing", "0", "any", "nobody", "nowhere", reconstructed=True)
     assert info.shown_title == "Toy (reconstructed)"

@@ -8,8 +8,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import TrainerCallback
 
 from kasatune import methods
-from kasatune.methods.base import trainable
 from kasatune.methods.lora import Lora
+from kasatune.methods.shared.trained_parameters import trainable
 from kasatune.training.train import train
 from tests.toys import At, make_recipe
 
@@ -31,7 +31,7 @@ class Curious(Lora):
     def callbacks(self, model, settings):
         return [Totals(self)]
 
-    def auxiliary_loss(self, model, settings):
+    def step_penalty(self, model, settings):
         self.calls += 1
         terms = [value.square().sum() for name, value in trainable(model).items() if "lora_A" in name]
         return self.weight * torch.stack(terms).sum() if self.weight else None

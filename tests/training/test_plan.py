@@ -83,7 +83,7 @@ def real_counts(path, **method):
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     from kasatune import methods
-    from kasatune.methods.base import trainable
+    from kasatune.methods.shared.trained_parameters import trainable
 
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(path))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kasatune.data.chat_template import PLAIN_TEMPLATE, has_template
 from kasatune.errors import InputError, MissingExtraError, WorkError
 from kasatune.io.library_noise import quiet
-from kasatune.methods.adapter import ADAPTER_FOLDER
+from kasatune.methods.shared.peft_adapter import ADAPTER_FOLDER
 from kasatune.models.device import find_device
 from kasatune.models.load import find_model
 from kasatune.recipes.messages import did_you_mean

@@ -31,7 +31,8 @@ from kasatune.evaluation.multiple_choice import answer_scores, has_choices
 from kasatune.evaluation.scoring import Scores, logits, score
 from kasatune.evaluation.text_scores import asked, text_scores
 from kasatune.io.progress import ProgressReporter
-from kasatune.methods.base import Method, trainable, within
+from kasatune.methods.shared.method import Method
+from kasatune.methods.shared.trained_parameters import count_trained, trainable
 from kasatune.models.device import find_device
 from kasatune.models.load import Base, load_base
 from kasatune.recipes.schema import Recipe
@@ -259,10 +260,7 @@ class TaskModel:
 
     def parameter_counts(self) -> tuple[int, int]:
         """Numbers of trained parameters: outside the newly made modules, and within them."""
-        counts = {True: 0, False: 0}
-        for name, parameter in trainable(self.model).items():
-            counts[within(name, self.base.new_modules)] += parameter.numel()
-        return counts[False], counts[True]
+        return count_trained(self.model, self.base.new_modules)
 
 
 def batch_maker(base: Base, kind: str) -> Callable[[list[dict[str, Any]]], Any]:

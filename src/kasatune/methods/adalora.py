@@ -9,8 +9,8 @@ from peft import AdaLoraConfig, PeftConfig
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from kasatune.methods.adapter import AdapterMethod
-from kasatune.methods.base import MethodSettings, TaskKind
+from kasatune.methods.shared.method import MethodSettings, TaskKind
+from kasatune.methods.shared.peft_adapter import AdapterMethod
 from kasatune.methods.table import METHODS
 
 if TYPE_CHECKING:
@@ -67,12 +67,12 @@ class AdaLora(AdapterMethod):
         """The one that calls the allocator."""
         return [_Allocate(model, settings)]
 
-    def auxiliary_loss(self, model: nn.Module, settings: MethodSettings) -> Tensor:
+    def step_penalty(self, model: nn.Module, settings: MethodSettings) -> Tensor:
         """See the class."""
         return _orthogonality(model)
 
-    def penalties(self, model: nn.Module) -> dict[str, float]:
-        """See `Method.penalties`: the orthogonality penalty, weighted."""
+    def penalty_terms(self, model: nn.Module) -> dict[str, float]:
+        """See `Method.penalty_terms`: the orthogonality penalty, weighted."""
         with torch.no_grad():
             return {"penalty_orthogonality": float(_orthogonality(model))}
 

@@ -9,9 +9,9 @@ from torch import nn
 from transformers import TrainerCallback
 
 from kasatune.errors import ModelError
-from kasatune.methods.base import MethodSettings, TaskKind
 from kasatune.methods.bottleneck.layer import BottleneckLayer
 from kasatune.methods.bottleneck.method import BottleneckMethod
+from kasatune.methods.shared.method import MethodSettings, TaskKind
 from kasatune.methods.table import METHODS
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from kasatune.errors import ModelError
-from kasatune.methods.base import MethodSettings, TaskKind
-from kasatune.methods.checkpoint import CheckpointMethod
+from kasatune.methods.shared.checkpoint_folder import CheckpointMethod
+from kasatune.methods.shared.method import MethodSettings, TaskKind
 from kasatune.methods.table import METHODS
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from kasatune.methods.base import MethodSettings, TaskKind
 from kasatune.methods.lora import ADAPTER_NAME, Lora, lora_layers
+from kasatune.methods.shared.method import MethodSettings, TaskKind
 from kasatune.methods.table import METHODS
 
 if TYPE_CHECKING:
@@ -44,12 +44,12 @@ class CLora(Lora):
             layer.clora_weight = settings.options["weight"]
         return wrapped
 
-    def auxiliary_loss(self, model: nn.Module, settings: MethodSettings) -> Tensor | None:
+    def step_penalty(self, model: nn.Module, settings: MethodSettings) -> Tensor | None:
         """See the class."""
         return subspace_penalty(model)
 
-    def penalties(self, model: nn.Module) -> dict[str, float]:
-        """See `Method.penalties`."""
+    def penalty_terms(self, model: nn.Module) -> dict[str, float]:
+        """See `Method.penalty_terms`."""
         with torch.no_grad():
             penalty = subspace_penalty(model)
         return {} if penalty is None else {"penalty_subspace": float(penalty)}

@@ -11,9 +11,9 @@ from peft.tuners.lora.corda import preprocess_corda
 from torch import Tensor, nn
 
 from kasatune.errors import DataError
-from kasatune.methods.base import MethodSettings
 from kasatune.methods.lora import ADAPTER_NAME, lora_layers
-from kasatune.methods.residual import ResidualLora, remember
+from kasatune.methods.shared.method import MethodSettings
+from kasatune.methods.shared.residual_lora import ResidualLora, remember
 from kasatune.methods.table import METHODS
 
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from kasatune.errors import InputError
-from kasatune.methods.base import MethodSettings
-from kasatune.methods.computed import ComputedLinear, ComputedLora
 from kasatune.methods.lora import ADAPTER_NAME
+from kasatune.methods.shared.computed_lora import ComputedLinear, ComputedLora
+from kasatune.methods.shared.method import MethodSettings
 from kasatune.methods.table import METHODS
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from kasatune.errors import AdapterError
-from kasatune.methods.base import Method, MethodSettings, TaskKind
-from kasatune.methods.checkpoint import CHECKPOINT_FOLDER
+from kasatune.methods.shared.checkpoint_folder import CHECKPOINT_FOLDER
+from kasatune.methods.shared.method import Method, MethodSettings, TaskKind
 from kasatune.methods.table import METHODS
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from kasatune.errors import AdapterError, WorkError
-from kasatune.methods.base import Method, MethodSettings, TaskKind, head_name
-from kasatune.methods.checkpoint import load_tensors, put_tensors, save_tensors
+from kasatune.methods.shared.checkpoint_folder import load_tensors, put_tensors, save_tensors
+from kasatune.methods.shared.method import Method, MethodSettings, TaskKind
+from kasatune.methods.shared.model_parts import head_name
 from kasatune.methods.table import METHODS
 
 if TYPE_CHECKING:
@@ -62,7 +63,6 @@ class Head(Method):
     """
 
     info = METHODS["head"]
-    fitted = True
 
     def attach(
         self, model: PreTrainedModel, settings: MethodSettings, kind: TaskKind, new_modules: Sequence[str]

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from kasatune.methods.base import MethodSettings, TaskKind
 from kasatune.methods.bottleneck.method import BottleneckMethod
 from kasatune.methods.bottleneck.places import block_index
+from kasatune.methods.shared.method import MethodSettings, TaskKind
 from kasatune.methods.table import METHODS
 
 if TYPE_CHECKING:

@@ -14,9 +14,10 @@ from kasatune.adapters.storage import read_json, write_json
 from kasatune.distributed.gather_scatter import gather_full
 from kasatune.kasa import KasaConfig, KasaLayer, regularization_terms
 from kasatune.linalg.spectrum import singular_values
-from kasatune.methods.adapter import ADAPTER_FOLDER, AdapterMethod, save_peft
-from kasatune.methods.base import MethodSettings, TaskKind, trainable, within
 from kasatune.methods.lora import METHOD as LORA
+from kasatune.methods.shared.method import MethodSettings, TaskKind
+from kasatune.methods.shared.peft_adapter import ADAPTER_FOLDER, AdapterMethod, save_peft
+from kasatune.methods.shared.trained_parameters import trainable, within
 from kasatune.methods.table import METHODS
 
 if TYPE_CHECKING:
@@ -99,8 +100,8 @@ class Kasa(AdapterMethod):
         base = read_json(run_dir / ADAPTER_FOLDER, CERTIFICATE)["base"]
         write_json(run_dir / self.folder / CERTIFICATE, trained_certificate(run_dir / self.folder, base))
 
-    def penalties(self, model: nn.Module) -> dict[str, float]:
-        """See `Method.penalties`: the two terms, weighted by beta and gamma."""
+    def penalty_terms(self, model: nn.Module) -> dict[str, float]:
+        """See `Method.penalty_terms`: the two terms, weighted by beta and gamma."""
         with torch.no_grad():
             terms = regularization_terms(model)
         return {"penalty_sigma": float(terms.sigma), "penalty_orthogonality": float(terms.orthogonality)}

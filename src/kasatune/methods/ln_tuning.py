@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 from peft import LNTuningConfig, PeftConfig
 
 from kasatune.errors import ModelError
-from kasatune.methods.adapter import AdapterMethod
-from kasatune.methods.base import MethodSettings
+from kasatune.methods.shared.method import MethodSettings
+from kasatune.methods.shared.peft_adapter import AdapterMethod
 from kasatune.methods.table import METHODS
 
 if TYPE_CHECKING:

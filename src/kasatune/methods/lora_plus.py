@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from kasatune.methods.base import MethodSettings
 from kasatune.methods.lora import Lora
+from kasatune.methods.shared.method import MethodSettings
 from kasatune.methods.table import METHODS
 
 

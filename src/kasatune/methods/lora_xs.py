@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from kasatune.linalg import leading_triplets
-from kasatune.methods.base import MethodSettings
-from kasatune.methods.computed import ComputedLinear, ComputedLora, Frozen, weight_under
 from kasatune.methods.lora import ADAPTER_NAME
+from kasatune.methods.shared.computed_lora import ComputedLinear, ComputedLora, Frozen, weight_under
+from kasatune.methods.shared.method import MethodSettings
 from kasatune.methods.table import METHODS
 
 

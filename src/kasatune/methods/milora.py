@@ -7,7 +7,7 @@ from peft.tuners.lora import Linear as LoraLinear
 
 from kasatune.linalg import tail_svd
 from kasatune.methods.lora import ADAPTER_NAME
-from kasatune.methods.residual import ResidualLora
+from kasatune.methods.shared.residual_lora import ResidualLora
 from kasatune.methods.table import METHODS
 
 

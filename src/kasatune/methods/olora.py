@@ -8,9 +8,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from kasatune.errors import ModelError
-from kasatune.methods.base import MethodSettings, TaskKind
 from kasatune.methods.lora import lora_layers
-from kasatune.methods.residual import ResidualLora
+from kasatune.methods.shared.method import MethodSettings, TaskKind
+from kasatune.methods.shared.residual_lora import ResidualLora
 from kasatune.methods.table import METHODS
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import peft
 from peft import LoraConfig, PeftConfig
 from torch import Tensor, nn
 
-from kasatune.methods.adapter import AdapterMethod
-from kasatune.methods.base import MethodSettings
+from kasatune.methods.shared.method import MethodSettings
+from kasatune.methods.shared.peft_adapter import AdapterMethod
 from kasatune.methods.table import METHODS
 
 
@@ -34,7 +34,7 @@ class PeftKasa(AdapterMethod):
             **common,
         )
 
-    def auxiliary_loss(self, model: nn.Module, settings: MethodSettings) -> Tensor:
+    def step_penalty(self, model: nn.Module, settings: MethodSettings) -> Tensor:
         """L = beta sum(sigma^2) + gamma (||A A^T - I||_F + ||B^T B - I||_F), over all layers."""
         return model.base_model._get_kasa_loss()  # type: ignore[union-attr,operator]
 

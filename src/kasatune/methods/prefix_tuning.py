@@ -8,8 +8,8 @@ from peft import PeftConfig, PrefixTuningConfig
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
-from kasatune.methods.adapter import AdapterMethod
-from kasatune.methods.base import MethodSettings
+from kasatune.methods.shared.method import MethodSettings
+from kasatune.methods.shared.peft_adapter import AdapterMethod
 from kasatune.methods.table import METHODS
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from typing import Any
 
 from peft import PeftConfig
 
-from kasatune.methods.base import MethodSettings
 from kasatune.methods.lora import Lora
+from kasatune.methods.shared.method import MethodSettings
 from kasatune.methods.table import METHODS
 
 

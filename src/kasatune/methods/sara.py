@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from kasatune.linalg import singular_values
-from kasatune.methods.base import MethodSettings, TaskKind
-from kasatune.methods.computed import ComputedLinear, ComputedLora, weight_under
 from kasatune.methods.lora import ADAPTER_NAME, lora_layers
+from kasatune.methods.shared.computed_lora import ComputedLinear, ComputedLora, weight_under
+from kasatune.methods.shared.method import MethodSettings, TaskKind
 from kasatune.methods.table import METHODS
 
 if TYPE_CHECKING:

@@ -1,12 +1,88 @@
-"""The methods that a recipe can name, as plain data: nothing here imports torch, transformers or peft."""
+"""The table of fine-tuning methods: one row each, by name, as plain data. Importing it imports no torch.
+
+A method is one module with a `METHOD` object (see `kasatune.methods.shared.method`) and one row. The rows of kasatune's
+methods are in `table_low_rank.py` and `table_adapters_and_weights.py`. Another package adds its methods by an entry
+point that names the row:
+
+    [project.entry-points."kasatune.methods"]
+    my-method = "my_package.row:INFO"          # INFO = MethodInfo(name="my-method", module="my_package.method", ...)
+
+or at run time by `register_method(INFO)`, which worker processes of a comparison do not see.
+"""
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
+
+from kasatune.errors import InputError
 from kasatune.methods.info import MethodInfo, Option
-from kasatune.methods.rows import bottleneck, kasa, lora, own, vectors, whole
+from kasatune.methods.table_adapters_and_weights import ROWS as ADAPTERS_AND_WEIGHTS
+from kasatune.methods.table_low_rank import ROWS as LOW_RANK
 
-__all__ = ["METHODS", "MethodInfo", "Option"]
+__all__ = [
+    "BASELINE_METHOD",
+    "DEFAULT_METHOD",
+    "ENTRY_POINTS",
+    "METHODS",
+    "REFERENCE_METHOD",
+    "MethodInfo",
+    "Option",
+    "canonical_name",
+    "register_installed_methods",
+    "register_method",
+]
 
-_FAMILIES = (kasa.ROWS, whole.ROWS, lora.ROWS, vectors.ROWS, bottleneck.ROWS, own.ROWS)
+ENTRY_POINTS = "kasatune.methods"
+DEFAULT_METHOD = "kasa"
+"""The method of a recipe that names none."""
+BASELINE_METHOD = "head"
+"""The method that takes part in every comparison and in the demo: what does not beat it has learned nothing."""
+REFERENCE_METHOD = "lora"
+"""The method that a comparison tests the others against unless another is named."""
 
-METHODS: dict[str, MethodInfo] = {row.name: row for rows in _FAMILIES for row in rows}
+METHODS: dict[str, MethodInfo] = {row.name: row for row in (*LOW_RANK, *ADAPTERS_AND_WEIGHTS)}
+_ALIASES: dict[str, str] = {alias: row.name for row in METHODS.values() for alias in row.aliases}
+
+
+def canonical_name(name: str) -> str:
+    """The name under which the table lists the method `name`; `name` itself if it is no alias."""
+    return _ALIASES.get(name, name)
+
+
+def register_method(info: MethodInfo) -> None:
+    """Add a method to the table; adding an equal row again changes nothing.
+
+    Raises:
+        InputError: another method has this name or one of these aliases.
+    """
+    for name in (info.name, *info.aliases):
+        other = METHODS.get(canonical_name(name))
+        if other is not None and other != info:
+            raise InputError(f"method {info.name!r} of {info.module}: the name {name!r} belongs to {other.module}")
+    METHODS[info.name] = info
+    _ALIASES.update(dict.fromkeys(info.aliases, info.name))
+
+
+def register_installed_methods() -> None:
+    """Add the methods that installed packages declare as entry points of the group `kasatune.methods`.
+
+    Raises:
+        InputError: an entry point cannot be imported, or is not a `MethodInfo`.
+    """
+    for entry in entry_points(group=ENTRY_POINTS):
+        try:
+            info = entry.load()
+        except Exception as fault:
+            raise InputError(
+                f"the entry point {entry.name} = {entry.value} of the group {ENTRY_POINTS} cannot be imported "
+                f"({type(fault).__name__}: {fault}); repair or uninstall the package that declares it"
+            ) from fault
+        if not isinstance(info, MethodInfo):
+            raise InputError(
+                f"the entry point {entry.name} = {entry.value} of the group {ENTRY_POINTS} is a "
+                f"{type(info).__name__}, not a MethodInfo; uninstall the package that declares it, or report this to it"
+            )
+        register_method(info)
+
+
+register_installed_methods()

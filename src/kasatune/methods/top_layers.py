@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from kasatune.errors import ModelError
-from kasatune.methods.base import MethodSettings, TaskKind
-from kasatune.methods.blocks import blocks
-from kasatune.methods.checkpoint import CheckpointMethod
+from kasatune.methods.shared.checkpoint_folder import CheckpointMethod
+from kasatune.methods.shared.method import MethodSettings, TaskKind
+from kasatune.methods.shared.model_parts import transformer_blocks
 from kasatune.methods.table import METHODS
 
 if TYPE_CHECKING:
@@ -27,14 +27,14 @@ class TopLayers(CheckpointMethod):
         self, model: PreTrainedModel, settings: MethodSettings, kind: TaskKind, new_modules: Sequence[str]
     ) -> nn.Module:
         """See `Method.attach`."""
-        _, every = blocks(model)
+        _, blocks = transformer_blocks(model)
         number = settings.options["layers"]
-        if number > len(every):
+        if number > len(blocks):
             raise ModelError(
-                f"method.options.layers: {number} received; {type(model).__name__} has {len(every)} blocks; lower it"
+                f"method.options.layers: {number} received; {type(model).__name__} has {len(blocks)} blocks; lower it"
             )
         model.requires_grad_(False)
-        for block in every[-number:]:
+        for block in blocks[-number:]:
             block.requires_grad_(True)
         for name in new_modules:
             model.get_submodule(name).requires_grad_(True)

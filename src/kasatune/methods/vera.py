@@ -5,8 +5,8 @@ from typing import Any
 
 from peft import PeftConfig, VeraConfig
 
-from kasatune.methods.adapter import AdapterMethod
-from kasatune.methods.base import MethodSettings
+from kasatune.methods.shared.method import MethodSettings
+from kasatune.methods.shared.peft_adapter import AdapterMethod
 from kasatune.methods.table import METHODS
 
 

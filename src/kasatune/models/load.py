@@ -29,7 +29,7 @@ from transformers.utils.hub import cached_file
 
 from kasatune.errors import KasatuneError, ModelError
 from kasatune.io.library_noise import quiet
-from kasatune.methods.base import head_name
+from kasatune.methods.shared.model_parts import head_name
 from kasatune.models.quantization import quantization_config
 from kasatune.weights import packed_4bit
 from kasatune.weights.fingerprint import sampled_parameters_sha256

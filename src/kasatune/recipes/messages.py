@@ -1,4 +1,4 @@
-"""pydantic's errors as sentences that a user can act on: where, the value received, the limit, the remedy."""
+"""Turn pydantic's errors into sentences that a user can act on: key, value received, limit, remedy."""
 
 from __future__ import annotations
 
@@ -37,16 +37,22 @@ _LIMITS = {
 
 
 def show(value: Any) -> str:
-    """`value` as the user wrote it, more or less, cut where it is long."""
-    text = redacted(json.dumps(value, default=str, ensure_ascii=False))  # before a cut hides what they are known by
+    """`value` as JSON with secrets redacted, cut to 60 characters."""
+    text = redacted(json.dumps(value, default=str, ensure_ascii=False))  # before a cut removes what marks a secret
     return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."
 
 
-def did_you_mean(wrong: object, right: Iterable[str]) -> str:
-    """` did you mean X?` for the nearest of `right`, or nothing where none is near."""
+def did_you_mean(wrong: object, right: Iterable[str], kind: str = "") -> str:
+    """`; did you mean X?` for the choice in `right` that is spelled most like `wrong`, "" if none is similar.
+
+    Args:
+        wrong: the value received.
+        right: the valid choices.
+        kind: put before the choice, such as "the built-in recipe ".
+    """
     choices = list(right)
     near = difflib.get_close_matches(str(wrong).lower(), choices, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
+    return f"; did you mean {kind}{near[0]}?" if near else ""
 
 
 def sentences(
@@ -55,9 +61,9 @@ def sentences(
     """One sentence for each faulty key, by its place "section.key", in the order of `errors`.
 
     Args:
-        errors: of the recipe as a whole.
+        errors: pydantic's errors for the complete recipe.
         values: the sections as they were received.
-        sections: the model of each section.
+        sections: the pydantic model of each section.
     """
     by_place: dict[str, list[ErrorDetails]] = {}
     for error in errors:
@@ -75,7 +81,7 @@ def _sentence(
         return _unknown(section, key, sections)
     if error["type"] == "missing":
         return "missing; " + _remedy(section, key, sections)
-    limits = list(dict.fromkeys(_limit(one) for one in group))
+    limits = list(dict.fromkeys(_limit(each) for each in group))
     near = ""
     if error["type"] == "literal_error":
         near = did_you_mean(error["input"], _words(error.get("ctx", {}).get("expected", "")))
@@ -103,9 +109,10 @@ def _remedy(section: str, key: str, sections: Mapping[str, type[BaseModel]]) -> 
         return "write it as in `kasatune train --help`"
     field = sections[section].model_fields[key]
     if field.is_required():
-        return field.description or "it has no default"
+        first = str(field.description or "").partition(". ")[0].rstrip(".")
+        return f"give the {first[:1].lower()}{first[1:]}" if first else "it has no default"
     if field.default is None:
-        return "leave it out, or write null, to do without"
+        return "leave it out, or write null"
     return f"the default is {show(field.get_default(call_default_factory=True))}"
 
 

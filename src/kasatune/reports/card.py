@@ -81,7 +81,7 @@ def _template(name: str) -> jinja2.Template:
 def _front_matter(run: RunRecord) -> str:
     """The metadata that a model hub reads; a licence is not known here and so not claimed."""
     adapter = (run.run_dir / "adapter").is_dir()
-    tags = ["kasatune", run.method_name, *(["lora"] if run.method_name == "kasa" else [])]
+    tags = ["kasatune", run.method_name, *(["lora"] if run.adapter_note else [])]
     results = [
         {"type": name, "name": words.metric_title(name), "value": round(float(value), 6)}
         for name, value in run.scores.items()

@@ -12,7 +12,7 @@ import yaml
 
 from kasatune.data.tasks.table import TASKS
 from kasatune.errors import InputError
-from kasatune.methods.table import METHODS
+from kasatune.methods.table import BASELINE_METHOD, METHODS
 from kasatune.reports.words import metric_title
 
 
@@ -77,6 +77,12 @@ class RunRecord:
         """The method's name in the field."""
         info = METHODS.get(self.method_name)
         return info.shown_title if info else self.method_name
+
+    @property
+    def adapter_note(self) -> str:
+        """How `adapter/` holds the result as a plain LoRA; empty if it does not."""
+        info = METHODS.get(self.method_name)
+        return info.adapter_note if info else ""
 
     @property
     def scores(self) -> Mapping[str, float]:
@@ -144,7 +150,7 @@ def read_run(run_dir: Path) -> RunRecord:
     run_dir = Path(run_dir)
     recipe_text = _read(run_dir / "recipe.yaml", required=True)
     lines = _read(run_dir / "history.jsonl").splitlines()
-    head = run_dir / "head"
+    baseline = run_dir / BASELINE_METHOD
     return RunRecord(
         run_dir=run_dir,
         recipe=_parse(run_dir / "recipe.yaml", recipe_text, yaml.safe_load, yaml.YAMLError),
@@ -155,7 +161,7 @@ def read_run(run_dir: Path) -> RunRecord:
         ),
         spectrum=tuple(_json(run_dir / "spectrum.json").get("layers", ())),
         predictions=_json(run_dir / "predictions.json"),
-        baseline=read_run(head) if (head / "metrics.json").is_file() else None,
+        baseline=read_run(baseline) if (baseline / "metrics.json").is_file() else None,
     )
 
 

@@ -26,7 +26,7 @@ class TeacherSection(_Section):
     `rate` is requests a minute at most, `workers` requests at once; prices are for a million tokens.
     """
 
-    model: Text = Field(description="name the teacher model as its server does")
+    model: Text = Field(description="Teacher model, by the name that its server uses.")
     url: Text | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     max_tokens: Count = 4096
@@ -39,7 +39,7 @@ class TeacherSection(_Section):
 class SeedsSection(_Section):
     """Rows to begin from, and how many of them each request shows."""
 
-    file: Text = Field(description="name a file of instruction rows")
+    file: Text = Field(description="File of instruction rows.")
     shown: Annotated[int, Field(ge=1, le=20)] = 1
 
 
@@ -49,9 +49,9 @@ class DataSection(_Section):
     Without `max_requests`, four times as many as would do if every row were kept.
     """
 
-    subject: Subject = Field(description="choose classification, summarization, coding or closed_qa")
+    subject: Subject = Field(description="Kind of rows: classification, summarization, coding or closed_qa.")
     describe: Text | None = None
-    count: Count = Field(description="say how many rows are wanted")
+    count: Count = Field(description="Number of rows to make.")
     per_request: Annotated[int, Field(ge=1, le=100)] = 10
     max_requests: Count | None = None
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0

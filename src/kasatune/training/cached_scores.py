@@ -11,7 +11,7 @@ from torch import nn
 from kasatune.data.tokenize import Examples
 from kasatune.evaluation.scoring import Scores, batches
 from kasatune.evaluation.task_model import TaskModel
-from kasatune.methods.base import trainable
+from kasatune.methods.shared.trained_parameters import trainable
 from kasatune.weights.fingerprint import parameters_sha256
 
 

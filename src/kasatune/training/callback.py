@@ -18,7 +18,8 @@ from kasatune.distributed.gather_scatter import gather_full
 from kasatune.distributed.zero3 import gathered_parameters
 from kasatune.evaluation.scoring import Scores
 from kasatune.io.progress import ProgressReporter
-from kasatune.methods.base import Method, trainable
+from kasatune.methods.shared.method import Method
+from kasatune.methods.shared.trained_parameters import trainable
 from kasatune.runs.directory import History
 from kasatune.training.cached_scores import Scored
 from kasatune.training.checkpoints import best_states, folder_of, seal
@@ -189,7 +190,7 @@ class Keeper(TrainerCallback):
             return
         step, epoch = self._place
         with gathered_parameters(list(trainable(self.model).values())):
-            penalties = self.method.penalties(self.model)
+            penalties = self.method.penalty_terms(self.model)
         self.history.add(
             "train", step=step, epoch=epoch, loss=logs["loss"], learning_rate=logs["learning_rate"], **penalties
         )

@@ -10,7 +10,8 @@ from torch import nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from kasatune.errors import RecipeError
-from kasatune.methods.base import Method, trainable
+from kasatune.methods.shared.method import Method
+from kasatune.methods.shared.trained_parameters import trainable
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments

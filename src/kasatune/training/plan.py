@@ -15,9 +15,10 @@ from kasatune.data.tasks.table import TASKS
 from kasatune.errors import InputError, KasatuneError, ModelError
 from kasatune.io.library_noise import quiet
 from kasatune.methods import METHODS
-from kasatune.methods.base import Method, head_name
+from kasatune.methods.shared.method import Method
+from kasatune.methods.shared.model_parts import head_name
 from kasatune.models.load import find_model, model_family, require_causal, why_not
-from kasatune.recipes.checks import OWN_DATA_KEYS, comes_from_hub
+from kasatune.recipes.validation import OWN_DATA_KEYS, comes_from_hub
 from kasatune.training.plan_layers import LayerPlan, match
 from kasatune.training.plan_memory import estimate
 

@@ -11,12 +11,13 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from kasatune.methods.table import METHODS
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from kasatune.methods.base import MethodSettings
+    from kasatune.methods.shared.method import MethodSettings
 
-_TRUNCATING = ("kasa", "peft-kasa")
 _MOST_NAMED = 5
 
 
@@ -78,7 +79,7 @@ def match(
             )
         else:
             layers.append(LayerPlan(name, type(modules[name]).__name__, shape, settings.r))
-    if settings.name in _TRUNCATING:
+    if METHODS[settings.name].drops_triplets:
         problems += _too_large(layers)
     return tuple(layers), problems
 

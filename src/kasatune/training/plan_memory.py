@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from kasatune.methods.table import METHODS
 from kasatune.training.plan_layers import LayerPlan
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ def _weights(
     if recipe.model.quantization != "none":
         blocks = min(parameters, 12 * hidden**2 * depth)  # quantizers leave embeddings, normalisations and head alone
         weights -= blocks * (width - _QUANTIZED_WIDTH[recipe.model.quantization])
-    if recipe.method.name == "full":
+    info = METHODS[recipe.method.name]
+    if info.trains_base_weights:
         return weights
-    tail = sum(layer.rank * sum(layer.shape) for layer in layers) if recipe.method.name == "kasa" else 0
-    return weights + _FLOAT32 * (trained + tail)
+    frozen = info.frozen_rank * sum(layer.rank * sum(layer.shape) for layer in layers)
+    return weights + _FLOAT32 * (trained + frozen)

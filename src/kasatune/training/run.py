@@ -138,7 +138,7 @@ class Run:
             self.details["generation"] = self.prepared.decoding()
         seconds = time.perf_counter() - start
         self.seconds["evaluate"] = self.seconds.get("evaluate", 0.0) + seconds
-        if self.prepared.method.fitted:
+        if self.prepared.method.info.fitted:
             metrics = {"metrics": scores.metrics}
             outcome = replace(outcome, selected=outcome.selected | metrics, last=outcome.last | metrics)
             self.history.add("evaluate", **outcome.last, split=SPLIT, seconds=round(seconds, 3))

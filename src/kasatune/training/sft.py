@@ -14,7 +14,7 @@ from torch import nn
 from kasatune.data.tokenize import Examples
 from kasatune.errors import MissingExtraError, RecipeError
 from kasatune.evaluation.causal_loss import learnt_tokens
-from kasatune.methods.base import trainable
+from kasatune.methods.shared.trained_parameters import trainable
 from kasatune.recipes.schema import Recipe
 from kasatune.training.trainer import FILLER, RunSteps, training_arguments
 

@@ -32,7 +32,7 @@ from kasatune.io.library_noise import quiet
 from kasatune.io.locks import LOCK, directory_lock
 from kasatune.io.progress import NullProgress, ProgressReporter, progress_listener
 from kasatune.kasa.truncation.compute_tails import decompositions_shared
-from kasatune.methods.base import trainable
+from kasatune.methods.shared.trained_parameters import trainable
 from kasatune.models.device import find_device
 from kasatune.models.load import find_model
 from kasatune.recipes.schema import Recipe
@@ -106,7 +106,7 @@ def train(
                     # Loading took a while, in which another process may have come and gone.
                     directory.check_output(out, run.recipe, resume=resume, overwrite=overwrite, held=True)
                     directory.begin(out, run.recipe, resume=resume)
-                outcome = _fit(run) if run.prepared.method.fitted else _train(run, interrupt, resume=resume)
+                outcome = _fit(run) if run.prepared.method.info.fitted else _train(run, interrupt, resume=resume)
                 if is_main():
                     run.finish(outcome)
             if interrupt.requested:

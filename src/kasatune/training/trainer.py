@@ -21,7 +21,8 @@ from kasatune.distributed.gather_scatter import gather_full, scatter_
 from kasatune.errors import DivergedError, RecipeError
 from kasatune.evaluation.causal_loss import learnt_tokens, token_losses
 from kasatune.io.atomic import atomic_write, write_json
-from kasatune.methods.base import Method, MethodSettings, trainable, within
+from kasatune.methods.shared.method import Method, MethodSettings
+from kasatune.methods.shared.trained_parameters import trainable, within
 from kasatune.models.device import find_device
 from kasatune.training.checkpoints import KEPT
 from kasatune.training.deepspeed import deal_out, loaded_whole, settle
@@ -185,7 +186,7 @@ class RunSteps(Trainer if TYPE_CHECKING else object):
     def _auxiliary_gradients(self, parameters: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         model: Any = self.model
         with torch.enable_grad():
-            loss = self._method.auxiliary_loss(model, self._settings)
+            loss = self._method.step_penalty(model, self._settings)
         if loss is None:
             return []
         # Not backward(): under DistributedDataParallel that would start another reduction.

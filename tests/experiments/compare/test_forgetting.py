@@ -12,7 +12,7 @@ from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, GPT2
 from kasatune.data.tasks import load_task
 from kasatune.evaluation.task_model import TaskModel
 from kasatune.experiments.compare.forgetting import measure_untrained, retention, sentences
-from kasatune.methods.base import trainable
+from kasatune.methods.shared.trained_parameters import trainable
 from kasatune.models.load import load_base
 from tests.toys import BAD, GOOD, make_bert, make_recipe
 

@@ -8,8 +8,8 @@ import transformers as tf
 
 from kasatune import methods
 from kasatune.errors import ModelError
-from kasatune.methods.base import trainable
 from kasatune.methods.bottleneck import BottleneckLayer
+from kasatune.methods.shared.trained_parameters import trainable
 from kasatune.recipes.schema import MethodSection
 from tests.methods.bottleneck.models import BLOCKS, IDS, make
 

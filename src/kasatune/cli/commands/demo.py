@@ -20,8 +20,6 @@ from kasatune.recipes.catalogue import built_in
 if TYPE_CHECKING:
     from kasatune.recipes.schema import Recipe
 
-_BASELINE = "head"
-
 
 def command(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the run directory is written.")] = Path("runs/demo"),
@@ -32,6 +30,7 @@ def command(
 
     Example: kasatune demo
     """
+    from kasatune.methods.table import BASELINE_METHOD
     from kasatune.recipes.schema import load_recipe
     from kasatune.runs.directory import check_output
 
@@ -42,7 +41,7 @@ def command(
         with _workshop(out) as folder:
             _run_both(recipe, folder)
             replace(out, folder, later=PAGES)
-        for run in (out, out / _BASELINE):
+        for run in (out, out / BASELINE_METHOD):
             write_pages(run)
     _show(out)
 
@@ -62,6 +61,8 @@ def _workshop(out: Path) -> Iterator[Path]:
 
 
 def _run_both(recipe: Recipe, folder: Path) -> None:
+    from kasatune.methods.table import BASELINE_METHOD
+
     with large_libraries():
         from kasatune.training.train import train
 
@@ -69,22 +70,22 @@ def _run_both(recipe: Recipe, folder: Path) -> None:
     train(recipe, folder, display=display)
     baseline = recipe.model_copy(
         update={
-            "method": recipe.method.model_copy(update={"name": _BASELINE}),
-            "output": str(Path(recipe.output) / _BASELINE),
+            "method": recipe.method.model_copy(update={"name": BASELINE_METHOD}),
+            "output": str(Path(recipe.output) / BASELINE_METHOD),
         }
     )
-    train(baseline, folder / _BASELINE, display=display)
+    train(baseline, folder / BASELINE_METHOD, display=display)
 
 
 def _show(out: Path) -> None:
-    from kasatune.methods.table import METHODS
+    from kasatune.methods.table import BASELINE_METHOD, DEFAULT_METHOD, METHODS
     from kasatune.metrics.intervals import paired_bootstrap
     from kasatune.reports import words
     from kasatune.runs.directory import read_metrics
 
-    runs = {_BASELINE: out / _BASELINE, "kasa": out}
+    runs = {BASELINE_METHOD: out / BASELINE_METHOD, DEFAULT_METHOD: out}
     metrics = {name: read_metrics(run) for name, run in runs.items()}
-    scores = list(metrics["kasa"]["metrics"])
+    scores = list(metrics[DEFAULT_METHOD]["metrics"])
     head = ["method", *(words.metric_title(score) for score in scores), "trained parameters"]
     rows = [
         [
@@ -94,9 +95,9 @@ def _show(out: Path) -> None:
         ]
         for name, found in metrics.items()
     ]
-    title = f"{metrics['kasa']['task']}: scores on {metrics['kasa']['split']}"
+    title = f"{metrics[DEFAULT_METHOD]['task']}: scores on {metrics[DEFAULT_METHOD]['split']}"
     print_table(head, rows, title=title, numbers=len(head) - 1)
-    difference, low, high = paired_bootstrap(_correct(runs["kasa"]), _correct(runs[_BASELINE]))
+    difference, low, high = paired_bootstrap(_correct(runs[DEFAULT_METHOD]), _correct(runs[BASELINE_METHOD]))
     say(
         f"\nKaSA minus the frozen model: accuracy {words.signed(difference)}, 95 % interval {words.signed(low)} to "
         f"{words.signed(high)} (paired bootstrap over {len(_correct(runs['kasa']))} rows)"

@@ -10,18 +10,18 @@ import numpy as np
 
 from kasatune.errors import MissingExtraError
 from kasatune.experiments.compare.spec import SEARCH_SEED, Search, is_fitted
-from kasatune.experiments.compare.variants import Variant, keys_read
+from kasatune.experiments.compare.variants import Variant
+from kasatune.methods.table import METHODS
 from kasatune.recipes.schema import Recipe
 
 AROUND = 10.0  # a setting is searched from its recipe's value divided by this to its recipe's value times this
-_PENALTIES = ("beta", "gamma")
 
 Settings = dict[str, float]
 Space = dict[str, tuple[float, float]]
 
 
 def search_space(variant: Variant, recipe: Recipe, search: Search) -> Space:
-    """(low, high) of each setting that is searched on a logarithmic scale: learning_rate, and beta and gamma of KaSA.
+    """(low, high) of each setting that is searched on a logarithmic scale: learning_rate and the row's `searched`.
 
     A penalty that the variant sets, or that is 0, stays as it is. Empty where nothing is searched: one trial, or a
     method that is fitted in one go.
@@ -30,9 +30,9 @@ def search_space(variant: Variant, recipe: Recipe, search: Search) -> Space:
         return {}
     rate = recipe.training.learning_rate
     space = {"learning_rate": (search.low or rate / AROUND, search.high or rate * AROUND)}
-    for name in _PENALTIES:
+    for name in METHODS[variant.method].searched:
         value = getattr(recipe.method, name)
-        if name in keys_read(variant.method) and name not in variant.settings and value > 0:
+        if name not in variant.settings and value > 0:
             space[name] = (value / AROUND, value * AROUND)
     return space
 

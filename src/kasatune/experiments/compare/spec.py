@@ -10,6 +10,7 @@ from typing import Any, Literal
 from kasatune.data.tasks.table import TASKS
 from kasatune.errors import InputError, RecipeError
 from kasatune.experiments.compare.variants import Variant, keys_read
+from kasatune.methods.table import BASELINE_METHOD, METHODS, REFERENCE_METHOD
 from kasatune.recipes.schema import Recipe
 
 Protocol = Literal["clean", "paper"]
@@ -100,7 +101,7 @@ def make_request(
         recipes: the file and the content of one recipe a task; their methods do not count.
         variants: the methods.
         seeds: of the reported runs.
-        reference: a variant as it was written; None for "lora" where it takes part, else the first that trains.
+        reference: a variant as it was written; None for REFERENCE_METHOD if it takes part, else the first that trains.
         protocol: "clean" or "paper".
         search: None for four trials on a grid.
 
@@ -129,12 +130,12 @@ def make_request(
 def _with_baseline(variants: Sequence[Variant]) -> list[Variant]:
     """The fitted head takes part in every comparison: what does not beat it has learnt nothing."""
     there = any(is_fitted(variant.method) for variant in variants)
-    return [*variants] if there else [*variants, Variant("head", "head", {})]
+    return [*variants] if there else [*variants, Variant(BASELINE_METHOD, BASELINE_METHOD, {})]
 
 
 def is_fitted(method: str) -> bool:
     """Whether a method is fitted in one go, with nothing to search and no steps to count."""
-    return method == "head"
+    return METHODS[method].fitted
 
 
 def _check_search(search: Search) -> None:
@@ -173,7 +174,7 @@ def _reference(given: str | None, variants: Sequence[Variant]) -> str:
             raise InputError(f"--reference: {given!r} is not among --methods ({', '.join(texts)})")
         return given
     trained = [variant.text for variant in variants if not is_fitted(variant.method)]
-    return "lora" if "lora" in texts else (trained or texts)[0]
+    return REFERENCE_METHOD if REFERENCE_METHOD in texts else (trained or texts)[0]
 
 
 def _check_recipes(request: Request) -> None:

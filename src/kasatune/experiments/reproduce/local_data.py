@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kasatune.errors import InputError
 from kasatune.experiments.reproduce.published.schema import Experiment
-from kasatune.recipes.checks import FILE_KINDS
+from kasatune.recipes.validation import FILE_KINDS
 
 
 def local_data(experiment: Experiment, task: str, data: Path | None) -> tuple[Mapping[str, str], str]:

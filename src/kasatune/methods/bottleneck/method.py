@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from peft import PeftConfig
 
-from kasatune.methods.adapter import AdapterMethod
-from kasatune.methods.base import MethodSettings
 from kasatune.methods.bottleneck.config import BottleneckConfig
+from kasatune.methods.shared.method import MethodSettings
+from kasatune.methods.shared.peft_adapter import AdapterMethod
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

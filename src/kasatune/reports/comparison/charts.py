@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from kasatune.methods.table import METHODS
 from kasatune.reports import words
 from kasatune.reports.comparison.tables import ordered
 from kasatune.reports.scale import Scale
@@ -143,7 +144,8 @@ def _curve(entry: Entry, style: str, label: str, *, dots: bool = False) -> Line:
 
 def _style(entry: Entry, reference: str) -> str:
     """By meaning: KaSA in its forms, the reference, baselines, all others."""
-    if entry["name"] in ("kasa", "peft-kasa"):
+    info = METHODS.get(entry["name"])
+    if info is not None and info.highlight:
         return "s1"
     if entry["method"] == reference:
         return "s2"

@@ -15,7 +15,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from kasatune.errors import AdapterError, KasatuneError, ModelError
-from kasatune.methods.base import Method, MethodSettings, TaskKind
+from kasatune.methods.shared.method import Method, MethodSettings, TaskKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

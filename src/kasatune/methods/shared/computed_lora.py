@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kasatune.methods.base import MethodSettings, TaskKind
 from kasatune.methods.lora import ADAPTER_NAME, Lora, lora_layers
+from kasatune.methods.shared.method import MethodSettings, TaskKind
 from kasatune.weights.base_weight import BaseWeight
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from peft.tuners.lora import Linear as LoraLinear
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kasatune.methods.adapter import ADAPTER_FOLDER, sort_config
-from kasatune.methods.base import MethodSettings, TaskKind
 from kasatune.methods.lora import ADAPTER_NAME, Lora, lora_layers
+from kasatune.methods.shared.method import MethodSettings, TaskKind
+from kasatune.methods.shared.peft_adapter import ADAPTER_FOLDER, sort_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

