@@ -22,7 +22,7 @@ from kasatune.kasa.layer import KasaLayer
 from kasatune.kasa.truncation.tail_store import TailDirectory, TailKey
 from kasatune.recipes.schema import Recipe
 from kasatune.training.train import train
-from kasatune.weights.shards import Entry
+from kasatune.weights.checkpoint import StoredTensor
 from tests.kasa.models import gpt2, llama
 from tests.toys import Recorder, make_recipe
 
@@ -278,7 +278,7 @@ def test_an_occupied_directory_is_left_alone(folder, tmp_path):
 
 
 def test_processes_share_the_layers_by_cost():
-    entry = Entry(Path("x"), "x", "F32", (1, 1), 0, 4)
+    entry = StoredTensor(Path("x"), "x", "F32", (1, 1))
     layers = [Layer(f"l{n}", entry, False, (size, size), 1) for n, size in enumerate((10, 40, 10, 39, 20, 30, 10, 5))]
     shares = [module._share(layers, Process(rank, 3)) for rank in range(3)]
     assert sorted(layer.name for share in shares for layer in share) == sorted(layer.name for layer in layers)

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 from kasatune import KasaConfig, tail_svd
 from kasatune.errors import AdapterError, InputError, ModelError
 from kasatune.kasa.layer import KasaLayer
+from kasatune.weights.checkpoint import StoredTensor
 from tests.kasa.quantized import bert_folder, distance, linear_task, llama_folder, loaded, logits
 
 
@@ -126,7 +127,7 @@ def test_damaged_checkpoints_are_refused_by_file(monkeypatch, tmp_path, damage):
     key = "model.layers.0.self_attn.q_proj.weight"
     if damage == "index":
         index.write_text("[1]")
-        expected = "is no index of safetensors files"
+        expected = "is not an index of safetensors files"
     elif damage == "outside":
         held["weight_map"][key] = "../elsewhere.safetensors"
         index.write_text(json.dumps(held))
@@ -134,18 +135,16 @@ def test_damaged_checkpoints_are_refused_by_file(monkeypatch, tmp_path, damage):
     else:
         shard = folder / held["weight_map"][key]
         shard.write_bytes(shard.read_bytes()[:200])
-        expected = f"the tensor {key} cannot be read"
+        expected = "is not a complete safetensors file"
     with pytest.raises(ModelError) as fault:
         adapted(base)
     assert expected in str(fault.value)
 
 
 def test_tensors_are_read_one_at_a_time(folder, monkeypatch):
-    from kasatune.weights import checkpoint
-
     read = []
-    original = checkpoint.Checkpoint._read
-    monkeypatch.setattr(checkpoint.Checkpoint, "_read", lambda self, key: read.append(key) or original(self, key))
+    original = StoredTensor.read
+    monkeypatch.setattr(StoredTensor, "read", lambda self: read.append(self.key) or original(self))
     adapted(loaded(folder, "forward-only", monkeypatch), targets=["q_proj"])
     assert read == [f"model.layers.{i}.self_attn.q_proj.weight" for i in (0, 1)]
 

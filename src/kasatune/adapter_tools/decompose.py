@@ -16,8 +16,7 @@ import torch
 import torch.distributed as distributed
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from kasatune.adapter_tools.base_files import BaseFiles, files_of
-from kasatune.adapter_tools.resolve import model_folder
+from kasatune.adapter_tools.resolve import build_errors, model_folder
 from kasatune.errors import InputError, ModelError, OutputError, WorkError
 from kasatune.io.atomic import is_temporary, remove, remove_unfinished, write_json
 from kasatune.io.library_noise import quiet
@@ -37,7 +36,7 @@ from kasatune.kasa.truncation.tail_store import (
 )
 from kasatune.linalg import tail_svd
 from kasatune.runs import directory
-from kasatune.weights.shards import DTYPES, Entry
+from kasatune.weights.checkpoint import Checkpoint, ModelCheckpoint, StoredTensor
 
 UNFINISHED = "unfinished.json"
 _AS_STORED = "as stored"
@@ -76,14 +75,14 @@ class Layer:
 
     Attributes:
         name: of the layer, in the model without a head.
-        entry: where the weight is stored.
+        stored: the weight in its file.
         transposed: whether it is stored (in, out).
         shape: (out, in).
         dropped: number of triplets.
     """
 
     name: str
-    entry: Entry
+    stored: StoredTensor
     transposed: bool
     shape: tuple[int, int]
     dropped: int
@@ -241,31 +240,33 @@ def _layers(job: Job, display: ProgressReporter) -> list[Layer]:
         raise ModelError(str(fault).replace("model.name", "MODEL", 1)) from fault
     model = _skeleton(folder)
     targets = targets_without_weights(config, model)
-    files = files_of(folder, model)
+    checkpoint = ModelCheckpoint(Checkpoint.open(folder), model)
     layers, missing = [], []
     for name, _, weight, settings in targets:
-        entry = files.weight(name)
-        if entry is None:
+        stored = checkpoint.weight(name)
+        if stored is None:
             missing.append(name)
             continue
-        layers.append(_checked(Layer(name, entry, files.is_transposed(name), weight.shape, settings.drop), files))
+        layer = Layer(name, stored, checkpoint.is_transposed(name), weight.shape, settings.drop)
+        layers.append(_checked(layer, folder))
     if missing and not layers:
         raise ModelError(f"{folder} holds no weight of {missing[0]}: its files are of another model; copy it again")
     if missing:
         display.message(f"left out, because the files hold no weight of them: {', '.join(missing)}")
-    return sorted(layers, key=lambda layer: (layer.entry.path, layer.entry.start))
+    order = {key: position for position, key in enumerate(checkpoint.names)}
+    return sorted(layers, key=lambda layer: order[layer.stored.key])
 
 
-def _checked(layer: Layer, files: BaseFiles) -> Layer:
-    entry, (rows, columns) = layer.entry, layer.shape
-    if entry.dtype not in DTYPES:
+def _checked(layer: Layer, folder: Path) -> Layer:
+    stored, (rows, columns) = layer.stored, layer.shape
+    if not stored.is_float:
         raise ModelError(
-            f"{entry.path.name}: {entry.key} is stored as {entry.dtype}; tails come from full-precision weights: give "
-            "the checkpoint that was quantized"
+            f"{stored.path.name}: {stored.key} is stored as {stored.dtype}; tails come from full-precision weights: "
+            "give the checkpoint that was quantized"
         )
-    if entry.shape != ((columns, rows) if layer.transposed else (rows, columns)):
+    if stored.shape != ((columns, rows) if layer.transposed else (rows, columns)):
         raise ModelError(
-            f"{entry.path.name}: {entry.key} has shape {list(entry.shape)}, and the configuration in {files.folder} "
+            f"{stored.path.name}: {stored.key} has shape {list(stored.shape)}, and the configuration in {folder} "
             f"gives the layer {rows} outputs and {columns} inputs; copy the model again"
         )
     return layer
@@ -283,12 +284,8 @@ def _targets(names: Sequence[str]) -> list[str] | str | None:
 
 def _skeleton(folder: Path) -> PreTrainedModel:
     """The model without a head and without weights."""
-    try:
-        with quiet(), torch.device("meta"):
-            return AutoModel.from_config(AutoConfig.from_pretrained(folder))
-    except Exception as fault:  # transformers raises many types for a configuration that it cannot take
-        reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
-        raise ModelError(f"{folder}: no model can be made of its configuration: {reason}") from fault
+    with build_errors(folder), quiet(), torch.device("meta"):
+        return AutoModel.from_config(AutoConfig.from_pretrained(folder))
 
 
 def _share(layers: Sequence[Layer], process: Process) -> list[Layer]:
@@ -310,7 +307,7 @@ def _decompose(
     written = {}
     display.progress("decomposing", 0, len(layers))
     for done, layer in enumerate(layers, start=1):
-        W = layer.entry.read()
+        W = layer.stored.read()
         if job.dtype is not None:
             W = W.to(getattr(torch, job.dtype))
         key = TailKey.of(W.T if layer.transposed else W, layer.dropped)

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kasatune.adapter_tools.base_files import BaseFiles, open_base
-from kasatune.adapter_tools.resolve import find_source, is_at_hand
+from kasatune.adapter_tools.resolve import find_source, is_at_hand, open_base
 from kasatune.adapters.conversion import as_native
 from kasatune.adapters.files import read_checked
 from kasatune.adapters.lora_export import stock_layers
@@ -21,7 +20,7 @@ from kasatune.io.library_noise import quiet
 from kasatune.kasa.functional import Factors, drop_count, orthogonality_norms
 from kasatune.linalg import effective_rank, energy_share, product_svd, subspace_alignment
 from kasatune.linalg.spectrum import ThinSVD
-from kasatune.weights.shards import DTYPES
+from kasatune.weights.checkpoint import ModelCheckpoint
 
 # A dropped direction counts as come back when the update puts at least so much of its singular value back.
 COME_BACK = 0.5
@@ -62,7 +61,7 @@ def inspect(directory: Path, base: str | None = None) -> dict[str, Any]:
     }
 
 
-def _layers(files: AdapterFiles, kind: str, base: BaseFiles | None) -> Iterator[dict[str, Any]]:
+def _layers(files: AdapterFiles, kind: str, base: ModelCheckpoint | None) -> Iterator[dict[str, Any]]:
     if kind == "lora":
         for name, (A, B) in sorted(stock_layers(files)[0].items()):
             yield _layer(name, product_svd(B, A), A.shape[0], None, _weight(base, name), (B.shape[0], A.shape[1]))
@@ -143,16 +142,16 @@ def _come_back(update: ThinSVD, U: Tensor, S: Tensor, Vh: Tensor) -> int:
     return int(((put_back >= COME_BACK * S) & (S > 0)).sum())
 
 
-def _weight(base: BaseFiles | None, name: str) -> Tensor | None:
+def _weight(base: ModelCheckpoint | None, name: str) -> Tensor | None:
     """W (out, in) out of the base's files; None where there is none to be read."""
     if base is None:
         return None
-    entry = base.weight(name)
-    if entry is None or entry.dtype not in DTYPES:
+    stored = base.weight(name)
+    if stored is None or not stored.is_float:
         return None
     try:
-        stored = entry.read()
-        return stored.T if base.is_transposed(name) else stored.flatten(1)
+        tensor = stored.read()
+        return tensor.T if base.is_transposed(name) else tensor.flatten(1)
     except AttributeError:
         raise InputError(f"the base has no layer {name}: the adapter is of another model; see --base") from None
 

@@ -14,7 +14,7 @@ from kasatune.errors import InputError, ModelError
 from kasatune.io.library_noise import quiet
 from kasatune.models.load import find_model, load_base
 from kasatune.runs.directory import RECIPE, read_metrics, read_recipe
-from kasatune.weights.shards import shard_files
+from kasatune.weights.checkpoint import Checkpoint, ModelCheckpoint, weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -161,7 +161,7 @@ def _load_base_model(source: Source, name: str, *, quantized: bool) -> PreTraine
     folder = find_model(name)
     options = {"revision": source.revision}
     if Path(folder).is_dir():
-        shard_files(Path(folder))
+        weight_files(Path(folder))
     try:
         with quiet():
             config = load_config(source, folder, **options)
@@ -187,6 +187,36 @@ def _naming(source: Source) -> Iterator[None]:
         elif source.run is None:
             message = message.replace("model.name:", "the adapter's base_model_name_or_path:", 1)
         raise ModelError(message if "--base" in message else f"{message}, or name the base with --base") from fault
+
+
+def open_base(source: Source) -> ModelCheckpoint:
+    """The checkpoint of the base, with names and shapes but no values in memory; a model on the hub is downloaded.
+
+    Raises:
+        InputError: the name of the base is unknown.
+        ModelError: it cannot be found, holds no safetensors, or transformers cannot build its model.
+    """
+    import torch
+
+    folder = checkpoint_folder(source)
+    with build_errors(folder), quiet(), torch.device("meta"):
+        config = load_config(source, str(folder))
+        kind = model_class(source)
+        if hasattr(kind, "from_config"):
+            model = kind.from_config(config, trust_remote_code=source.trust_remote_code)
+        else:
+            model = kind(config)
+    return ModelCheckpoint(Checkpoint.open(folder), model)
+
+
+@contextmanager
+def build_errors(folder: Path) -> Iterator[None]:
+    """Raise ModelError for whatever stops transformers from building a model of the configuration in `folder`."""
+    try:
+        yield
+    except Exception as fault:  # transformers raises many types for a configuration that it cannot use
+        reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+        raise ModelError(f"{folder}: no model can be built from its configuration: {reason}") from fault
 
 
 def load_config(source: Source, folder: str, **options: Any) -> PreTrainedConfig:

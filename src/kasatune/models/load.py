@@ -32,8 +32,8 @@ from kasatune.io.library_noise import quiet
 from kasatune.methods.shared.model_parts import head_name
 from kasatune.models.quantization import quantization_config
 from kasatune.weights import packed_4bit
+from kasatune.weights.checkpoint import weight_files
 from kasatune.weights.fingerprint import sampled_parameters_sha256
-from kasatune.weights.shards import shard_files
 
 if TYPE_CHECKING:
     from kasatune.recipes.schema import ModelSection
@@ -130,7 +130,7 @@ def load_base(
     """
     folder = find_model(section.name)
     if Path(folder).is_dir():
-        shard_files(Path(folder))
+        weight_files(Path(folder))
     options: dict[str, Any] = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
     try:
         with quiet():

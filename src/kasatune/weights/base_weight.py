@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
 
-FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def pointwise_dimensions(module: nn.Module) -> int:
@@ -35,7 +35,7 @@ def refusal(module: nn.Module) -> str | None:
     if isinstance(module, nn.Linear | Conv1D) or pointwise_dimensions(module):
         weight: Any = module.weight
         plain = type(weight).__module__.partition(".")[0] == "torch"
-        if weight.dtype in FLOAT_DTYPES and plain:
+        if weight.dtype in _FLOAT_DTYPES and plain:
             return None
         held = str(weight.dtype).removeprefix("torch.") if plain else type(weight).__name__
         return (

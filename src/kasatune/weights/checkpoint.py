@@ -1,95 +1,272 @@
-"""The full-precision weights of a base model, read from its safetensors files one tensor at a time."""
+"""Read the safetensors checkpoint of a base model: its files, and its tensors under the names that the model uses."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils.hub import cached_file
+from transformers.pytorch_utils import Conv1D
 
 from kasatune.errors import ModelError
-from kasatune.weights.base_weight import FLOAT_DTYPES
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
+# The dtypes that weights may be computed with, and all others that can be copied, by their names in safetensors.
+FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+STORED_DTYPES = FLOAT_DTYPES | {
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "BOOL": torch.bool,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+}
 
-class Checkpoint:
-    """The tensors of a checkpoint by name, without any of them in memory.
+# Older checkpoints use these endings for the parameters of a layer norm.
+_OLD_ENDINGS = {".gamma": ".weight", ".beta": ".bias"}
 
-    Args:
-        folder: where it lies.
-        files: the file of each tensor.
-        root: the path of the transformers model inside the model that is adapted, "" for itself.
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a safetensors file, not yet read.
+
+    Attributes:
+        path: the file.
+        key: the tensor's name in the file.
+        dtype: as safetensors names it, for example "BF16".
+        shape: of the tensor.
     """
 
-    def __init__(self, folder: Path, files: dict[str, Path], root: str) -> None:
-        self.folder = folder
-        self._files = files
-        self._root = root
+    path: Path
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
 
-    def candidates(self, layer: str, shape: tuple[int, int]) -> Iterator[Tensor]:
-        """Float tensors (out, in) that may be the weight of a layer, likeliest first.
+    @property
+    def is_float(self) -> bool:
+        """Whether the dtype is one of `FLOAT_DTYPES`."""
+        return self.dtype in FLOAT_DTYPES
 
-        A tensor stored (in, out), as transformers' Conv1D stores it, comes transposed; a square one both ways.
-
-        Args:
-            layer: its name in the model.
-            shape: (out, in).
+    @property
+    def size(self) -> int:
+        """Number of bytes.
 
         Raises:
-            ModelError: a file that cannot be read.
+            ModelError: the dtype is not one of `STORED_DTYPES`.
         """
-        for key in self._keys(layer):
-            tensor = self._read(key)
-            if tensor.dtype not in FLOAT_DTYPES:
-                continue
-            if tuple(tensor.shape) == shape:
-                yield tensor
-            if tuple(tensor.shape[::-1]) == shape:
-                yield tensor.T
+        dtype = STORED_DTYPES.get(self.dtype)
+        if dtype is None:
+            raise ModelError(
+                f"{self.path.name}: {self.key} is stored as {self.dtype}, which cannot be copied; give a base in "
+                "float32, float16 or bfloat16 with --base"
+            )
+        return math.prod(self.shape) * dtype.itemsize
 
-    def _keys(self, layer: str) -> list[str]:
-        """The tensor of a layer's name, else those that share the longest end of theirs with it.
+    def read(self) -> Tensor:
+        """The tensor, mapped from the file.
 
-        Files name the trunk of a model otherwise, or not at all, where they were written by another class.
+        Raises:
+            ModelError: the dtype is not a full-precision one, or the file cannot be read.
         """
-        plain = layer.removeprefix(f"{self._root}.") if self._root else layer
-        if f"{plain}.weight" in self._files:
-            return [f"{plain}.weight"]
-        parts = f"{plain}.weight".split(".")
-        for start in range(len(parts) - 1):
-            end = ".".join(parts[start:])
-            found = [key for key in self._files if key.endswith(f".{end}") or key == end]
-            if found:
-                # An end without the number of the block fits every block.
-                return found if any(part.isdigit() for part in parts[start:]) or len(found) == 1 else []
-        return []
+        if not self.is_float:
+            raise ModelError(
+                f"{self.path.name}: {self.key} is stored as {self.dtype}; give a base in float32, float16 or bfloat16 "
+                "with --base"
+            )
+        return self._mapped()
 
-    def _read(self, key: str) -> Tensor:
-        path = self._files[key]
+    def content(self) -> memoryview:
+        """The bytes of the tensor as they are in the file, mapped.
+
+        Raises:
+            ModelError: the file cannot be read.
+        """
+        return memoryview(self._mapped().reshape(-1).view(torch.uint8).numpy())
+
+    def _mapped(self) -> Tensor:
         try:
-            with safe_open(path, framework="pt") as file:
-                return file.get_tensor(key)
+            with safe_open(self.path, framework="pt") as file:
+                return file.get_tensor(self.key)
         except (SafetensorError, OSError) as fault:
             raise ModelError(
-                f"{path}: the tensor {key} cannot be read: {fault}. It was cut short or damaged."
+                f"{self.path}: the tensor {self.key} cannot be read: {fault}. The file is incomplete or damaged; "
+                "copy the model again"
             ) from fault
 
 
-def find(model: nn.Module, given: str | None) -> tuple[Checkpoint | None, str]:
-    """The checkpoint that a model was loaded from.
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of a checkpoint folder; names, dtypes and shapes are in memory, values are not.
+
+    Attributes:
+        folder: where the files are.
+        shards: the tensors of each safetensors file, in the order in which they are stored.
+    """
+
+    folder: Path
+    shards: dict[Path, list[StoredTensor]]
+
+    @classmethod
+    def open(cls, folder: Path) -> Checkpoint:
+        """Open the safetensors files of a folder.
+
+        Raises:
+            ModelError: there are none, one is missing or damaged, or they hold no tensors.
+        """
+        checkpoint = cls(folder, {path: _stored_tensors(path) for path in weight_files(folder)})
+        if not checkpoint.tensors:
+            raise ModelError(f"{folder} holds no tensors; copy the model again")
+        return checkpoint
+
+    @cached_property
+    def tensors(self) -> dict[str, StoredTensor]:
+        """Every tensor by its key in the files."""
+        return {tensor.key: tensor for shard in self.shards.values() for tensor in shard}
+
+
+class ModelCheckpoint:
+    """A checkpoint, with its tensors under the names that a model uses for them.
+
+    Args:
+        checkpoint: the files.
+        model: the model whose weights they are, with or without weights of its own.
+        root: path of that model inside the model that is adapted, "" if they are the same.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, model: nn.Module, root: str = "") -> None:
+        self.folder = checkpoint.folder
+        self.shards = checkpoint.shards
+        self.model = model
+        self._stored = checkpoint.tensors
+        self._root = root
+        body = getattr(model, "base_model_prefix", "")
+        self._prefix = f"{body}." if body else ""
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """The model's name of each tensor, by its key in the files; the key itself if the model has no such tensor."""
+        known = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        return {key: _parameter_name(key, known, self._prefix) or key for key in self._stored}
+
+    @cached_property
+    def tensors(self) -> dict[str, StoredTensor]:
+        """Every tensor by the model's name of it."""
+        return {self.names[key]: tensor for key, tensor in self._stored.items()}
+
+    @cached_property
+    def ties(self) -> dict[str, list[str]]:
+        """The other names of each parameter, for parameters that several modules share."""
+        groups: dict[int, list[str]] = defaultdict(list)
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            groups[id(parameter)].append(name)
+        return {name: [other for other in names if other != name] for names in groups.values() for name in names}
+
+    def weight(self, layer: str) -> StoredTensor | None:
+        """The stored weight of a layer, under its own name or that of a weight tied to it; None if absent."""
+        name = f"{layer}.weight"
+        return next((self.tensors[key] for key in (name, *self.ties.get(name, ())) if key in self.tensors), None)
+
+    def is_transposed(self, layer: str) -> bool:
+        """Whether the weight of a layer is stored as (in, out)."""
+        return isinstance(self.model.get_submodule(layer), Conv1D)
+
+    def candidates(self, layer: str, shape: tuple[int, int]) -> Iterator[Tensor]:
+        """Float tensors (out, in) that may be the weight of a layer, most likely first.
+
+        For layers whose parameters have other names than those in the files, as quantized layers do. A tensor stored
+        (in, out), as transformers' Conv1D stores it, is returned transposed; a square one both ways.
+
+        Args:
+            layer: its name in the adapted model.
+            shape: (out, in).
+
+        Raises:
+            ModelError: a file cannot be read.
+        """
+        for key in self._candidate_keys(layer):
+            stored = self._stored[key]
+            if stored.is_float and shape in (stored.shape, stored.shape[::-1]):
+                tensor = stored.read()
+                if stored.shape == shape:
+                    yield tensor
+                if stored.shape[::-1] == shape:
+                    yield tensor.T
+
+    def _candidate_keys(self, layer: str) -> list[str]:
+        """Keys that name the weight of a layer, else those that share the longest ending with its name.
+
+        Files written by another class may name the body of the model differently, or not at all.
+        """
+        name = f"{layer.removeprefix(f'{self._root}.') if self._root else layer}.weight"
+        if name in self._stored:
+            return [name]
+        spelled = [key for key in self._stored if _parameter_name(key, {name}, self._prefix)]
+        if spelled:
+            return spelled
+        parts = name.split(".")
+        for start in range(len(parts) - 1):
+            ending = ".".join(parts[start:])
+            keys = [key for key in self._stored if key.endswith(f".{ending}") or key == ending]
+            if keys:
+                # An ending without the number of the block matches every block.
+                return keys if any(part.isdigit() for part in parts[start:]) or len(keys) == 1 else []
+        return []
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that transformers loads from a folder: model.safetensors, else those of the index, by name.
+
+    Raises:
+        ModelError: there are none, or the index is damaged or names a file that is missing or outside of the folder.
+    """
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if not (folder / INDEX).is_file():
+        pickles = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
+        hint = "; pickled weights are not read: save the model again with save_pretrained" if pickles else ""
+        raise ModelError(f"{folder} holds no {SINGLE} or {INDEX}{hint}")
+    try:
+        names = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+        outside = [name for name in names if Path(name).name != name]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as fault:
+        raise ModelError(f"{folder / INDEX} is not an index of safetensors files ({fault}); copy it again") from fault
+    if outside:
+        raise ModelError(f"{folder / INDEX} names {outside[0]!r}, which is not a file beside it; copy the model again")
+    missing = sorted(name for name in names if not (folder / name).is_file())
+    if missing:
+        raise ModelError(f"{folder / INDEX} names {missing[0]!r}, which is missing; copy the model again")
+    return [folder / name for name in sorted(names)]
+
+
+def find_checkpoint(model: nn.Module, given: str | None) -> tuple[ModelCheckpoint | None, str]:
+    """The checkpoint that a model was loaded from, without downloading anything.
 
     Args:
         model: the model that is adapted.
-        given: a folder or a hub name; None for the model's own, `name_or_path`. Nothing is downloaded.
+        given: a folder or a hub id; None for the model's own `name_or_path`.
 
     Returns:
-        The checkpoint, None where there is none, and what was looked for, in words.
+        The checkpoint, or None if there is none, and what was looked for, in words.
+
+    Raises:
+        ModelError: there is a checkpoint, but it is incomplete or damaged.
     """
     root, owner = next(((n, m) for n, m in model.named_modules() if isinstance(m, PreTrainedModel)), ("", None))
     config = getattr(owner or model, "config", None)
@@ -98,48 +275,42 @@ def find(model: nn.Module, given: str | None) -> tuple[Checkpoint | None, str]:
     if not names:
         return None, "the model has no name_or_path to look for its checkpoint in"
     for name in names:
-        revision = None if given else getattr(config, "_commit_hash", None)
-        files = _listed(name, revision)
-        if files:
-            return Checkpoint(next(iter(files.values())).parent, files, root), f"{name!r}"
+        folder = _local_folder(name, None if given else getattr(config, "_commit_hash", None))
+        if folder is not None:
+            return ModelCheckpoint(Checkpoint.open(folder), owner or model, root), repr(name)
     shown = " and ".join(repr(name) for name in names)
     return None, f"no {SINGLE} or {INDEX} in {shown} (a folder, or the hub's cache on this machine; never pickles)"
 
 
-def _listed(name: str, revision: str | None) -> dict[str, Path]:
-    """The file of every tensor of a checkpoint; empty where there is none."""
-    index = _located(name, INDEX, revision)
-    if index is not None:
-        return _sharded(index)
-    single = _located(name, SINGLE, revision)
-    if single is None:
-        return {}
-    try:
-        with safe_open(single, framework="pt") as file:
-            return dict.fromkeys(file.keys(), single)
-    except (SafetensorError, OSError) as fault:
-        raise ModelError(f"{single} cannot be read: {fault}. It was cut short or damaged.") from fault
-
-
-def _located(name: str, filename: str, revision: str | None) -> Path | None:
+def _local_folder(name: str, revision: str | None) -> Path | None:
+    """The folder of a checkpoint, or the snapshot of a hub model in the cache; None if it has no safetensors."""
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return folder / filename if (folder / filename).is_file() else None
-    quiet: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_gated_repo": False}
-    try:
-        found = cached_file(name, filename, revision=revision, local_files_only=True, **quiet)
-    except (OSError, ValueError):
-        return None
-    return None if found is None else Path(found)
+        return folder if any((folder / file).is_file() for file in (SINGLE, INDEX)) else None
+    for file in (SINGLE, INDEX):
+        try:
+            cached: Any = try_to_load_from_cache(name, file, revision=revision)
+        except ValueError:  # neither a folder nor the id of a model on the hub
+            return None
+        if isinstance(cached, str):
+            return Path(cached).parent
+    return None
 
 
-def _sharded(index: Path) -> dict[str, Path]:
+def _stored_tensors(path: Path) -> list[StoredTensor]:
+    """The tensors of a safetensors file, in the order of their bytes."""
     try:
-        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = {str(key): index.parent / str(shard) for key, shard in shards.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as fault:
-        raise ModelError(f"{index} is no index of safetensors files: {fault}") from fault
-    strange = [path for path in files.values() if path.parent != index.parent]
-    if strange:
-        raise ModelError(f"{index} names {strange[0]}, which is not a file beside it")
-    return files
+        with safe_open(path, framework="pt") as file:
+            slices = {key: file.get_slice(key) for key in file.offset_keys()}
+            return [StoredTensor(path, key, view.get_dtype(), tuple(view.get_shape())) for key, view in slices.items()]
+    except (SafetensorError, OSError) as fault:
+        raise ModelError(f"{path} is not a complete safetensors file ({fault}); copy the model again") from fault
+
+
+def _parameter_name(key: str, known: Collection[str], prefix: str) -> str | None:
+    """The parameter among `known` that a key of a checkpoint names: without the body's prefix, or in an older form."""
+    modern = key
+    for old, new in _OLD_ENDINGS.items():
+        modern = modern.removesuffix(old) + new if modern.endswith(old) else modern
+    spellings = (key, prefix + key, key.removeprefix(prefix), modern, prefix + modern)
+    return next((spelling for spelling in spellings if spelling in known), None)

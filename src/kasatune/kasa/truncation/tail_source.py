@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from kasatune.errors import ModelError
 from kasatune.kasa.config import KasaConfig
-from kasatune.weights import checkpoint
 from kasatune.weights.base_weight import BaseWeight
+from kasatune.weights.checkpoint import ModelCheckpoint, find_checkpoint
 from kasatune.weights.fingerprint import TOLERANCES, sketch_tolerance
 
 logger = logging.getLogger("kasatune")
@@ -48,12 +48,12 @@ class TailSource:
 
     def __init__(self, config: KasaConfig, model: nn.Module, *, quantized: bool) -> None:
         self.required = config.tail_source == "checkpoint"
-        self.checkpoint: checkpoint.Checkpoint | None = None
+        self.checkpoint: ModelCheckpoint | None = None
         self._used: dict[str, str] = {}
         self._reasons: dict[str, str] = {}
         if not quantized or config.tail_source == "dequantized":
             return
-        self.checkpoint, looked_for = checkpoint.find(model, config.tail_checkpoint)
+        self.checkpoint, looked_for = find_checkpoint(model, config.tail_checkpoint)
         if self.checkpoint is not None:
             return
         if self.required or config.tail_checkpoint:
