@@ -161,7 +161,7 @@ class TestAdaLora:
                 "rank": sum(int((value != 0).sum()) for name, value in trainable(model).items() if "lora_E" in name)
             }
 
-        monkeypatch.setattr(type(methods.load("adalora")), "penalties", ranks)
+        monkeypatch.setattr(type(methods.load("adalora")), "penalty_terms", ranks)
 
     def recipe(self, bert, folder, **more):
         options = {"initial_r": 4, "initial_share": 0.2, "final_share": 0.2}

@@ -16,19 +16,20 @@ from kasatune.methods.table import METHODS
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
 
-_UNKNOWN_YET = 10**9  # steps; the configuration must have some before the trainer knows how many
+_UNKNOWN_STEPS = 10**9  # the configuration needs a number before the trainer knows the number of steps
 _AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 _PATTERN = "rank_pattern"
 
 
 class AdaLora(AdapterMethod):
-    """y = W x + (alpha / r0) P diag(E) Q drop(x); singular values E of least importance are set to 0 as training goes.
+    """y = W x + (alpha / r0) P diag(E) Q drop(x); the least important singular values E are set to 0 during training.
 
-    Starts with rank r0 in every layer and ends with r on average; after every optimizer step PEFT's allocator is called
-    while the gradients are there. The penalty `orthogonality` * mean(||Q Q^T - I||_F, ||P^T P - I||_F) over all factors
-    is an auxiliary loss: PEFT adds it to a loss that trainers with a loss of their own never read.
+    Every layer starts with rank r0, and the average rank at the end is r. PEFT's rank allocator is called after every
+    optimizer step, before the gradients are cleared. The penalty `orthogonality` * mean(||Q Q^T - I||_F,
+    ||P^T P - I||_F) over all factors is a step penalty; PEFT adds it to the model's own loss, which a trainer with
+    another loss function does not read.
 
-    The schedule is given as shares of the run: the paper sets steps by hand for each task.
+    The schedule is given as shares of the run; the paper sets steps by hand for each task.
 
     Source: Zhang et al., arXiv 2303.10512; computed by PEFT.
     """
@@ -36,7 +37,7 @@ class AdaLora(AdapterMethod):
     info = METHODS["adalora"]
 
     def config(self, settings: MethodSettings, targets: list[str] | str | None, common: dict[str, Any]) -> PeftConfig:
-        """PEFT's AdaLoraConfig; the number of steps is filled in when training begins."""
+        """PEFT's AdaLoraConfig; the number of steps is set when training begins."""
         options = settings.options
         initial = options["initial_r"]
         return AdaLoraConfig(
@@ -49,7 +50,7 @@ class AdaLora(AdapterMethod):
             beta1=options["beta1"],
             beta2=options["beta2"],
             orth_reg_weight=options["orthogonality"],
-            total_step=_UNKNOWN_YET,
+            total_step=_UNKNOWN_STEPS,
             **common,
         )
 
@@ -59,16 +60,16 @@ class AdaLora(AdapterMethod):
         """See `Method.attach`."""
         wrapped = super().attach(model, settings, kind, new_modules)
         for name, parameter in wrapped.named_parameters():
-            if ".ranknum." in name:  # the divisor r0, which PEFT makes trainable where it converts it to 16 bits
+            if ".ranknum." in name:  # the divisor r0, which PEFT makes trainable if it converts it to 16 bits
                 parameter.requires_grad_(False)
         return wrapped
 
     def callbacks(self, model: nn.Module, settings: MethodSettings) -> list[TrainerCallback]:
-        """The one that calls the allocator."""
+        """Call the rank allocator."""
         return [_Allocate(model, settings)]
 
     def step_penalty(self, model: nn.Module, settings: MethodSettings) -> Tensor:
-        """See the class."""
+        """The orthogonality penalty, see the class."""
         return _orthogonality(model)
 
     def penalty_terms(self, model: nn.Module) -> dict[str, float]:
@@ -77,11 +78,11 @@ class AdaLora(AdapterMethod):
             return {"penalty_orthogonality": float(_orthogonality(model))}
 
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
-        """The allocator's averages of importance, and which singular values it keeps."""
+        """The allocator's running averages of importance, and which singular values are kept."""
         allocator = _tuner(model).rankallocator
         state = {f"{kind}/{name}": value for kind in _AVERAGES for name, value in getattr(allocator, kind).items()}
         pattern = _tuner(model).peft_config["default"].rank_pattern or {}
-        return state | {f"{_PATTERN}/{name}": torch.tensor(kept) for name, kept in pattern.items()}
+        return state | {f"{_PATTERN}/{name}": torch.tensor(mask) for name, mask in pattern.items()}
 
     def restore_training_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
         """See `Method.restore_training_state`."""
@@ -97,12 +98,12 @@ class AdaLora(AdapterMethod):
         tuner.peft_config["default"].rank_pattern = pattern or None
 
     def save(self, model: nn.Module, run_dir: Path, base_name: str) -> None:
-        """See `Method.save`; what is saved are the singular values that are not 0, with their vectors."""
+        """See `Method.save`; saves the singular values that are not 0, with their vectors."""
         config = _tuner(model).peft_config["default"]
         before = config.rank_pattern
-        # The allocator's own pattern is that of the last step; the state that is saved may be an earlier one.
-        kept = {name: (value != 0).flatten().tolist() for name, value in _singular_values(model).items()}
-        config.rank_pattern = {name: row for name, row in kept.items() if any(row)} or None
+        # The allocator's pattern is that of the last step; the saved state may be an earlier one.
+        masks = {name: (value != 0).flatten().tolist() for name, value in _singular_values(model).items()}
+        config.rank_pattern = {name: mask for name, mask in masks.items() if any(mask)} or None
         try:
             super().save(model, run_dir, base_name)
         finally:
@@ -110,7 +111,7 @@ class AdaLora(AdapterMethod):
 
 
 class _Allocate(TrainerCallback):
-    """Tells the allocator how long the run is, and calls it after every optimizer step."""
+    """Sets the length of the run for PEFT's rank allocator, and calls it after every optimizer step."""
 
     def __init__(self, model: nn.Module, settings: MethodSettings) -> None:
         self._tuner = _tuner(model)
@@ -125,7 +126,7 @@ class _Allocate(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         config, allocator, step = self._tuner.peft_config["default"], self._tuner.rankallocator, state.global_step + 1
-        if not allocator.ipt and step == config.total_step - config.tfinal:  # a run too short for any earlier call
+        if not allocator.ipt and step == config.total_step - config.tfinal:  # the run was too short for an earlier call
             allocator.update_ipt(self._tuner.model)
         self._tuner.update_and_allocate(step)
 
@@ -135,7 +136,7 @@ def _tuner(model: nn.Module) -> Any:
 
 
 def _singular_values(model: nn.Module) -> dict[str, Tensor]:
-    """E of every layer, (r0, 1), by the name under which PEFT keeps its rank pattern."""
+    """E of every layer, (r0, 1), by the name that PEFT's rank pattern uses."""
     inner = _tuner(model).model
     return {name: value.detach() for name, value in inner.named_parameters() if ".lora_E." in name}
 

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class AdapterDrop(BottleneckMethod):
-    """Pfeiffer adapters in the blocks n, ..., L - 1 alone; with `sampled`, n ~ U{0, ..., L - 1} at each training step.
+    """Pfeiffer adapters in the blocks n, ..., L - 1 only; with `sampled`, n ~ U{0, ..., L - 1} at each training step.
 
-    `drop` is n after training, and with `sampled: false` ("specialized") in training too: those blocks have no adapter
-    at all then. Trained parameters: (L - n)(2 d r + r + d), n = 0 when sampled. RoBERTa-base with r = 48: 894,528, and
-    298,176 with n = 8: the 0.9M and 0.3M of the LoRA paper's table 2 fit these, which of several readings it means is
-    not said.
+    `drop` is n after training. With `sampled: false` ("specialized") it is also n during training, and the first n
+    blocks have no adapter at all. Trained parameters: (L - n)(2 d r + r + d), with n = 0 if sampled. RoBERTa-base with
+    r = 48: 894,528, and 298,176 with n = 8. The 0.9M and 0.3M of the LoRA paper's table 2 fit these numbers, but the
+    paper does not state which of several readings it means.
 
-    Open in the source, chosen here: one n for all pieces of an optimizer step; W_up = 0 at the start.
+    Not specified by the source, chosen here: one n for all micro-batches of an optimizer step; W_up = 0 at the start.
 
     Source: Rueckle et al., arXiv 2010.11918, section 4; computed by kasatune.
     """
@@ -45,24 +45,24 @@ class AdapterDrop(BottleneckMethod):
         """See `Method.attach`.
 
         Raises:
-            ModelError: also when no block would keep its adapter.
+            ModelError: see `Method.attach`; also if no block would keep its adapter.
         """
         wrapped = super().attach(model, settings, kind, new_modules)
         blocks = _blocks(wrapped)
         if settings.options["drop"] >= blocks:
             raise ModelError(
                 f"method.options.drop: {settings.options['drop']} received, and {type(model).__name__} has {blocks} "
-                f"blocks: give at most {blocks - 1}"
+                f"blocks; give at most {blocks - 1}"
             )
         return wrapped
 
     def callbacks(self, model: nn.Module, settings: MethodSettings) -> list[TrainerCallback]:
-        """The one that draws n."""
+        """Draw n at every step, if `sampled`."""
         return [DrawBlocks(model)] if settings.options["sampled"] else []
 
 
 class DrawBlocks(TrainerCallback):
-    """n ~ U{0, ..., L - 1} for each optimizer step, by the recipe's seed and the number of the step alone."""
+    """Draws n ~ U{0, ..., L - 1} for each optimizer step, from the recipe's seed and the step number only."""
 
     def __init__(self, model: nn.Module) -> None:
         self._layers = _layers(model)
@@ -76,7 +76,7 @@ class DrawBlocks(TrainerCallback):
             layer.skip_in_training = dropped
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Between the steps none is dropped."""
+        """Use all adapters again between steps."""
         for layer in self._layers:
             layer.skip_in_training = 0
 

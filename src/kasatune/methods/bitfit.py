@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class BitFit(CheckpointMethod):
-    """Every bias b of the model is trained (those of LayerNorm too), no weight matrix.
+    """y = W x + b with only the bias b trained, for every bias of the model, those of LayerNorm included.
 
     Source: Ben Zaken, Ravfogel, Goldberg, arXiv 2106.10199.
     """
@@ -26,12 +26,12 @@ class BitFit(CheckpointMethod):
         self, model: PreTrainedModel, settings: MethodSettings, kind: TaskKind, new_modules: Sequence[str]
     ) -> nn.Module:
         """See `Method.attach`."""
-        whole = tuple(f"{name}." for name in new_modules)
+        new = tuple(f"{name}." for name in new_modules)
         biases = 0
         for name, parameter in model.named_parameters():
             is_bias = name.rsplit(".", 1)[-1] == "bias"
-            parameter.requires_grad_(is_bias or name.startswith(whole))
-            biases += is_bias and not name.startswith(whole)
+            parameter.requires_grad_(is_bias or name.startswith(new))
+            biases += is_bias and not name.startswith(new)
         if biases == 0:
             raise ModelError(
                 f"method 'bitfit' trains biases, and {type(model).__name__} has none outside its head; "

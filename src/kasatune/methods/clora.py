@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 class CLora(Lora):
     """LoRA, trained with L_task + weight * sum_layers 1/2 (||A V||_F^2 + ||B^T U||_F^2), V and U fixed and random.
 
-    V (in, k) and U (out, k) have orthonormal columns, drawn once for each layer from the recipe's seed: A's row space
-    and B's column space are pushed away from a random subspace of dimension k, which the update then leaves alone. (Of
-    a layer narrower than k they have orthonormal rows: its factors are simply kept small.) V and U are not saved; they
-    take k (in + out) numbers of memory a layer while training. Trained parameters: r (in + out) a layer, as LoRA.
+    V (in, k) and U (out, k) have orthonormal columns, drawn once for each layer from the recipe's seed. The penalty
+    pushes A's row space and B's column space away from a random subspace of dimension k, which the update then barely
+    changes. (In a layer narrower than k they have orthonormal rows, and the penalty only keeps the factors small.) V
+    and U are not saved; during training they take k (in + out) numbers of memory a layer. Trained parameters:
+    r (in + out) a layer, as LoRA.
 
-    Chosen here: k = 256; the authors set 512 for 7B models, and say that it depends on the task. weight = 1 is theirs.
-    The term acts once per optimizer step, in float32.
+    Chosen here: k = 256; the authors use 512 for 7B models and note that it depends on the task. weight = 1 is theirs.
+    The penalty acts once per optimizer step, in float32.
 
-    Source: Lu et al., arXiv 2410.16801, section 3; PEFT's LoRA layers, the term is kasatune's.
+    Source: Lu et al., arXiv 2410.16801, section 3; PEFT's LoRA layers, the penalty computed by kasatune.
     """
 
     info = METHODS["clora"]
@@ -45,7 +46,7 @@ class CLora(Lora):
         return wrapped
 
     def step_penalty(self, model: nn.Module, settings: MethodSettings) -> Tensor | None:
-        """See the class."""
+        """The subspace penalty, see the class."""
         return subspace_penalty(model)
 
     def penalty_terms(self, model: nn.Module) -> dict[str, float]:
@@ -56,13 +57,13 @@ class CLora(Lora):
 
 
 def subspace_penalty(model: nn.Module) -> Tensor | None:
-    """Weight * sum_layers 1/2 (||A V||_F^2 + ||B^T U||_F^2); None without V and U, as on a loaded adapter."""
+    """Weight * sum_layers 1/2 (||A V||_F^2 + ||B^T U||_F^2); None without V and U, as for a loaded adapter."""
     terms = []
     for _, layer in lora_layers(model):
         if hasattr(layer, "clora_V"):
             A, B = (factors[ADAPTER_NAME].weight.float() for factors in (layer.lora_A, layer.lora_B))
-            both = (A @ layer.clora_V).square().sum() + (B.T @ layer.clora_U).square().sum()
-            terms.append(layer.clora_weight / 2 * both)
+            overlap = (A @ layer.clora_V).square().sum() + (B.T @ layer.clora_U).square().sum()
+            terms.append(layer.clora_weight / 2 * overlap)
     return torch.stack(terms).sum() if terms else None
 
 

@@ -10,7 +10,7 @@ from kasatune.methods.table import METHODS
 
 
 class Dora(Lora):
-    """W' = m (W + s B A) / ||W + s B A||, the norm of each row, m trained and first ||W||; no gradient of the norm.
+    """W' = m (W + s B A) / ||W + s B A||, row by row; m is trained and starts at ||W||; the norm gets no gradient.
 
     Source: Liu et al., arXiv 2402.09353; computed by PEFT.
     """

@@ -21,12 +21,13 @@ class DyLora(ComputedLora):
     """y = W x + s B_b A_b drop(x), b ~ U{1, ..., r} drawn at each training step; s = alpha / r.
 
     A_b = sqrt(r / b) times the first b rows of A, B_b = sqrt(r / b) times the first b columns of B: every rank up to r
-    is trained, and the adapter can be cut to any afterwards. With `frozen`, as in the authors' GLUE runs, row b of A
-    and column b of B alone get a gradient, those before them are constants of the step. `rank` is what the model is cut
-    to outside training steps, and saved as; r when null. Trained parameters: r (in + out) a layer, as LoRA.
+    is trained, and the adapter can be cut to any of them afterwards. With `frozen`, as in the authors' GLUE runs, only
+    row b of A and column b of B get a gradient; those before them are constant during the step. `rank` is the rank that
+    the model has outside training steps and is saved with; null means r. Trained parameters: r (in + out) a layer, as
+    LoRA.
 
-    Chosen here where the authors' code offers several ways: one b for all layers and all pieces of an optimizer step,
-    as in their GLUE runs. Weight decay and momentum move the frozen rows too, as they do there.
+    Chosen here where the authors' code offers several ways: one b for all layers and all micro-batches of an optimizer
+    step, as in their GLUE runs. Weight decay and momentum also move the frozen rows, as in their code.
 
     Source: Valipour et al., arXiv 2210.07558, section 4; PEFT's LoRA layers, their factors computed by kasatune.
     """
@@ -47,18 +48,18 @@ class DyLora(ComputedLora):
             factors[ADAPTER_NAME] = Nested(weight, dim, rank or settings.r, frozen=settings.options["frozen"])
 
     def callbacks(self, model: nn.Module, settings: MethodSettings) -> list[TrainerCallback]:
-        """The one that draws b."""
+        """Draw b at every step."""
         return [_DrawRank(model, settings.r)]
 
 
 class Nested(ComputedLinear):
-    """sqrt(r / b) times the first b rows (dim 0) or columns (dim 1) of a factor, zeros in the place of the others.
+    """sqrt(r / b) times the first b rows (dim 0) or columns (dim 1) of a factor; the others are replaced by zeros.
 
     Args:
         factor: A (r, in) or B (out, r).
-        dim: the one of length r.
+        dim: the dimension of length r.
         rank: b outside training steps.
-        frozen: in a training step only the b-th row or column gets a gradient.
+        frozen: in a training step only row or column b gets a gradient.
     """
 
     def __init__(self, factor: nn.Parameter, dim: int, rank: int, *, frozen: bool) -> None:
@@ -83,19 +84,19 @@ class Nested(ComputedLinear):
 
 
 class _DrawRank(TrainerCallback):
-    """b ~ U{1, ..., r} for each optimizer step, by the recipe's seed and the number of the step alone."""
+    """Draws b ~ U{1, ..., r} for each optimizer step, from the recipe's seed and the step number only."""
 
     def __init__(self, model: nn.Module, r: int) -> None:
         self._factors = [module for module in model.modules() if isinstance(module, Nested)]
         self._r = r
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Cut every layer to the same b."""
+        """Set the same b in every layer."""
         draw = torch.Generator().manual_seed(args.seed * 1_000_003 + state.global_step)
         self._set(1 + int(torch.randint(self._r, (), generator=draw)))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Between the steps it is the model that will be saved."""
+        """Restore the rank that the model is evaluated and saved with."""
         self._set(None)
 
     def _set(self, b: int | None) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Full(Method):
-    """Every parameter is trained; the result is a checkpoint of its own, which needs no base."""
+    """W <- W - step for every parameter W of the model; the result is a complete checkpoint that needs no base."""
 
     info = METHODS["full"]
 
@@ -35,10 +35,10 @@ class Full(Method):
         """See `Method.load`."""
         folder = run_dir / CHECKPOINT_FOLDER
         if not (folder / "config.json").is_file():
-            raise AdapterError(f"{folder} holds no config.json: give the run directory of a finished run")
+            raise AdapterError(f"{folder} holds no config.json; give the run directory of a finished run")
         try:
             return type(base).from_pretrained(str(folder), dtype="auto").to(base.device)  # type: ignore[arg-type]
-        except Exception as fault:  # safetensors and transformers raise a dozen unrelated types for a damaged file
+        except Exception as fault:  # safetensors and transformers raise many unrelated types for a damaged file
             raise AdapterError(f"{folder} cannot be loaded: {fault}") from fault
 
 

@@ -21,17 +21,16 @@ if TYPE_CHECKING:
 _FOLDS = 5
 _C = tuple(10.0**power for power in range(-5, 4))
 _ALPHA = tuple(10.0 ** (power / 2) for power in range(-8, 13))
-_ABSENT_LOGIT = -1e4  # of a class without a training example: representable in float16, and e^-1e4 = 0
+_ABSENT_LOGIT = -1e4  # for a class without training examples: representable in float16, and e^-1e4 = 0
 
 
 class FittedHead(nn.Module):
-    """logits = linear(features); hands the features through until `linear` is there.
+    """logits = linear(features); returns the features unchanged until `linear` is set.
 
     Args:
-        first_token: the features are those of the first token of (batch, tokens, hidden), as the head that this
-            module replaces took them.
-        companions: names of the other newly made modules, whose random weights shape the features.
-        shape: labels and features of the linear map; None for features of which the replaced head does not tell.
+        first_token: use only the first token of (batch, tokens, hidden), as the replaced head does.
+        companions: names of the other newly initialized modules, whose random weights affect the features.
+        shape: (labels, features) of the linear map; None if the replaced head does not show the number of features.
     """
 
     def __init__(self, first_token: bool, companions: Sequence[str], shape: tuple[int | None, int | None]) -> None:
@@ -48,18 +47,18 @@ class FittedHead(nn.Module):
         return features if self.linear is None else self.linear(features.to(self.linear.weight.dtype))
 
     def put(self, weight: np.ndarray, bias: np.ndarray, device: torch.device) -> None:
-        """From now on, logits = weight @ features + bias; weight (labels, hidden), bias (labels,), kept in float32."""
+        """Set logits = weight @ features + bias; weight (labels, hidden) and bias (labels,) are held in float32."""
         self.linear = nn.Linear(weight.shape[1], weight.shape[0], device=device).requires_grad_(False)
         self.linear.weight.copy_(torch.from_numpy(weight))
         self.linear.bias.copy_(torch.from_numpy(bias))
 
 
 class Head(Method):
-    """The model stays frozen; a linear map of what its head sees is fitted to convergence on the training set.
+    """logits = W f(x) + b: f, the frozen model up to its head; W and b fitted to convergence on the training set.
 
-    Classification: multinomial logistic regression, its C by cross-validation of the log loss. Regression: ridge
-    regression, its alpha by leave-one-out. Features are standardised, and the standardisation is folded into the
-    weights. What every adapter must beat.
+    Classification: multinomial logistic regression, with C chosen by cross-validation of the log loss. Regression:
+    ridge regression, with alpha chosen by leave-one-out. Features are standardized, and the standardization is folded
+    into W and b. The baseline that every adapter must beat, also known as a linear probe.
     """
 
     info = METHODS["head"]
@@ -67,7 +66,7 @@ class Head(Method):
     def attach(
         self, model: PreTrainedModel, settings: MethodSettings, kind: TaskKind, new_modules: Sequence[str]
     ) -> nn.Module:
-        """See `Method.attach`; the model's logits are its features until `fit`."""
+        """See `Method.attach`; until `fit`, the model returns its features as logits."""
         model.requires_grad_(False)
         name = head_name(model)
         replaced = getattr(model, name)
@@ -98,8 +97,8 @@ class Head(Method):
     def save(self, model: nn.Module, run_dir: Path, base_name: str) -> None:
         """See `Method.save`."""
         name, head = _fitted_head(model)
-        kept = tuple(f"{module}." for module in (name, *head.companions))
-        tensors = {key: value for key, value in model.named_parameters() if key.startswith(kept)}
+        prefixes = tuple(f"{module}." for module in (name, *head.companions))
+        tensors = {key: value for key, value in model.named_parameters() if key.startswith(prefixes)}
         save_tensors(run_dir, self.info.name, base_name, tensors)
 
     def load(self, base: PreTrainedModel, run_dir: Path, settings: MethodSettings) -> nn.Module:
@@ -123,21 +122,21 @@ class Head(Method):
 
 
 def _fitted_head(model: nn.Module) -> tuple[str, FittedHead]:
-    """The head that `attach` put in, with its name."""
+    """The head that `attach` inserted, with its name."""
     return next((name, child) for name, child in model.named_children() if isinstance(child, FittedHead))
 
 
-def _standardisation(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each feature; 1 for a feature that does not vary."""
+def _standardization(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each feature; standard deviation 1 for a constant feature."""
     deviation = x.std(axis=0)
     return x.mean(axis=0), np.where(deviation > 0, deviation, 1.0)
 
 
 def _ridge(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Min ||y - Z w - b||^2 + alpha ||w||^2 over the standardised Z; alpha by the closed leave-one-out error."""
+    """Min ||y - Z w - b||^2 + alpha ||w||^2 over the standardized Z; alpha by the closed-form leave-one-out error."""
     from sklearn.linear_model import RidgeCV
 
-    mean, deviation = _standardisation(x)
+    mean, deviation = _standardization(x)
     ridge: Any = RidgeCV(alphas=_ALPHA).fit((x - mean) / deviation, y)
     weight = (ridge.coef_ / deviation)[None]
     return weight, np.atleast_1d(ridge.intercept_) - weight @ mean, {"alpha": float(ridge.alpha_)}
@@ -146,22 +145,24 @@ def _ridge(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[s
 def _logistic(
     x: np.ndarray, y: np.ndarray, num_labels: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Min sum_i -log softmax(W z_i + b)[y_i] + ||W||^2 / (2 C) over the standardised z.
+    """Min sum_i -log softmax(W z_i + b)[y_i] + ||W||^2 / (2 C) over the standardized z.
 
     Raises:
         WorkError: the fit did not converge, or the training set holds one class only.
     """
     present, counts = np.unique(y, return_counts=True)
     if len(present) < 2:
-        raise WorkError(f"the training set holds one class only ({present[0]}): a head needs two, add examples")
+        raise WorkError(
+            f"the training set holds one class only ({present[0]}): a head needs two; add examples of another"
+        )
     folds = min(_FOLDS, int(counts.min()))
     C = _best_C(x, y, folds, seed) if folds >= 2 else 1.0
-    mean, deviation = _standardisation(x)
+    mean, deviation = _standardization(x)
     model = _regression(C).fit((x - mean) / deviation, y)
     if int(model.n_iter_.max()) >= model.max_iter:
         raise WorkError(f"logistic regression did not converge in {model.max_iter} iterations (C = {C:g})")
     coefficients, intercepts = model.coef_, model.intercept_
-    if len(present) == 2:  # one row z of log odds; softmax([-z/2, z/2]) gives the same probabilities
+    if len(present) == 2:  # one row z of log odds; softmax([-z/2, z/2]) has the same probabilities
         coefficients = np.concatenate([-coefficients, coefficients]) / 2
         intercepts = np.concatenate([-intercepts, intercepts]) / 2
     weight = np.zeros((num_labels, x.shape[1]))
@@ -172,15 +173,17 @@ def _logistic(
 
 
 def _best_C(x: np.ndarray, y: np.ndarray, folds: int, seed: int) -> float:
-    """The C of the smallest mean log loss over the folds; each fold is standardised by its own training part."""
+    """The C with the smallest mean log loss over the folds; each fold is standardized by its training part."""
     from sklearn.metrics import log_loss
     from sklearn.model_selection import StratifiedKFold
 
     classes = np.unique(y)
     losses = np.zeros(len(_C))
     for inside, outside in StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, y):
-        mean, deviation = _standardisation(x[inside])
-        model = _regression(_C[0], tol=1e-4).set_params(warm_start=True)  # from each C to the next, weaker one
+        mean, deviation = _standardization(x[inside])
+        model = _regression(_C[0], tol=1e-4).set_params(
+            warm_start=True
+        )  # from each C to the next, with weaker regularization
         for index, C in enumerate(_C):
             model.set_params(C=C).fit((x[inside] - mean) / deviation, y[inside])
             predicted = model.predict_proba((x[outside] - mean) / deviation)

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 class Houlsby(BottleneckMethod):
     """h <- h + W_up gelu(W_down h + b_down) + b_up on the output h of both sublayers, before the residual connection.
 
-    Trained parameters: 2 L (2 d r + r + d) for L blocks of width d, and 2 d for each LayerNorm with `layer_norms`.
+    Trained parameters: 2 L (2 d r + r + d) for L blocks of width d, plus 2 d for each LayerNorm with `layer_norms`.
 
-    Open in the source, chosen here: W_up = 0 where the authors draw both projections from a narrow normal, so that
-    training begins as the base; gelu, the authors' code, where the paper says "a nonlinearity"; LayerNorms are frozen
-    unless `layer_norms` is set: the paper trains them, the tables of the LoRA and KaSA papers count without them.
+    Not specified by the source, chosen here: W_up = 0 at the start, so that training starts from the base's outputs
+    (the authors draw both projections from a narrow normal distribution); gelu, as in the authors' code (the paper says
+    "a nonlinearity"); LayerNorms are frozen unless `layer_norms` is true (the paper trains them, but the tables of the
+    LoRA and KaSA papers count without them).
 
     Source: Houlsby et al., arXiv 1902.00751, figure 2; computed by kasatune.
     """
@@ -33,13 +34,13 @@ class Houlsby(BottleneckMethod):
     def attach(
         self, model: PreTrainedModel, settings: MethodSettings, kind: TaskKind, new_modules: Sequence[str]
     ) -> nn.Module:
-        """See `Method.attach`; LayerNorms are trained as copies, so that switching off brings the base's back."""
+        """See `Method.attach`; LayerNorms are trained as copies, so that switching off restores the base's."""
         norms = _norms(model) if settings.options["layer_norms"] else ()
         return super().attach(model, settings, kind, [*new_modules, *norms])
 
 
 def _norms(model: nn.Module) -> Iterator[str]:
-    """Names of the normalisations within the blocks."""
+    """Names of the normalizations within the blocks."""
     for name, module in model.named_modules():
         if block_index(name) is not None and type(module).__name__.endswith(("LayerNorm", "RMSNorm")):
             yield name

@@ -17,11 +17,11 @@ _ATTENTION_OUTPUT = r".*attention\.output\.dense"
 
 
 class IA3(AdapterMethod):
-    """k' = l_k * k, v' = l_v * v, FFN' = W_2 (l_ff * f(W_1 x)); three trained vectors a block, 1 at first.
+    """k' = l_k * k, v' = l_v * v, FFN' = W_2 (l_ff * f(W_1 x)); three trained vectors a block, initially 1.
 
-    Which layers these are is PEFT's choice for the architecture, with one correction: PEFT's `output.dense` of BERT's
-    family also matches the projection after the attention, which the paper leaves alone and which is left out here. In
-    GPT-2, whose queries, keys and values come from one layer, the queries are scaled too.
+    The layers are PEFT's choice for the architecture, with one correction: PEFT's `output.dense` for the BERT family
+    also matches the projection after the attention, which the paper does not scale and which is excluded here. In
+    GPT-2, where one layer computes queries, keys and values, the queries are scaled too.
 
     Source: Liu et al., arXiv 2205.05638; computed by PEFT.
     """
@@ -32,11 +32,11 @@ class IA3(AdapterMethod):
         """PEFT's layers for the architecture.
 
         Raises:
-            ModelError: it has none.
+            ModelError: PEFT has none.
         """
         kind = model.config.model_type
         if kind not in TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING:
-            raise ModelError(f"method 'ia3' does not know which layers of a {kind} model to scale; choose lora")
+            raise ModelError(f"method 'ia3' has no list of the layers to scale in a {kind} model; choose lora")
         return None
 
     def config(self, settings: MethodSettings, targets: list[str] | str | None, common: dict[str, Any]) -> PeftConfig:

@@ -30,10 +30,11 @@ _PREFIX = "base_model.model."
 class Kasa(AdapterMethod):
     """y = W_world x + s B diag(sigma) A drop(x), with beta sum(sigma^2) + gamma (||A A^T - I|| + ||B^T B - I||).
 
-    Saved twice: natively in kasa/, and in adapter/ as the LoRA of rank 2r on the untouched base that it equals.
+    The result is saved twice: natively in kasa/, and in adapter/ as the equivalent LoRA of rank 2r on the untouched
+    base.
 
-    Two options take it apart for ablations: `truncate` false leaves W whole in the place of W_world, and `sigma` "one"
-    leaves diag(sigma) the identity, untrained. With both, and beta = gamma = 0, it is LoRA.
+    Two options switch off parts for ablations: `truncate` false uses W instead of W_world, and `sigma` "one" fixes
+    diag(sigma) at the identity. With both, and beta = gamma = 0, the method is LoRA.
 
     Source: Wang et al., arXiv 2412.06071; computed by kasatune.
     """
@@ -42,7 +43,7 @@ class Kasa(AdapterMethod):
     folder = "kasa"
 
     def config(self, settings: MethodSettings, targets: list[str] | str | None, common: dict[str, Any]) -> PeftConfig:
-        """The KasaConfig of this package; its penalty acts by itself, once per optimizer step."""
+        """The KasaConfig of this package; KasaModel applies its penalty itself, once per optimizer step."""
         return KasaConfig(
             r=settings.r,
             lora_alpha=settings.alpha,
@@ -75,7 +76,10 @@ class Kasa(AdapterMethod):
     def trained_parameters(
         self, model: PreTrainedModel, settings: MethodSettings, kind: TaskKind, new_modules: Sequence[str]
     ) -> int:
-        """Sum of r (out + in) + r over the layers, r^2 for the last r with a dense core; no weight is decomposed."""
+        """Sum of r (out + in) + r over the layers, with r^2 instead of the last r for a dense core.
+
+        No weight is decomposed.
+        """
         core = settings.r**2 if settings.core == "dense" else settings.r
         core = 0 if settings.options["sigma"] == "one" else core
         with torch.device("meta"):
@@ -87,14 +91,14 @@ class Kasa(AdapterMethod):
     def stored_numbers(
         self, trained: int, shapes: Sequence[tuple[int, int]], settings: MethodSettings
     ) -> dict[str, int]:
-        """The native adapter carries the tail, r (out + in) in each layer; the LoRA has rank 2r."""
+        """The native adapter also holds the tail, r (out + in) numbers in each layer; the LoRA has rank 2r."""
         tail = sum(settings.r * sum(shape) for shape in shapes)
         return {self.folder: trained + tail, ADAPTER_FOLDER: 2 * tail}
 
     def save(self, model: nn.Module, run_dir: Path, base_name: str) -> None:
         """See `Method.save`."""
         save_peft(model, run_dir / self.folder, base_name)
-        # Where 16 bits round the outputs, the certificate compares the weights, which the files hold in float32.
+        # If 16 bits round the outputs, the certificate compares the weights, which the files hold in float32.
         source = model if _computes_in_float32(model) else run_dir / self.folder
         export_adapter(source, run_dir / ADAPTER_FOLDER, to="lora")
         base = read_json(run_dir / ADAPTER_FOLDER, CERTIFICATE)["base"]
@@ -107,17 +111,17 @@ class Kasa(AdapterMethod):
         return {"penalty_sigma": float(terms.sigma), "penalty_orthogonality": float(terms.orthogonality)}
 
     def singular_values(self, model: nn.Module) -> dict[str, list[float]]:
-        """See `Method.singular_values`: signed, as trained; the singular values of a dense core."""
+        """See `Method.singular_values`: sigma as trained, with sign; for a dense core its singular values."""
         return {name: _shown(layer.factors(_ADAPTER_NAME).sigma) for name, layer in _layers(model)}
 
     def spectrum(self, model: nn.Module, initial: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
-        """See `Method.spectrum`: every singular value of each weight, those dropped, sigma before and after."""
-        found = []
+        """See `Method.spectrum`: all singular values of each weight, how many are dropped, sigma before and after."""
+        layers: list[dict[str, Any]] = []
         for name, layer in _layers(model):
             values = _rounded(singular_values(layer.original_weight()))
             settings = layer.settings[_ADAPTER_NAME]
             dropped = settings.drop if layer.kasa_tail_U[_ADAPTER_NAME].any() else 0
-            found.append(
+            layers.append(
                 {
                     "name": name,
                     "shape": [layer.out_features, layer.in_features],
@@ -128,7 +132,7 @@ class Kasa(AdapterMethod):
                     "sigma": _shown(layer.factors(_ADAPTER_NAME).sigma),
                 }
             )
-        return found
+        return layers
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, KasaLayer]]:
@@ -138,7 +142,7 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, KasaLayer]]:
 
 
 def _computes_in_float32(model: nn.Module) -> bool:
-    """Whether every weight is float32 and no mixed precision was put around the model's forward by accelerate."""
+    """Whether every weight is float32 and accelerate has not wrapped the model's forward for mixed precision."""
     return "_original_forward" not in model.__dict__ and all(p.dtype == torch.float32 for p in model.parameters())
 
 
@@ -148,7 +152,7 @@ def _shown(sigma: Tensor) -> list[float]:
 
 
 def _rounded(values: Tensor) -> list[float]:
-    """Seven digits: what float32 holds."""
+    """Rounded to seven digits, the precision of float32."""
     return [float(f"{value:.7g}") for value in values.tolist()]
 
 

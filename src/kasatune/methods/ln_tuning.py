@@ -16,7 +16,7 @@ _NORMS = ("LayerNorm", "RMSNorm")
 
 
 class LnTuning(AdapterMethod):
-    """y = gain * normalise(x) + shift; gain and shift of every LayerNorm and RMSNorm of the model are trained.
+    """y = gain * normalize(x) + shift; the gain and shift of every LayerNorm and RMSNorm of the model are trained.
 
     Source: Zhao et al., arXiv 2312.11420; computed by PEFT.
     """
@@ -24,15 +24,15 @@ class LnTuning(AdapterMethod):
     info = METHODS["ln-tuning"]
 
     def targets(self, model: PreTrainedModel, settings: MethodSettings) -> list[str] | str | None:
-        """The normalisations, found by their class.
+        """The normalizations, found by class name.
 
         Raises:
-            ModelError: there are none.
+            ModelError: the model has none.
         """
-        found = {name.rpartition(".")[2] for name, m in model.named_modules() if type(m).__name__.endswith(_NORMS)}
-        if not found:
+        norms = {name.rpartition(".")[2] for name, m in model.named_modules() if type(m).__name__.endswith(_NORMS)}
+        if not norms:
             raise ModelError(f"method 'ln-tuning': {type(model).__name__} has no LayerNorm or RMSNorm; choose lora")
-        return sorted(found)
+        return sorted(norms)
 
     def config(self, settings: MethodSettings, targets: list[str] | str | None, common: dict[str, Any]) -> PeftConfig:
         """PEFT's LNTuningConfig."""

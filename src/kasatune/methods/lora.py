@@ -15,7 +15,7 @@ ADAPTER_NAME = "default"
 
 
 class Lora(AdapterMethod):
-    """y = W x + s B A drop(x), s = alpha / r (alpha / sqrt(r) with rsLoRA); A kaiming, B = 0.
+    """y = W x + s B A drop(x), s = alpha / r (alpha / sqrt(r) with `use_rslora`); A starts Kaiming uniform, B at 0.
 
     Source: Hu et al., arXiv 2106.09685; computed by PEFT.
     """
@@ -35,7 +35,7 @@ class Lora(AdapterMethod):
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """PEFT's LoRA layers, quantized ones included, by name."""
+    """(name, layer) of PEFT's LoRA layers, quantized ones included."""
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer) and ADAPTER_NAME in module.lora_A:
             yield name, module

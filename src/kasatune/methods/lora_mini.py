@@ -14,14 +14,14 @@ from kasatune.methods.table import METHODS
 
 
 class LoraMini(ComputedLora):
-    """y = W x + s B_aux B_train A_train A_aux drop(x): A_train (r, a) and B_train (b, r) are trained, no other.
+    """y = W x + s B_aux B_train A_train A_aux drop(x): only A_train (r, a) and B_train (b, r) are trained.
 
     s = alpha / r; A_aux (a, in), B_aux (out, b). Trained parameters: r (a + b) a layer, where LoRA has r (in + out).
 
-    Reconstructed from the abstract, which names the four matrices and which two are trained. Chosen here: a = b =
-    `inner`; A_aux ~ N(0, 1/in) and B_aux ~ N(0, 1/b), so that lengths are kept on average; A_train as LoRA's A, uniform
-    in +-1/sqrt(a); B_train = 0, so that training begins as the base. (A file in public circulation has both trained
-    matrices zero: no gradient would ever reach either.)
+    Reconstructed from the abstract, which names the four matrices and the two that are trained. Chosen here: a = b =
+    `inner`; A_aux ~ N(0, 1/in) and B_aux ~ N(0, 1/b), which preserve lengths on average; A_train as LoRA's A, uniform
+    in +-1/sqrt(a); B_train = 0, so that training starts from the base's outputs. (A public implementation initializes
+    both trained matrices with zero, so that neither ever gets a gradient.)
 
     Source: Singh, Aher, Garg, arXiv 2411.15804; PEFT's LoRA layers, their factors computed by kasatune.
     """
@@ -32,12 +32,12 @@ class LoraMini(ComputedLora):
         """See `ComputedLora.reform`.
 
         Raises:
-            InputError: `inner` is below r, which it would bound the rank to.
+            InputError: `inner` is less than r, and would limit the rank of the update.
         """
         inner = settings.options["inner"]
         if inner < settings.r:
             raise InputError(
-                f"method.options.inner: {inner} received, below method.r = {settings.r}, and the update's rank is at "
+                f"method.options.inner: {inner} received, less than method.r = {settings.r}; the update's rank is at "
                 "most the smaller of the two: raise inner or lower r"
             )
         A, B = (factors[ADAPTER_NAME].weight.detach() for factors in (layer.lora_A, layer.lora_B))

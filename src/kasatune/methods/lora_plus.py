@@ -8,7 +8,7 @@ from kasatune.methods.table import METHODS
 class LoraPlus(Lora):
     """y = W x + s B A drop(x) as in LoRA; the learning rate of B is `ratio` times that of A.
 
-    Source: Hayou, Ghosh, Yu, arXiv 2402.12354; the layers are PEFT's, the learning rates are set here.
+    Source: Hayou, Ghosh, Yu, arXiv 2402.12354; PEFT's layers, the learning rates are set by kasatune.
     """
 
     info = METHODS["lora-plus"]

@@ -15,10 +15,10 @@ from kasatune.methods.table import METHODS
 class LoraXs(ComputedLora):
     """y = W x + s U_r R S_r Vh_r drop(x), W ~ U_r S_r Vh_r its r largest singular triplets; R (r, r) alone is trained.
 
-    R ~ N(0, sigma^2), sigma = 1e-5: training begins within that of the base. s = alpha / r. Trained parameters: r^2 a
+    R ~ N(0, sigma^2), sigma = 1e-5: training starts that close to the base. s = alpha / r. Trained parameters: r^2 a
     layer; RoBERTa-large with r = 25 on four layers a block: 60,000, the 60K of the paper.
 
-    The triplets come from randomized subspace iteration with ten passes, as in the authors' code, here in float64.
+    The triplets are computed by randomized subspace iteration with ten passes, as in the authors' code, in float64.
 
     Source: Balazy et al., arXiv 2405.17604, equation 2; PEFT's LoRA layers, their factors computed by kasatune.
     """
@@ -31,18 +31,18 @@ class LoraXs(ComputedLora):
         W = weight_under(layer)
         if W is not None and not A.is_meta:
             U, S, Vh = leading_triplets(W, settings.r)
-            if len(S) < settings.r:  # a weight narrower than r has no more
+            if len(S) < settings.r:  # a weight narrower than r has fewer
                 pad = settings.r - len(S)
                 U, Vh = nn.functional.pad(U, (0, pad)), nn.functional.pad(Vh, (0, 0, 0, pad))
                 S = nn.functional.pad(S, (0, pad))
             A.copy_(S[:, None] * Vh)
             B.copy_(U)
         layer.lora_A[ADAPTER_NAME] = Frozen(A)
-        layer.lora_B[ADAPTER_NAME] = _Turned(B, settings.options["sigma"])
+        layer.lora_B[ADAPTER_NAME] = _RotatedLeft(B, settings.options["sigma"])
 
 
-class _Turned(ComputedLinear):
-    """U R: the frozen U (out, r), the trained R (r, r)."""
+class _RotatedLeft(ComputedLinear):
+    """U R, with the frozen U (out, r) and the trained R (r, r)."""
 
     U: Tensor
 

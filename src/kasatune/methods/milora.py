@@ -12,16 +12,18 @@ from kasatune.methods.table import METHODS
 
 
 class MiLora(ResidualLora):
-    """B0 = U_d sqrt(S_d / s), A0 = sqrt(S_d / s) Vh_d, the r smallest singular triplets of W; the rest stays frozen.
+    """y = (W - s B0 A0) x + s B A drop(x), B0 = U_d sqrt(S_d / s), A0 = sqrt(S_d / s) Vh_d.
 
-    The decomposition is made in float64. The authors recommend alpha = r.
+    U_d, S_d and Vh_d are the r smallest singular triplets of W.
+
+    The decomposition is computed in float64. The authors recommend alpha = r.
 
     Source: Wang et al., arXiv 2406.09044, and sufenlp/MiLoRA; PEFT's LoRA layers, initialised here.
     """
 
     info = METHODS["milora"]
 
-    def take_over(self, layer: LoraLinear) -> None:
+    def initialize(self, layer: LoraLinear) -> None:
         """See the class."""
         base: torch.nn.Module = layer.get_base_layer()
         s = layer.scaling[ADAPTER_NAME]

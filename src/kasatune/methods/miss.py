@@ -10,9 +10,9 @@ from kasatune.methods.table import METHODS
 
 
 class Miss(AdapterMethod):
-    """y = W x + D^T sum_g drop(x)_g, x cut into consecutive groups of r features, zero padded; D (r, out), 0 at first.
+    """y = W x + D^T sum_g drop(x)_g, x cut into consecutive groups of r features, zero padded; D (r, out) starts at 0.
 
-    There is no scaling: `alpha` is not used.
+    The update is not scaled: `alpha` is not used.
 
     Source: Kang, Yin, arXiv 2409.15371; computed by PEFT.
     """
@@ -20,7 +20,7 @@ class Miss(AdapterMethod):
     info = METHODS["miss"]
 
     def config(self, settings: MethodSettings, targets: list[str] | str | None, common: dict[str, Any]) -> PeftConfig:
-        """PEFT's MissConfig, of the plain form."""
+        """PEFT's MissConfig in its default form."""
         return MissConfig(r=settings.r, miss_dropout=settings.dropout, target_modules=targets, **common)
 
 

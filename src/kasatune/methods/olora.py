@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 class OLora(ResidualLora):
-    """B0 = Q_r, A0 = R_r, the first r columns and rows of W = Q R; W gives up s B0 A0.
+    """y = (W - s B0 A0) x + s B A drop(x), B0 = Q_r and A0 = R_r, the first r columns and rows of W = Q R.
 
-    PEFT decomposes the stored weight, which a Conv1D holds transposed: such layers are refused.
+    PEFT decomposes the stored weight, which a Conv1D holds transposed; such layers are refused.
 
     Source: Buyukakyuz, arXiv 2406.01775; computed by PEFT.
     """
@@ -35,7 +35,7 @@ class OLora(ResidualLora):
         for name, layer in lora_layers(wrapped):
             if isinstance(layer.get_base_layer(), Conv1D):
                 raise ModelError(
-                    f"method 'olora' decomposes Linear layers, and {name} is a Conv1D; choose pissa or name others"
+                    f"method 'olora' decomposes Linear layers, and {name} is a Conv1D; choose pissa, or other targets"
                 )
         return wrapped
 

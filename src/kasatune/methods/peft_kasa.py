@@ -12,10 +12,10 @@ from kasatune.methods.table import METHODS
 
 
 class PeftKasa(AdapterMethod):
-    """y = W_world x + s B diag(sigma) A drop(x), as PEFT computes it: a rival of the KaSA of this package.
+    """y = W_world x + s B diag(sigma) A drop(x), as PEFT computes it, to compare with the KaSA of this package.
 
-    PEFT truncates the base in place and leaves it to the user to add the penalty; here its gradient is added once per
-    optimizer step, so that its two coefficients act as they were meant to.
+    PEFT truncates the base in place and leaves adding the penalty to the user. Here the gradient of the penalty is
+    added once per optimizer step, so that beta and gamma have their intended weight.
 
     Source: Wang et al., arXiv 2412.06071; computed by PEFT.
     """
@@ -35,7 +35,7 @@ class PeftKasa(AdapterMethod):
         )
 
     def step_penalty(self, model: nn.Module, settings: MethodSettings) -> Tensor:
-        """L = beta sum(sigma^2) + gamma (||A A^T - I||_F + ||B^T B - I||_F), over all layers."""
+        """L = beta sum(sigma^2) + gamma (||A A^T - I||_F + ||B^T B - I||_F), summed over the layers."""
         return model.base_model._get_kasa_loss()  # type: ignore[union-attr,operator]
 
 

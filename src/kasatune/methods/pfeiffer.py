@@ -5,12 +5,12 @@ from kasatune.methods.table import METHODS
 
 
 class Pfeiffer(BottleneckMethod):
-    """LN(z + W_up relu(W_down LN(z) + b_down) + b_up), z = x + FFN(x): one adapter a block, within its last LayerNorm.
+    """LN(z + W_up relu(W_down LN(z) + b_down) + b_up), z = x + FFN(x): one adapter a block, inside its last LayerNorm.
 
-    Where LayerNorms come first (GPT-2, LLaMA) there is none to lie within: z <- z + g(z) on the block's output z. Both
-    are what AdapterHub makes of the paper (`SeqBnConfig`). Trained parameters: L (2 d r + r + d).
+    If LayerNorms come before the sublayers (GPT-2, LLaMA), the adapter acts on the block's output z: z <- z + g(z).
+    Both follow AdapterHub's implementation of the paper (`SeqBnConfig`). Trained parameters: L (2 d r + r + d).
 
-    Open in the source, chosen here: W_up = 0 at the start, so that training begins as the base.
+    Not specified by the source, chosen here: W_up = 0 at the start, so that training starts from the base's outputs.
 
     Source: Pfeiffer et al., arXiv 2005.00247; computed by kasatune.
     """

@@ -10,7 +10,9 @@ from kasatune.methods.table import METHODS
 
 
 class Pissa(ResidualLora):
-    """B0 = U_r sqrt(S_r / s), A0 = sqrt(S_r / s) Vh_r, the r largest singular triplets of W; the rest stays frozen.
+    """y = (W - s B0 A0) x + s B A drop(x), B0 = U_r sqrt(S_r / s), A0 = sqrt(S_r / s) Vh_r.
+
+    U_r, S_r and Vh_r are the r largest singular triplets of W.
 
     Source: Meng, Wang, Zhang, arXiv 2404.02948; computed by PEFT, by default with the exact decomposition.
     """

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class PrefixTuning(AdapterMethod):
     """Attention over [P_k; k] and [P_v; v]: n trained keys and values in every block, before those of the input.
 
-    With `projection`, P = MLP(E): a trained embedding E and a two-layer map, as the paper trains it; without, P itself
-    is trained.
+    With `projection`, P = MLP(E) with a trained embedding E and a trained two-layer MLP, as in the paper; without it, P
+    itself is trained.
 
     Source: Li, Liang, arXiv 2101.00190; computed by PEFT.
     """
@@ -28,7 +28,7 @@ class PrefixTuning(AdapterMethod):
     info = METHODS["prefix-tuning"]
 
     def targets(self, model: PreTrainedModel, settings: MethodSettings) -> None:
-        """There are no adapted layers."""
+        """None: no layers are adapted."""
         return
 
     def config(self, settings: MethodSettings, targets: list[str] | str | None, common: dict[str, Any]) -> PeftConfig:
@@ -42,7 +42,7 @@ class PrefixTuning(AdapterMethod):
         )
 
     def disabled(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """See `Method.disabled`; PEFT's own context fails on models that cannot generate."""
+        """See `Method.disabled`; PEFT's own context manager fails on models that cannot generate."""
         return _without_prefix(model)
 
 
@@ -55,7 +55,7 @@ def _without_prefix(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        del model.forward  # the class's own shows again
+        del model.forward  # removes the instance attribute, so that the class's method is used again
         for module in trained:
             module.enable_adapters(True)
 

@@ -18,7 +18,7 @@ class RsLora(Lora):
     info = METHODS["rslora"]
 
     def config(self, settings: MethodSettings, targets: list[str] | str | None, common: dict[str, Any]) -> PeftConfig:
-        """PEFT's LoraConfig with `use_rslora`, whatever the recipe says of it."""
+        """PEFT's LoraConfig with `use_rslora` true, whatever `method.use_rslora` is."""
         config: Any = super().config(settings, targets, common)
         config.use_rslora = True
         return config

@@ -22,13 +22,13 @@ _PREFIX = "base_model.model."
 class Sara(ComputedLora):
     """y = W x + s B diag(lambda) A drop(x), of rank k: the fewest singular values of W that hold `share` of their sum.
 
-    Each layer has its own k, found once from its weight; s = alpha / k. Trained parameters: k (in + out + 1) a layer,
-    known once the weights are.
+    Each layer has its own k, computed once from its weight; s = alpha / k. Trained parameters: k (in + out + 1) a
+    layer, known only when the weights are loaded.
 
-    Reconstructed from the abstract, which says that the rank is found from the singular values of W, and from a
-    summary, which says that a truncated matrix of singular values stands in parallel to W (a mixture variant, which
-    trains such matrices alone, is not offered). Chosen here: share = 0.01, as in an unofficial program; A
-    kaiming, B = 0, lambda = 1, so that training begins as the base, and as LoRA of rank k does.
+    Reconstructed from the abstract, according to which the rank is computed from the singular values of W, and from a
+    summary, according to which a truncated matrix of singular values is parallel to W (a mixture variant, which trains
+    only such matrices, is not implemented). Chosen here: share = 0.01, as in an unofficial implementation; A Kaiming
+    uniform, B = 0, lambda = 1, so that training starts from the base's outputs, as LoRA of rank k does.
 
     Source: Gu et al., arXiv 2408.03290; PEFT's LoRA layers, their factors computed by kasatune.
     """
@@ -47,7 +47,7 @@ class Sara(ComputedLora):
     def trained_parameters(
         self, model: PreTrainedModel, settings: MethodSettings, kind: TaskKind, new_modules: Sequence[str]
     ) -> int | None:
-        """None: the ranks come from the weights."""
+        """None: the ranks depend on the weights."""
         return None
 
     def reform(self, layer: Any, settings: MethodSettings) -> None:

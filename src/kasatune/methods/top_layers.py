@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class TopLayers(CheckpointMethod):
-    """Every parameter of the last n transformer blocks is trained; embeddings, lower blocks and final norm are frozen.
+    """All parameters of the last n transformer blocks are trained; embeddings, lower blocks and final norm are frozen.
 
     Source: Li, Liang, arXiv 2101.00190, "FT-Top2" (n = 2).
     """

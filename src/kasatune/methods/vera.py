@@ -11,9 +11,9 @@ from kasatune.methods.table import METHODS
 
 
 class Vera(AdapterMethod):
-    """y = W x + diag(b) B diag(d) A drop(x); b and d trained, b = 0 and d = `d_initial` at first; A and B frozen.
+    """y = W x + diag(b) B diag(d) A drop(x); b and d are trained, from b = 0 and d = `d_initial`; A and B are frozen.
 
-    A and B are random (kaiming), drawn from `projection_seed`, shared by all layers and saved with the adapter.
+    A and B are random (Kaiming), drawn from `projection_seed`, shared by all layers and saved with the adapter.
 
     Source: Kopiczko, Blankevoort, Asano, arXiv 2310.11454; computed by PEFT.
     """
@@ -35,7 +35,7 @@ class Vera(AdapterMethod):
     def stored_numbers(
         self, trained: int, shapes: Sequence[tuple[int, int]], settings: MethodSettings
     ) -> dict[str, int]:
-        """See `Method.stored_numbers`: the random A and B too, which are as large as the largest layer."""
+        """See `Method.stored_numbers`; includes the random A and B, which are as large as the largest layer."""
         widest = max((out for out, _ in shapes), default=0) + max((inside for _, inside in shapes), default=0)
         return {self.folder: trained + settings.r * widest}
 

@@ -1,4 +1,4 @@
-"""The folder checkpoint/ of methods that are not LoRA-shaped but train far less than the whole model."""
+"""The folder checkpoint/ of a run directory: trained tensors that are not a PEFT adapter, and what they belong to."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CONFIG = "checkpoint.json"
 
 
 class CheckpointMethod(Method):
-    """What the methods share that train parameters of the base model itself: these parameters are what is saved."""
+    """A method that trains some of the base model's own parameters, and saves these."""
 
     def save(self, model: nn.Module, run_dir: Path, base_name: str) -> None:
         """See `Method.save`."""
@@ -40,7 +40,7 @@ class CheckpointMethod(Method):
 def save_tensors(
     run_dir: Path, method: str, base_name: str, tensors: Mapping[str, torch.Tensor], **details: Any
 ) -> None:
-    """Write `tensors`, named as in the base model, and a JSON file that says what they belong to."""
+    """Write `tensors`, named as in the base model, and a JSON file with the base, the method and `details`."""
     folder = run_dir / CHECKPOINT_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
@@ -53,32 +53,32 @@ def save_tensors(
 
 
 def load_tensors(run_dir: Path) -> dict[str, torch.Tensor]:
-    """What `save_tensors` wrote.
+    """Read the tensors that `save_tensors` wrote.
 
     Raises:
         AdapterError: the file is missing or damaged.
     """
     path = run_dir / CHECKPOINT_FOLDER / _TENSORS
     if not path.is_file():
-        raise AdapterError(f"{path} is missing: give the run directory of a finished run")
+        raise AdapterError(f"{path} is missing; give the run directory of a finished run")
     try:
         return load_file(path)
     except SafetensorError as fault:
-        raise AdapterError(f"{path} is damaged ({fault}): copy it again from where it was made") from fault
+        raise AdapterError(f"{path} is damaged ({fault}); copy it again from its source") from fault
 
 
 def put_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor], source: Path) -> None:
-    """Copy `tensors` into the parameters of these names, converting to their dtype.
+    """Copy `tensors` into the parameters with these names, converted to their dtypes.
 
     Raises:
-        AdapterError: a parameter does not exist or has another shape: the tensors belong to another base.
+        AdapterError: a parameter does not exist or has another shape, so the tensors belong to another base.
     """
     parameters = dict(model.named_parameters())
     for name, tensor in tensors.items():
         if name not in parameters or parameters[name].shape != tensor.shape:
-            found = tuple(parameters[name].shape) if name in parameters else "nothing"
+            shape = f"shape {tuple(parameters[name].shape)}" if name in parameters else "no such parameter"
             raise AdapterError(
-                f"{source}: {name} has shape {tuple(tensor.shape)}, the base model has {found} there; "
+                f"{source}: {name} has shape {tuple(tensor.shape)}, the base model has {shape}; "
                 "load it on the base that checkpoint.json names"
             )
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What the LoRA methods share whose A and B are computed from other tensors."""
+"""LoRA whose A or B is computed from other trained or frozen tensors at every forward pass."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class ComputedLinear(nn.Module, ABC):
-    """x -> weight x, the weight (out, in) computed anew from what is trained; in the place of a LoRA layer's A or B."""
+    """x -> weight x, with a weight (out, in) computed at every forward pass; replaces A or B of a LoRA layer."""
 
     bias = None
 
     @property
     @abstractmethod
     def weight(self) -> Tensor:
-        """The weight as it is now, with gradient."""
+        """The current weight, with gradient."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Weight x."""
@@ -35,7 +35,7 @@ class ComputedLinear(nn.Module, ABC):
 
 
 class Frozen(ComputedLinear):
-    """A weight that is not trained.
+    """A weight that is not trained and not saved.
 
     Args:
         weight: (out, in).
@@ -54,9 +54,9 @@ class Frozen(ComputedLinear):
 
 
 class ComputedLora(Lora):
-    """y = W x + s B A drop(x), A or B computed from tensors that are trained in their place.
+    """y = W x + s B A drop(x), with A or B computed from tensors that are trained instead of them.
 
-    Saved as the plain LoRA that it is: any server loads it, and no decomposition or frozen matrix is needed again.
+    Saved as a plain LoRA: anything that serves LoRA loads it, without the decomposition or the frozen matrices.
     """
 
     def attach(
@@ -70,12 +70,12 @@ class ComputedLora(Lora):
 
     @abstractmethod
     def reform(self, layer: Any, settings: MethodSettings) -> None:
-        """Put `ComputedLinear`s in the place of A and B of one of PEFT's LoRA layers."""
+        """Replace A and B of a PEFT LoRA layer by `ComputedLinear`s."""
 
     def stored_numbers(
         self, trained: int, shapes: Sequence[tuple[int, int]], settings: MethodSettings
     ) -> dict[str, int]:
-        """See `Method.stored_numbers`: those of A and B."""
+        """See `Method.stored_numbers`: the numbers in A and B."""
         return {self.folder: sum(settings.r * sum(shape) for shape in shapes)}
 
     def save(self, model: nn.Module, run_dir: Path, base_name: str) -> None:
@@ -86,13 +86,13 @@ class ComputedLora(Lora):
 
 @contextmanager
 def plain(model: nn.Module) -> Iterator[None]:
-    """PEFT's own A and B with the values of the computed ones, for the length of the context."""
-    put_back = []
+    """A context in which A and B are plain linear layers with the values of the computed ones."""
+    replaced: list[tuple[Any, ComputedLinear]] = []
     for _, layer in lora_layers(model):
         for factors in (layer.lora_A, layer.lora_B):
             computed = factors[ADAPTER_NAME]
             if isinstance(computed, ComputedLinear):
-                put_back.append((factors, computed))
+                replaced.append((factors, computed))
                 weight = computed.weight.detach().contiguous()
                 linear = nn.Linear(*reversed(weight.shape), bias=False, device="meta")
                 linear.weight = nn.Parameter(weight, requires_grad=False)
@@ -100,12 +100,12 @@ def plain(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for factors, computed in put_back:
+        for factors, computed in replaced:
             factors[ADAPTER_NAME] = computed
 
 
 def weight_under(layer: Any) -> Tensor | None:
-    """W (out, in) of the layer under an adapter, dequantized where it is quantized; None where it is not loaded."""
+    """W (out, in) of the layer under an adapter, dequantized if it is quantized; None if it is not loaded."""
     base = layer.get_base_layer()
     if all(parameter.is_meta for parameter in base.parameters()):
         return None

@@ -1,4 +1,4 @@
-"""What the methods that live in a PEFT adapter share."""
+"""`AdapterMethod`: shared code of the methods whose result is a PEFT adapter in `adapter/` (or `kasa/`)."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _TASK_TYPES = {
     "regression": TaskType.SEQ_CLS,
     "generation": TaskType.CAUSAL_LM,
 }
-# PEFT adds these two names to `modules_to_save` of every SEQ_CLS adapter by itself, once more at each load.
+# PEFT adds these two names to `modules_to_save` of every SEQ_CLS adapter, and again at each load.
 _ADDED_BY_PEFT = ("classifier", "score")
 
 
 class AdapterMethod(Method):
-    """A method whose trained state is one PEFT adapter, beside the newly made modules, in `modules_to_save`."""
+    """A method whose trained state is one PEFT adapter; newly initialized modules are in its `modules_to_save`."""
 
     folder = ADAPTER_FOLDER
 
     @abstractmethod
     def config(self, settings: MethodSettings, targets: list[str] | str | None, common: dict[str, Any]) -> PeftConfig:
-        """The adapter's configuration; `common` holds `task_type` and `modules_to_save`, to be passed on."""
+        """The adapter's configuration; `common` holds `task_type` and `modules_to_save`, which must be passed on."""
 
     def attach(
         self, model: PreTrainedModel, settings: MethodSettings, kind: TaskKind, new_modules: Sequence[str]
@@ -61,7 +61,7 @@ class AdapterMethod(Method):
         return wrapped
 
     def targets(self, model: PreTrainedModel, settings: MethodSettings) -> list[str] | str | None:
-        """The layers to adapt, in PEFT's form: "default" is PEFT's own choice for LoRA, for every method alike."""
+        """The layers to adapt, in PEFT's form. For all methods, "default" is PEFT's choice for LoRA."""
         if settings.target_modules == "default":
             return TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type)
         return settings.target_modules if isinstance(settings.target_modules, str) else list(settings.target_modules)
@@ -79,12 +79,12 @@ class AdapterMethod(Method):
         return _peft(model).disable_adapter()
 
     def merge(self, model: nn.Module) -> nn.Module:
-        """See `Method.merge`; `model` is used up."""
+        """See `Method.merge`; `model` cannot be used afterwards."""
         if self.info.merge:
             return super().merge(model)
         merged: nn.Module = _peft(model).merge_and_unload()  # type: ignore[operator]
         for name, module in list(merged.named_modules()):
-            if isinstance(module, ModulesToSaveWrapper):  # some tuners of PEFT leave it there
+            if isinstance(module, ModulesToSaveWrapper):  # some PEFT tuners do not unwrap it
                 merged.set_submodule(name, module.modules_to_save["default"])
         return merged
 
@@ -99,7 +99,7 @@ class AdapterMethod(Method):
 
 def _peft(model: nn.Module) -> PeftModel:
     if not isinstance(model, PeftModel):
-        raise TypeError(f"a PeftModel is needed, {type(model).__name__} was given")
+        raise TypeError(f"model must be a PeftModel, got {type(model).__name__}")
     return model
 
 
@@ -109,12 +109,10 @@ def _linear_endings(model: nn.Module) -> str:
 
 
 def check_every_target(model: nn.Module, target_modules: str | Sequence[str]) -> None:
-    """Every listed target names a layer that was adapted.
-
-    PEFT is content when one of several names matches.
+    """Check that every listed target matches an adapted layer; PEFT accepts a list if any of its names matches.
 
     Raises:
-        ModelError: some match nothing.
+        ModelError: a name matches no layer.
     """
     if isinstance(target_modules, str):
         return
@@ -129,17 +127,17 @@ def check_every_target(model: nn.Module, target_modules: str | Sequence[str]) ->
 
 
 def save_peft(model: nn.Module, folder: Path, base_name: str) -> None:
-    """Write the adapter with `base_name` as its base, the same bytes whatever the order of hashing."""
+    """Write the adapter with `base_name` as its base; the bytes do not depend on the order of Python's sets."""
     model = _peft(model)
     model.peft_config["default"].base_model_name_or_path = base_name
-    # "auto" asks the hub whether the base's vocabulary has another size; nothing here resizes it.
+    # The default "auto" asks the hub whether the base's vocabulary has another size; it is never resized here.
     model.save_pretrained(str(folder), save_embedding_layers=False)
-    (folder / "README.md").unlink()  # PEFT's empty form of a model card; the run writes a filled one
+    (folder / "README.md").unlink()  # PEFT's empty model card; the run writes its own
     sort_config(folder)
 
 
 def sort_config(folder: Path) -> None:
-    """Write adapter_config.json again with its keys in order, and the lists that PEFT holds as sets sorted."""
+    """Rewrite adapter_config.json with sorted keys and sorted lists of text, which PEFT holds as sets."""
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     for key, value in config.items():
@@ -156,14 +154,14 @@ def load_peft(base: PreTrainedModel, folder: Path) -> PeftModel:
     """
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / name).is_file():
-            raise AdapterError(f"{folder} holds no {name}: give the run directory of a finished run")
+            raise AdapterError(f"{folder} holds no {name}; give the run directory of a finished run")
     try:
         return PeftModel.from_pretrained(base, str(folder))
     except KasatuneError:
         raise
-    except Exception as fault:  # safetensors and PEFT raise a dozen unrelated types for a damaged file
+    except Exception as fault:  # safetensors and PEFT raise many unrelated types for a damaged file
         reason = str(fault).strip().splitlines()[0] if str(fault).strip() else type(fault).__name__
         raise AdapterError(
-            f"{folder} cannot be loaded on {type(base).__name__}: {reason}. Its files were cut short or edited: train "
-            "again, or copy them again"
+            f"{folder} cannot be loaded on {type(base).__name__}: {reason}. Its files are truncated or "
+            "were edited; copy them again, or train again"
         ) from fault

@@ -1,4 +1,4 @@
-"""What the LoRA methods share that begin with a part of the weight itself in A and B."""
+"""LoRA that is initialized with a part of the weight itself, which the frozen weight then lacks (PiSSA, MiLoRA ...)."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from kasatune.methods.shared.peft_adapter import ADAPTER_FOLDER, sort_config
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_WHILE_TRAINING = "initial_factors"
+_INITIAL_FACTORS = "initial_factors"
 
 
 class ResidualLora(Lora):
-    """y = (W - s B0 A0) x + s B A drop(x): A and B begin as A0 and B0, made of W itself, and W gives up what they hold.
+    """y = (W - s B0 A0) x + s B A drop(x): A and B start as A0 and B0, which are computed from W.
 
-    Saved as the LoRA of rank 2r that it equals on the untouched base, s [B, -B0] [A; A0]: whoever loads the adapter
-    needs neither the decomposition nor the changed base. In 16 bits the residual is rounded when training begins, and
+    Saved as the equivalent LoRA of rank 2r on the untouched base, s [B, -B0] [A; A0]: loading the adapter needs neither
+    the decomposition nor the changed base. In 16 bits the residual W - s B0 A0 is rounded at the start of training, and
     the saved adapter differs from the model in memory by that rounding.
     """
 
@@ -40,12 +40,12 @@ class ResidualLora(Lora):
         wrapped = super().attach(model, settings, kind, new_modules)
         if not any(parameter.is_meta for parameter in wrapped.parameters()):
             for _, layer in lora_layers(wrapped):
-                self.take_over(layer)
-            remember(wrapped)
+                self.initialize(layer)
+            remember_initial_factors(wrapped)
         return wrapped
 
-    def take_over(self, layer: LoraLinear) -> None:
-        """Set A and B of a layer and take s B A from its weight, where the adapter's making has not done so."""
+    def initialize(self, layer: LoraLinear) -> None:
+        """Set A and B of a layer and subtract s B A from its weight, unless PEFT has already done so."""
 
     def stored_numbers(
         self, trained: int, shapes: Sequence[tuple[int, int]], settings: MethodSettings
@@ -54,16 +54,16 @@ class ResidualLora(Lora):
         return {self.folder: 2 * trained}
 
     def disabled(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """See `Method.disabled`: of a loaded adapter alone."""
-        if hasattr(model, _WHILE_TRAINING):
+        """See `Method.disabled`; only a loaded adapter can be switched off."""
+        if hasattr(model, _INITIAL_FACTORS):
             return super().disabled(model)
         return model.disable_adapter()  # type: ignore[operator]
 
     def save(self, model: nn.Module, run_dir: Path, base_name: str) -> None:
-        """See `Method.save` and the class."""
+        """Save the LoRA of rank 2r, see the class."""
         folder = run_dir / ADAPTER_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
-        initial: dict[str, tuple[Tensor, Tensor]] = getattr(model, _WHILE_TRAINING)
+        initial: dict[str, tuple[Tensor, Tensor]] = getattr(model, _INITIAL_FACTORS)
         tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
         for name, (A0, B0) in initial.items():
             A, B = (tensors[f"{name}.lora_{factor}.weight"].detach().cpu() for factor in "AB")
@@ -77,7 +77,7 @@ class ResidualLora(Lora):
         self._save_config(model, folder, base_name)
 
     def _save_config(self, model: nn.Module, folder: Path, base_name: str) -> None:
-        """That of a plain LoRA of rank 2r with the same scaling."""
+        """Write the configuration of a plain LoRA of rank 2r with the same scaling."""
         config: Any = copy.copy(model.peft_config[ADAPTER_NAME])  # type: ignore[index]
         config.lora_alpha *= math.sqrt(2) if config.use_rslora else 2
         config.r *= 2
@@ -88,10 +88,10 @@ class ResidualLora(Lora):
         sort_config(folder)
 
 
-def remember(model: nn.Module) -> None:
-    """Keep A0 and B0 of every layer, as they are now, on the CPU, for `ResidualLora.save`."""
+def remember_initial_factors(model: nn.Module) -> None:
+    """Copy the current A and B of every layer to the CPU as A0 and B0, for `ResidualLora.save`."""
     factors = {
         name: tuple(f[ADAPTER_NAME].weight.detach().cpu().clone() for f in (layer.lora_A, layer.lora_B))
         for name, layer in lora_layers(model)
     }
-    setattr(model, _WHILE_TRAINING, factors)
+    setattr(model, _INITIAL_FACTORS, factors)
