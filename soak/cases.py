@@ -18,7 +18,7 @@ TRAINED = ("kasa", "adalora", "dylora", "ist", "full")
 _OWN = {
     *("train_seconds", "evaluate_seconds", "finished", "peak_memory_bytes", "bytes", "done_now", "command"),
 }
-_PAGES = ("report.html", "README.md", "index.sqlite", "comparison.md", "comparison.tex")
+_PAGES = ("report.html", "README.md", "comparison.md", "comparison.tex")
 
 
 @dataclass(frozen=True)

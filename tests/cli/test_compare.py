@@ -26,9 +26,9 @@ def toy(tmp_path_factory):
 @pytest.fixture(scope="module")
 def compared(toy, tmp_path_factory):
     """The directory of a finished comparison, made by the command, and what that printed."""
-    from kasatune.experiments.compare import executors as pools
+    from kasatune.experiments.compare.process_cache import process_cache
 
-    pools._SHARED = None
+    process_cache.cache_clear()
     return tmp_path_factory.mktemp("compared") / "out"
 
 

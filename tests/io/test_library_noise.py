@@ -72,7 +72,7 @@ def test_why_no_gpu_is_used_is_told_without_the_place_in_torch():
     ]
 
 
-def test_a_new_process_is_hushed_before_it_imports_what_speaks():
+def test_a_worker_process_is_hushed_before_it_imports_libraries():
     module = "kasatune.experiments.compare.worker_process"
     code = f"import sys, {module}; print(sorted({{'torch', 'transformers', 'peft'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

@@ -1,4 +1,4 @@
-"""What is measured as forgetting is the loss of the base's own pretraining, or the drift of its features."""
+"""Forgetting is measured by the base model's pretraining loss, or by the drift of its features."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def base_of(section):
 
 def prepared(folder, data, method="lora", move=0.0):
     recipe = make_recipe(folder, data, method={"name": method})
-    made = TaskModel.for_training(recipe, load_task(recipe.task))
+    task_model = TaskModel.for_training(recipe, load_task(recipe.task))
     with torch.no_grad():
-        for name, parameter in trainable(made.model).items():
+        for name, parameter in trainable(task_model.model).items():
             if "classifier" not in name and "score" not in name:
                 parameter.add_(move)
-    return made, measure_untrained(recipe.model, base_of(recipe.model))
+    return task_model, measure_untrained(recipe.model, base_of(recipe.model))
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +65,9 @@ def causal(tmp_path_factory, masked):
     return folder
 
 
-def test_an_encoder_without_a_head_is_measured_by_its_drift(bert, tmp_path):
-    made, before = prepared(bert, tmp_path)
-    assert retention(made.model, before) == {
+def test_an_encoder_without_a_head_is_measured_by_feature_drift(bert, tmp_path):
+    task_model, before = prepared(bert, tmp_path)
+    assert retention(task_model.model, before) == {
         "kind": "feature_drift",
         "before": 0.0,
         "after": pytest.approx(0, abs=1e-6),
@@ -77,21 +77,21 @@ def test_an_encoder_without_a_head_is_measured_by_its_drift(bert, tmp_path):
     assert before.features.shape == (20, 32)
 
 
-def test_the_text_that_comes_with_the_package_is_whole_sentences(monkeypatch):
+def test_the_packaged_text_is_complete_sentences(monkeypatch):
     monkeypatch.undo()
     assert len(sentences()) == 48 and all(line.endswith(".") and len(line) > 30 for line in sentences())
 
 
-def test_a_masked_model_keeps_its_loss_until_it_is_moved(masked, tmp_path):
-    made, before = prepared(masked, tmp_path)
+def test_the_loss_of_a_masked_model_changes_only_with_its_weights(masked, tmp_path):
+    task_model, before = prepared(masked, tmp_path)
     assert before.kind == "masked_lm_loss"
-    found = retention(made.model, before)
+    found = retention(task_model.model, before)
     assert found["after"] == pytest.approx(found["before"], rel=1e-6)
     moved, _ = prepared(masked, tmp_path, move=0.1)
     assert abs(retention(moved.model, before)["after"] - found["before"]) > 1e-3
 
 
-def test_the_masked_loss_is_that_of_the_whole_model(masked, tmp_path):
+def test_the_masked_loss_equals_that_of_the_complete_model(masked, tmp_path):
     _, before = prepared(masked, tmp_path)
     model = AutoModelForMaskedLM.from_pretrained(masked).eval()
     total = tokens = 0
@@ -104,7 +104,7 @@ def test_the_masked_loss_is_that_of_the_whole_model(masked, tmp_path):
     assert tokens > 15 and before.loss == pytest.approx(total / tokens, rel=1e-5)
 
 
-def test_a_causal_model_is_asked_for_the_next_word(causal, tmp_path):
+def test_the_causal_loss_is_that_of_the_next_token(causal, tmp_path):
     recipe = make_recipe(causal, tmp_path, method={"name": "lora"})
     base = base_of(recipe.model)
     before = measure_untrained(recipe.model, base)
@@ -121,5 +121,5 @@ def test_a_causal_model_is_asked_for_the_next_word(causal, tmp_path):
 
 
 def test_virtual_tokens_are_left_out_of_the_features(bert, tmp_path):
-    made, before = prepared(bert, tmp_path, method="prefix-tuning")
-    assert 0 < retention(made.model, before)["after"] < 2
+    task_model, before = prepared(bert, tmp_path, method="prefix-tuning")
+    assert 0 < retention(task_model.model, before)["after"] < 2

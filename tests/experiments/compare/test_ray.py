@@ -7,7 +7,7 @@ import os
 import pytest
 
 from kasatune.errors import WorkError
-from tests.experiments.compare.toys import folders, make_toy_request, run, scores
+from tests.experiments.compare.toys import folders, make_toy_spec, run, scores
 
 ray = pytest.importorskip("ray", reason="needs kasatune[ray]")
 
@@ -20,15 +20,15 @@ def cluster():
     ray.shutdown()
 
 
-def test_ray_gives_the_scores_of_a_sequential_comparison_and_goes_on(cluster, bert, tmp_path):
-    request = make_toy_request(bert, tmp_path, seeds=(0,))
-    expected, _ = run(request, tmp_path / "sequential")
-    found, lines = run(request, tmp_path / "ray", workers="ray")
+def test_ray_gives_the_scores_of_a_sequential_comparison_and_resumes(cluster, bert, tmp_path):
+    spec = make_toy_spec(bert, tmp_path, seeds=(0,))
+    expected, _ = run(spec, tmp_path / "sequential")
+    found, lines = run(spec, tmp_path / "ray", workers="ray")
     assert len(lines) == 7 and scores(found) == scores(expected)
     assert set(folders(tmp_path / "ray")) == set(folders(tmp_path / "sequential"))
-    assert run(request, tmp_path / "ray", workers="ray")[1] == []
+    assert run(spec, tmp_path / "ray", workers="ray")[1] == []
 
 
-def test_a_run_that_no_machine_of_the_cluster_can_do_is_refused(cluster, bert, tmp_path):
+def test_a_run_that_is_too_large_for_the_cluster_is_refused(cluster, bert, tmp_path):
     with pytest.raises(WorkError, match="--threads"):
-        run(make_toy_request(bert, tmp_path), tmp_path / "out", workers="ray", threads=64)
+        run(make_toy_spec(bert, tmp_path), tmp_path / "out", workers="ray", threads=64)

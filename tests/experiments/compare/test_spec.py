@@ -1,4 +1,4 @@
-"""What a comparison may be asked, and what is searched for each method."""
+"""Validation of a comparison, the hyperparameter search, and run IDs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from kasatune.experiments.compare.hyperparameter_search import (
     fixed_trials,
     search_space,
 )
-from kasatune.experiments.compare.run_id import make_job
+from kasatune.experiments.compare.run_id import plan_run
 from kasatune.experiments.compare.search_holdout import search_data
-from kasatune.experiments.compare.spec import SEARCH_SEED, Search, make_request
+from kasatune.experiments.compare.spec import SEARCH_SEED, Search, make_spec
 from kasatune.experiments.compare.variants import parse_seeds, parse_variants
 from tests.toys import make_recipe
 
@@ -27,15 +27,13 @@ def recipe(bert, tmp_path):
     return make_recipe(bert, tmp_path)
 
 
-def request_of(recipe, methods="kasa,lora", seeds=(0, 1), **options):
-    return make_request([(Path("toy.yaml"), recipe)], parse_variants(methods), seeds, **options)
+def spec_of(recipe, methods="kasa,lora", seeds=(0, 1), **options):
+    return make_spec([(Path("toy.yaml"), recipe)], parse_variants(methods), seeds, **options)
 
 
-def test_a_variant_changes_the_method_and_nothing_else(recipe):
-    request = request_of(recipe, "kasa:convention=authors:r=3,kasa:truncate=false,lora")
-    authors, whole, lora = (
-        request.recipe(request.tasks[0], one, 7, {"learning_rate": 0.5}) for one in request.variants[:3]
-    )
+def test_a_variant_changes_only_the_method(recipe):
+    spec = spec_of(recipe, "kasa:convention=authors:r=3,kasa:truncate=false,lora")
+    authors, whole, lora = (spec.recipe(spec.tasks[0], one, 7, {"learning_rate": 0.5}) for one in spec.variants[:3])
     assert (authors.method.convention, authors.method.r) == ("authors", 3)
     assert whole.method.options["truncate"] is False and whole.method.r == 2
     assert lora.method.name == "lora"
@@ -45,27 +43,27 @@ def test_a_variant_changes_the_method_and_nothing_else(recipe):
 
 
 def test_the_fitted_head_always_takes_part(recipe):
-    assert [one.text for one in request_of(recipe, "lora").variants] == ["lora", "head"]
-    assert [one.text for one in request_of(recipe, "head,lora").variants] == ["head", "lora"]
+    assert [one.text for one in spec_of(recipe, "lora").variants] == ["lora", "head"]
+    assert [one.text for one in spec_of(recipe, "head,lora").variants] == ["head", "lora"]
 
 
 def test_the_protocol_of_the_paper_selects_the_best_epoch(recipe):
-    request = request_of(recipe, protocol="paper")
-    assert request.recipe(request.tasks[0], request.variants[0], 0, {}).training.select == "best"
+    spec = spec_of(recipe, protocol="paper")
+    assert spec.recipe(spec.tasks[0], spec.variants[0], 0, {}).training.select == "best"
 
 
 @pytest.mark.parametrize(
     ("methods", "words"),
     [
         ("kasa,lroa", "'lroa' is not a method; did you mean lora?"),
-        ("", "name one method at least"),
+        ("", "name at least one method"),
         ("kasa,kasa", "given twice"),
         ("kasa:r", "method:key=value"),
         ("kasa:r=2:r=3", "r is given twice"),
         ("kasa:name=lora", "method:key=value"),
     ],
 )
-def test_methods_that_cannot_be_read_are_refused(methods, words):
+def test_invalid_methods_are_refused(methods, words):
     with pytest.raises(InputError, match="--methods"):
         parse_variants(methods)
     with pytest.raises(InputError) as caught:
@@ -74,17 +72,17 @@ def test_methods_that_cannot_be_read_are_refused(methods, words):
 
 
 @pytest.mark.parametrize("seeds", ["0,0", "a", "-1", "", "4294967296"])
-def test_seeds_that_cannot_be_read_are_refused(seeds):
+def test_invalid_seeds_are_refused(seeds):
     with pytest.raises(InputError, match="--seeds"):
         parse_seeds(seeds)
 
 
-def test_every_fault_of_every_variant_is_told_at_once(recipe):
+def test_all_faults_of_all_variants_are_reported_at_once(recipe):
     with pytest.raises(RecipeError) as caught:
-        request_of(recipe, "kasa:convention=autors,lora:beta=1,bitfit:speed=3")
+        spec_of(recipe, "kasa:convention=autors,lora:beta=1,bitfit:speed=3")
     text = str(caught.value)
     assert "convention" in text and "did you mean" in text
-    assert "method.beta is not read by lora" in text
+    assert "lora does not read method.beta" in text
     assert "speed" in text
 
 
@@ -101,12 +99,12 @@ def test_every_fault_of_every_variant_is_told_at_once(recipe):
 )
 def test_options_out_of_range_are_refused(options, words, recipe):
     with pytest.raises(InputError, match=words):
-        request_of(recipe, **options)
+        spec_of(recipe, **options)
 
 
 def test_two_recipes_of_one_task_are_refused(recipe):
-    with pytest.raises(InputError, match="there twice"):
-        make_request([(Path("a/toy.yaml"), recipe), (Path("b/toy.yaml"), recipe)], parse_variants("lora"), [0])
+    with pytest.raises(InputError, match="more than once"):
+        make_spec([(Path("a/toy.yaml"), recipe), (Path("b/toy.yaml"), recipe)], parse_variants("lora"), [0])
 
 
 def test_every_method_tries_the_same_learning_rates(recipe):
@@ -123,7 +121,7 @@ def test_every_method_tries_the_same_learning_rates(recipe):
     assert len({one["beta"] for one in fixed_trials(spaces[0], search)}) == 4
 
 
-def test_a_penalty_that_is_set_or_absent_is_not_searched(recipe):
+def test_a_penalty_that_is_fixed_or_zero_is_not_searched(recipe):
     search = Search()
     (without,) = parse_variants("kasa:beta=0")
     assert list(search_space(without, recipe, search)) == ["learning_rate", "gamma"]
@@ -178,14 +176,14 @@ def test_a_search_sees_training_rows_alone(recipe):
 
 
 def test_equal_runs_have_equal_ids_and_others_do_not(recipe, bert, tmp_path):
-    request = request_of(recipe, "kasa,lora")
-    kasa, lora = request.variants[:2]
+    spec = spec_of(recipe, "kasa,lora")
+    kasa, lora = spec.variants[:2]
 
-    def job(variant=kasa, of=request, seed=0, search=False, rows="a", **settings):
-        return make_job(of.recipe(of.tasks[0], variant, seed, settings), rows, search=search).id
+    def job(variant=kasa, of=spec, seed=0, search=False, rows="a", **settings):
+        return plan_run(of.recipe(of.tasks[0], variant, seed, settings), rows, search=search).id
 
     other = make_recipe(bert, tmp_path / "elsewhere", method={"beta": 0.5})
-    moved = request_of(other, "kasa,lora")
+    moved = spec_of(other, "kasa,lora")
     assert job() == job()
     assert len({job(), job(lora), job(seed=1), job(search=True), job(rows="b"), job(learning_rate=0.1)}) == 6
     assert job(lora) == job(lora, of=moved), "another folder, and a setting that LoRA does not read"

@@ -1,4 +1,4 @@
-"""`kasatune verify` of a comparison sees every number that does not follow from the runs."""
+"""`kasatune verify` detects every number of a comparison that does not follow from its runs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 
 from kasatune.adapter_tools.verify import verify
 from kasatune.errors import InputError
-from kasatune.reports.comparison.files import write_comparison
-from tests.experiments.compare.toys import make_toy_request, run
+from kasatune.experiments.compare.comparison_file import write_comparison
+from tests.experiments.compare.toys import make_toy_spec, run
 
 
 @pytest.fixture(scope="module")
 def compared(bert, tmp_path_factory):
     folder = tmp_path_factory.mktemp("verified")
-    found, _ = run(make_toy_request(bert, folder), folder / "out")
+    found, _ = run(make_toy_spec(bert, folder), folder / "out")
     write_comparison(found, folder / "out")
     return folder / "out"
 
@@ -44,13 +44,13 @@ def entry_of(out):
     return json.loads((out / "comparison.json").read_text(encoding="utf-8"))["tasks"][0]["results"][0]
 
 
-def test_a_comparison_as_it_was_written_holds(compared):
+def test_an_unchanged_comparison_passes(compared):
     checks = verify(compared)
     assert [check.passed for check in checks] == [True] * 5
-    assert checks[0].figure == "10 are there and whole", "two seeds of three methods, two trials of two of them"
+    assert checks[0].figure == "10 are present and readable", "two seeds of three methods, two trials of two of them"
 
 
-def test_every_reported_run_says_what_it_was_made_from(compared):
+def test_every_reported_run_records_its_origin(compared):
     for one in entry_of(compared)["runs"]:
         assert one["made_from"]["machine"]["processor"] and one["made_from"]["model"]["fingerprint"]
         assert one["made_from"]["data_sha256"] and one["made_from"]["versions"]["torch"]
@@ -68,12 +68,12 @@ def test_every_reported_run_says_what_it_was_made_from(compared):
         (("search", "chosen", "learning_rate"), "chosen settings"),
     ],
 )
-def test_a_number_of_the_report_that_was_changed_is_seen(place, line, copy):
+def test_a_changed_number_is_detected(place, line, copy):
     change(copy / "comparison.json", "tasks", 0, "results", 0, *place)
     assert line in failed(copy)
 
 
-def test_a_score_that_does_not_follow_from_the_answers_is_seen(copy):
+def test_a_score_that_does_not_follow_from_the_predictions_is_detected(copy):
     folder = copy / "runs" / entry_of(copy)["runs"][0]["run"]
     answers = json.loads((folder / "predictions.json").read_text(encoding="utf-8"))
     answers["predictions"][0] = 1 - answers["predictions"][0]
@@ -81,12 +81,12 @@ def test_a_score_that_does_not_follow_from_the_answers_is_seen(copy):
     assert failed(copy) == ["scores"]
 
 
-def test_settings_that_are_not_those_of_the_run_are_seen(copy):
+def test_changed_settings_of_a_run_are_detected(copy):
     change(copy / "runs" / entry_of(copy)["runs"][0]["run"] / "run.json", "identity", "training", "learning_rate")
     assert failed(copy) == ["names"]
 
 
-def test_a_run_that_is_lost_is_seen(copy):
+def test_a_lost_run_is_detected(copy):
     shutil.rmtree(copy / "runs" / entry_of(copy)["runs"][0]["run"])
     assert failed(copy) == ["runs"]
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 from typing import Any
 
 from kasatune.experiments.compare.compare import compare
-from kasatune.experiments.compare.spec import Request, Search, make_request
+from kasatune.experiments.compare.spec import ComparisonSpec, Search, make_spec
 from kasatune.experiments.compare.variants import parse_variants
 from tests.toys import make_recipe
 
 
-def make_toy_request(
+def make_toy_spec(
     bert: Path,
     folder: Path,
     methods: str = "kasa,lora",
@@ -20,10 +19,10 @@ def make_toy_request(
     trials: int = 2,
     training: dict[str, Any] | None = None,
     **options: Any,
-) -> Request:
+) -> ComparisonSpec:
     recipe = make_recipe(bert, folder, train=24, validation=17, **{"epochs": 1, **(training or {})})
     search = options.pop("search", None) or Search("grid", trials)
-    return make_request([(Path("toy.yaml"), recipe)], parse_variants(methods), seeds, search=search, **options)
+    return make_spec([(Path("toy.yaml"), recipe)], parse_variants(methods), seeds, search=search, **options)
 
 
 class Told:
@@ -37,9 +36,9 @@ class Told:
             self.lines.append(text)
 
 
-def run(request: Request, out: Path, **options: Any) -> tuple[dict[str, Any], list[str]]:
+def run(spec: ComparisonSpec, out: Path, **options: Any) -> tuple[dict[str, Any], list[str]]:
     told = Told()
-    return compare(request, out, tell=told, **options), told.lines
+    return compare(spec, out, tell=told, **options), told.lines
 
 
 def scores(found: dict[str, Any]) -> dict[tuple[str, str, int], Any]:
@@ -55,11 +54,3 @@ def scores(found: dict[str, Any]) -> dict[tuple[str, str, int], Any]:
 def folders(out: Path) -> dict[str, int]:
     """Finished runs, with the time at which they were finished."""
     return {path.parent.name: path.stat().st_mtime_ns for path in (out / "runs").glob("*/run.json")}
-
-
-def index_of(out: Path) -> list[tuple]:
-    connection = sqlite3.connect(out / "index.sqlite")
-    try:
-        return connection.execute("SELECT id, state, task, method, seed, search FROM runs ORDER BY id").fetchall()
-    finally:
-        connection.close()

@@ -15,7 +15,7 @@ from kasatune.recipes.catalogue import find_recipe
 from kasatune.redaction import redacted
 
 if TYPE_CHECKING:
-    from kasatune.experiments.compare.spec import Request
+    from kasatune.experiments.compare.spec import ComparisonSpec
 
 
 def command(
@@ -67,18 +67,16 @@ def command(
     finished is not done again. The fitted head on the frozen model always takes part.
     """
     with results_only():
-        request = _request(
-            recipe, overrides, methods, seeds, tasks, trials, search, learning_rates, reference, protocol
-        )
+        spec = _spec(recipe, overrides, methods, seeds, tasks, trials, search, learning_rates, reference, protocol)
         number = _workers(workers)
         if threads < 1:
             raise InputError(f"--threads: {threads} received; must be 1 or more")
         given = [one for one in sys.argv[1:] if one not in ("--report-only", "--json")]
         words = f"kasatune {redacted(shlex.join(given))}" if "compare" in given else ""
         if plan:
-            found: dict[str, Any] = _plan(request, out, threads, number)
+            found: dict[str, Any] = _plan(spec, out, threads, number)
         else:
-            found = _compare(request, out, words, number, threads, gpus_per_run, keep_adapters, report_only)
+            found = _compare(spec, out, words, number, threads, gpus_per_run, keep_adapters, report_only)
     if json:
         print_json(found)
     elif plan:
@@ -87,7 +85,7 @@ def command(
         _show(found, out)
 
 
-def _request(
+def _spec(
     recipe: str,
     overrides: list[str] | None,
     methods: str,
@@ -98,8 +96,8 @@ def _request(
     learning_rates: str | None,
     reference: str | None,
     protocol: str,
-) -> Request:
-    from kasatune.experiments.compare.spec import Search, make_request
+) -> ComparisonSpec:
+    from kasatune.experiments.compare.spec import Search, make_spec
     from kasatune.experiments.compare.variants import parse_seeds, parse_variants
     from kasatune.recipes.schema import load_recipe
 
@@ -107,7 +105,7 @@ def _request(
     paths = [find_recipe(name.strip()) for name in [recipe, *(tasks or "").split(",")] if name.strip()]
     own = _overrides(overrides or (), [path.stem for path in paths])
     recipes = [(path, load_recipe(path, own[path.stem], check_inputs=True)) for path in paths]
-    return make_request(
+    return make_spec(
         recipes,
         parse_variants(methods),
         parse_seeds(seeds),
@@ -148,14 +146,14 @@ def _workers(text: str) -> int | str:
     return int(text)
 
 
-def _plan(request: Request, out: Path, threads: int, workers: int | str) -> dict[str, Any]:
+def _plan(spec: ComparisonSpec, out: Path, threads: int, workers: int | str) -> dict[str, Any]:
     from kasatune.experiments.compare.runtime_forecast import forecast
 
-    return forecast(request, out, threads=threads, workers=workers)
+    return forecast(spec, out, threads=threads, workers=workers)
 
 
 def _compare(
-    request: Request,
+    spec: ComparisonSpec,
     out: Path,
     words: str,
     workers: int | str,
@@ -164,15 +162,15 @@ def _compare(
     keep_adapters: bool,
     report_only: bool,
 ) -> dict[str, Any]:
-    from kasatune.experiments.compare.compare import compare, gather_finished
-    from kasatune.reports.comparison.files import write_comparison
+    from kasatune.experiments.compare.compare import collect_finished, compare
+    from kasatune.experiments.compare.comparison_file import write_comparison
 
     if report_only:
-        found = gather_finished(request, out, threads=threads, command=words)
+        found = collect_finished(spec, out, threads=threads, command=words)
     else:
         try:
             found = compare(
-                request,
+                spec,
                 out,
                 workers=workers,
                 threads=threads,
@@ -210,7 +208,7 @@ def _show_plan(found: dict[str, Any]) -> None:
 
 
 def _show(found: dict[str, Any], out: Path) -> None:
-    from kasatune.reports.comparison.answer import begun
+    from kasatune.reports.comparison.conclusion import begun
     from kasatune.reports.comparison.tables import task_table
 
     for task in begun(found):

@@ -1,1 +1,1 @@
-"""Many runs on equal terms: methods against each other, over seeds and tasks, with every finished run kept."""
+"""Compare fine-tuning methods over tasks and seeds under equal budgets; every finished run is kept and reused."""

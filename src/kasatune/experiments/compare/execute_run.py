@@ -1,4 +1,4 @@
-"""One run of a comparison: done in a folder of its own, or recorded as failed."""
+"""Execute one run of a comparison in its own folder; a failure is recorded as a result."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from kasatune.errors import DivergedError, InputError, KasatuneError
-from kasatune.experiments.compare.process_cache import FOLDERS, Shared
-from kasatune.experiments.compare.run_id import Job
+from kasatune.experiments.compare.process_cache import WEIGHT_FOLDERS, ProcessCache
+from kasatune.experiments.compare.run_id import PlannedRun
 from kasatune.experiments.compare.run_store import publish, unfinished_folder
 from kasatune.io.atomic import remove
 from kasatune.kasa.truncation.tail_store import CACHE_FOLDER
@@ -21,44 +21,44 @@ from kasatune.runs.directory import WORK
 from kasatune.training.train import train
 
 
-def do(job: Job, runs: Path, shared: Shared, *, threads: int, keep_adapters: bool) -> str:
-    """Do a run and put it among the finished ones, whether it came to its end or failed.
+def execute_run(run: PlannedRun, runs: Path, cache: ProcessCache, *, threads: int, keep_adapters: bool) -> str:
+    """Train and score one run, and add it to the finished ones, whether it succeeded or failed.
 
     Args:
-        job: the run.
+        run: the run.
         runs: folder of the finished runs.
-        shared: what runs of this process share.
-        threads: of the processor, for torch; part of what decides the last digits of a score.
-        keep_adapters: keep the trained weights of runs that are reported.
+        cache: inputs that the runs of this process share.
+        threads: CPU threads for torch; they affect the last digits of a score.
+        keep_adapters: keep the trained weights of reported runs.
 
     Returns:
-        The job's ID.
+        The run's ID.
 
     Raises:
-        KeyboardInterrupt: it was stopped; nothing is left of it.
+        KeyboardInterrupt: the run was interrupted; none of its files remain.
     """
-    folder = unfinished_folder(runs, job.id)
-    before = torch.get_num_threads()
+    folder = unfinished_folder(runs, run.id)
+    threads_before = torch.get_num_threads()
     start = time.perf_counter()
     error, final = None, True
     try:
         torch.set_num_threads(threads)
-        with _without_tail_cache() if job.cold else nullcontext():
-            train(job.recipe, folder, supplies=shared.supplies(search=job.search))
+        with _without_tail_cache() if run.cold else nullcontext():
+            train(run.recipe, folder, supplies=cache.supplies(search=run.search))
     except KeyboardInterrupt:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    except Exception as fault:  # a method's failure is a result, whatever it raises
+    except Exception as fault:  # whatever a method raises, its failure is a result
         error = f"{type(fault).__name__}: {fault}" if not isinstance(fault, KasatuneError) else str(fault)
         final = isinstance(fault, (DivergedError, InputError))
         folder.mkdir(parents=True, exist_ok=True)
     finally:
-        torch.set_num_threads(before)
-    if error is not None or job.search or not keep_adapters:
-        for name in (*FOLDERS, WORK):
+        torch.set_num_threads(threads_before)
+    if error is not None or run.search or not keep_adapters:
+        for name in (*WEIGHT_FOLDERS, WORK):
             remove(folder / name)
-    publish(folder, runs, job, seconds=time.perf_counter() - start, error=error, final=final)
-    return job.id
+    publish(folder, runs, run, seconds=time.perf_counter() - start, error=error, final=final)
+    return run.id
 
 
 @contextmanager

@@ -1,84 +1,81 @@
-"""Where the runs of a comparison are done: here one after the other, in processes of this machine, or on Ray."""
+"""Where the runs of a comparison execute: in this process, in worker processes of this machine, or on Ray."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
-import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from kasatune.errors import WorkError
-from kasatune.experiments.compare.execute_run import do
-from kasatune.experiments.compare.process_cache import Shared
-from kasatune.experiments.compare.run_id import Job
-from kasatune.experiments.compare.worker_process import begin
-
-_SHARED: Shared | None = None
+from kasatune.experiments.compare.execute_run import execute_run
+from kasatune.experiments.compare.process_cache import ProcessCache, process_cache
+from kasatune.experiments.compare.run_id import PlannedRun
+from kasatune.experiments.compare.worker_process import start_worker
 
 
-class Pool(Protocol):
-    """Does runs, some at a time."""
+class Executor(Protocol):
+    """Executes runs, up to `slots` at a time."""
 
     slots: int
 
-    def submit(self, job: Job) -> None:
-        """Take on a run; at most `slots` are under way at once."""
+    def submit(self, run: PlannedRun) -> None:
+        """Start a run; the caller keeps at most `slots` runs under way."""
         ...
 
     def next(self) -> str:
-        """Wait for any run that was taken on, and give its ID."""
+        """Wait until any submitted run is finished, and return its ID."""
         ...
 
     def close(self) -> None:
-        """Stop what is under way."""
+        """Stop the runs that are under way."""
         ...
 
 
-class Sequential:
-    """One run after the other, in this process.
+class SequentialExecutor:
+    """One run at a time, in this process.
 
     Args:
         runs: folder of the finished runs.
-        shared: what the runs share.
-        threads: of the processor, for each run.
+        cache: inputs that the runs share.
+        threads: CPU threads of each run.
         keep_adapters: keep the weights of reported runs.
     """
 
     slots = 1
 
-    def __init__(self, runs: Path, shared: Shared, *, threads: int, keep_adapters: bool) -> None:
-        self._runs, self._shared = runs, shared
-        self._threads, self._keep = threads, keep_adapters
-        self._job: Job | None = None
+    def __init__(self, runs: Path, cache: ProcessCache, *, threads: int, keep_adapters: bool) -> None:
+        self._runs, self._cache = runs, cache
+        self._threads, self._keep_adapters = threads, keep_adapters
+        self._submitted: PlannedRun | None = None
 
-    def submit(self, job: Job) -> None:
-        """See `Pool.submit`."""
-        self._job = job
+    def submit(self, run: PlannedRun) -> None:
+        """See `Executor.submit`."""
+        self._submitted = run
 
     def next(self) -> str:
-        """See `Pool.next`."""
-        assert self._job is not None
-        return do(self._job, self._runs, self._shared, threads=self._threads, keep_adapters=self._keep)
+        """See `Executor.next`."""
+        assert self._submitted is not None
+        return execute_run(
+            self._submitted, self._runs, self._cache, threads=self._threads, keep_adapters=self._keep_adapters
+        )
 
     def close(self) -> None:
-        """See `Pool.close`."""
+        """See `Executor.close`."""
 
 
-class Processes:
-    """`workers` processes of this machine; each loads what runs share for itself, once.
+class ProcessExecutor:
+    """`workers` processes of this machine, each with its own cache of shared inputs.
 
-    With more than one GPU, the processes take them in turn.
+    With several GPUs the processes are assigned to them round robin.
 
     Args:
-        workers: how many.
+        workers: number of processes.
         runs: folder of the finished runs.
-        threads: of the processor, for each run.
+        threads: CPU threads of each run.
         keep_adapters: keep the weights of reported runs.
     """
 
@@ -86,20 +83,20 @@ class Processes:
         self.slots = workers
         context = multiprocessing.get_context("spawn")
         self._arguments = (runs, threads, keep_adapters)
-        self._executor = ProcessPoolExecutor(
-            workers, mp_context=context, initializer=begin, initargs=(context.Value("i", 0), os.getpid())
+        self._pool = ProcessPoolExecutor(
+            workers, mp_context=context, initializer=start_worker, initargs=(context.Value("i", 0), os.getpid())
         )
         self._under_way: set[Future[str]] = set()
 
-    def submit(self, job: Job) -> None:
-        """See `Pool.submit`."""
-        self._under_way.add(self._executor.submit(_do_here, job, *self._arguments))
+    def submit(self, run: PlannedRun) -> None:
+        """See `Executor.submit`."""
+        self._under_way.add(self._pool.submit(_execute_in_worker, run, *self._arguments))
 
     def next(self) -> str:
-        """See `Pool.next`.
+        """See `Executor.next`.
 
         Raises:
-            WorkError: a worker was killed, for want of memory most likely.
+            WorkError: a worker was killed, most likely for lack of memory.
         """
         done, self._under_way = wait(self._under_way, return_when=FIRST_COMPLETED)
         first, *rest = done
@@ -108,77 +105,49 @@ class Processes:
             return first.result()
         except BrokenProcessPool as fault:
             raise WorkError(
-                "a worker was killed, for want of memory most likely; use fewer --workers. Finished runs are kept"
+                "a worker process was killed, most likely for lack of memory; use fewer --workers. "
+                "Finished runs are kept"
             ) from fault
 
     def close(self) -> None:
-        """See `Pool.close`."""
-        for process in list((getattr(self._executor, "_processes", None) or {}).values()):
+        """See `Executor.close`."""
+        for process in list((getattr(self._pool, "_processes", None) or {}).values()):
             process.terminate()
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def make_pool(
+def make_executor(
     workers: int | str,
     runs: Path,
-    shared: Shared,
+    cache: ProcessCache,
     *,
     threads: int,
     keep_adapters: bool,
     gpus: float | None = None,
     tell: Callable[[str], None] = lambda text: None,
-) -> Pool:
-    """The pool that `workers` asks for: 1, a number of processes, or "ray".
+) -> Executor:
+    """Return the executor for `--workers`: 1, a number of processes, or "ray".
 
     Args:
-        workers: as `--workers` has it.
+        workers: value of `--workers`.
         runs: folder of the finished runs.
-        shared: what runs in this process share.
-        threads: of the processor, for each run.
+        cache: inputs shared by the runs of this process.
+        threads: CPU threads of each run.
         keep_adapters: keep the weights of reported runs.
-        gpus: that a run asks Ray for; None for one where the cluster has any and the recipes allow it.
-        tell: is told where the work is done.
+        gpus: GPUs that each run requests from Ray; None requests one if the cluster has any.
+        tell: receives a message about where the runs execute.
 
     Raises:
-        MissingExtraError: Ray is asked for and not installed.
+        MissingExtraError: Ray is requested but not installed.
     """
     if workers == "ray":
-        from kasatune.experiments.compare.ray_executor import RayPool
+        from kasatune.experiments.compare.ray_executor import RayExecutor
 
-        return RayPool(runs, threads=threads, keep_adapters=keep_adapters, gpus=gpus, tell=tell)
+        return RayExecutor(runs, threads=threads, keep_adapters=keep_adapters, gpus=gpus, tell=tell)
     if workers == 1:
-        return Sequential(runs, shared, threads=threads, keep_adapters=keep_adapters)
-    return Processes(int(workers), runs, threads=threads, keep_adapters=keep_adapters)
+        return SequentialExecutor(runs, cache, threads=threads, keep_adapters=keep_adapters)
+    return ProcessExecutor(int(workers), runs, threads=threads, keep_adapters=keep_adapters)
 
 
-def shared_here() -> Shared:
-    """What the runs of this process share."""
-    global _SHARED
-    if _SHARED is None:
-        _SHARED = Shared()
-    return _SHARED
-
-
-def _do_here(job: Job, runs: Path, threads: int, keep_adapters: bool) -> str:
-    return do(job, runs, shared_here(), threads=threads, keep_adapters=keep_adapters)
-
-
-def begin_worker(counter: Any, parent: int) -> None:
-    """Ctrl-C is the parent's business; without a parent a worker ends; each takes the next GPU."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(1))  # and not what a run of its own makes of it
-    with counter.get_lock():
-        number, counter.value = counter.value, counter.value + 1
-    import torch
-
-    visible = torch.cuda.device_count()
-    if visible > 1:
-        names = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(visible)))).split(",")
-        os.environ["CUDA_VISIBLE_DEVICES"] = names[number % len(names)]
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _execute_in_worker(run: PlannedRun, runs: Path, threads: int, keep_adapters: bool) -> str:
+    return execute_run(run, runs, process_cache(), threads=threads, keep_adapters=keep_adapters)

@@ -1,8 +1,8 @@
-"""What training cost the base model: how it fares on text that it was not trained on, before and after.
+"""Measure forgetting: the base model's pretraining loss on unrelated text, before and after training.
 
-Checkpoints that bring the head of their pretraining are asked for its loss, masked or causal, on plain sentences that
-come with kasatune. Encoders without one have no such loss; for them the measure is how far their features of the same
-sentences have moved, which is another thing and carries another name.
+For checkpoints that include their pretraining head, the measure is the masked or causal LM loss on plain sentences that
+are part of the package. Encoders without such a head have no loss; for them the measure is the drift of the sentences'
+features, which is a different quantity and has a different name.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ MASKED, CAUSAL, DRIFT = "masked_lm_loss", "causal_lm_loss", "feature_drift"
 
 @dataclass(frozen=True)
 class Untrained:
-    """What the base model makes of the unrelated text.
+    """The base model on the unrelated sentences, before training.
 
     Attributes:
         kind: "masked_lm_loss", "causal_lm_loss" or "feature_drift".
-        loss: of the base, where it has one.
-        features: mean last hidden state of each sentence, (sentences, hidden), for the drift.
-        batches: the sentences as tokens, with `labels` where there is a loss.
-        head: the model of the pretraining, its body replaced; None without one.
+        loss: pretraining loss of the base model; None without a pretraining head.
+        features: mean last hidden state of each sentence, (sentences, hidden).
+        batches: the tokenized sentences, with `labels` if there is a loss.
+        head: the pretraining model with its body replaced by `_GivenStates`; None without one.
     """
 
     kind: str
@@ -50,30 +50,30 @@ class Untrained:
     head: nn.Module | None
 
 
-class _Given(nn.Module):
-    """A body that answers with hidden states that were computed elsewhere."""
+class _GivenStates(nn.Module):
+    """A model body that returns hidden states computed elsewhere."""
 
     hidden: Tensor
 
     def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPastAndCrossAttentions:
-        """`hidden`, as a body would give it."""
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self.hidden)  # type: ignore[arg-type]
+        """Return `hidden` in the form of a model body's output."""
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self.hidden)  # pyright: ignore[reportArgumentType] - a tensor is what bodies return
 
 
 def measure_untrained(section: ModelSection, base: Base) -> Untrained:
-    """The base model before any training, on the unrelated text."""
+    """Measure the base model on the unrelated sentences, before training."""
     kind, head = _pretraining_head(section)
     batches = _batches(base.tokenizer, kind)
-    loss, features = _ask(base.model, batches, head)
+    loss, features = _run(base.model, batches, head)
     return Untrained(kind, loss, features, batches, head)
 
 
 def retention(model: nn.Module, before: Untrained) -> dict[str, Any]:
-    """{"kind", "before", "after"}: the loss of the base and of the trained model, or 0 and the drift of the features.
+    """{"kind", "before", "after"}: the losses of the base and the trained model, or 0 and the drift of the features.
 
-    The drift is 1 - mean cosine between the features of each sentence before and after.
+    The drift is 1 - the mean cosine similarity of each sentence's features before and after training.
     """
-    loss, features = _ask(model, before.batches, before.head)
+    loss, features = _run(model, before.batches, before.head)
     if before.kind != DRIFT:
         return {"kind": before.kind, "before": before.loss, "after": loss}
     cosine = functional.cosine_similarity(before.features, features, dim=-1).mean()
@@ -81,7 +81,7 @@ def retention(model: nn.Module, before: Untrained) -> dict[str, Any]:
 
 
 def sentences() -> list[str]:
-    """The unrelated text."""
+    """The unrelated sentences."""
     return _TEXT.read_text(encoding="utf-8").split("\n")[:-1]
 
 
@@ -101,7 +101,7 @@ def _pretraining_head(section: ModelSection) -> tuple[str, nn.Module | None]:
     model, report = loaded
     if report["missing_keys"]:
         return DRIFT, None
-    setattr(model, model.base_model_prefix, _Given())
+    setattr(model, model.base_model_prefix, _GivenStates())
     return kind, model.eval()
 
 
@@ -120,30 +120,30 @@ def _batches(tokenizer: PreTrainedTokenizerBase, kind: str) -> list[dict[str, Te
             batch["labels"] = ids.masked_fill(~mask, -100)
         elif kind == MASKED:
             special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids))
-            drawn = (torch.rand(ids.shape, generator=generator) < _MASKED_SHARE) & mask & ~special
-            batch["labels"] = ids.masked_fill(~drawn, -100)
-            batch["input_ids"] = ids.masked_fill(drawn, tokenizer.mask_token_id)  # type: ignore[arg-type]
+            masked = (torch.rand(ids.shape, generator=generator) < _MASKED_SHARE) & mask & ~special
+            batch["labels"] = ids.masked_fill(~masked, -100)
+            batch["input_ids"] = ids.masked_fill(masked, int(tokenizer.mask_token_id))  # pyright: ignore[reportArgumentType] - set for masked LMs
         batches.append(batch)
     return batches
 
 
-def _ask(model: nn.Module, batches: list[dict[str, Tensor]], head: nn.Module | None) -> tuple[float | None, Tensor]:
-    """The loss of the pretraining, averaged over its tokens, and the mean hidden state of each sentence."""
+def _run(model: nn.Module, batches: list[dict[str, Tensor]], head: nn.Module | None) -> tuple[float | None, Tensor]:
+    """Pretraining loss averaged over its tokens, None without `head`, and the mean hidden state of each sentence."""
     device = next(model.parameters()).device
     total, tokens, features = 0.0, 0, []
-    caught: deque[Tensor] = deque(maxlen=1)
+    outputs: deque[Tensor] = deque(maxlen=1)
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     body: nn.Module = getattr(inner, inner.base_model_prefix)
-    handle = body.register_forward_hook(lambda module, given, answer: caught.append(answer[0]))
+    handle = body.register_forward_hook(lambda module, given, answer: outputs.append(answer[0]))
     was_training = model.training
     model.eval()
     with torch.no_grad():
         for batch in batches:
             inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
             model(**inputs)
-            states = caught[-1].float()
+            states = outputs[-1].float()
             length = inputs["input_ids"].shape[1]
-            states = states[:, -length:]  # without the virtual tokens that a method may put in front
+            states = states[:, -length:]  # without virtual tokens that a method prepends
             mask = inputs["attention_mask"][..., None].float()
             features.append(((states * mask).sum(1) / mask.sum(1)).cpu())
             if head is not None:

@@ -1,4 +1,4 @@
-"""The settings that are tried for a method: the same number of trials and the same learning rates for every one."""
+"""Hyperparameter search: every method gets the same number of trials and the same learning rates."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ from kasatune.experiments.compare.variants import Variant
 from kasatune.methods.table import METHODS
 from kasatune.recipes.schema import Recipe
 
-AROUND = 10.0  # a setting is searched from its recipe's value divided by this to its recipe's value times this
+FACTOR = 10.0  # the range of a setting: from its recipe's value / FACTOR to its recipe's value * FACTOR
 
 Settings = dict[str, float]
 Space = dict[str, tuple[float, float]]
 
 
 def search_space(variant: Variant, recipe: Recipe, search: Search) -> Space:
-    """(low, high) of each setting that is searched on a logarithmic scale: learning_rate and the row's `searched`.
+    """(low, high) of each setting that is searched on a logarithmic scale: learning_rate and the method's `searched` keys.
 
-    A penalty that the variant sets, or that is 0, stays as it is. Empty where nothing is searched: one trial, or a
-    method that is fitted in one go.
+    A penalty weight that the variant sets, or that is 0, is not searched. Empty if nothing is searched: with a single
+    trial, or for a method that is fitted in closed form.
     """
     if search.trials == 1 or is_fitted(variant.method):
         return {}
     rate = recipe.training.learning_rate
-    space = {"learning_rate": (search.low or rate / AROUND, search.high or rate * AROUND)}
+    space = {"learning_rate": (search.low or rate / FACTOR, search.high or rate * FACTOR)}
     for name in METHODS[variant.method].searched:
         value = getattr(recipe.method, name)
         if name not in variant.settings and value > 0:
-            space[name] = (value / AROUND, value * AROUND)
+            space[name] = (value / FACTOR, value * FACTOR)
     return space
 
 
 def fixed_trials(space: Space, search: Search) -> list[Settings] | None:
-    """Every trial of a grid or random search; None for Optuna, whose next trial depends on those before.
+    """All trials of a grid or random search; None for Optuna, which chooses each trial from the earlier ones.
 
-    "grid" takes `trials` learning rates at equal ratios from low to high, the same for every method; a further setting
-    takes its own values at equal ratios, one a trial, in an order drawn once (a Latin hypercube). "random" draws every
-    setting log-uniformly, the learning rates again the same for every method.
+    "grid" takes `trials` learning rates, log-spaced from low to high and the same for every method. A further setting
+    takes log-spaced values of its own range, one per trial, in an order drawn once (a Latin hypercube). "random" draws
+    every setting log-uniformly; the learning rates are again the same for every method.
     """
     if search.kind == "optuna":
         return None
     generator = np.random.default_rng(SEARCH_SEED)
     columns: dict[str, Sequence[float]] = {}
-    for name, (low, high) in space.items():  # learning_rate comes first, so that its draws are those of every method
+    for name, (low, high) in space.items():  # learning_rate is drawn first, so every method gets the same draws
         if search.kind == "grid":
             shares = np.linspace(0, 1, search.trials)
             shares = shares if name == "learning_rate" else generator.permutation(shares)
@@ -59,7 +59,7 @@ def fixed_trials(space: Space, search: Search) -> list[Settings] | None:
 
 
 class OptunaSearch:
-    """Optuna's TPE sampler, seeded; a trial that failed counts as the worst.
+    """Optuna's TPE sampler with a fixed seed; failed trials are reported to it as failed.
 
     Raises:
         MissingExtraError: Optuna is not installed.
@@ -78,7 +78,7 @@ class OptunaSearch:
         self._trial: Any = None
 
     def ask(self) -> Settings:
-        """The next settings to try."""
+        """Return the settings of the next trial."""
         self._trial = self._study.ask()
         return {
             name: _rounded(self._trial.suggest_float(name, low, high, log=True))
@@ -86,7 +86,7 @@ class OptunaSearch:
         }
 
     def tell(self, score: float | None) -> None:
-        """What the settings asked for last scored, higher is better; None where the run failed."""
+        """Report the score of the last trial, higher is better; None if the run failed."""
         if score is None or not math.isfinite(score):
             self._study.tell(self._trial, state=self._failed)
         else:
@@ -94,7 +94,7 @@ class OptunaSearch:
 
 
 def best_trial(scores: Sequence[Mapping[str, float] | None], primary: str, *, lower_is_better: bool) -> int | None:
-    """Index of the best trial by `primary`; equal ones by the smaller loss, then the earlier; None where all failed."""
+    """Index of the best trial by `primary`, ties broken by smaller loss, then order; None if all trials failed."""
 
     def key(index: int) -> tuple[float, float, int]:
         metrics = scores[index]
@@ -108,11 +108,11 @@ def best_trial(scores: Sequence[Mapping[str, float] | None], primary: str, *, lo
 
 
 def at_the_edge(chosen: Settings, space: Space, tried: Sequence[Settings]) -> bool:
-    """Whether the chosen learning rate is the smallest or largest tried: a better one may lie outside."""
-    rates = [one["learning_rate"] for one in tried if "learning_rate" in one]
+    """Whether the chosen learning rate is the smallest or largest tried; a better one may lie outside the range."""
+    rates = [settings["learning_rate"] for settings in tried if "learning_rate" in settings]
     return bool(space) and len(rates) > 1 and chosen.get("learning_rate") in (min(rates), max(rates))
 
 
 def _rounded(value: float) -> float:
-    """Four digits: settings that can be read and typed."""
+    """Round to four significant digits, which are easy to read and type."""
     return float(f"{value:.4g}")

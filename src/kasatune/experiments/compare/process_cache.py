@@ -1,8 +1,9 @@
-"""What the runs of a comparison share within one process, so that it is done once."""
+"""Inputs that all runs of a comparison in one process share: rows, tokenized rows, the base model's initial losses."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,15 @@ from kasatune.models.load import load_base
 from kasatune.recipes.schema import Recipe
 from kasatune.training.data_provider import Supplies
 
-FOLDERS = ("adapter", "kasa", "checkpoint")
+WEIGHT_FOLDERS = ("adapter", "kasa", "checkpoint")
 
 
-class Shared:
-    """Rows, tokenized rows, and the base model's answers to unrelated text, each made when it is first asked for."""
+class ProcessCache:
+    """Loads each shared input on first use and keeps it for the runs that follow in this process."""
 
     def __init__(self) -> None:
         self._data: dict[str, TaskData] = {}
-        self._search: dict[str, TaskData] = {}
+        self._search_data: dict[str, TaskData] = {}
         self._examples: dict[tuple[str, ...], Examples] = {}
         self._untrained: dict[str, Untrained] = {}
 
@@ -37,27 +38,27 @@ class Shared:
         return self._data[key]
 
     def search_data(self, recipe: Recipe) -> TaskData:
-        """The rows that a search sees."""
+        """The rows of a task that the hyperparameter search sees."""
         key = recipe.task.model_dump_json()
-        if key not in self._search:
-            self._search[key] = search_data(self.data(recipe))
-        return self._search[key]
+        if key not in self._search_data:
+            self._search_data[key] = search_data(self.data(recipe))
+        return self._search_data[key]
 
     def supplies(self, *, search: bool) -> Supplies:
-        """What `train` takes, for a run of the search or one that is reported."""
-        return _SharedSupplies(self, search)
+        """The data provider that `train` takes, for a search trial or for a reported run."""
+        return _CachedSupplies(self, search)
 
-    def examples(self, prepared: TaskModel, data: TaskData, split: str) -> Examples:
+    def examples(self, task_model: TaskModel, data: TaskData, split: str) -> Examples:
         """The rows of a split, tokenized."""
-        section = prepared.recipe.model
-        key = (section.name, str(section.revision), str(prepared.recipe.task.max_length), data.sha256, split)
+        section = task_model.recipe.model
+        key = (section.name, str(section.revision), str(task_model.recipe.task.max_length), data.sha256, split)
         if key not in self._examples:
-            self._examples[key] = prepared.encode(data, split)
+            self._examples[key] = task_model.encode(data, split)
         return self._examples[key]
 
-    def untrained(self, prepared: TaskModel) -> Untrained:
-        """The base model before training, on the unrelated text."""
-        recipe = prepared.recipe
+    def untrained(self, task_model: TaskModel) -> Untrained:
+        """The base model's loss or features on unrelated sentences, before training."""
+        recipe = task_model.recipe
         key = recipe.model.model_dump_json()
         if key not in self._untrained:
             base = load_base(
@@ -67,23 +68,29 @@ class Shared:
         return self._untrained[key]
 
 
-class _SharedSupplies(Supplies):
-    def __init__(self, shared: Shared, search: bool) -> None:
-        self._shared, self._search = shared, search
+@cache
+def process_cache() -> ProcessCache:
+    """The cache of this process."""
+    return ProcessCache()
+
+
+class _CachedSupplies(Supplies):
+    def __init__(self, cache: ProcessCache, search: bool) -> None:
+        self._cache, self._search = cache, search
 
     def data(self, recipe: Recipe) -> TaskData:
-        return self._shared.search_data(recipe) if self._search else self._shared.data(recipe)
+        return self._cache.search_data(recipe) if self._search else self._cache.data(recipe)
 
-    def examples(self, prepared: TaskModel, data: TaskData, split: str) -> Examples:
-        return self._shared.examples(prepared, data, split)
+    def examples(self, task_model: TaskModel, data: TaskData, split: str) -> Examples:
+        return self._cache.examples(task_model, data, split)
 
-    def measure(self, prepared: TaskModel, run_dir: Path) -> Mapping[str, Any]:
+    def measure(self, task_model: TaskModel, run_dir: Path) -> Mapping[str, Any]:
         if self._search:
             return {}
-        found: dict[str, Any] = {"peak_memory_bytes": peak_memory()}  # before the measure below adds to it
-        found["file_bytes"] = {name: size for name in FOLDERS if (size := _tensor_bytes(run_dir / name))}
-        found["retention"] = retention(prepared.model, self._shared.untrained(prepared))
-        return found
+        measured: dict[str, Any] = {"peak_memory_bytes": peak_memory()}  # read before `retention` raises it
+        measured["file_bytes"] = {name: size for name in WEIGHT_FOLDERS if (size := _tensor_bytes(run_dir / name))}
+        measured["retention"] = retention(task_model.model, self._cache.untrained(task_model))
+        return measured
 
 
 def _tensor_bytes(folder: Path) -> int:

@@ -1,4 +1,8 @@
-"""The runs of a comparison in their order: what is there already is not done again, what fails stops nothing else."""
+"""Schedule the runs of a comparison, and resume a stopped one: finished runs are read back, only missing ones execute.
+
+A comparison has no saved state besides its finished runs. Every command plans all runs again, in the same order; a run
+whose ID is already in OUT/runs counts as done. A failed run stops no other run.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +12,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kasatune.experiments.compare.executors import Pool
-from kasatune.experiments.compare.method_on_task import Cell, Steps
-from kasatune.experiments.compare.run_id import Job
-from kasatune.experiments.compare.run_store import Finished, Index, read_run
+from kasatune.experiments.compare.executors import Executor
+from kasatune.experiments.compare.method_on_task import MethodOnTask, RunSteps
+from kasatune.experiments.compare.run_id import PlannedRun
+from kasatune.experiments.compare.run_store import FinishedRun, read_run
 
 
 @dataclass
 class Progress:
-    """How far a comparison has come.
+    """Number of runs by state.
 
     Attributes:
-        planned: runs in all; equal runs of two methods count for each.
-        there: of them, finished.
-        done_now: done by this process.
-        failed: finished without scores.
+        planned: all runs; a run that two methods share counts for each.
+        there: finished runs.
+        done_now: runs that this process executed.
+        failed: runs that finished without scores.
     """
 
     planned: int = 0
@@ -33,108 +37,109 @@ class Progress:
 
 @dataclass
 class _Batch:
-    """The runs that a cell waits for before it goes on."""
+    """The runs that a method needs before it can plan its next ones."""
 
-    cell: Cell
-    steps: Steps
-    jobs: Sequence[Job]
-    results: dict[str, Finished] = field(default_factory=dict)
-    handed_on: bool = False
+    owner: MethodOnTask
+    steps: RunSteps
+    runs: Sequence[PlannedRun]
+    results: dict[str, FinishedRun] = field(default_factory=dict)
+    complete: bool = False
 
 
-class Engine:
-    """Takes the cells of a comparison through their runs.
+class Scheduler:
+    """Takes every method on every task through its runs.
 
-    The order: task by task; within a task the searches of all methods, then the reported runs, seed by seed, so that
-    what a stopped comparison leaves is balanced over the methods.
+    The order is task by task; within a task the search trials of all methods come first, then the reported runs, seed
+    by seed. A stopped comparison therefore has about the same number of runs for each method.
 
     Args:
-        cells: what is compared.
+        methods: every method on every task.
         runs: folder of the finished runs.
-        tell: is told of every run, one line each.
+        tell: receives one line for each finished run.
     """
 
-    def __init__(self, cells: Sequence[Cell], runs: Path, tell: Callable[[str], None]) -> None:
+    def __init__(self, methods: Sequence[MethodOnTask], runs: Path, tell: Callable[[str], None]) -> None:
         self._runs, self._tell = runs, tell
-        self.progress = Progress(planned=sum(cell.number_of_runs for cell in cells))
+        self.progress = Progress(planned=sum(method.number_of_runs for method in methods))
         self._ready: list[tuple[tuple[int, ...], str]] = []
-        self._jobs: dict[str, tuple[Job, str]] = {}
+        self._planned: dict[str, tuple[PlannedRun, str]] = {}
         self._waiting: dict[str, list[_Batch]] = {}
         self._retried: set[str] = set()
-        self._tried_again = False
-        self._cells = cells
+        self._retry_failed = False
+        self._methods = methods
 
-    def read(self) -> Mapping[str, Job]:
-        """Go as far as finished runs lead, and give the runs that are wanted next, by ID."""
-        for cell in self._cells:
-            steps = cell.steps()
-            self._go_on(cell, steps, None)
-        for batch in {id(one): one for waiting in self._waiting.values() for one in waiting}.values():
-            batch.cell.take(batch.jobs, batch.results)
-        return {run_id: job for run_id, (job, _) in self._jobs.items()}
+    def read_finished(self) -> Mapping[str, PlannedRun]:
+        """Advance every method as far as finished runs allow; return the runs that are needed next, by ID."""
+        for method in self._methods:
+            self._advance(method, method.steps(), None)
+        for batch in {id(batch): batch for batches in self._waiting.values() for batch in batches}.values():
+            batch.owner.take_finished(batch.runs, batch.results)
+        return {run_id: run for run_id, (run, _) in self._planned.items()}
 
-    def work(self, pool: Pool, index: Index) -> None:
-        """Do every run that is not there yet; the runs whose failure was the machine's are tried once more."""
-        self._tried_again = True
-        self.read()
-        under_way: dict[str, float] = {}
-        while self._ready or under_way:
-            while self._ready and len(under_way) < pool.slots:
+    def execute_missing(self, executor: Executor) -> None:
+        """Execute every run that is not finished; retry once the runs that failed because of the machine."""
+        self._retry_failed = True
+        self.read_finished()
+        started: dict[str, float] = {}
+        while self._ready or started:
+            while self._ready and len(started) < executor.slots:
                 _, run_id = heapq.heappop(self._ready)
-                pool.submit(self._jobs[run_id][0])
-                under_way[run_id] = time.monotonic()
-            run_id = pool.next()
-            seconds = time.monotonic() - under_way.pop(run_id)
-            found = read_run(self._runs, run_id)
-            assert found is not None
-            index.add(found)
+                executor.submit(self._planned[run_id][0])
+                started[run_id] = time.monotonic()
+            run_id = executor.next()
+            seconds = time.monotonic() - started.pop(run_id)
+            finished = read_run(self._runs, run_id)
+            assert finished is not None
             self.progress.done_now += 1
-            self._deliver(found, seconds)
+            self._deliver(finished, seconds)
 
-    def _deliver(self, found: Finished, seconds: float) -> None:
-        batches, (_, what) = self._waiting.pop(found.id), self._jobs.pop(found.id)
-        self._count(found, len(batches))
-        state = f"{seconds:.0f} s" if found.done else f"failed: {(found.error or '').splitlines()[0]}"
-        self._tell(f"{self.progress.there}/{self.progress.planned}  {what}  {state}")
+    def _deliver(self, run: FinishedRun, seconds: float) -> None:
+        batches, (_, title) = self._waiting.pop(run.id), self._planned.pop(run.id)
+        self._count(run, len(batches))
+        state = f"{seconds:.0f} s" if run.done else f"failed: {(run.error or '').splitlines()[0]}"
+        self._tell(f"{self.progress.there}/{self.progress.planned}  {title}  {state}")
         for batch in batches:
-            batch.results[found.id] = found
-            self._finish(batch)
+            batch.results[run.id] = run
+            self._advance_if_complete(batch)
 
-    def _finish(self, batch: _Batch) -> None:
-        if not batch.handed_on and all(job.id in batch.results for job in batch.jobs):
-            batch.handed_on = True
-            self._go_on(batch.cell, batch.steps, [batch.results[job.id] for job in batch.jobs])
+    def _advance_if_complete(self, batch: _Batch) -> None:
+        if not batch.complete and all(run.id in batch.results for run in batch.runs):
+            batch.complete = True
+            self._advance(batch.owner, batch.steps, [batch.results[run.id] for run in batch.runs])
 
-    def _go_on(self, cell: Cell, steps: Steps, results: Sequence[Finished] | None) -> None:
+    def _advance(self, method: MethodOnTask, steps: RunSteps, results: Sequence[FinishedRun] | None) -> None:
         try:
-            jobs = next(steps) if results is None else steps.send(results)
+            runs = next(steps) if results is None else steps.send(results)
         except StopIteration:
-            if cell.chosen is None:  # every trial failed: the reported runs will never come
-                self.progress.planned -= len(cell.request.seeds)
+            if method.chosen is None:  # every trial failed, so the reported runs will never be planned
+                self.progress.planned -= len(method.spec.seeds)
             return
-        batch = _Batch(cell, steps, jobs)
-        for number, job in enumerate(jobs):
-            found = read_run(self._runs, job.id)
-            if found is not None and (found.done or found.final or not self._tried_again or job.id in self._retried):
-                batch.results[job.id] = found
-                self._count(found, 1)
+        batch = _Batch(method, steps, runs)
+        for number, run in enumerate(runs):
+            finished = read_run(self._runs, run.id)
+            if finished is not None and not self._is_to_be_retried(finished):
+                batch.results[run.id] = finished
+                self._count(finished, 1)
                 continue
-            self._retried.add(job.id)
-            waiting = self._waiting.setdefault(job.id, [])
+            self._retried.add(run.id)
+            waiting = self._waiting.setdefault(run.id, [])
             waiting.append(batch)
             if len(waiting) == 1:
-                self._jobs[job.id] = (job, _words(cell, job))
-                task, method = cell.place
-                heapq.heappush(self._ready, ((task, int(cell.chosen is not None), number, method), job.id))
-        self._finish(batch)
+                self._planned[run.id] = (run, _title(method, run))
+                task, column = method.place
+                heapq.heappush(self._ready, ((task, int(method.chosen is not None), number, column), run.id))
+        self._advance_if_complete(batch)
 
-    def _count(self, found: Finished, times: int) -> None:
+    def _is_to_be_retried(self, run: FinishedRun) -> bool:
+        return self._retry_failed and not run.done and not run.final and run.id not in self._retried
+
+    def _count(self, run: FinishedRun, times: int) -> None:
         self.progress.there += times
-        self.progress.failed += 0 if found.done else times
+        self.progress.failed += 0 if run.done else times
 
 
-def _words(cell: Cell, job: Job) -> str:
-    if cell.chosen is None:
-        rate = job.recipe.training.learning_rate
-        return f"{cell.title}, search, learning rate {rate:g}"
-    return f"{cell.title}, seed {job.recipe.training.seed}"
+def _title(method: MethodOnTask, run: PlannedRun) -> str:
+    if method.chosen is None:
+        rate = run.recipe.training.learning_rate
+        return f"{method.title}, search, learning rate {rate:g}"
+    return f"{method.title}, seed {run.recipe.training.seed}"

@@ -1,4 +1,4 @@
-"""What makes two runs the same: the settings that the run reads, its rows, its base model and the software."""
+"""The ID of a run: a hash of the settings it reads, its rows, its base model and the software versions."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from kasatune.recipes.schema import Recipe
 from kasatune.weights.fingerprint import model_files_sha256
 
 _SOFTWARE = ("kasatune", "torch", "transformers", "peft", "accelerate", "tokenizers")
-_NO_MATTER = ("device", "report_to", "packing")
-"""Settings of training that change no result: rows are packed in tasks alone that a comparison refuses."""
+_WITHOUT_EFFECT = ("device", "report_to", "packing")
+"""Training settings that change no result here: packing applies only to tasks that a comparison refuses."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run to do.
+class PlannedRun:
+    """One run of a comparison.
 
     Attributes:
-        id: of its content; equal jobs have equal ids.
-        recipe: what it does.
-        search: whether it sees the training rows alone, some of them kept back.
-        identity: what `id` is the digest of.
-        cold: whether decompositions are to be computed anew, so that their cost is seen; their values are the same.
+        id: hash of `identity`; equal runs have equal IDs.
+        recipe: the complete recipe.
+        search: whether this is a search trial, which sees only training rows and is scored on a held-out part of them.
+        identity: everything that determines the result.
+        cold: compute decompositions anew so that their time is measured; their values are the same.
     """
 
     id: str
@@ -41,10 +41,10 @@ class Job:
     cold: bool = False
 
 
-def make_job(recipe: Recipe, data_sha256: str, *, search: bool, cold: bool = False) -> Job:
-    """The run of `recipe` on the rows with this sum.
+def plan_run(recipe: Recipe, data_sha256: str, *, search: bool, cold: bool = False) -> PlannedRun:
+    """The run of `recipe` on the rows with this SHA-256.
 
-    Paths do not count, what they lead to does; nor do settings of other methods.
+    Files are identified by their content, not their path. Settings that belong to other methods are left out.
     """
     values = recipe.model_dump()
     read = {"name", "options", *keys_read(recipe.method.name)} - {"tails"}
@@ -55,21 +55,21 @@ def make_job(recipe: Recipe, data_sha256: str, *, search: bool, cold: bool = Fal
         "held_out": {"share": HELD_OUT, "seed": SEARCH_SEED} if search else None,
         "task": {key: values["task"][key] for key in ("name", "max_length")},
         "method": {key: value for key, value in values["method"].items() if key in read},
-        "training": {key: value for key, value in values["training"].items() if key not in _NO_MATTER},
+        "training": {key: value for key, value in values["training"].items() if key not in _WITHOUT_EFFECT},
         "device": find_device(recipe.training).type,
         "software": {key: value for key, value in versions().items() if key in _SOFTWARE},
     }
-    return Job(digest(identity), recipe, search, identity, cold)
+    return PlannedRun(digest(identity), recipe, search, identity, cold)
 
 
 def digest(identity: dict[str, Any]) -> str:
-    """The name of the run that has this identity."""
+    """The ID of the run with this identity."""
     text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 @cache
 def model_identity(name: str, revision: str | None = None) -> str:
-    """SHA-256 over the files of a base model in a folder; name and commit of a model on the hub."""
+    """SHA-256 over the files of a base model in a local folder; name and commit of a model on the hub."""
     folder = Path(find_model(name))
     return model_files_sha256(folder) if folder.is_dir() else f"{name}@{find_commit(name, revision)}"

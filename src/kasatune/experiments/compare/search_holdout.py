@@ -1,4 +1,4 @@
-"""The rows that a search sees: training rows alone, some of them kept back to be scored on."""
+"""The rows of the hyperparameter search: training rows only, some of them held out to score the trials on."""
 
 from __future__ import annotations
 
@@ -12,31 +12,35 @@ from kasatune.data.tasks.dataset import TaskData, rows_sha256
 from kasatune.errors import DataError
 from kasatune.experiments.compare.spec import HELD_OUT, SEARCH_SEED
 
-FEWEST = 5
+FEWEST_ROWS = 5
 
 
 def search_data(data: TaskData) -> TaskData:
-    """`data` with its training rows cut in two, drawn once: "train", and "validation" to score trials on.
+    """`data` with its training rows split once into "train" and a held-out "validation".
 
-    The draw keeps the share of each label as far as whole rows allow. The rows that the comparison reports on are not
-    in it.
+    The split is stratified by label as far as integer counts allow. It never contains the rows that the comparison
+    reports on.
 
     Raises:
-        DataError: there are too few training rows to cut.
+        DataError: there are too few training rows to split.
     """
     rows = data.splits["train"]
-    if len(rows) < FEWEST:
-        raise DataError(f"task {data.name}: {len(rows)} training rows; a search needs {FEWEST} at least, or --trials 1")
-    kept_back = _drawn(list(rows.labels), classes=data.kind == "classification")
-    chosen = set(kept_back)
+    if len(rows) < FEWEST_ROWS:
+        raise DataError(
+            f"task {data.name}: {len(rows)} training rows; a search needs at least {FEWEST_ROWS}, "
+            "or skip it with --trials 1"
+        )
+    held_out = _draw_held_out(list(rows.labels), classes=data.kind == "classification")
+    excluded = set(held_out)
     splits = {
-        "train": rows.pick([index for index in range(len(rows)) if index not in chosen]),
-        "validation": rows.pick(kept_back),
+        "train": rows.pick([index for index in range(len(rows)) if index not in excluded]),
+        "validation": rows.pick(held_out),
     }
     return dataclasses.replace(data, splits=splits, sha256=rows_sha256(splits), notes=())
 
 
-def _drawn(labels: list[Any], *, classes: bool) -> list[int]:
+def _draw_held_out(labels: list[Any], *, classes: bool) -> list[int]:
+    """Indices of a share `HELD_OUT` of the rows, sorted."""
     generator = np.random.default_rng(SEARCH_SEED)
     groups: dict[Any, list[int]] = {}
     for index in generator.permutation(len(labels)).tolist():

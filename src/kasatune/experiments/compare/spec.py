@@ -1,26 +1,26 @@
-"""What a comparison is asked to do, checked as a whole before anything is loaded."""
+"""The specification of a comparison: tasks, methods, seeds and search, validated before anything is loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from kasatune.data.tasks.table import TASKS
 from kasatune.errors import InputError, RecipeError
 from kasatune.experiments.compare.variants import Variant, keys_read
 from kasatune.methods.table import BASELINE_METHOD, METHODS, REFERENCE_METHOD
-from kasatune.recipes.schema import Recipe
+from kasatune.recipes.schema import MethodSection, Recipe
 
 Protocol = Literal["clean", "paper"]
 SearchKind = Literal["grid", "random", "optuna"]
-PROTOCOLS: Mapping[str, str] = {
+PROTOCOLS: Mapping[Protocol, str] = {
     "clean": "the state after the last epoch, scored once; settings searched on a part of the training rows",
-    "paper": "the best epoch and the settings, both chosen on the rows that are reported, as published logs have it",
+    "paper": "the best epoch and the settings, both chosen on the rows that are reported, as in published logs",
 }
-SEARCH_SEED = 2**32 - 1  # of the search: its draws, its split and its runs; never a seed that is reported
-HELD_OUT = 0.2  # share of the training rows that the search scores on
+SEARCH_SEED = 2**32 - 1  # for the draws, the split and the runs of the search; never a reported seed
+HELD_OUT = 0.2  # share of the training rows that search trials are scored on
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Search:
 
     Attributes:
         kind: "grid", "random" or "optuna".
-        trials: runs for every method; 1 takes the recipe's settings as they are.
+        trials: number of trials for every method; 1 keeps the recipe's settings.
         low: smallest learning rate; None for a tenth of the recipe's.
         high: largest learning rate; None for ten times the recipe's.
     """
@@ -45,8 +45,8 @@ class Task:
     """A task of a comparison.
 
     Attributes:
-        name: in tables.
-        recipe: model, task and training that all methods share.
+        name: name in tables.
+        recipe: model, task and training settings, shared by all methods.
     """
 
     name: str
@@ -54,14 +54,14 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Request:
-    """A comparison before it happens.
+class ComparisonSpec:
+    """What a comparison runs.
 
     Attributes:
-        tasks: what is learnt.
-        variants: the methods.
-        seeds: of the runs that are reported.
-        reference: the text of the variant that differences are taken against.
+        tasks: the tasks.
+        variants: the methods with their settings.
+        seeds: seeds of the reported runs.
+        reference: text of the variant that all others are compared with.
         protocol: "clean" or "paper"; see `PROTOCOLS`.
         search: how settings are searched.
     """
@@ -74,7 +74,7 @@ class Request:
     search: Search = Search()
 
     def recipe(self, task: Task, variant: Variant, seed: int, settings: Mapping[str, float]) -> Recipe:
-        """What one run does; `settings` are those that the search found, or tries."""
+        """The recipe of one run, with the searched `settings` filled in."""
         method = {key: value for key, value in settings.items() if key != "learning_rate"}
         training: dict[str, Any] = {
             "seed": seed,
@@ -86,7 +86,7 @@ class Request:
         return variant.apply(task.recipe, training, method).model_copy(update={"output": "run"})
 
 
-def make_request(
+def make_spec(
     recipes: Sequence[tuple[Path, Recipe]],
     variants: Sequence[Variant],
     seeds: Sequence[int],
@@ -94,52 +94,54 @@ def make_request(
     reference: str | None = None,
     protocol: str = "clean",
     search: Search | None = None,
-) -> Request:
-    """A checked comparison.
+) -> ComparisonSpec:
+    """Return a validated comparison.
 
     Args:
-        recipes: the file and the content of one recipe a task; their methods do not count.
+        recipes: (file, content) of one recipe per task; the method that a recipe names is ignored.
         variants: the methods.
-        seeds: of the reported runs.
-        reference: a variant as it was written; None for REFERENCE_METHOD if it takes part, else the first that trains.
+        seeds: seeds of the reported runs.
+        reference: text of a variant; None for REFERENCE_METHOD if it takes part, else the first method that trains.
         protocol: "clean" or "paper".
-        search: None for four trials on a grid.
+        search: None for a grid of four trials.
 
     Raises:
-        InputError: something is unknown or contradicts the rest.
-        RecipeError: every fault of every method on every task at once.
+        InputError: a value is unknown or inconsistent with the others.
+        RecipeError: all faults of all methods on all tasks.
     """
     search = search or Search()
     _check_search(search)
-    if protocol not in PROTOCOLS:
-        raise InputError(f"--protocol: {protocol!r} received; must be one of {', '.join(PROTOCOLS)}")
+    names: dict[str, Protocol] = {name: name for name in PROTOCOLS}
+    if protocol not in names:
+        raise InputError(f"--protocol: {protocol!r} received; must be one of {', '.join(names)}")
     if SEARCH_SEED in seeds:
-        raise InputError(f"--seeds: {SEARCH_SEED} is the seed of the search; give others")
-    request = Request(
+        raise InputError(f"--seeds: {SEARCH_SEED} is reserved for the search; choose other seeds")
+    spec = ComparisonSpec(
         tasks=_tasks(recipes),
         variants=tuple(_with_baseline(variants)),
         seeds=tuple(seeds),
         reference=_reference(reference, variants),
-        protocol=protocol,  # type: ignore[arg-type]
+        protocol=names[protocol],
         search=search,
     )
-    _check_recipes(request)
-    return request
+    _check_recipes(spec)
+    return spec
 
 
 def _with_baseline(variants: Sequence[Variant]) -> list[Variant]:
-    """The fitted head takes part in every comparison: what does not beat it has learnt nothing."""
-    there = any(is_fitted(variant.method) for variant in variants)
-    return [*variants] if there else [*variants, Variant(BASELINE_METHOD, BASELINE_METHOD, {})]
+    """Add the baseline method if it is missing: a method that does not beat it has learnt nothing."""
+    if any(is_fitted(variant.method) for variant in variants):
+        return list(variants)
+    return [*variants, Variant(BASELINE_METHOD, BASELINE_METHOD, {})]
 
 
 def is_fitted(method: str) -> bool:
-    """Whether a method is fitted in one go, with nothing to search and no steps to count."""
+    """Whether a method is fitted in closed form, with nothing to search and no training steps."""
     return METHODS[method].fitted
 
 
 def _check_search(search: Search) -> None:
-    if search.kind not in ("grid", "random", "optuna"):
+    if search.kind not in get_args(SearchKind):
         raise InputError(f"--search: {search.kind!r} received; must be grid, random or optuna")
     if search.trials < 1:
         raise InputError(f"--trials: {search.trials} received; must be 1 (no search) or more")
@@ -156,14 +158,14 @@ def _tasks(recipes: Sequence[tuple[Path, Recipe]]) -> tuple[Task, ...]:
         if TASKS[recipe.task.name].kind == "generation":
             raise InputError(
                 f"{recipe.task.name}: it generates text, whose scores are not compared row by row; train each method "
-                "with `kasatune train RECIPE method.name=...` and lay their metrics.json side by side"
+                "with `kasatune train RECIPE method.name=...` and compare their metrics.json"
             )
-        own = recipe.task.name in ("classification", "regression")
-        tasks.append(Task(path.stem if own else recipe.task.name, recipe))
+        has_own_data = recipe.task.name in ("classification", "regression")
+        tasks.append(Task(path.stem if has_own_data else recipe.task.name, recipe))
     names = [task.name for task in tasks]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InputError(f"--tasks: {', '.join(twice)} is there twice; name each task once")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise InputError(f"--tasks: {', '.join(repeated)} is given more than once; name each task once")
     return tuple(tasks)
 
 
@@ -177,14 +179,14 @@ def _reference(given: str | None, variants: Sequence[Variant]) -> str:
     return REFERENCE_METHOD if REFERENCE_METHOD in texts else (trained or texts)[0]
 
 
-def _check_recipes(request: Request) -> None:
+def _check_recipes(spec: ComparisonSpec) -> None:
     faults: list[str] = []
-    for task in request.tasks:
-        for variant in request.variants:
+    for task in spec.tasks:
+        for variant in spec.variants:
             unread = [key for key in variant.settings if not _reads(variant.method, key)]
-            faults += [f"{variant.text}: method.{key} is not read by {variant.method}; leave it out" for key in unread]
+            faults += [f"{variant.text}: {variant.method} does not read method.{key}; remove it" for key in unread]
             try:
-                request.recipe(task, variant, request.seeds[0], {})
+                spec.recipe(task, variant, spec.seeds[0], {})
             except RecipeError as error:
                 faults += [f"{variant.text} on {task.name}: {fault}" for fault in error.faults]
     if faults:
@@ -193,6 +195,4 @@ def _check_recipes(request: Request) -> None:
 
 def _reads(method: str, key: str) -> bool:
     """Whether a method reads a key of the recipe's `method` section; its own options are checked with the recipe."""
-    from kasatune.recipes.schema import MethodSection
-
     return key not in MethodSection.model_fields or key in keys_read(method)

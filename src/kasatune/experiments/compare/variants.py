@@ -1,4 +1,4 @@
-"""What is compared: methods, and variants of a method by name."""
+"""Parse `--methods` and `--seeds`: method variants such as kasa:convention=authors, and seeds."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from kasatune.recipes.yaml_io import parse_yaml
 
 @dataclass(frozen=True)
 class Variant:
-    """A method with the settings that make it a variant of its own.
+    """A method with settings that differ from the recipe's.
 
     Attributes:
-        text: as it was written: "kasa", or "kasa:convention=authors:r=16".
-        method: the method's name.
-        settings: keys of the recipe's `method` section, or of the method's own options, with their values.
+        text: the variant as written: "kasa", or "kasa:convention=authors:r=16".
+        method: name of the method.
+        settings: values for keys of the recipe's `method` section or of the method's own options.
     """
 
     text: str
@@ -29,25 +29,25 @@ class Variant:
 
     @property
     def title(self) -> str:
-        """The method's name in the field, with the settings."""
+        """The method's usual name, with the settings."""
         info = METHODS[self.method]
         return f"{info.shown_title} ({self.settings_text})" if self.settings else info.shown_title
 
     @property
     def settings_text(self) -> str:
-        """The settings in words: "convention=authors, r=16"."""
+        """The settings as text: "convention=authors, r=16"."""
         return ", ".join(self.text.split(":")[1:])
 
     def apply(self, recipe: Recipe, training: Mapping[str, Any], method: Mapping[str, Any]) -> Recipe:
-        """`recipe` with this method in the place of its own, everything else alike.
+        """Return `recipe` with this method and unchanged otherwise.
 
         Args:
-            recipe: of the task; what its `method` section says holds for every method that reads it.
-            training: keys of the `training` section to change.
-            method: keys of the `method` section to change.
+            recipe: recipe of the task; its `method` section applies to every method that reads the key.
+            training: keys of the `training` section to override.
+            method: keys of the `method` section to override.
 
         Raises:
-            RecipeError: the settings are not those of this method, or out of their range.
+            RecipeError: the method does not have these settings, or a value is out of range.
         """
         values = recipe.model_dump()
         section = dict(values["method"])
@@ -65,35 +65,37 @@ class Variant:
 
 
 def parse_variants(text: str) -> list[Variant]:
-    """The variants in "kasa,kasa:convention=authors,lora".
+    """Parse a list such as "kasa,kasa:convention=authors,lora".
 
     Raises:
-        InputError: a method is unknown, a setting is no key=value, or a variant is given twice.
+        InputError: a method is unknown, a setting is not key=value, or a variant is given twice.
     """
-    found = [_parse(part.strip()) for part in text.split(",") if part.strip()]
-    if not found:
-        raise InputError(f"--methods: {text!r} received; name one method at least, for example kasa,lora")
-    _refuse_twice("--methods", [variant.text for variant in found])
-    return found
+    variants = [_parse(part.strip()) for part in text.split(",") if part.strip()]
+    if not variants:
+        raise InputError(f"--methods: {text!r} received; name at least one method, for example kasa,lora")
+    _refuse_duplicates("--methods", [variant.text for variant in variants])
+    return variants
 
 
 def keys_read(method: str) -> tuple[str, ...]:
-    """The keys of a recipe's `method` section that a method reads, besides its name and its own options."""
+    """The keys of a recipe's `method` section that a method reads, besides `name` and its own options."""
     return METHODS[method].uses
 
 
 def parse_seeds(text: str) -> list[int]:
-    """The seeds in "0,1,2".
+    """Parse a list such as "0,1,2".
 
     Raises:
-        InputError: one is no whole number from 0 to 4294967295, or is given twice.
+        InputError: a seed is not an integer from 0 to 4294967295, or is given twice.
     """
     seeds = []
     for part in text.split(","):
         if not part.strip().isdecimal() or len(part.strip()) > len(str(2**32)) or int(part) >= 2**32:
-            raise InputError(f"--seeds: {show(part.strip())} received; give whole numbers from 0 on, for example 0,1,2")
+            raise InputError(
+                f"--seeds: {show(part.strip())} received; give integers from 0 to 4294967295, for example 0,1,2"
+            )
         seeds.append(int(part))
-    _refuse_twice("--seeds", [str(seed) for seed in seeds])
+    _refuse_duplicates("--seeds", [str(seed) for seed in seeds])
     return seeds
 
 
@@ -119,7 +121,7 @@ def _parse(text: str) -> Variant:
     return Variant(text, method, values)
 
 
-def _refuse_twice(option: str, names: Sequence[str]) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InputError(f"{option}: {', '.join(twice)} is given twice; keep one")
+def _refuse_duplicates(option: str, names: Sequence[str]) -> None:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise InputError(f"{option}: {', '.join(repeated)} is given twice; keep one")

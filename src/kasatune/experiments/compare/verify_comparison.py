@@ -1,4 +1,4 @@
-"""The numbers of a comparison made again from the files of its runs, and held against comparison.json."""
+"""Verify a comparison: recompute its numbers from the files of its runs and compare them with comparison.json."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kasatune.errors import InputError
 from kasatune.evaluation.recompute import Line
+from kasatune.experiments.compare.comparison_file import COMPARISON, read_comparison
 from kasatune.experiments.compare.hyperparameter_search import best_trial
 from kasatune.experiments.compare.run_id import digest
-from kasatune.experiments.compare.run_store import COMPARISON, RUNS, Finished, read_run
+from kasatune.experiments.compare.run_store import RUNS, FinishedRun, read_run
 from kasatune.io.atomic import finite
 from kasatune.metrics import classification_scores, regression_scores
 from kasatune.metrics.intervals import bootstrap_interval
 from kasatune.runs.directory import PREDICTIONS
 from kasatune.training.callback import LOWER_IS_BETTER
+
+_SCORES = "are the same in comparison.json and metrics.json, and follow from the predictions of the run"
 
 
 def is_comparison(directory: Path) -> bool:
@@ -26,89 +28,89 @@ def is_comparison(directory: Path) -> bool:
 
 
 def verified(out: Path) -> Iterator[Line]:
-    """Runs, their names, scores, choices and summaries of a comparison: (name, whether it holds, figure).
+    """Check runs, IDs, scores, chosen settings and summaries; yields (name, whether it holds, detail).
 
-    Scores are made again from the answers that every run keeps, what was chosen and the means from the scores. The
-    weights of a run are gone, unless the comparison was told to keep them; its recipe.yaml makes them again.
+    Scores are recomputed from the predictions that every run keeps; choices and means from the scores. Weights are
+    deleted unless the comparison kept adapters; a run's recipe.yaml trains them again.
 
     Raises:
         InputError: comparison.json is damaged.
     """
-    try:
-        found = json.loads((out / COMPARISON).read_text(encoding="utf-8"))
-        results = [(task, entry) for task in found["tasks"] for entry in task["results"]]
-        reported = [(task, one) for task, entry in results for one in _runs(entry)]
-    except (OSError, ValueError, KeyError, TypeError) as fault:
-        raise InputError(
-            f"{out / COMPARISON} cannot be read ({fault}); give the command that made it again with --report-only"
-        ) from fault
-    runs = {one["run"]: read_run(out / RUNS, one["run"]) for _, one in reported}
-    there = {name: run for name, run in runs.items() if run is not None}
-    yield "runs", *_all([name for name in runs if name not in there], len(runs), "are there and whole")
-    yield "names", *_all([name for name, run in there.items() if not _is_named(run)], len(there), "tell what made them")
-    done = [(task, one, there[one["run"]]) for task, one in reported if one["run"] in there and there[one["run"]].done]
-    yield "scores", *_all([run.id for task, one, run in done if not _scores_hold(task, one, run)], len(done), _SCORES)
+    comparison = read_comparison(out)
+    results = [(task, entry) for task in comparison["tasks"] for entry in task["results"]]
+    recorded = [(task, record) for task, entry in results for record in _records(entry)]
+    runs = {record["run"]: read_run(out / RUNS, record["run"]) for _, record in recorded}
+    readable = {run_id: run for run_id, run in runs.items() if run is not None}
+    yield "runs", *_all([run_id for run_id in runs if run_id not in readable], len(runs), "are present and readable")
+    misnamed = [run_id for run_id, run in readable.items() if not _has_its_id(run)]
+    yield "names", *_all(misnamed, len(readable), "have the ID of their settings")
+    done = [
+        (task, record, readable[record["run"]])
+        for task, record in recorded
+        if record["run"] in readable and readable[record["run"]].done
+    ]
+    wrong_scores = [run.id for task, record, run in done if not _scores_hold(task, record, run)]
+    yield "scores", *_all(wrong_scores, len(done), _SCORES)
     searched = [(task, entry) for task, entry in results if entry["search"] and entry["search"]["chosen"]]
     wrong = [f"{entry['method']} on {task['name']}" for task, entry in searched if not _choice_holds(task, entry)]
     yield "chosen settings", *_all(wrong, len(searched), "are those of the best trial")
-    summed = [(task, entry) for task, entry in results if entry["n"]]
-    wrong = [f"{entry['method']} on {task['name']}" for task, entry in summed if not _summary_holds(entry)]
-    yield "means and intervals", *_all(wrong, len(summed), "follow from the scores of their seeds")
+    summarized = [(task, entry) for task, entry in results if entry["n"]]
+    wrong = [f"{entry['method']} on {task['name']}" for task, entry in summarized if not _summary_holds(entry)]
+    yield "means and intervals", *_all(wrong, len(summarized), "follow from the scores of their seeds")
 
 
-_SCORES = "are in comparison.json as in metrics.json, and follow from the answers of the run"
-
-
-def _runs(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The reported runs of a result, and its trials."""
+def _records(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The reported runs and the trials of a result."""
     yield from entry["runs"]
     yield from entry["search"]["trials"] if entry["search"] else ()
 
 
-def _all(wrong: list[str], number: int, words: str) -> tuple[bool | None, str]:
+def _all(wrong: list[str], number: int, statement: str) -> tuple[bool | None, str]:
     if not number:
         return None, "none is finished"
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        return False, f"{len(wrong)} of {number} do not hold: {', '.join(wrong[:3])}{more}"
-    return True, f"{number} {words}"
+        return False, f"{len(wrong)} of {number} do not: {', '.join(wrong[:3])}{more}"
+    return True, f"{number} {statement}"
 
 
-def _is_named(run: Finished) -> bool:
+def _has_its_id(run: FinishedRun) -> bool:
     return digest(run.run.get("identity") or {}) == run.id == run.run.get("id")
 
 
-def _scores_hold(task: Mapping[str, Any], one: Mapping[str, Any], run: Finished) -> bool:
-    """The main score of a run, by comparison.json, metrics.json and predictions.json."""
+def _scores_hold(task: Mapping[str, Any], record: Mapping[str, Any], run: FinishedRun) -> bool:
+    """Whether comparison.json, metrics.json and predictions.json agree on a run's main score."""
     primary = task["primary"]
-    recorded = run.metrics["metrics"].get(primary)
-    if one["score"] != recorded or one.get("metrics", run.metrics["metrics"]) != run.metrics["metrics"]:
+    score = run.metrics["metrics"].get(primary)
+    if record["score"] != score:
+        return False
+    if record.get("metrics") is not None and record["metrics"] != run.metrics["metrics"]:
         return False
     try:
         answers = json.loads((run.folder / PREDICTIONS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     if run.metrics["kind"] == "regression":
-        again = regression_scores([primary], answers["predictions"], answers["labels"])
+        recomputed = regression_scores([primary], answers["predictions"], answers["labels"])
     else:
-        again = classification_scores([primary], answers["predictions"], answers["labels"], task["labels"])
-    return finite(again)[primary] == recorded
+        recomputed = classification_scores([primary], answers["predictions"], answers["labels"], task["labels"])
+    return finite(recomputed)[primary] == score
 
 
 def _choice_holds(task: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
     trials, primary = entry["search"]["trials"], task["primary"]
-    scores = [None if one["score"] is None else {primary: one["score"], "loss": one["loss"]} for one in trials]
+    scores = [None if trial["score"] is None else {primary: trial["score"], "loss": trial["loss"]} for trial in trials]
     best = best_trial(scores, primary, lower_is_better=primary in LOWER_IS_BETTER)
     return best is not None and trials[best]["settings"] == entry["search"]["chosen"]
 
 
 def _summary_holds(entry: Mapping[str, Any]) -> bool:
-    values = [one["score"] for one in entry["runs"] if one["score"] is not None]
+    values = [record["score"] for record in entry["runs"] if record["score"] is not None]
     interval = bootstrap_interval(values)
-    again = {
+    recomputed = {
         "n": len(values),
         "mean": interval.estimate,
         "sd": statistics.stdev(values) if len(values) > 1 else None,
         "interval": [interval.low, interval.high] if len(values) > 1 else None,
     }
-    return finite(again) == {key: entry[key] for key in again}
+    return finite(recomputed) == {key: entry[key] for key in recomputed}

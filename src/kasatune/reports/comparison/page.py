@@ -10,8 +10,8 @@ import jinja2
 from markupsafe import Markup
 
 from kasatune.reports import words
-from kasatune.reports.comparison.answer import answer, begun, protocol_sentence, title_of
 from kasatune.reports.comparison.charts import curve_chart, interval_chart, numbers, trade_off_chart
+from kasatune.reports.comparison.conclusion import begun, conclusion, protocol_sentence, title_of
 from kasatune.reports.comparison.tables import (
     NOTHING,
     cost_table,
@@ -41,7 +41,7 @@ def render(found: Mapping[str, Any]) -> str:
     return environment.get_template("comparison.html").render(
         found=found,
         style=Markup("\n".join(path.read_text(encoding="utf-8") for path in _STYLES)),
-        answer=found.get("answer") or answer(found),
+        answer=found.get("answer") or conclusion(found),
         protocol=protocol_sentence(found),
         reference=title_of(found, found["reference"]),
         overall=overall_table(found) if found["overall"] and len(found["tasks"]) > 1 else None,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from kasatune.reports import words
-from kasatune.reports.comparison.answer import answer, begun, protocol_sentence, title_of
+from kasatune.reports.comparison.conclusion import begun, conclusion, protocol_sentence, title_of
 from kasatune.reports.markdown import code, text
 from kasatune.reports.markdown import table as markdown_table
 
@@ -152,7 +152,7 @@ def counts_sentence(task: Mapping[str, Any]) -> str:
 def as_markdown(found: Mapping[str, Any]) -> str:
     """The whole comparison as a Markdown page."""
     names = ", ".join(task["name"] for task in found["tasks"])
-    parts = [f"# Comparison on {text(names)}", text(answer(found)), text(protocol_sentence(found))]
+    parts = [f"# Comparison on {text(names)}", text(conclusion(found)), text(protocol_sentence(found))]
     if len(found["tasks"]) > 1 and found["overall"]:
         parts += ["## Over the tasks", _markdown(overall_table(found))]
     for task in found["tasks"]:

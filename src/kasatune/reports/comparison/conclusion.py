@@ -10,7 +10,7 @@ from kasatune.reports import words
 NO_DIFFERENCE = "no difference shown"
 
 
-def answer(found: Mapping[str, Any]) -> str:
+def conclusion(found: Mapping[str, Any]) -> str:
     """The paragraph that stands on top of every form of the report."""
     parts = [
         _unfinished(found),

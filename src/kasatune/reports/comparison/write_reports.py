@@ -1,0 +1,31 @@
+"""Write the reports of a comparison: Markdown, CSV, LaTeX and HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kasatune.io.atomic import write_text
+from kasatune.reports.comparison.page import render
+from kasatune.reports.comparison.tables import as_csv, as_latex, as_markdown
+
+
+def write_reports(comparison: Mapping[str, Any], out: Path) -> None:
+    """Write comparison.md, comparison.csv, comparison.tex and report.html into `out`.
+
+    Args:
+        comparison: the content of comparison.json.
+        out: directory of the comparison.
+
+    Raises:
+        OutputError: `out` cannot be written.
+    """
+    texts = {
+        "comparison.md": as_markdown(comparison),
+        "comparison.csv": as_csv(comparison),
+        "comparison.tex": as_latex(comparison),
+        "report.html": render(comparison),
+    }
+    for name, text in texts.items():
+        write_text(out / name, text)
