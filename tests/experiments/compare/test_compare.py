@@ -120,7 +120,7 @@ def test_a_read_only_comparison_is_refused(done, monkeypatch):
 def test_a_second_process_is_refused(done, tmp_path):
     spec, out, _, _ = done
     shutil.copytree(out, tmp_path / "out")
-    with locked_comparison(tmp_path / "out"), pytest.raises(OutputError, match="is at work"):
+    with locked_comparison(tmp_path / "out"), pytest.raises(OutputError, match="is working on this comparison"):
         run(spec, tmp_path / "out")
 
 
