@@ -21,7 +21,7 @@ Space = dict[str, tuple[float, float]]
 
 
 def search_space(variant: Variant, recipe: Recipe, search: Search) -> Space:
-    """(low, high) of each setting that is searched on a logarithmic scale: learning_rate and the method's `searched` keys.
+    """(low, high) of each setting that is searched, log-spaced: learning_rate and the keys in the method's `searched`.
 
     A penalty weight that the variant sets, or that is 0, is not searched. Empty if nothing is searched: with a single
     trial, or for a method that is fitted in closed form.
