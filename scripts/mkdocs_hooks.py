@@ -32,6 +32,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Make links to a notebook, which are right in the repository, lead to its page on the site."""
+    return re.sub(r"\]\(([^)]*)\.ipynb\)", r"](\1.md)", markdown)
+
+
 def notebook_page(path: Path) -> str:
     """A notebook as Markdown: its text, its code, and the text that its cells printed."""
     notebook = nbformat.read(path, as_version=4)
@@ -47,8 +52,8 @@ def notebook_page(path: Path) -> str:
             shown = [*lines[:LONGEST_OUTPUT], "..."] if len(lines) > LONGEST_OUTPUT else lines
             parts.append("```text\n" + "\n".join(shown) + "\n```")
     title, *rest = parts
-    note = f"This page is the notebook [{path.name}]({path.name}); continuous integration executes it."
     heading, _, introduction = title.partition("\n")
+    note = f'<a href="{path.name}" download>Download this page as a notebook</a>. Continuous integration executes it.'
     return "\n\n".join([heading, note, introduction.strip(), *rest]) + "\n"
 
 

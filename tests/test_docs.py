@@ -1,7 +1,8 @@
-"""What the documents say is so: their code runs, and what they name is there."""
+"""Documentation: its code runs, and the files, tests, commands and pages that it names exist."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -10,8 +11,16 @@ from pathlib import Path
 import pytest
 
 from kasatune.cli.main import COMMANDS
+from kasatune.data.tasks.table import TASKS
+from kasatune.recipes.schema import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
+_SPEC = importlib.util.spec_from_file_location("reference_pages", ROOT / "scripts" / "reference_pages.py")
+reference = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(reference)
+# Pages of the site that are made when it is built.
+GENERATED = {ROOT / "docs" / name for name in [*reference.PAGES, *reference.FILES]}
+
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
@@ -39,7 +48,8 @@ def test_files_and_tests_that_are_named_exist(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         if not target.startswith("http"):
-            assert ((ROOT / name).parent / target).exists(), f"{name} links to {target}"
+            path = ((ROOT / name).parent / target).resolve()
+            assert path.exists() or path in GENERATED, f"{name} links to {target}"
     for path, test in re.findall(r"`((?:tests|src|docs|recipes|benchmarks)/[\w/.-]+?)(?:::(\w+))?`", text):
         assert (ROOT / path).exists(), f"{name} names {path}"
         if test:
@@ -55,3 +65,26 @@ def test_commands_that_are_named_exist(name):
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     made = set(re.findall(r"\bmake ([a-z]+)\b", code))
     assert made <= targets, f"{name} names {made - targets}"
+
+
+def test_the_reference_lists_every_key_command_and_task():
+    keys, commands, tasks = (reference.PAGES[f"reference/{n}.md"]() for n in ("recipe-keys", "commands", "tasks"))
+    recipe = Recipe.model_validate({"model": {"name": "m"}, "task": {"name": "e2e"}}).model_dump()
+    for section in ("model", "task", "method", "training", "generation"):
+        assert all(f"| `{section}.{key}` |" in keys for key in recipe[section])
+    assert all(f"\n## {name}\n" in commands for name in COMMANDS)
+    assert "| `--seeds LIST` | `0,1,2` |" in commands
+    assert all(f"| `{name}` |" in tasks for name in TASKS)
+
+
+def test_the_reference_lists_exit_statuses_and_messages_of_errors():
+    errors = reference.PAGES["reference/errors.md"]()
+    assert "`MissingExtraError` | 2 |" in errors and "`DivergedError` | 1 |" in errors
+    assert "folder" in errors.partition("### DataError")[2].partition("###")[0]
+
+
+def test_the_schema_for_editors_is_that_of_a_recipe():
+    schema = reference.recipe_schema()
+    training = schema["$defs"]["TrainingSection"]["properties"]
+    assert training["batch_size"]["minimum"] == 1 and training["schedule"]["default"] == "linear"
+    assert schema["required"] == ["model", "task"]
