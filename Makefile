@@ -11,13 +11,16 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench soak tree install clean
+.PHONY: help demo tiny-llama test check site docs notebooks pictures bench soak tree install clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(STAMP) ## fine-tune a small real encoder with KaSA, evaluate it, write runs/demo
 	@$(BIN)/kasatune demo
+
+tiny-llama: $(STAMP) ## a Llama of one million parameters with rows and a recipe, in runs/tiny-llama
+	@$(BIN)/python scripts/make_tiny_llama.py runs/tiny-llama
 
 test: $(STAMP) ## the tests
 	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 $(PYTEST_FLAGS)
@@ -27,6 +30,18 @@ check: $(STAMP) ## format, lint, types, direction of imports
 	@$(BIN)/ruff check .
 	@$(BIN)/pyright
 	@$(BIN)/lint-imports
+
+site: $(STAMP) ## build the documentation site, every warning an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs: $(STAMP) ## build the documentation and serve it at http://127.0.0.1:8000
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+notebooks: $(STAMP) ## execute the tutorials and keep their outputs
+	@$(BIN)/python scripts/run_notebooks.py
+
+pictures: $(STAMP) ## make the picture of README.md again; needs chromium
+	@$(BIN)/python scripts/make_pictures.py
 
 bench: $(STAMP) ## the quick form of every benchmark, against peers: minutes, best on a machine that does nothing else
 	@$(BIN)/python -m benchmarks

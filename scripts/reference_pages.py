@@ -21,28 +21,17 @@ from kasatune import errors
 from kasatune.cli.main import COMMANDS, build_app
 from kasatune.data.tasks.table import TASKS
 from kasatune.recipes.catalogue import about, built_in
-from kasatune.recipes.schema import SECTIONS, Recipe
+from kasatune.recipes.schema import SECTIONS, recipe_json_schema
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "kasatune"
 
-# pydantic leaves these names in the schema of a field that has a validator of its own.
-_JSON_SCHEMA_NAMES = {"ge": "minimum", "le": "maximum", "gt": "exclusiveMinimum", "lt": "exclusiveMaximum"}
 _SIGNS = {"minimum": ">=", "maximum": "<=", "exclusiveMinimum": ">", "exclusiveMaximum": "<"}
-
-
-def recipe_schema() -> dict[str, Any]:
-    """The JSON schema of a recipe, for editors."""
-    schema = _with_schema_names(Recipe.model_json_schema())
-    # Sections and the output have defaults that depend on other keys, so that a recipe may leave them out.
-    schema["required"] = ["model", "task"]
-    schema["title"] = "kasatune recipe"
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def recipe_keys() -> str:
     """The page of recipe keys: one table per section."""
-    schema = recipe_schema()
+    schema = recipe_json_schema()
     parts = [
         "# Recipe keys",
         "Every key of a recipe, with its type, limits and default. Keys may be added in later versions, never renamed. "
@@ -55,8 +44,8 @@ def recipe_keys() -> str:
         "language server (VS Code with the YAML extension, Neovim, Helix, Emacs) complete and check recipes when the "
         "first line names the schema:",
         "```yaml\n# yaml-language-server: $schema=path/to/recipe.schema.json\nmodel: {name: path/to/model}\n```",
-        "`make docs` builds the file at `site/reference/recipe.schema.json`. The schema checks single keys; rules that "
-        "involve several keys are checked by kasatune alone.",
+        "`make site` writes it to `site/reference/recipe.schema.json`. The schema checks single keys; rules for "
+        "several keys together are checked by kasatune alone.",
         f"## output\n\n`output` (text): {_sentence(_description(schema['properties']['output']))}"
         if _description(schema["properties"]["output"])
         else "## output\n\n`output` (text): the run directory; `runs/TASK-METHOD` by default.",
@@ -137,7 +126,7 @@ def error_reference() -> str:
         "## Exceptions",
         table(["exception", "exit status", "raised when"], list(_classes(errors.KasatuneError, 0))),
         "## Messages",
-        f"The text of the {len(messages)} messages in the source, sorted by exception; words in `{{braces}}` stand for values. "
+        f"The {len(messages)} messages in the source, sorted by exception; words in `{{braces}}` stand for values. "
         "Faults of a recipe are collected and reported together.",
     ]
     for name in sorted({name for name, _, _ in messages}):
@@ -178,8 +167,8 @@ def recipes() -> str:
     names = built_in()
     parts = [
         "# Built-in recipes",
-        "`kasatune train NAME` trains one of these; `NAME section.key=value` changes it. A recipe of your own may start "
-        "as a copy. Also printed by `kasatune list recipes`.",
+        "`kasatune train NAME` trains one of these; `NAME section.key=value` changes it. A copy is a good start for "
+        "your own recipe. `kasatune list recipes` prints the names.",
         table(
             ["name", "about"],
             [[f"[`{name}`](#{_anchor(name)})", _sentence(about(path))] for name, path in names.items()],
@@ -195,8 +184,8 @@ def api() -> str:
     parts = [
         "# Python API",
         "The names below, imported from `kasatune`, are stable: they are extended, not renamed. Modules below "
-        "`kasatune` are internal and may move. Importing `kasatune` registers the PEFT types `KASA` and `BOTTLENECK` and "
-        "imports neither torch nor transformers; a name is loaded when it is first used. "
+        "`kasatune` are internal and may move. Importing `kasatune` registers the PEFT types `KASA` and `BOTTLENECK`. "
+        "It imports neither torch nor transformers; a name is loaded when it is first used. "
         "[Use from Python](../use-from-python.md) shows them in context.",
     ]
     parts += [f"::: kasatune.{name}" for name in kasatune.__all__ if not name.startswith("__")]
@@ -212,7 +201,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "reference/api.md": api,
 }
 FILES: Mapping[str, Callable[[], str]] = {
-    "reference/recipe.schema.json": lambda: json.dumps(recipe_schema(), indent=2) + "\n",
+    "reference/recipe.schema.json": lambda: json.dumps(recipe_json_schema(), indent=2) + "\n",
 }
 
 
@@ -292,15 +281,6 @@ def _form(field: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
     }
     limits = [f"{sign} {field[name]:g}" for name, sign in _SIGNS.items() if name in field]
     return " ".join([names.get(kind, "mapping" if kind == "object" else kind), ", ".join(limits)]).strip()
-
-
-def _with_schema_names(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {
-            _JSON_SCHEMA_NAMES.get(key, key) if not isinstance(inner, Mapping) else key: _with_schema_names(inner)
-            for key, inner in value.items()
-        }
-    return [_with_schema_names(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _classes(kind: type[errors.KasatuneError], depth: int) -> Iterator[list[str]]:

@@ -52,7 +52,7 @@ def export_adapter(
 ) -> Path:
     """Write an adapter in another format, with a certificate of how near it comes to its source.
 
-    "lora": W' - W = [ -U_d S_d | s B diag(sigma) ] [ Vh_d ; A ], a stock PEFT LoRA of rank 2r and scaling 1 on the
+    "lora": `W' - W = [ -U_d S_d | s B diag(sigma) ] [ Vh_d ; A ]`, a stock PEFT LoRA of rank 2r and scaling 1 on the
     untouched base, for anything that serves LoRA. "kasa": the native form, which goes on training. "peft-kasa" and
     "authors": the forms that PEFT and the authors' code read, both of which decompose the base again. What each form
     can hold is in docs/formats.md; what it cannot hold exactly is refused.

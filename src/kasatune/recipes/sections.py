@@ -39,7 +39,7 @@ def _null_or_zero(value: float | None) -> float | None:
 
 
 Text = Annotated[str, Field(min_length=1)]
-Count = Annotated[int, BeforeValidator(_as_integer), Field(ge=1)]
+Count = Annotated[int, Field(ge=1), BeforeValidator(_as_integer)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Rate = Annotated[float, Field(ge=0)]
@@ -211,7 +211,7 @@ class TrainingSection(Section):
         description="instruction only: put several rows into one sequence of task.max_length tokens, without attention "
         "between them.",
     )
-    seed: Annotated[int, BeforeValidator(_as_integer), Field(ge=0, le=2**32 - 1)] = Field(
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1), BeforeValidator(_as_integer)] = Field(
         0, description="Seed of initialization, row order and dropout, 0 to 4294967295."
     )
     select: Literal["best", "last"] = Field(
@@ -234,7 +234,7 @@ class GenerationSection(Section):
     length_penalty: Annotated[float, Field(ge=-10, le=10)] = Field(
         1.0, description="Exponent p in a beam's score, its summed log-probability over its length^p; -10 to 10."
     )
-    no_repeat_ngram_size: Annotated[int, BeforeValidator(_as_integer), Field(ge=0)] = Field(
+    no_repeat_ngram_size: Annotated[int, Field(ge=0), BeforeValidator(_as_integer)] = Field(
         0, description="An n-gram of this many generated tokens occurs at most once. 0: no limit."
     )
 
