@@ -70,12 +70,14 @@ def test_a_loaded_configuration_used_for_a_fresh_adapter_decomposes(tmp_path, de
     saved(tmp_path)
     decompositions.clear()
     model = get_peft_model(bert(), KasaConfig.from_pretrained(tmp_path))
+    assert decompositions == []
+    logits(model)
     assert len(decompositions) == 4
     layers = [m for m in model.modules() if isinstance(m, KasaLayer)]
     assert all(layer.kasa_tail_U["default"].norm() > 0 for layer in layers)
 
 
-def test_training_goes_on_after_loading(tmp_path):
+def test_training_continues_after_loading(tmp_path):
     saved(tmp_path)
     model = PeftModel.from_pretrained(bert(), tmp_path, is_trainable=True).train()
     model(input_ids=token_ids(), labels=labels()).loss.backward()
@@ -111,9 +113,9 @@ def test_another_base_is_refused_with_the_layer_named(tmp_path):
 
 
 @pytest.mark.parametrize("loader", [PeftModel.from_pretrained, load_adapter])
-def test_the_override_loads_all_the_same_and_warns(tmp_path, loader):
+def test_check_base_false_loads_anyway_and_warns(tmp_path, loader):
     saved(tmp_path)
-    with pytest.warns(UserWarning, match="loaded all the same, because check_base=False"):
+    with pytest.warns(UserWarning, match="loaded anyway, because check_base=False"):
         loader(other_weights(), tmp_path, check_base=False)
 
 

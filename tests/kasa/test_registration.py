@@ -13,8 +13,10 @@ from peft.utils import PeftType
 
 import kasatune
 from kasatune.errors import InputError
+from kasatune.kasa import KasaModel
 from kasatune.kasa.registration import register
-from tests.kasa.models import bert
+from kasatune.kasa.targets import targets_without_weights
+from tests.kasa.models import bert, token_ids
 
 
 def run(code: str) -> str:
@@ -34,7 +36,7 @@ def test_importing_kasatune_alone_imports_neither_torch_nor_peft():
     assert run("import kasatune, sys; print(sorted({'torch', 'peft', 'transformers'} & set(sys.modules)))") == "[]"
 
 
-def test_peft_still_has_the_enum_tables_that_the_registration_extends():
+def test_peft_has_the_enum_tables_that_the_registration_extends():
     for table in ("_member_names_", "_member_map_", "_value2member_map_"):
         assert hasattr(PeftType, table), f"PEFT {peft.__version__}: the enum has no {table}"
     assert PeftType("KASA") is PeftType["KASA"] is PeftType.KASA
@@ -60,6 +62,18 @@ def test_configuration_survives_pickling():
     assert pickle.loads(pickle.dumps(config)) == config
 
 
-def test_pefts_namesake_is_refused_with_the_right_import():
-    with pytest.raises(InputError, match="from kasatune import KasaConfig"):
-        peft.get_peft_model(bert(), peft.KasaConfig())
+@pytest.mark.parametrize("taker", [KasaModel, targets_without_weights])
+def test_pefts_namesake_is_refused_by_kasatune_with_the_right_import(taker):
+    with pytest.raises(InputError, match=r"peft\.KasaConfig, an option of peft.*from kasatune import KasaConfig"):
+        taker(*([bert(), peft.KasaConfig(), "default"] if taker is KasaModel else [peft.KasaConfig(), bert()]))
+
+
+def test_another_tuners_configuration_is_refused():
+    with pytest.raises(InputError, match=r"peft\.LoraConfig was passed.*from kasatune import KasaConfig"):
+        KasaModel(bert(), peft.LoraConfig(target_modules=["query"]), "default")
+
+
+def test_pefts_own_kasa_is_left_alone():
+    config = peft.LoraConfig(target_modules=["query"], r=4, kasa_config=peft.KasaConfig())
+    assert peft.get_peft_model(bert(), config)(token_ids()).logits.isfinite().all()
+    assert not hasattr(peft.KasaConfig, "base_model_name_or_path")

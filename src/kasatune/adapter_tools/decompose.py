@@ -23,7 +23,7 @@ from kasatune.io.library_noise import quiet
 from kasatune.io.progress import NullProgress, ProgressReporter
 from kasatune.kasa.config import KasaConfig
 from kasatune.kasa.functional import Convention
-from kasatune.kasa.matching import targets_without_weights
+from kasatune.kasa.targets import targets_without_weights
 from kasatune.kasa.truncation.tail_store import (
     ALGORITHM,
     FORMAT,

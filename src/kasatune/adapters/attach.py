@@ -88,8 +88,8 @@ def check_fingerprint(fingerprint: Any, base: nn.Module, *, strict: bool) -> Non
         if found is None or found > limit:
             message = f"this is another base model than the adapter was made for: {listed([name])} differs"
             if strict:
-                raise AdapterError(f"{message}. Load the right base, or pass check_base=False to load it all the same.")
-            warnings.warn(f"{message}; loaded all the same, because check_base=False", stacklevel=3)
+                raise AdapterError(f"{message}. Load the right base, or pass check_base=False to load it anyway.")
+            warnings.warn(f"{message}; loaded anyway, because check_base=False", stacklevel=3)
             return
 
 

@@ -1,4 +1,4 @@
-"""The configuration of a KaSA adapter."""
+"""KasaConfig, the configuration of a KaSA adapter, and LayerSettings, what it means for one layer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import peft
 from peft.config import PeftConfig
 from peft.utils import PeftType
 
@@ -24,46 +25,50 @@ CHOICES = {
 
 @dataclass
 class KasaConfig(PeftConfig):
-    """W' = W - tail_r(W) + s B diag(sigma) A, trained with beta sum(sigma^2) + gamma (||A A^T - I|| + ||B^T B - I||).
+    """W' = W - tail_d(W) + s B diag(sigma) A, trained with beta sum(sigma^2) + gamma (||A A^T - I|| + ||B^T B - I||).
 
-    KaSA (arXiv 2412.06071, eq. 9-12): the r smallest singular triplets of W are dropped, and an update in the form of
-    a singular value decomposition is trained in their place, s = lora_alpha / r. The names that LoraConfig has mean
-    here what they mean there.
+    KaSA (arXiv 2412.06071, Eq. 9-12): the d smallest singular triplets of W are dropped, d = r, and an update in the
+    form of a singular value decomposition is trained in their place, s = lora_alpha / r. Fields shared with LoraConfig
+    keep their meaning.
 
     Args:
         r: rank of the update and number of singular triplets dropped; less than min(out, in) of every layer.
         lora_alpha: numerator of the scaling s.
-        lora_dropout: dropout on the input of A alone, never on the tail.
+        lora_dropout: dropout on the input of A only, never on the tail.
         use_rslora: s = lora_alpha / sqrt(r).
         target_modules: names or suffixes, a regular expression, "all-linear", or None for the model type's default.
         exclude_modules: names, suffixes or a regular expression to leave out.
-        modules_to_save: modules trained and saved whole, such as a new head.
+        modules_to_save: modules that are trained and saved in full, such as a new head.
         layers_to_transform: indices of the blocks to adapt; None for all.
-        layers_pattern: name of the list of blocks, where it cannot be guessed.
+        layers_pattern: name of the list of blocks, if it cannot be guessed.
         beta: weight of sum(sigma^2).
         gamma: weight of the orthogonality term.
-        convention: "paper", or "authors" for the released code's reading (docs/deviations.md).
+        convention: "paper", or "authors" for the reading of the released code (docs/deviations.md).
         core: "diagonal" (sigma holds r values) or "dense" (r x r, starts diagonal).
         penalty: "step" adds its gradient once per optimizer step; "loss" leaves it to `regularization(model)`;
             "none" switches it off.
-        truncation: "attach" carries the tail beside W; "fold" subtracts it from a float W and keeps the original.
-        tail_source: for quantized bases, where the tail comes from: the full-precision "checkpoint", the
-            "dequantized" weight, or "auto": the checkpoint when it is at hand and is what was quantized.
-        tail_checkpoint: folder or hub name (in the cache of this machine) of the full-precision checkpoint; None for
-            the one that the base was loaded from.
-        tail_source_used: filled in when the adapter is made on a quantized base: "checkpoint" or "dequantized", or a
-            mapping of layer names to these where they differ; None on a float base.
-        tails: directory that `kasatune decompose` wrote, to take the tails from; of the same or a higher rank. Not
+        truncation: "attach" keeps the tail beside W; "fold" subtracts it from a float W and keeps the original.
+        tail_source: for quantized bases, what the tail is computed from: the full-precision "checkpoint", the
+            "dequantized" weight, or "auto": the checkpoint if it is available and is what was quantized.
+        tail_checkpoint: folder or hub name (in this machine's cache) of the full-precision checkpoint; None for the
+            one that the base was loaded from.
+        tail_source_used: set when the adapter is created on a quantized base: "checkpoint" or "dequantized", or a
+            mapping of layer names to these if they differ; None on a float base.
+        tails: directory written by `kasatune decompose`, with the same or a higher rank, to read the tails from. Not
             saved.
-        rank_pattern: rank by layer name or regular expression.
+        rank_pattern: r by layer name or regular expression.
         alpha_pattern: lora_alpha by layer name or regular expression.
         bias: "none", "all" or "lora_only": which biases are trained.
         fan_in_fan_out: accepted because LoraConfig has it; the layout is read from each layer.
-        base_fingerprint: a sketch of every adapted weight, filled in when the adapter is made (fingerprint.py).
-        check_base: False loads an adapter on a base that it was not made for, with a warning; not saved.
+        base_fingerprint: a sketch of every adapted weight, set when the adapter is created (weights/fingerprint.py).
+        check_base: False loads an adapter on another base than it was trained on, with a warning. Not saved.
+
+    Attributes:
+        saved: whether the configuration was read from a saved adapter (its file states `inference_mode` and the
+            fingerprint): its tails may be about to be loaded, so they are decomposed only when needed.
 
     Raises:
-        InputError: a value out of its range; the message names field, value, limit.
+        InputError: a value out of its range; the message names the field, the value and the limit.
     """
 
     r: int = field(default=8)
@@ -95,6 +100,7 @@ class KasaConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType("KASA")
+        self.saved = self.inference_mode or self.base_fingerprint is not None
         self.rank_pattern = self.rank_pattern or {}
         self.alpha_pattern = self.alpha_pattern or {}
         if isinstance(self.target_modules, list | tuple):
@@ -106,7 +112,7 @@ class KasaConfig(PeftConfig):
             raise InputError("KasaConfig: " + "; ".join(faults))
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as plain data, in the same order whatever the hash seed."""
+        """The configuration as plain data, in an order that does not depend on the hash seed."""
         values = super().to_dict()
         del values["check_base"], values["tails"]
         return {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
@@ -114,13 +120,20 @@ class KasaConfig(PeftConfig):
 
 @dataclass(frozen=True)
 class LayerSettings:
-    """What one adapter is in one layer.
+    """The settings of one adapter in one layer.
 
     Args:
-        r: rank.
+        r: rank of the update.
         scaling: s, the factor of the update.
         drop: d, the number of singular triplets dropped: r, or fewer in the convention "authors".
-        layer_count: number of layers that the adapter has in the model; the convention "authors" divides by it.
+        convention: as in KasaConfig.
+        core: as in KasaConfig.
+        beta: as in KasaConfig.
+        gamma: as in KasaConfig.
+        penalty: as in KasaConfig.
+        truncation: as in KasaConfig.
+        tail_source: as in KasaConfig.
+        layer_count: number of layers of the adapter in the model; the convention "authors" divides by it.
     """
 
     r: int
@@ -136,15 +149,29 @@ class LayerSettings:
     layer_count: int = 1
 
     def counted(self, layer_count: int) -> LayerSettings:
-        """The same settings in an adapter of `layer_count` layers."""
+        """These settings in an adapter of `layer_count` layers."""
         return dataclasses.replace(self, layer_count=layer_count)
 
 
+def require_kasa_config(config: object) -> KasaConfig:
+    """The configuration, if it is a kasatune.KasaConfig.
+
+    Raises:
+        InputError: it is another object, such as peft.KasaConfig, which is an option of peft.LoraConfig.
+    """
+    if isinstance(config, KasaConfig):
+        return config
+    kind = f"{type(config).__module__.partition('.')[0]}.{type(config).__name__}"
+    namesake = isinstance(config, peft.KasaConfig)
+    about = ", an option of peft.LoraConfig that trains PEFT's own KaSA," if namesake else ""
+    raise InputError(f"{kind}{about} was passed as the adapter's configuration. Use `from kasatune import KasaConfig`.")
+
+
 def _faults(config: KasaConfig) -> list[str]:
-    faults = []
-    for name, rank in {"r": config.r, **{f"rank_pattern[{k!r}]": v for k, v in config.rank_pattern.items()}}.items():
-        if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-            faults.append(f"{name} must be a whole number of at least 1, got {rank!r}")
+    faults: list[str] = []
+    for name, r in {"r": config.r, **{f"rank_pattern[{k!r}]": v for k, v in config.rank_pattern.items()}}.items():
+        if not isinstance(r, int) or isinstance(r, bool) or r < 1:
+            faults.append(f"{name} must be a whole number of at least 1, got {r!r}")
     for name, alpha in {
         "lora_alpha": config.lora_alpha,
         **{f"alpha_pattern[{k!r}]": v for k, v in config.alpha_pattern.items()},

@@ -1,18 +1,18 @@
-"""One adapted layer: the base layer, the tails that are dropped from it and the factors that are trained."""
+"""KasaLayer, one adapted linear layer: the base layer, the truncated tail and the trained factors of each adapter."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
-from kasatune.distributed.gather_scatter import is_sharded
-from kasatune.errors import AdapterError, CheckError, InputError
+from kasatune.distributed.gather_scatter import gather_full, is_sharded
+from kasatune.errors import CheckError, InputError
 from kasatune.kasa.config import LayerSettings
 from kasatune.kasa.functional import Factors, initial_factors, update
 from kasatune.kasa.kernel import Tail, adapted_linear
@@ -27,18 +27,35 @@ LIVE_LAYERS: weakref.WeakSet[KasaLayer] = weakref.WeakSet()
 COMBINE = "export each adapter with export_adapter(model, out, to='lora') and combine the LoRA adapters with PEFT"
 
 
+class Deferred(Protocol):
+    """Supplies the tails of an adapter that was attached without any: `kasa.loading.DeferredTails`."""
+
+    def is_loadable_only(self) -> bool:
+        """Whether the tails cannot be decomposed yet, because weights are on the meta device."""
+        ...
+
+    def resolve(self) -> None:
+        """Write the tails of all layers, or accept those that were loaded."""
+        ...
+
+    def accept(self) -> None:
+        """Accept the tails that are loaded, of all layers."""
+        ...
+
+
 class KasaLayer(nn.Module, BaseTunerLayer):
     """y = W x - tail_U tail_V x + s B diag(sigma) A dropout(x): a linear layer with KaSA adapters.
 
-    A convolution of kernel 1 is one too, with x and y along the channels.
+    A convolution of kernel 1 is such a layer too, with x and y along the channels.
 
-    W is untouched while an adapter is attached. It is replaced, and its original kept, while an adapter is folded
+    W is unchanged while an adapter is attached. It is replaced, and the original kept, while an adapter is folded
     (truncation="fold": W - tail) or merged (W - tail + s B diag(sigma) A); disabling, switching, deleting and
-    unloading put the original back bit for bit.
+    unloading restore the original bit for bit.
 
     Parameters of an adapter: kasa_A (r, in), kasa_B (out, r), kasa_sigma (r,) or (r, r), and the frozen tail
-    kasa_tail_U (out, r), singular values folded in, and kasa_tail_V (r, in). In the convention "authors" fewer than r
-    triplets may be dropped; the rest of the tail is zero.
+    kasa_tail_U (out, r), singular values folded in, and kasa_tail_V (r, in). Where d < r triplets are dropped
+    (convention "authors"), the other columns and rows of the tail are zero. The tail of a deferred adapter is NaN until
+    it is loaded or first needed.
 
     Args:
         base_layer: the layer to adapt.
@@ -56,7 +73,7 @@ class KasaLayer(nn.Module, BaseTunerLayer):
     kasa_tail_V: nn.ParameterDict
 
     def __new__(cls, *args: Any, **kwargs: Any) -> KasaLayer:
-        """Register the layer for the step hook; copies and unpickled layers pass here and not through __init__."""
+        """Register the layer for the step hook; copied and unpickled layers do not go through __init__."""
         layer = super().__new__(cls)
         LIVE_LAYERS.add(layer)
         return layer
@@ -75,44 +92,45 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         self.settings: dict[str, LayerSettings] = {}
         self.frozen_peft_weight_names = {}
         self.merged_adapters: list[str] = []
-        self.awaiting: set[str] = set()
+        self.deferred: dict[str, Deferred] = {}
         self.needs_step = False
         self._disable_adapters = False
         self._active_adapter = []
         self._folded: str | None = None
         self._original: Original | None = None
 
-    # What an adapter is
+    # Adapters and their tensors
 
     @property
     def base(self) -> BaseWeight:
-        """The weight of the base layer as it is now: original, folded or merged."""
+        """The weight of the base layer in its present state: original, folded or merged."""
         return BaseWeight.held_by(self.get_base_layer(), self.quantization_backend)
 
-    def update_layer(self, adapter_name: str, settings: LayerSettings, dropout: float, tail: TailSVD | None) -> None:
+    def update_layer(
+        self,
+        adapter_name: str,
+        settings: LayerSettings,
+        dropout: float,
+        tail: TailSVD | None,
+        deferred: Deferred | None = None,
+    ) -> None:
         """Add an adapter, or replace it.
 
         Args:
             adapter_name: its name.
-            settings: rank, scaling and the rest.
-            dropout: probability on the input of A.
-            tail: the triplets to drop; None where weights are about to be loaded.
+            settings: r, scaling, drop and the other settings.
+            dropout: probability, on the input of A.
+            tail: the triplets to drop; None to defer.
+            deferred: supplies the tail later.
         """
         if adapter_name in (self._folded, *self.merged_adapters):
             self.restore_base()
         device = self.base.device
         dtype = torch.float64 if self.base.dtype == torch.float64 else torch.float32
-        if tail is None:
-            factors, tail_U, tail_V = self._unwritten(settings, dtype)
-            self.awaiting.add(adapter_name)
-        else:
-            # Drawn on the CPU whatever the device, so that one seed gives one adapter.
-            factors = initial_factors(self.out_features, self.in_features, settings.r, settings.core, dtype=dtype)
-            tail_U = torch.zeros(self.out_features, settings.r, dtype=dtype)
-            tail_V = torch.zeros(settings.r, self.in_features, dtype=dtype)
-            tail_U[:, : settings.drop] = (tail.U * tail.S).to(tail_U)
-            tail_V[: settings.drop] = tail.Vh.to(tail_V)
-            self.awaiting.discard(adapter_name)
+        # Drawn on the CPU whatever the device, so that one seed gives one adapter.
+        factors = initial_factors(self.out_features, self.in_features, settings.r, settings.core, dtype=dtype)
+        tail_U = torch.full((self.out_features, settings.r), torch.nan, dtype=dtype)
+        tail_V = torch.full((settings.r, self.in_features), torch.nan, dtype=dtype)
         self.kasa_A[adapter_name] = nn.Parameter(factors.A.to(device))
         self.kasa_B[adapter_name] = nn.Parameter(factors.B.to(device))
         self.kasa_sigma[adapter_name] = nn.Parameter(factors.sigma.to(device))
@@ -122,33 +140,55 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         self.scaling[adapter_name] = settings.scaling
         self.settings[adapter_name] = settings
         self.frozen_peft_weight_names[adapter_name] = FROZEN
+        self.deferred.pop(adapter_name, None)
+        if tail is not None:
+            self.write_tail(adapter_name, tail)
+        elif deferred is not None:
+            self.deferred[adapter_name] = deferred
         self.set_adapter(self.active_adapters)
 
-    def _unwritten(self, settings: LayerSettings, dtype: torch.dtype) -> tuple[Factors, Tensor, Tensor]:
-        """Tensors of NaN for weights that are about to be loaded: none that is left out goes unnoticed."""
-        r, rows, columns = settings.r, self.out_features, self.in_features
-        sigma = torch.full((r,) if settings.core == "diagonal" else (r, r), torch.nan, dtype=dtype)
-        across, down = torch.full((r, columns), torch.nan, dtype=dtype), torch.full((rows, r), torch.nan, dtype=dtype)
-        return Factors(across, sigma, down), down.clone(), across.clone()
+    @torch.no_grad()
+    def write_tail(self, adapter_name: str, tail: TailSVD) -> None:
+        """Write the tail U diag(S) Vh of an adapter into its parameters, in place; S is folded into U.
 
-    def _arrived(self, adapter_name: str) -> bool:
-        """Whether an awaited adapter has been loaded, by a loader that reports nothing to the tuner."""
-        tensors = [getattr(self, kind)[adapter_name] for kind in self.adapter_layer_names]
-        if any(t.is_meta or not torch.isfinite(t).all() for t in tensors):
-            return False
-        self.awaiting.discard(adapter_name)
-        return True
+        Args:
+            adapter_name: of an adapter that this process holds whole.
+            tail: U (out, d), S (d,), Vh (d, in), with d = settings.drop.
+        """
+        drop = self.settings[adapter_name].drop
+        tail_U, tail_V = self.kasa_tail_U[adapter_name], self.kasa_tail_V[adapter_name]
+        tail_U.zero_()
+        tail_V.zero_()
+        tail_U[:, :drop] = (tail.U * tail.S).to(tail_U)
+        tail_V[:drop] = tail.Vh.to(tail_V)
+
+    def has_tail(self, adapter_name: str) -> bool:
+        """Whether the tail of an adapter has been written, by a loader or by `write_tail`."""
+        tail_U, tail_V = self.kasa_tail_U[adapter_name], self.kasa_tail_V[adapter_name]
+        return all(not t.is_meta and bool(torch.isfinite(gather_full(t)).all()) for t in (tail_U, tail_V))
+
+    def resolve_tail(self, adapter_name: str) -> None:
+        """Make sure that the tail of an adapter is there: decompose now where that was deferred and nothing was loaded.
+
+        Raises:
+            AdapterError: the adapter was attached to be loaded and never was, or belongs to another base.
+            ModelError: the weight of a layer cannot be decomposed, by name.
+        """
+        deferred = self.deferred.get(adapter_name)
+        if deferred is not None:
+            deferred.resolve()
 
     def factors(self, adapter_name: str) -> Factors:
-        """A (r, in), sigma (r,) or (r, r), B (out, r) of an adapter, as they are trained."""
+        """The trained A (r, in), sigma (r,) or (r, r) and B (out, r) of an adapter."""
         return Factors(self.kasa_A[adapter_name], self.kasa_sigma[adapter_name], self.kasa_B[adapter_name])
 
     def tail(self, adapter_name: str) -> Tensor:
         """The component dropped from W, (out, in), in the dtype of the tail."""
+        self.resolve_tail(adapter_name)
         return self.kasa_tail_U[adapter_name] @ self.kasa_tail_V[adapter_name]
 
     def change(self, adapter_name: str) -> Tensor:
-        """W' - W = s B diag(sigma) A - tail, (out, in), float32 or wider."""
+        """W' - W = s B diag(sigma) A - tail, (out, in), in float32 or wider."""
         wide = Factors(*(factor.detach().to(self._wide(factor)) for factor in self.factors(adapter_name)))
         return update(wide, self.scaling[adapter_name]) - self.tail(adapter_name).detach().to(wide.A.dtype)
 
@@ -161,7 +201,7 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         return True
 
     def original_weight(self) -> Tensor:
-        """W (out, in) as it was before any adapter, also while one is folded or merged."""
+        """W (out, in) without any adapter, also while one is folded or merged."""
         return self.base.read() if self._original is None else self.base.read_original(self._original)
 
     @staticmethod
@@ -175,7 +215,7 @@ class KasaLayer(nn.Module, BaseTunerLayer):
 
         Raises:
             InputError: `adapter_names` was given: one forward pass uses one KaSA adapter.
-            AdapterError: the active adapter was made to be loaded and never was.
+            AdapterError: the active adapter was attached to be loaded and never was.
         """
         if kwargs.pop("adapter_names", None) is not None:
             raise InputError(f"adapter_names: a KaSA model uses one adapter for the whole batch; {COMBINE}")
@@ -186,8 +226,8 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         adapter = self.active_adapters[0]
         if adapter not in self.kasa_A:
             return self.base_layer(x, *args, **kwargs)
-        if self.awaiting and adapter in self.awaiting and not self._arrived(adapter):
-            raise AdapterError(f"adapter {adapter!r}: its weights were never loaded; use PeftModel.from_pretrained")
+        if adapter in self.deferred:
+            self.resolve_tail(adapter)
         folded = self.settings[adapter].truncation == "fold"
         if folded and self._folded != adapter:
             self._sync_fold()
@@ -201,7 +241,7 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         return adapted_linear(x, self.base_layer, self.factors(adapter), tail, self.scaling[adapter], *args, **kwargs)
 
     def _needs_plain_autograd(self, x: Tensor, adapter: str) -> bool:
-        """Where the fused function does not reach: compilers and autocast rewrite plain operations themselves."""
+        """Whether the fused function cannot be used: compilers and autocast rewrite plain operations themselves."""
         dropout = self.kasa_dropout[adapter]
         return (
             self.pointwise > 0
@@ -232,7 +272,7 @@ class KasaLayer(nn.Module, BaseTunerLayer):
     # The base weight: original, folded or merged
 
     def restore_base(self) -> None:
-        """Put the original weight back, bit for bit."""
+        """Restore the original weight, bit for bit."""
         if self._original is not None:
             self.base.restore(self._original, self)
         self._original, self._folded = None, None
@@ -242,13 +282,13 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         self._original = self.base.replace(matrix, self)
 
     def _sync_fold(self) -> None:
-        """Fold the active adapter's tail into W where it asks for that, or put W back where none does."""
+        """Fold the active adapter's tail into W where its settings say so, and restore W otherwise."""
         adapter = self.active_adapters[0] if self.active_adapters else None
         wanted = (
             adapter
             if adapter in self.settings
             and not self._disable_adapters
-            and adapter not in self.awaiting
+            and adapter not in self.deferred
             and self.settings[adapter].truncation == "fold"
             else None
         )
@@ -263,7 +303,7 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         self._folded = wanted
 
     def fold_error(self) -> float | None:
-        """|| rounded(W - tail) - (W - tail) || / || tail ||: what folding loses; None where nothing is folded."""
+        """|| rounded(W - tail) - (W - tail) || / || tail ||: the error of folding; None if nothing is folded."""
         if self._folded is None:
             return None
         tail = self.tail(self._folded).detach().double()
@@ -274,13 +314,13 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         """W <- W - tail + s B diag(sigma) A, rounded once to W's dtype; the original is kept until `unmerge`.
 
         Args:
-            safe_merge: refuse, with nothing changed, when the result holds NaN or Inf.
-            adapter_names: the adapter to merge; the active one when None.
+            safe_merge: refuse, changing nothing, if the result holds NaN or Inf.
+            adapter_names: the adapter to merge; None for the active one.
 
         Raises:
             InputError: more than one adapter.
             CheckError: safe_merge, and the result is not finite.
-            ModelError: the quantization backend cannot take a merged weight.
+            ModelError: the quantization backend cannot hold a merged weight.
         """
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.kasa_A]
         if not names:
@@ -296,14 +336,14 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters = [names[0]]
 
     def unmerge(self) -> None:
-        """Put the original weight back, bit for bit, and the adapter beside it."""
+        """Restore the original weight, bit for bit; the adapter is attached again."""
         self.restore_base()
         self._sync_fold()
 
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool = False, adapter_names: list[str] | None = None
     ) -> nn.Module:
-        """The base layer without the adapter around it: merged, or bit for bit as it was."""
+        """The base layer without its adapters: merged, or bit for bit the original."""
         if merge:
             if not self.merged_adapters:
                 self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
@@ -312,17 +352,17 @@ class KasaLayer(nn.Module, BaseTunerLayer):
             self.restore_base()
         return self.base_layer
 
-    # Which adapter is active
+    # Active adapter
 
     def enable_adapters(self, enabled: bool) -> None:
-        """Switch the adapters on or off; off, the base layer is bit for bit the original."""
+        """Switch the adapters on or off; while they are off, the base layer is bit for bit the original."""
         super().enable_adapters(enabled)
         if not enabled:
             self.restore_base()
         self._sync_fold()
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """Make one adapter the active one.
+        """Activate one adapter.
 
         Raises:
             InputError: more than one adapter.
@@ -334,22 +374,30 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         self._sync_fold()
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Remove an adapter; the base and the other adapters stay as they were."""
+        """Remove an adapter; the base and the other adapters are unchanged."""
         if adapter_name in (self._folded, *self.merged_adapters):
             self.restore_base()
-        self.awaiting.discard(adapter_name)
+        self.deferred.pop(adapter_name, None)
         super().delete_adapter(adapter_name)
 
+    def train(self, mode: bool = True) -> KasaLayer:
+        """Set training mode; entering it decomposes deferred tails, so that none is missing when training begins."""
+        if mode:
+            for deferred in list(self.deferred.values()):
+                if not deferred.is_loadable_only():
+                    deferred.resolve()
+        return super().train(mode)
+
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        """Move an adapter to where the base layer computes; PEFT calls this, and its own would narrow the tail too."""
-        where = self.base.device if device is None else device
+        """Move an adapter to the device of the base layer, keeping its dtypes; PEFT's version would narrow the tail."""
+        target = self.base.device if device is None else device
         for kind in self.adapter_layer_names:
             parameter = getattr(self, kind).get(adapter_name)
             if parameter is not None and not parameter.is_meta:
-                parameter.data = parameter.data.to(where)
+                parameter.data = parameter.data.to(target)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KasaLayer:
-        # The kept original is no parameter, and has to follow the model to another device or dtype all the same.
+        # The kept original is not a parameter, and must still follow the model to another device or dtype.
         super()._apply(fn, recurse)
         if self._original is not None:
             self._original.apply(fn)

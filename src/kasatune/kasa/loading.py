@@ -1,62 +1,127 @@
-"""Adapter weights on their way into a model: is this a load, and is what arrives whole?"""
+"""Load a saved adapter without decomposing: deferred tails, checks of the loaded tensors and of the base model.
+
+PEFT builds the layers of an adapter in the same way whether its weights are loaded afterwards or not, and does not
+tell the tuner which. So an adapter whose configuration was saved with an adapter (`KasaConfig.saved`) gets no tails
+when it is attached. Loading fills them in; otherwise they are decomposed when a forward pass, training, merging,
+saving or exporting first needs them (docs/decisions/0014-deferred-decomposition.md).
+"""
 
 from __future__ import annotations
 
-import sys
-from types import CodeType
+import logging
+import warnings
+from collections.abc import Sequence
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
-from transformers.integrations.peft import PeftAdapterMixin
 
-from kasatune.errors import AdapterError
+from kasatune.distributed.gather_scatter import is_sharded
+from kasatune.errors import AdapterError, InputError
+from kasatune.kasa.config import KasaConfig
 from kasatune.kasa.layer import KasaLayer
+from kasatune.kasa.targets import Target, decompose, warn_unmatched
+from kasatune.weights.fingerprint import sketch_distance, sketch_tolerance
+
+logger = logging.getLogger("kasatune")
 
 
-def _code(function: object) -> CodeType:
-    while hasattr(function, "__wrapped__"):
-        function = function.__wrapped__  # pyright: ignore[reportAttributeAccessIssue]
-    return getattr(function, "__func__", function).__code__  # pyright: ignore[reportAttributeAccessIssue]
+class DeferredTails:
+    """The tails of an adapter that was attached without any: to be loaded, or else decomposed when first needed.
 
-
-_LOADERS = {_code(PeftModel.from_pretrained), _code(PeftModel.load_adapter), _code(PeftAdapterMixin.load_adapter)}
-
-
-def is_loading() -> bool:
-    """Whether PEFT or transformers is loading an adapter's files further up the call stack.
-
-    PEFT makes the layers of an adapter in the same way whether weights follow or not, and hands its tuner no sign of
-    it. A load must not decompose, and a loaded configuration that is used for a fresh adapter must.
+    Args:
+        adapter_name: its name.
+        config: its configuration.
+        model: the adapted model.
     """
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code in _LOADERS:
-            return True
-        frame = frame.f_back
-    return False
+
+    def __init__(self, adapter_name: str, config: KasaConfig, model: nn.Module) -> None:
+        self.adapter_name = adapter_name
+        self.config = config
+        self.model = model
+        self.layers: dict[str, KasaLayer] = {}
+
+    def is_loadable_only(self) -> bool:
+        """Whether the tails cannot be decomposed yet: the adapter or its base is on the meta device."""
+        return any(
+            layer.kasa_tail_U[self.adapter_name].is_meta or layer.base.is_missing for layer in self.layers.values()
+        )
+
+    @torch.no_grad()
+    def resolve(self) -> None:
+        """Decompose the base weights, or accept the tails where a loader has written them.
+
+        Raises:
+            AdapterError: the adapter is on the meta device, was loaded in part, or belongs to another base.
+            InputError: the layers are sharded and nothing was loaded.
+            ModelError: a weight cannot be decomposed, by name.
+        """
+        name = self.adapter_name
+        if any(layer.kasa_tail_U[name].is_meta or layer.kasa_A[name].is_meta for layer in self.layers.values()):
+            raise AdapterError(f"adapter {name!r}: its weights were never loaded; use PeftModel.from_pretrained")
+        missing = [layer_name for layer_name, layer in self.layers.items() if not layer.has_tail(name)]
+        if not missing:
+            self.accept()
+        elif len(missing) < len(self.layers):
+            raise AdapterError(
+                f"adapter {name!r} was loaded in part: {len(missing)} of {len(self.layers)} layers have no tail "
+                f"({missing[0]} first); load all of its tensors"
+            )
+        else:
+            self._decompose()
+
+    def accept(self) -> None:
+        """Accept tails that are loaded: compare the base with the adapter's fingerprint of it, and stop deferring.
+
+        Raises:
+            AdapterError: the adapter belongs to another base.
+        """
+        check_base(self.config, self._targets())
+        self._stop()
+
+    def _decompose(self) -> None:
+        if any(is_sharded(layer.kasa_tail_U[self.adapter_name]) for layer in self.layers.values()):
+            raise InputError(
+                f"adapter {self.adapter_name!r} was attached with the configuration of a saved adapter, nothing was "
+                "loaded, and its layers are sharded now: call model.train() before sharding, so that its tails are "
+                "decomposed there"
+            )
+        targets = self._targets()
+        warn_unmatched(self.config, targets)
+        for layer_name, tail in decompose(targets, self.config, self.model).items():
+            self.layers[layer_name].write_tail(self.adapter_name, tail)
+        self._stop()
+
+    def _targets(self) -> list[Target]:
+        return [
+            Target(name, layer, layer.base, layer.settings[self.adapter_name]) for name, layer in self.layers.items()
+        ]
+
+    def _stop(self) -> None:
+        for layer in self.layers.values():
+            layer.deferred.pop(self.adapter_name, None)
 
 
 def makes_empty_weights() -> bool:
-    """Whether new parameters go to the meta device just now, as under low_cpu_mem_usage: weights will follow."""
+    """Whether new parameters go to the meta device at present, as under low_cpu_mem_usage: weights will follow."""
     probe = nn.Module()
     probe.register_parameter("weight", nn.Parameter(torch.empty(1)))
     return probe.get_parameter("weight").is_meta
 
 
-def validated(model: nn.Module, adapter_name: str, state_dict: dict[str, Tensor]) -> list[KasaLayer]:
-    """The KaSA layers of an adapter, once `state_dict` (model keys) was found to hold all of their tensors.
+def check_tensors(model: nn.Module, adapter_name: str, state_dict: dict[str, Tensor]) -> list[KasaLayer]:
+    """The KaSA layers of an adapter, after checking that `state_dict` (model keys) holds all of their tensors.
 
     Raises:
-        AdapterError: tensors that are missing, unknown, of another shape, or not finite; named, at most five.
+        AdapterError: tensors are missing, unknown, of another shape, or not finite; at most five are named.
     """
-    layers, expected = [], {}
+    layers: list[KasaLayer] = []
+    expected: dict[str, Tensor] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, KasaLayer) and adapter_name in layer.kasa_A:
             layers.append(layer)
             for kind in layer.adapter_layer_names:
                 expected[f"{name}.{kind}.{adapter_name}"] = getattr(layer, kind)[adapter_name]
-    faults = []
+    faults: list[str] = []
     for key, parameter in expected.items():
         if key not in state_dict:
             faults.append(f"{key} is missing")
@@ -67,12 +132,53 @@ def validated(model: nn.Module, adapter_name: str, state_dict: dict[str, Tensor]
             )
         elif not state_dict[key].is_floating_point() or not bool(torch.isfinite(state_dict[key]).all()):
             faults.append(f"{key} holds NaN, Inf or no floating-point numbers")
-    faults += [f"{key} belongs to no layer of the model" for key in state_dict if _is_stray(key, expected)]
+    faults += [f"{key} belongs to no layer of the model" for key in state_dict if _is_unknown(key, expected)]
     if faults:
         more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise AdapterError("this adapter cannot be loaded: " + "; ".join(faults[:5]) + more)
     return layers
 
 
-def _is_stray(key: str, expected: dict[str, Tensor]) -> bool:
+def check_base(config: KasaConfig, targets: Sequence[Target]) -> None:
+    """Compare the base weights with the fingerprint in the adapter's configuration.
+
+    The same base in another precision, or quantized, is accepted and noted in the log.
+
+    Raises:
+        AdapterError: another base, with the first layer that differs.
+    """
+    stored = config.base_fingerprint
+    if stored is None:
+        return
+    other_precision: list[Target] = []
+    for target in targets:
+        name, weight = target.name, target.weight
+        if name not in stored or weight.is_missing:
+            continue
+        distance = sketch_distance(target.original(), stored[name])
+        limit = sketch_tolerance(weight.dtype, weight.bits, stored[name])
+        if distance is not None and distance <= limit:
+            if distance > sketch_tolerance(torch.float32, None):
+                other_precision.append(target)
+            continue
+        difference = (
+            f"has shape {list(weight.shape)}, the adapter's base had {stored[name]['shape']}"
+            if distance is None
+            else f"differs from the adapter's base by {distance:.2g} of its norm (limit {limit:g})"
+        )
+        message = f"this is another base model than the adapter was trained on: {name} {difference}"
+        if config.check_base or distance is None:
+            raise AdapterError(f"{message}. Load the right base, or pass check_base=False to load it anyway.")
+        warnings.warn(message + "; loaded anyway, because check_base=False", stacklevel=2)
+        return
+    if other_precision:
+        logger.info(
+            "the base is the adapter's own, held in another precision (%d layers, first %s: %s)",
+            len(other_precision),
+            other_precision[0].name,
+            other_precision[0].weight.held_as,
+        )
+
+
+def _is_unknown(key: str, expected: dict[str, Tensor]) -> bool:
     return key not in expected and any(f".{kind}" in key for kind in KasaLayer.adapter_layer_names)

@@ -27,7 +27,6 @@ def register() -> None:
         InputError: PEFT has a type KASA of its own.
     """
     if add_type(NAME, KasaConfig, KasaModel):
-        _refuse_namesake()
         install_step_hook()
 
 
@@ -64,16 +63,3 @@ def _add_member(name: str) -> None:
     PeftType._member_map_[name] = member
     PeftType._value2member_map_[name] = member
     type.__setattr__(PeftType, name, member)
-
-
-def _refuse_namesake() -> None:
-    """Make `peft.KasaConfig`, an option of LoraConfig, say what it is when it is passed as a configuration."""
-
-    def refuse(self: object) -> str:
-        raise InputError(
-            "peft.KasaConfig was passed as the adapter configuration; it is an option of peft.LoraConfig and trains "
-            "PEFT's own KaSA. Use `from kasatune import KasaConfig`."
-        )
-
-    # get_peft_model reads this attribute first, and PEFT's KasaConfig has none of that name.
-    peft.KasaConfig.base_model_name_or_path = property(refuse)  # pyright: ignore[reportAttributeAccessIssue]

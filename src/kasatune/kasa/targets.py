@@ -1,35 +1,40 @@
-"""The layers that an adapter is for: decomposed when it is made, held against its fingerprint when it is loaded."""
+"""Which layers of a model a KasaConfig targets, their settings, and the decomposition of their weights."""
 
 from __future__ import annotations
 
-import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers, check_target_module_exists
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, get_quantization_kwargs
+from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from kasatune.errors import AdapterError
-from kasatune.kasa.config import KasaConfig, LayerSettings
+from kasatune.errors import ModelError
+from kasatune.kasa.config import KasaConfig, LayerSettings, require_kasa_config
+from kasatune.kasa.experts import check_experts, report_experts
+from kasatune.kasa.functional import drop_count, scaling
 from kasatune.kasa.layer import KasaLayer
 from kasatune.kasa.truncation.compute_tails import TailRequest, compute_tails
 from kasatune.kasa.truncation.tail_source import TailSource
 from kasatune.linalg import TailSVD
-from kasatune.weights.base_weight import BaseWeight
-from kasatune.weights.fingerprint import sketch_distance, sketch_tolerance, weight_sketch
+from kasatune.weights.base_weight import BaseWeight, refusal
+from kasatune.weights.fingerprint import weight_sketch
 
-logger = logging.getLogger("kasatune")
+DEFAULT_TARGETS = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
 
 class Target(NamedTuple):
-    """A layer about to be adapted.
+    """A layer that an adapter is for.
 
     Args:
         name: in the model.
-        module: the layer, adapted already or not.
+        module: the layer, with or without adapters.
         weight: of its base layer.
-        settings: of the adapter in it.
+        settings: of the adapter in this layer.
     """
 
     name: str
@@ -41,39 +46,26 @@ class Target(NamedTuple):
         """W (out, in), also where another adapter is folded or merged into it."""
         return self.module.original_weight() if isinstance(self.module, KasaLayer) else self.weight.read()
 
-    def no_tail(self) -> TailSVD:
-        """The tail of a layer that drops nothing."""
+    def empty_tail(self) -> TailSVD:
+        """The tail of a layer from which no triplet is dropped."""
         rows, columns = self.weight.shape
         return TailSVD(torch.zeros(rows, 0), torch.zeros(0), torch.zeros(0, columns))
 
 
-class Decomposition(NamedTuple):
-    """What a new adapter takes from its base.
+def decompose(targets: Sequence[Target], config: KasaConfig, model: nn.Module) -> dict[str, TailSVD]:
+    """The tail of every target, by layer name; fills in what the configuration states about the base.
 
-    Args:
-        tails: by layer name, of the layers that drop anything.
-        fingerprint: by layer name, of every layer.
-    """
-
-    tails: dict[str, TailSVD]
-    fingerprint: dict[str, Any]
-
-
-def decompose(targets: Sequence[Target], source: TailSource, directory: str | None = None) -> Decomposition:
-    """The tail and the fingerprint of every target; a quantized or offloaded weight is opened for its turn alone.
-
-    Args:
-        targets: the layers.
-        source: gives the weight of each that is decomposed.
-        directory: of tails that were decomposed before; None for none.
+    A quantized or offloaded weight is opened for its own turn only. Sets `base_fingerprint`, `tail_source_used` and
+    `fan_in_fan_out` of `config`.
 
     Raises:
-        InputError: the directory lacks a tail.
-        ModelError: a weight that cannot be read or decomposed, by name.
+        InputError: config.tails is not a directory of `kasatune decompose`.
+        ModelError: a weight cannot be read or decomposed, or is missing from that directory; by name.
     """
+    source = TailSource(config, model, quantized=any(target.weight.backend is not None for target in targets))
     fingerprint: dict[str, Any] = {}
 
-    def opened() -> Iterator[TailRequest]:
+    def requests() -> Iterator[TailRequest]:
         for target in targets:
             W, _, bits = source.of(target.name, target.weight, target.original())
             fingerprint[target.name] = {**weight_sketch(W, bits), "held_as": target.weight.held_as}
@@ -82,46 +74,133 @@ def decompose(targets: Sequence[Target], source: TailSource, directory: str | No
             del W
 
     total = sum(1 for target in targets if target.settings.drop)
-    return Decomposition(compute_tails(opened(), total, directory), fingerprint)
+    tails = compute_tails(requests(), total, config.tails)
+    config.base_fingerprint = fingerprint
+    config.tail_source_used = source.used()
+    config.fan_in_fan_out = any(target.weight.transposed for target in targets)
+    return {target.name: tails[target.name] if target.settings.drop else target.empty_tail() for target in targets}
 
 
-def check_base(config: KasaConfig, targets: Sequence[Target]) -> None:
-    """Hold the base against the fingerprint in the adapter's configuration.
-
-    The same base in another precision, or quantized, is accepted and noted in the log.
+def targets_without_weights(config: KasaConfig, model: PreTrainedModel) -> list[Target]:
+    """The layers that a new adapter would have in a model on the meta device.
 
     Raises:
-        AdapterError: another base, with the first layer that differs.
+        InputError: the configuration is not a kasatune.KasaConfig.
+        ModelError: an entry of target_modules matches no layer, or a layer cannot be adapted; all by name.
     """
-    stored = config.base_fingerprint
-    if stored is None:
-        return
-    otherwise_held = []
-    for target in targets:
-        name, weight = target.name, target.weight
-        if name not in stored or weight.is_missing:
-            continue
-        found = sketch_distance(target.original(), stored[name])
-        limit = sketch_tolerance(weight.dtype, weight.bits, stored[name])
-        if found is not None and found <= limit:
-            if found > sketch_tolerance(torch.float32, None):
-                otherwise_held.append(name)
-            continue
-        what = (
-            f"has shape {list(weight.shape)}, the adapter's base had {stored[name]['shape']}"
-            if found is None
-            else f"differs from the adapter's base by {found:.2g} of its norm (limit {limit:g})"
+    require_kasa_config(config)
+    if config.target_modules is None:
+        default = DEFAULT_TARGETS.get(model.config.model_type)
+        if default is None:
+            raise ModelError(
+                f"there are no default targets for the model type {model.config.model_type!r}: name the layers in "
+                "target_modules, or use all-linear"
+            )
+        config.target_modules = default if isinstance(default, str) else set(default)
+    all_linear = str(config.target_modules).lower() == "all-linear"
+    _maybe_include_all_linear_layers(config, model)
+    targets = new_targets(config, model, all_linear=all_linear)
+    idle = unmatched(config, [target.name for target in targets])
+    if idle or not targets:
+        linear = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if refusal(m) is None})
+        raise ModelError(
+            f"target_modules: {', '.join(idle) or shown(config.target_modules)} matches no layer; the layers that can "
+            f"be adapted end in: {', '.join(linear)}"
         )
-        message = f"this is another base model than the adapter was trained on: {name} {what}"
-        if config.check_base or found is None:
-            raise AdapterError(f"{message}. Load the right base, or pass check_base=False to load it all the same.")
-        warnings.warn(message + "; loaded all the same, because check_base=False", stacklevel=2)
-        return
-    if otherwise_held:
-        first = next(target.weight.held_as for target in targets if target.name == otherwise_held[0])
-        logger.info(
-            "the base is the adapter's own, held in another precision (%d layers, first %s: %s)",
-            len(otherwise_held),
-            otherwise_held[0],
-            first,
+    faults = too_large(targets)
+    if faults:
+        raise ModelError("KaSA cannot adapt this model: " + "; ".join(faults))
+    return targets
+
+
+def new_targets(config: KasaConfig, model: nn.Module, *, all_linear: bool) -> list[Target]:
+    """The targets of a new adapter; stacks of experts are refused or reported.
+
+    Args:
+        config: of the adapter.
+        model: to be adapted.
+        all_linear: whether target_modules was "all-linear".
+
+    Raises:
+        ModelError: a target cannot be adapted, by name.
+    """
+    check_experts(model, lambda name: check_target_module_exists(config, name))
+    targets = matched(config, model, lambda name: bool(check_target_module_exists(config, name)))
+    names = [target.name for target in targets]
+    report_experts(model, names, unmatched(config, names), all_linear=all_linear)
+    return targets
+
+
+def matched(config: KasaConfig, model: nn.Module, is_target: Callable[[str], bool]) -> list[Target]:
+    """The layers of a model whose name is a target.
+
+    Raises:
+        ModelError: a target cannot be adapted, by name.
+    """
+    adapted = tuple(f"{name}." for name, m in model.named_modules() if isinstance(m, BaseTunerLayer))
+    quantization = get_quantization_kwargs(model)
+    targets: list[Target] = []
+    refused: list[str] = []
+    for name, module in model.named_modules():
+        if not name or (adapted and name.startswith(adapted)) or not is_target(name):
+            continue
+        base = module.get_base_layer() if isinstance(module, KasaLayer) else module
+        weight = BaseWeight.of(base, **quantization)
+        reason = None if weight.backend is not None else refusal(base)
+        if reason is None:
+            targets.append(Target(name, module, weight, layer_settings(config, name, weight.shape)))
+        else:
+            refused.append(f"{name} is {reason}")
+    if refused:
+        raise ModelError(
+            f"target_modules={shown(config.target_modules)} matches layers that KaSA cannot adapt: "
+            f"{'; '.join(refused)}. Name the intended layers, or leave these out with exclude_modules."
         )
+    return targets
+
+
+def layer_settings(config: KasaConfig, name: str, shape: tuple[int, int]) -> LayerSettings:
+    """The settings of the adapter in a layer of this name, with a weight of shape (out, in)."""
+    ranks, alphas = config.rank_pattern, config.alpha_pattern
+    r = ranks.get(get_pattern_key(list(ranks), name), config.r)
+    alpha = alphas.get(get_pattern_key(list(alphas), name), config.lora_alpha)
+    return LayerSettings(
+        r=r,
+        scaling=scaling(alpha, r, use_rslora=config.use_rslora),
+        drop=drop_count(*shape, r, config.convention),
+        convention=config.convention,
+        core=config.core,
+        beta=config.beta,
+        gamma=config.gamma,
+        penalty=config.penalty,
+        truncation=config.truncation,
+        tail_source=config.tail_source,
+    )
+
+
+def too_large(targets: Iterable[Target]) -> list[str]:
+    """One message for every layer whose r is not below min(out, in)."""
+    return [
+        f"{name}: rank {settings.r} must be below min(out, in) = {min(weight.shape)}"
+        for name, _, weight, settings in targets
+        if settings.r >= min(weight.shape)
+    ]
+
+
+def unmatched(config: KasaConfig, names: Sequence[str]) -> list[str]:
+    """The entries of target_modules that match none of the layer names."""
+    if not isinstance(config.target_modules, set | list):
+        return []
+    return [t for t in sorted(config.target_modules) if not any(n == t or n.endswith(f".{t}") for n in names)]
+
+
+def warn_unmatched(config: KasaConfig, targets: Sequence[Target]) -> None:
+    """Warn of entries of target_modules that match no layer, where others do."""
+    idle = unmatched(config, [target.name for target in targets])
+    if idle and targets:
+        warnings.warn(f"target_modules: {', '.join(idle)} matched no layer of the model", RuntimeWarning, stacklevel=3)
+
+
+def shown(target_modules: Any) -> Any:
+    """target_modules for a message, in a fixed order."""
+    return sorted(target_modules) if isinstance(target_modules, set) else target_modules
