@@ -1,0 +1,405 @@
+"""The private names of other libraries that src uses: one row for each, and a test that the installed version has it.
+
+A row that fails after an upgrade says where the name is used, why, and what would replace it. A row whose name is no
+longer used fails too; test_private_names.py finds names that have no row.
+"""
+
+from __future__ import annotations
+
+import enum
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SOURCES = Path(__file__).resolve().parents[1] / "src" / "kasatune"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A private name.
+
+    Attributes:
+        library: that has it; upper bounds in pyproject.toml cover those that change.
+        name: as it is written in the source file.
+        used_in: the source files, below src/kasatune.
+        why: what it is needed for.
+        instead: what would replace it.
+        holds: whether the installed library still has it, in the form that is used.
+    """
+
+    library: str
+    name: str
+    used_in: tuple[str, ...]
+    why: str
+    instead: str
+    holds: Callable[[], bool]
+
+
+def get(path: str) -> Any:
+    """The object at "module:attribute.attribute"."""
+    module, _, attributes = path.partition(":")
+    value = importlib.import_module(module)
+    for attribute in attributes.split(".") if attributes else ():
+        value = getattr(value, attribute)
+    return value
+
+
+def takes(path: str, *names: str) -> Callable[[], bool]:
+    """Whether a function has parameters of these names, in this order."""
+
+    def holds() -> bool:
+        parameters = [name for name in inspect.signature(get(path)).parameters if name in names]
+        return parameters == list(names)
+
+    return holds
+
+
+def source_has(path: str, text: str) -> Callable[[], bool]:
+    """Whether the source of an object holds a text: for names that only instances have."""
+    return lambda: text in inspect.getsource(get(path))
+
+
+def instance_has(make: Callable[[], Any], name: str) -> Callable[[], bool]:
+    return lambda: hasattr(make(), name)
+
+
+def linear() -> Any:
+    return get("torch.nn:Linear")(2, 2)
+
+
+def an_enum_member_can_be_added() -> bool:
+    class Kind(str, enum.Enum):
+        ONE = "ONE"
+
+    names = ("_member_names_", "_member_map_", "_value2member_map_")
+    return issubclass(get("peft:PeftType"), str) and all(hasattr(Kind, name) for name in names)
+
+
+TUNER = "peft.tuners.tuners_utils:BaseTuner"
+TUNERS = ("kasa/model.py", "methods/bottleneck/model.py")
+TRAINER = "transformers.trainer:Trainer"
+ENUM = "PEFT has no public way to add a type", "a public registry of PEFT types"
+HOOKS = "PEFT calls it on every tuner", "nothing: PEFT documents that tuners override it"
+RESUME = "a checkpoint of ours holds trained parameters only, readable by any number of processes", "a public hook"
+STAGE3 = "deepspeed.runtime.zero.stage3:DeepSpeedZeroOptimizer_Stage3"
+NO_PUBLIC = "a public form of the same"
+
+ROWS = (
+    *(
+        Row("peft", name, ("kasa/registration.py",), *ENUM, an_enum_member_can_be_added)
+        for name in ("_member_names_", "_member_map_", "_value2member_map_", "_name_", "_value_")
+    ),
+    Row("peft", "_prepare_model", TUNERS, *HOOKS, takes(f"{TUNER}._prepare_model", "peft_config", "model")),
+    Row(
+        "peft",
+        "_create_and_replace",
+        TUNERS,
+        *HOOKS,
+        takes(
+            f"{TUNER}._create_and_replace",
+            *("peft_config", "adapter_name", "target", "target_name", "parent", "current_key"),
+        ),
+    ),
+    Row(
+        "peft",
+        "_replace_module",
+        TUNERS,
+        *HOOKS,
+        takes(f"{TUNER}._replace_module", "parent", "child_name", "new_module", "child"),
+    ),
+    Row(
+        "peft",
+        "_remap_adapter_state_dict_for_load",
+        ("kasa/model.py",),
+        "tells that a load is under way, so that no SVD is computed",
+        "a public hook before a load",
+        takes(f"{TUNER}._remap_adapter_state_dict_for_load", "adapter_name", "state_dict"),
+    ),
+    Row(
+        "peft",
+        "_cast_adapter_dtype",
+        ("kasa/model.py",),
+        "keeps the tail in the dtype it was computed in",
+        NO_PUBLIC,
+        takes(f"{TUNER}._cast_adapter_dtype", "adapter_name", "autocast_adapter_dtype"),
+    ),
+    Row(
+        "peft",
+        "_enable_peft_forward_hooks",
+        ("kasa/model.py",),
+        "refuses batches of mixed adapters",
+        NO_PUBLIC,
+        source_has("peft:PeftModel", "._enable_peft_forward_hooks("),
+    ),
+    Row(
+        "peft",
+        "_prepare_adapter_config",
+        ("methods/bottleneck/model.py",),
+        *HOOKS,
+        takes(f"{TUNER}._prepare_adapter_config", "peft_config", "model_config"),
+    ),
+    Row(
+        "peft",
+        "_check_target_module_exists",
+        ("methods/bottleneck/model.py",),
+        *HOOKS,
+        takes(f"{TUNER}._check_target_module_exists", "peft_config", "key"),
+    ),
+    Row(
+        "peft",
+        "_check_merge_allowed",
+        ("methods/bottleneck/model.py",),
+        *HOOKS,
+        lambda: callable(get(f"{TUNER}._check_merge_allowed")),
+    ),
+    Row(
+        "peft",
+        "_check_new_adapter_config",
+        ("methods/bottleneck/model.py",),
+        *HOOKS,
+        takes(f"{TUNER}._check_new_adapter_config", "config"),
+    ),
+    Row(
+        "peft",
+        "_move_adapter_to_device_of_base_layer",
+        ("kasa/layer.py", "methods/bottleneck/layer.py"),
+        *HOOKS,
+        takes(
+            "peft.tuners.tuners_utils:BaseTunerLayer._move_adapter_to_device_of_base_layer", "adapter_name", "device"
+        ),
+    ),
+    Row(
+        "peft",
+        "_cast_input_dtype",
+        ("kasa/layer.py",),
+        "the same cast of x as in PEFT's other layers",
+        "x.to(dtype)",
+        takes("peft.tuners.tuners_utils:BaseTunerLayer._cast_input_dtype", "x", "dtype"),
+    ),
+    Row(
+        "peft",
+        "_maybe_include_all_linear_layers",
+        ("kasa/model.py", "kasa/matching.py"),
+        "target_modules='all-linear' names the layers that PEFT names",
+        NO_PUBLIC,
+        takes("peft.tuners.tuners_utils:_maybe_include_all_linear_layers", "peft_config", "model"),
+    ),
+    Row(
+        "peft",
+        "_disable_adapters",
+        ("kasa/penalty.py",),
+        "no penalty while the adapter is disabled",
+        "disable_adapters",
+        source_has("peft.tuners.tuners_utils:BaseTunerLayer", "_disable_adapters"),
+    ),
+    Row(
+        "peft",
+        "_get_kasa_loss",
+        ("methods/peft_kasa.py",),
+        "the method peft-kasa trains PEFT's own KaSA, whose penalty has no other access",
+        "the terms computed from the parameters",
+        source_has("peft.tuners.lora.model:LoraModel", "def _get_kasa_loss"),
+    ),
+    Row(
+        "transformers",
+        "_defer_fsdp_gradient_reduction",
+        ("training/trainer.py",),
+        "the base asks the configuration of a model that it sharded itself",
+        NO_PUBLIC,
+        lambda: callable(get(f"{TRAINER}._defer_fsdp_gradient_reduction")),
+    ),
+    Row(
+        "transformers",
+        "_prepare_for_training",
+        ("training/trainer.py",),
+        *RESUME,
+        takes(f"{TRAINER}._prepare_for_training", "max_steps", "train_dataloader", "resume_from_checkpoint"),
+    ),
+    *(
+        Row("transformers", name, ("training/trainer.py",), *RESUME, takes(f"{TRAINER}.{name}", "checkpoint"))
+        for name in ("_load_optimizer_and_scheduler", "_load_scaler", "_load_rng_state")
+    ),
+    Row(
+        "transformers",
+        "_load_from_checkpoint",
+        ("training/trainer.py",),
+        *RESUME,
+        takes(f"{TRAINER}._load_from_checkpoint", "resume_from_checkpoint", "model"),
+    ),
+    Row(
+        "transformers",
+        "_n_gpu",
+        ("training/trainer.py",),
+        "one GPU a process, never DataParallel",
+        NO_PUBLIC,
+        source_has("transformers:TrainingArguments", "self._n_gpu"),
+    ),
+    Row(
+        "transformers",
+        "_no_split_modules",
+        ("distributed/fsdp.py",),
+        "names the blocks to shard",
+        NO_PUBLIC,
+        lambda: hasattr(get("transformers:PreTrainedModel"), "_no_split_modules"),
+    ),
+    Row(
+        "transformers",
+        "_is_distributed_loading_by_transformers",
+        ("distributed/fsdp.py",),
+        "the Trainer then leaves placement and gradients to fully_shard",
+        NO_PUBLIC,
+        source_has("transformers.distributed.mixin", "_is_distributed_loading_by_transformers"),
+    ),
+    Row(
+        "transformers",
+        "_commit_hash",
+        ("models/load.py", "weights/checkpoint.py"),
+        "the checkpoint of a hub model is found again by its commit",
+        "a public revision of a loaded model",
+        source_has("transformers.configuration_utils:PreTrainedConfig", "_commit_hash"),
+    ),
+    Row(
+        "transformers",
+        "_name_or_path",
+        ("weights/checkpoint.py",),
+        "where a model was loaded from",
+        "name_or_path",
+        source_has("transformers.configuration_utils:PreTrainedConfig", "_name_or_path"),
+    ),
+    Row(
+        "transformers",
+        "_from_model_config",
+        ("evaluation/generate.py",),
+        "EOS tokens apart, generation_config is ignored",
+        NO_PUBLIC,
+        instance_has(lambda: get("transformers:GenerationConfig")(), "_from_model_config"),
+    ),
+    Row(
+        "trl",
+        "_send_telemetry",
+        ("training/sft.py",),
+        "nothing is sent anywhere",
+        "HF_HUB_DISABLE_TELEMETRY",
+        lambda: callable(get("trl:SFTTrainer._send_telemetry")),
+    ),
+    Row(
+        "accelerate",
+        "_hf_hook",
+        ("weights/base_weight.py", "weights/quantized_weight.py"),
+        "the device on which an offloaded layer runs",
+        NO_PUBLIC,
+        source_has("accelerate.hooks:add_hook_to_module", "module._hf_hook"),
+    ),
+    Row(
+        "accelerate",
+        "_old_forward",
+        ("weights/quantized_weight.py",),
+        "a copied layer has its own forward",
+        NO_PUBLIC,
+        source_has("accelerate.hooks:add_hook_to_module", "module._old_forward"),
+    ),
+    Row(
+        "accelerate",
+        "_original_forward",
+        ("methods/kasa.py",),
+        "whether mixed precision wraps the forward",
+        NO_PUBLIC,
+        source_has("accelerate.accelerator", "_original_forward"),
+    ),
+    Row(
+        "torch",
+        "_AutoDispatchBelowAutograd",
+        ("weights/packed_4bit.py",),
+        "calls bitsandbytes' kernel below the gradient that is given to it",
+        "torch.library.register_autograd",
+        lambda: callable(get("torch._C:_AutoDispatchBelowAutograd")),
+    ),
+    Row(
+        "torch",
+        "_ConvNd",
+        ("weights/base_weight.py",),
+        "tells pointwise convolutions",
+        "a list of the classes",
+        lambda: issubclass(get("torch.nn:Conv1d"), get("torch.nn.modules.conv:_ConvNd")),
+    ),
+    *(
+        Row("torch", name, ("kasa/kernel.py",), "the fused kernel is left where hooks are", NO_PUBLIC, holds)
+        for name, holds in (
+            (name, instance_has(linear, name))
+            for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        )
+    ),
+    Row(
+        "torch",
+        "_state_dict_pre_hooks",
+        ("weights/packed_4bit.py",),
+        "a hook is registered once",
+        NO_PUBLIC,
+        instance_has(linear, "_state_dict_pre_hooks"),
+    ),
+    Row(
+        "torch",
+        "_parameters",
+        ("weights/packed_4bit.py", "weights/quantized_weight.py"),
+        "a weight is read past properties, and a copied layer gets its own",
+        "get_parameter",
+        instance_has(linear, "_parameters"),
+    ),
+    Row(
+        "torch",
+        "_buffers",
+        ("weights/quantized_weight.py",),
+        "a copied layer gets its own",
+        NO_PUBLIC,
+        instance_has(linear, "_buffers"),
+    ),
+    Row(
+        "torch",
+        "_apply",
+        ("kasa/layer.py", "weights/base_weight.py"),
+        "weights that are no parameters move along",
+        NO_PUBLIC,
+        takes("torch.nn:Module._apply", "fn", "recurse"),
+    ),
+    Row(
+        "torch",
+        "_version",
+        ("kasa/penalty.py",),
+        "whether a gradient was changed since the penalty was added",
+        NO_PUBLIC,
+        instance_has(lambda: get("torch:zeros")(1), "_version"),
+    ),
+    Row(
+        "torch",
+        "torch.utils._python_dispatch",
+        ("weights/fingerprint.py",),
+        "the parts of a tensor subclass",
+        NO_PUBLIC,
+        lambda: callable(get("torch.utils._python_dispatch:is_traceable_wrapper_subclass")),
+    ),
+    Row(
+        "deepspeed",
+        "_z3_optimizer",
+        ("distributed/zero3.py",),
+        "the optimizer that holds a partitioned parameter",
+        "deepspeed.utils.safe_get_full_grad and its like",
+        source_has(STAGE3, "_z3_optimizer"),
+    ),
+)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.library}-{row.name}")
+def test_the_installed_library_has_the_name_as_it_is_used(row):
+    pytest.importorskip(row.library)
+    assert row.holds(), f"{row.used_in}: {row.why}; instead: {row.instead}"
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.library}-{row.name}")
+def test_the_name_is_used_where_the_row_says(row):
+    for file in row.used_in:
+        assert row.name in (SOURCES / file).read_text(encoding="utf-8"), f"{file}: remove the file from the row"
