@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from kasatune.errors import RecipeError
+from kasatune.errors import InputError, RecipeError
+from kasatune.experiments.compare.variants import parse_variants
 from kasatune.methods.info import MethodInfo, Option
 from kasatune.recipes import schema as recipes
 from kasatune.recipes.schema import MethodSection, Recipe, apply_overrides, to_yaml
@@ -123,3 +124,23 @@ def test_an_override_sets_one_option():
 def test_a_method_that_was_rebuilt_says_so_in_its_title():
     info = MethodInfo("toy", "Toy", "none", "nothing", "0", "any", "nobody", "nowhere", reconstructed=True)
     assert info.shown_title == "Toy (reconstructed)"
+
+
+def test_an_alias_is_read_as_the_methods_name():
+    recipe = Recipe.model_validate(
+        {"model": {"name": "m"}, "task": {"name": "glue/rte"}, "method": {"name": "linear-probe"}}
+    )
+    assert (recipe.method.name, recipe.output) == ("head", "runs/rte-head")
+    values = {"method": {"name": "toy", "options": {"warm": False}}}
+    assert apply_overrides(values, ["method.name=linear-probe"]) == []
+    assert "options" not in values["method"]
+    values = {"method": {"name": "head", "options": {}}}
+    assert apply_overrides(values, ["method.name=linear-probe"]) == []
+    assert "options" in values["method"]
+
+
+def test_an_alias_names_a_variant_of_a_comparison():
+    (variant,) = parse_variants("linear-probe")
+    assert (variant.text, variant.method) == ("head", "head")
+    with pytest.raises(InputError, match="head is given twice"):
+        parse_variants("head,linear-probe")

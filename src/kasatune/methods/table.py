@@ -27,6 +27,7 @@ __all__ = [
     "REFERENCE_METHOD",
     "MethodInfo",
     "Option",
+    "accepted_names",
     "canonical_name",
     "register_installed_methods",
     "register_method",
@@ -47,6 +48,11 @@ _ALIASES: dict[str, str] = {alias: row.name for row in METHODS.values() for alia
 def canonical_name(name: str) -> str:
     """The name under which the table lists the method `name`; `name` itself if it is no alias."""
     return _ALIASES.get(name, name)
+
+
+def accepted_names() -> list[str]:
+    """Every name by which a recipe or a command can name a method, aliases included."""
+    return [*METHODS, *_ALIASES]
 
 
 def register_method(info: MethodInfo) -> None:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from kasatune.data.tasks.table import TASKS
 from kasatune.errors import RecipeError
-from kasatune.methods.table import DEFAULT_METHOD, METHODS
+from kasatune.methods.table import DEFAULT_METHOD, METHODS, accepted_names, canonical_name
 from kasatune.recipes.messages import sentences, show
 from kasatune.recipes.sections import (
     SECTIONS,
@@ -133,10 +133,10 @@ def recipe_json_schema() -> dict[str, Any]:
     sections = schema["$defs"]
     sections["TaskSection"]["properties"]["name"]["enum"] = list(TASKS)
     method = sections["MethodSection"]
-    method["properties"]["name"]["enum"] = list(METHODS)
+    method["properties"]["name"]["enum"] = accepted_names()
     method["allOf"] = [
         {
-            "if": {"properties": {"name": {"const": info.name}}, "required": ["name"]},
+            "if": {"properties": {"name": {"enum": [info.name, *info.aliases]}}, "required": ["name"]},
             "then": {"properties": {"options": _options_json_schema(info.name)}},
         }
         for info in METHODS.values()
@@ -196,7 +196,9 @@ def _set_option(values: dict[str, Any], option: str, value: Any) -> None:
 def _drop_options_of_replaced_method(values: dict[str, Any], overrides: Sequence[str]) -> None:
     method = values.get("method")
     names = [text for place, _, text in (override.partition("=") for override in overrides) if place == "method.name"]
-    if isinstance(method, dict) and names and names[0] != method.get("name", DEFAULT_METHOD):
+    if not isinstance(method, dict) or not names:
+        return
+    if canonical_name(names[0]) != canonical_name(str(method.get("name", DEFAULT_METHOD))):
         values["method"] = {key: value for key, value in method.items() if key != "options"}
 
 
@@ -213,7 +215,7 @@ def _with_defaults(obj: Mapping[Any, Any]) -> dict[str, Any]:
         task, method = (
             section.get("name") if isinstance(section, dict) else None for section in (values["task"], values["method"])
         )
-        values["output"] = f"runs/{str(task).rpartition('/')[2]}-{method or DEFAULT_METHOD}"
+        values["output"] = f"runs/{str(task).rpartition('/')[2]}-{canonical_name(str(method or DEFAULT_METHOD))}"
     training = values["training"]
     if isinstance(training, dict) and training.get("schedule") == "constant":
         training.setdefault("warmup_ratio", 0.0)

@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from kasatune.methods.table import DEFAULT_METHOD, METHODS
+from kasatune.methods.table import DEFAULT_METHOD, METHODS, canonical_name
 
 
 def _as_integer(value: Any) -> Any:
@@ -164,14 +164,21 @@ class MethodSection(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _complete_options(cls, values: Any) -> Any:
-        """Fill in the defaults of the method's own options; their values are checked with the complete recipe."""
+    def _complete(cls, values: Any) -> Any:
+        """Replace an alias by the method's name, and fill in the defaults of its options.
+
+        The values of options are checked with the complete recipe.
+        """
         if not isinstance(values, Mapping):
             return values
-        info, given = METHODS.get(str(values.get("name", DEFAULT_METHOD))), values.get("options")
-        if info is None or not (given is None or isinstance(given, Mapping)):
+        info = METHODS.get(canonical_name(str(values.get("name", DEFAULT_METHOD))))
+        if info is None:
             return values
-        return {**values, "options": info.complete(given or {})}
+        completed = {**values, "name": info.name}
+        given = values.get("options")
+        if given is None or isinstance(given, Mapping):
+            completed["options"] = info.complete(given or {})
+        return completed
 
 
 class TrainingSection(Section):

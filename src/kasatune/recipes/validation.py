@@ -15,7 +15,7 @@ from pathlib import Path
 
 from kasatune.data.readers.hub import HUB
 from kasatune.data.tasks.table import TASKS
-from kasatune.methods.table import METHODS
+from kasatune.methods.table import METHODS, accepted_names
 from kasatune.recipes.messages import did_you_mean, show
 from kasatune.recipes.sections import RecipeSections, TaskSection
 from kasatune.redaction import may_run_for_ever, redacted
@@ -101,7 +101,7 @@ def _task_exists(recipe: RecipeSections) -> Iterator[str]:
 @_keys("method.name")
 def _method_exists(recipe: RecipeSections) -> Iterator[str]:
     if recipe.method.name not in METHODS:
-        near = did_you_mean(recipe.method.name, METHODS) or f"; choose one of {', '.join(METHODS)}"
+        near = did_you_mean(recipe.method.name, accepted_names()) or f"; choose one of {', '.join(METHODS)}"
         yield f"method.name: {show(recipe.method.name)} is not a method{near}"
 
 

@@ -30,7 +30,11 @@ def command(
         print_json(rows)
         return
     shown = _SHOWN[kind]
-    print_table(shown, [[str(row[column]) for column in shown] for row in rows])
+    print_table(shown, [[_cell(row[column]) for column in shown] for row in rows])
+
+
+def _cell(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, list | tuple) else str(value)
 
 
 def _methods() -> list[dict[str, Any]]:
@@ -68,7 +72,7 @@ _ROWS: Mapping[Kind, Callable[[], list[dict[str, Any]]]] = {
     Kind.RECIPES: _recipes,
 }
 _SHOWN: Mapping[Kind, tuple[str, ...]] = {
-    Kind.METHODS: ("name", "title", "trains", "bases", "by", "paper"),
+    Kind.METHODS: ("name", "aliases", "title", "trains", "bases", "by", "paper"),
     Kind.TASKS: ("name", "title", "kind", "source"),
     Kind.RECIPES: ("name", "about", "model"),
 }

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from kasatune.data.tasks.table import TASKS
 from kasatune.errors import InputError, RecipeError
 from kasatune.experiments.compare.variants import Variant, keys_read
-from kasatune.methods.table import BASELINE_METHOD, METHODS, REFERENCE_METHOD
+from kasatune.methods.table import BASELINE_METHOD, METHODS, REFERENCE_METHOD, canonical_name
 from kasatune.recipes.schema import MethodSection, Recipe
 
 Protocol = Literal["clean", "paper"]
@@ -172,9 +172,11 @@ def _tasks(recipes: Sequence[tuple[Path, Recipe]]) -> tuple[Task, ...]:
 def _reference(given: str | None, variants: Sequence[Variant]) -> str:
     texts = [variant.text for variant in variants]
     if given is not None:
-        if given not in texts:
+        written, colon, settings = given.partition(":")
+        name = f"{canonical_name(written)}{colon}{settings}"
+        if name not in texts:
             raise InputError(f"--reference: {given!r} is not among --methods ({', '.join(texts)})")
-        return given
+        return name
     trained = [variant.text for variant in variants if not is_fitted(variant.method)]
     return REFERENCE_METHOD if REFERENCE_METHOD in texts else (trained or texts)[0]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kasatune.errors import InputError
-from kasatune.methods.table import METHODS
+from kasatune.methods.table import METHODS, accepted_names, canonical_name
 from kasatune.recipes.messages import did_you_mean, show
 from kasatune.recipes.schema import MethodSection, Recipe
 from kasatune.recipes.yaml_io import parse_yaml
@@ -100,9 +100,10 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def _parse(text: str) -> Variant:
-    method, *settings = text.split(":")
+    written, *settings = text.split(":")
+    method = canonical_name(written)
     if method not in METHODS:
-        near = did_you_mean(method, METHODS) or f"; choose from {', '.join(METHODS)}"
+        near = did_you_mean(method, accepted_names()) or f"; choose from {', '.join(METHODS)}"
         raise InputError(f"--methods: {method!r} is not a method{near}")
     values: dict[str, Any] = {}
     for setting in settings:
@@ -118,7 +119,7 @@ def _parse(text: str) -> Variant:
             values[key] = parse_yaml(value)
         except ValueError as fault:
             raise InputError(f"--methods: {setting!r} in {text!r}: the value is not YAML ({fault})") from fault
-    return Variant(text, method, values)
+    return Variant(":".join([method, *settings]), method, values)
 
 
 def _refuse_duplicates(option: str, names: Sequence[str]) -> None:
