@@ -22,7 +22,7 @@ from kasatune.reports.card import write_card
 from kasatune.reports.page import write_report
 from kasatune.training.plan import make_plan
 from kasatune.training.train import train
-from tests.experiments.compare.toys import make_toy_request
+from tests.experiments.compare.toys import make_toy_spec
 from tests.experiments.compare.toys import run as run_comparison
 from tests.toys import make_recipe
 
@@ -121,8 +121,8 @@ def test_an_installed_method_is_planned_trained_scored_and_reported(toy, bert, t
 
 
 def test_an_installed_method_takes_part_in_comparisons(toy, bert, tmp_path):
-    request = make_toy_request(bert, tmp_path, methods="toy-norms:last=1", seeds=(0,), trials=1)
-    comparison, _ = run_comparison(request, tmp_path / "out")
+    spec = make_toy_spec(bert, tmp_path, methods="toy-norms:last=1", seeds=(0,), trials=1)
+    comparison, _ = run_comparison(spec, tmp_path / "out")
     (task,) = comparison["tasks"]
     assert [entry["name"] for entry in task["results"]] == ["toy-norms", "head"]
     assert task["results"][0]["costs"]["trained_parameters"] == 32
