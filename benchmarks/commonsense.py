@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.harness import machine
 from kasatune.data.tasks import load_task
 from kasatune.data.tasks.commonsense_prompts import extract, read_instruction
-from kasatune.evaluation.multiple_choice import right
+from kasatune.evaluation.multiple_choice import are_correct
 from kasatune.evaluation.task_model import TaskModel, deterministic
 from kasatune.io.atomic import write_json
 from kasatune.metrics.intervals import bootstrap_interval
@@ -101,7 +101,7 @@ def measured(task: str, given: argparse.Namespace) -> dict[str, Any]:
             # LoRA begins as the untouched base, KaSA without its smallest singular values
             before = score(TaskModel.for_training(recipe(task, given, "lora"), data), given, what)
             train(what, given.runs / task, resume=True)
-            after = score(TaskModel.for_saved_run(what, "generation", None, given.runs / task), given, what)
+            after = score(TaskModel.for_saved_run(what, None, given.runs / task), given, what)
         metrics = json.loads((given.runs / task / "metrics.json").read_text(encoding="utf-8"))
         write_json(
             kept, {"before": before, "after": after, "seconds": metrics["seconds"], "train": len(data.splits["train"])}
@@ -120,7 +120,7 @@ def lines(task: str, found: dict[str, Any]) -> list[str]:
         one = found[state]
         cells = []
         for key in PROTOCOLS.values():
-            values = [float(value) for value in right(one["inputs"], one["labels"], one["answers"], key)]
+            values = [float(value) for value in are_correct(one["inputs"], one["labels"], one["answers"], key)]
             interval = bootstrap_interval(values)
             cells.append(f"{interval.estimate:.3f} ({interval.low:.3f} to {interval.high:.3f})")
         number = sum(len(own) for own in one["labels"])

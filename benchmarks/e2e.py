@@ -132,7 +132,7 @@ def scored(run: Path, every: int) -> dict[str, Any]:
     """The test set, or every `every`th input of it, as the base and as the run writes it."""
     data, display = thinned(whole_test(run), every), make_progress()
     with quiet(), progress_listener(display.progress):
-        prepared = TaskModel.for_saved_run(read_recipe(run), "generation", None, run)
+        prepared = TaskModel.for_saved_run(read_recipe(run), None, run)
         examples = prepared.encode(data, "test")
         found: dict[str, Any] = {"seconds": {}}
         for name, state in (("base", prepared.method.disabled(prepared.model)), ("run", nullcontext())):

@@ -115,7 +115,7 @@ def test_a_judge_that_is_away_costs_the_grades_alone(kasatune, toy, out):
         done = kasatune(*command(toy, out, *options))
     assert done.status == 1 and "same command goes on" in done.err
     found = figures(json.loads(done.out))
-    assert "none of 3 replies could be counted" in found["closed_qa", "judge", "kasa"]["reasons"][0]
+    assert "none of 3 replies has a valid grade" in found["closed_qa", "judge", "kasa"]["reasons"][0]
     assert found["closed_qa", "loss", "kasa"]["ours"]["score"] > 0
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, DataCollatorWithPadding
 
-from kasatune.data.collate import PaddedBatch
+from kasatune.data.collate import LabelledCollator
 from kasatune.data.tokenize import encode
 
 TEXTS = ["good fine bad", "bad", "good " * 9]
@@ -19,7 +19,7 @@ def test_a_batch_is_that_of_transformers(bert, side, second, labels):
     tokenizer = AutoTokenizer.from_pretrained(bert, padding_side=side)
     rows = encode(tokenizer, TEXTS, second, labels, 8).rows
     expected = DataCollatorWithPadding(tokenizer, padding="longest")([dict(row) for row in rows])
-    found = PaddedBatch(tokenizer)(rows)
+    found = LabelledCollator(tokenizer)(rows)
     assert set(found) == set(expected)
     for key, tensor in expected.items():
         assert found[key].dtype == tensor.dtype and torch.equal(found[key], tensor)
@@ -28,6 +28,6 @@ def test_a_batch_is_that_of_transformers(bert, side, second, labels):
 def test_what_else_a_tokenizer_gives_is_padded_by_transformers(bert):
     tokenizer = AutoTokenizer.from_pretrained(bert)
     rows = [dict(tokenizer(text, return_special_tokens_mask=True)) for text in TEXTS]
-    batch = PaddedBatch(tokenizer)(rows)
+    batch = LabelledCollator(tokenizer)(rows)
     assert batch["special_tokens_mask"].shape == batch["input_ids"].shape
     assert batch["special_tokens_mask"][1].tolist()[-1] == 1

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from kasatune.data.prompt_completion import IGNORED, TextCollator, encode_rows, prompt_tokens
+from kasatune.data.collate import CausalCollator
+from kasatune.data.prompt_completion import IGNORED, encode_rows, prompt_tokens
 from kasatune.evaluation.causal_loss import learnt_tokens, text_loss, token_losses
 from kasatune.training.trainer import mean_loss
 from tests.text_toys import save_tokenizer
@@ -68,7 +69,7 @@ def test_a_long_prompt_loses_its_beginning_and_leaves_half_to_the_completion(tok
 
 def test_batches_are_padded_on_the_right(tokenizer):
     rows = encode_rows(tokenizer, ["say :", "say red blue :"], ["one", "two"], 20)
-    batch = TextCollator(tokenizer)(list(rows.rows))
+    batch = CausalCollator(tokenizer)(list(rows.rows))
     assert batch["input_ids"][0].tolist() == [*rows[0]["input_ids"], *[tokenizer.pad_token_id] * 2]
     assert batch["attention_mask"][0].tolist() == [1, 1, 1, 1, 1, 0, 0]
     assert batch["labels"][0].tolist()[-2:] == [IGNORED] * 2
@@ -78,7 +79,7 @@ def test_batches_are_padded_on_the_right(tokenizer):
 def test_the_loss_of_pieces_adds_up_to_transformers_own(tokenizer):
     torch.manual_seed(0)
     rows = encode_rows(tokenizer, ["say :", "say red blue :"], ["one two three", "two"], 20)
-    batch = TextCollator(tokenizer)(list(rows.rows))
+    batch = CausalCollator(tokenizer)(list(rows.rows))
     logits = torch.randn(*batch["labels"].shape, len(tokenizer))
     expected = torch.nn.functional.cross_entropy(
         logits[:, :-1].reshape(-1, len(tokenizer)), batch["labels"][:, 1:].reshape(-1), ignore_index=IGNORED
@@ -98,7 +99,7 @@ def test_the_loss_of_a_split_weighs_tokens_alike_whatever_the_batches(llama: Pat
     model, tokenizer = AutoModelForCausalLM.from_pretrained(llama), AutoTokenizer.from_pretrained(llama)
     tokenizer.pad_token = tokenizer.eos_token
     rows = encode_rows(tokenizer, ["say red :", "say :", "say one two :"], ["one two three pub", "two", "red cafe"], 30)
-    collate = TextCollator(tokenizer)
+    collate = CausalCollator(tokenizer)
     alone = [
         (text_loss(model, type(rows)([row], frozenset()), collate, 1), sum(t != IGNORED for t in row["labels"]))
         for row in rows.rows

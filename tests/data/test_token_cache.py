@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 from transformers import AutoTokenizer
 
-from kasatune.data import token_cache as tokenized
-from kasatune.data import tokenize as examples
-from kasatune.data.collate import PaddedBatch
+from kasatune.data import tokenize
+from kasatune.data.collate import LabelledCollator
 from kasatune.data.tokenize import encode
 
 TEXTS = ["good fine", "bad", "good " * 9]
@@ -16,15 +15,15 @@ TEXTS = ["good fine", "bad", "good " * 9]
 @pytest.fixture
 def calls(monkeypatch):
     """The texts of every tokenization."""
-    tokenized._rows.clear()
+    tokenize._cache.clear()
     counted = []
-    original = examples._tokenize
+    original = tokenize._tokenize
 
     def counting(*arguments):
         counted.append(arguments)
         return original(*arguments)
 
-    monkeypatch.setattr(examples, "_tokenize", counting)
+    monkeypatch.setattr(tokenize, "_tokenize", counting)
     return counted
 
 
@@ -35,7 +34,7 @@ def tokenizer(bert):
 
 def test_equal_texts_are_tokenized_once(bert, tokenizer, calls):
     one = encode(tokenizer, TEXTS, None, [0, 1, 0], 8)
-    PaddedBatch(tokenizer)([one[index] for index in range(3)])
+    LabelledCollator(tokenizer)([one[index] for index in range(3)])
     other = encode(AutoTokenizer.from_pretrained(bert), list(TEXTS), None, [1, 1, 1], 8)
     assert len(calls) == 1
     assert one.labels == [0, 1, 0] and other.labels == [1, 1, 1]
@@ -57,7 +56,7 @@ def test_other_texts_are_tokenized_again(tokenizer, calls, texts, pairs, length)
     encode(tokenizer, TEXTS, None, None, 8)
     found = encode(tokenizer, texts, pairs, None, length)
     assert len(calls) == 2
-    tokenized._rows.clear()
+    tokenize._cache.clear()
     assert found == encode(tokenizer, texts, pairs, None, length)
 
 
@@ -71,7 +70,7 @@ def test_another_tokenizer_tokenizes_again(tokenizer, calls):
 def test_only_the_last_data_sets_are_kept(tokenizer, calls):
     for number in range(6):
         encode(tokenizer, [f"good {number}"], None, None, 8)
-    assert len(tokenized._rows) == 4
+    assert len(tokenize._cache) == 4
     encode(tokenizer, ["good 5"], None, None, 8)
     encode(tokenizer, ["good 0"], None, None, 8)
     assert len(calls) == 7

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from kasatune.data.tasks.data_to_text import read_pairs
+from kasatune.data.tasks.table import TASKS
 from kasatune.errors import InputError, ModelError
 from kasatune.evaluation.generate import generate, unused_settings
 from tests.shared_data import shared
@@ -50,7 +51,7 @@ def test_batches_of_any_size_write_the_same_in_the_order_of_the_prompts(loaded, 
 
 def test_a_trained_model_writes_the_same_in_batches():
     model, tokenizer = load(shared("models/stories260K-hf"))
-    prompts = list(dict.fromkeys(read_pairs("e2e", shared("e2e/valid.txt")).first))[:5]
+    prompts = list(dict.fromkeys(read_pairs(TASKS["e2e"], shared("e2e/valid.txt")).first))[:5]
     settings = Settings(max_new_tokens=12, num_beams=10, length_penalty=0.8)
     alone = [generate(model, tokenizer, [prompt], settings, 1, max_length=400)[0] for prompt in prompts]
     assert generate(model, tokenizer, prompts, settings, 5, max_length=400) == alone

@@ -7,10 +7,12 @@ import math
 
 import pytest
 
-from kasatune.data.tasks.commonsense_prompts import evaluation_prompt, ranking
+from kasatune.data.tasks.commonsense_prompts import EVALUATION_PROMPT, ranking
+from kasatune.data.tasks.table import TASKS
 from kasatune.evaluation.generate import generate
 from kasatune.evaluation.loglikelihood import log_likelihoods
-from kasatune.evaluation.multiple_choice import answer_scores
+from kasatune.evaluation.multiple_choice import score_choices
+from kasatune.evaluation.text_scores import GeneratedText
 from kasatune.recipes.schema import Recipe
 from kasatune.training.train import train
 from tests.data.tasks.commonsense_toys import BOOLQ, OPENBOOKQA, write_commonsense
@@ -18,7 +20,7 @@ from tests.shared_data import shared
 
 
 def test_every_row_is_counted_and_what_is_no_answer_is_wrong():
-    prompts = [evaluation_prompt(OPENBOOKQA.format(index)) for index in range(3)]
+    prompts = [EVALUATION_PROMPT.format(OPENBOOKQA.format(index)) for index in range(3)]
     references = [[f"the correct answer is answer{one}" for one in own] for own in ("11", "2", "4")]
     texts = ["the correct answer is answer1", "who knows", "answer3, or answer4"]
 
@@ -27,11 +29,13 @@ def test_every_row_is_counted_and_what_is_no_answer_is_wrong():
         # (red, blue, one, two): the longest is the likeliest letter by letter in the first question alone
         return [-6.0, -6.1, -5.9, -9.0, -8.0, -1.0, -8.0, -8.0, -5.0, -5.0, -4.0, -3.0]
 
-    found = answer_scores("commonsense/openbookqa", "test", prompts, texts, references, likelihoods)
+    found = score_choices(
+        TASKS["commonsense/openbookqa"], GeneratedText("test", prompts, texts, references), likelihoods
+    )
     assert found.metrics == {"accuracy": 2 / 4, "acc": 2 / 4, "acc_norm": 2 / 4, "unparsed": 1 / 4}
-    assert [one["written"] for one in found.answers] == ["answer1", "", "answer3"]
-    assert [one["acc"] for one in found.answers] == ["answer3", "answer2", "answer4"]
-    assert found.answers[0]["acc_norm"] == "answer2"  # -6.1 / 4 letters
+    assert [one["written"] for one in found.details] == ["answer1", "", "answer3"]
+    assert [one["acc"] for one in found.details] == ["answer3", "answer2", "answer4"]
+    assert found.details[0]["acc_norm"] == "answer2"  # -6.1 / 4 letters
 
 
 def test_the_split_of_a_mixture_is_asked_in_its_own_form():
@@ -41,10 +45,10 @@ def test_the_split_of_a_mixture_is_asked_in_its_own_form():
         asked.extend(pairs)
         return [0.0] * len(pairs)
 
-    prompts = [evaluation_prompt(BOOLQ.format(1))]
-    found = answer_scores("commonsense", "boolq", prompts, ["false"], [["true"]], likelihoods)
+    prompts = [EVALUATION_PROMPT.format(BOOLQ.format(1))]
+    found = score_choices(TASKS["commonsense"], GeneratedText("boolq", prompts, ["false"], [["true"]]), likelihoods)
     assert asked == [("Question: is item 1 red?\nAnswer:", " no"), ("Question: is item 1 red?\nAnswer:", " yes")]
-    assert found.answers[0]["acc"] == "false"  # of equal ones the first
+    assert found.details[0]["acc"] == "false"  # of equal ones the first
     assert found.metrics["accuracy"] == 0
 
 
@@ -60,7 +64,7 @@ def real():
 
 def real_prompts(task: str, number: int) -> list[str]:
     rows = json.loads(shared(f"commonsense/{task}/test.json").read_text(encoding="utf-8"))
-    return [evaluation_prompt(one["instruction"]) for one in rows[:number]]
+    return [EVALUATION_PROMPT.format(one["instruction"]) for one in rows[:number]]
 
 
 def test_the_log_likelihoods_are_lm_evals(real):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kasatune.data.collate import PaddedBatch
+from kasatune.data.collate import LabelledCollator
 from kasatune.data.tokenize import encode
 from kasatune.errors import DivergedError
 from kasatune.evaluation.scoring import answers, logits, score
@@ -30,14 +30,14 @@ def test_logits_come_in_the_order_of_the_rows_whatever_shares_a_batch(base):
         for text in texts:
             one_by_one.append(base.model(**base.tokenizer(text, return_tensors="pt")).logits[0].numpy())
     for size in (1, 4, 64):
-        found = logits(base.model, examples, PaddedBatch(base.tokenizer), size)
+        found = logits(base.model, examples, LabelledCollator(base.tokenizer), size)
         np.testing.assert_allclose(found, np.stack(one_by_one), atol=1e-5)
 
 
 def test_evaluating_leaves_the_mode_and_the_random_state_as_they_were(base):
     base.model.train()
     before = torch.get_rng_state()
-    logits(base.model, encode(base.tokenizer, ["good"], None, None, 8), PaddedBatch(base.tokenizer), 1)
+    logits(base.model, encode(base.tokenizer, ["good"], None, None, 8), LabelledCollator(base.tokenizer), 1)
     assert base.model.training
     assert torch.equal(torch.get_rng_state(), before)
     base.model.eval()

@@ -7,7 +7,17 @@ import time
 import pytest
 
 from kasatune.errors import InputError, OutputError, WorkError
-from kasatune.llm_client import AnswerCache, CachedClient, ChatRequest, Cost, Endpoint, Prices, Refusal, Reply, add_up
+from kasatune.llm_client import (
+    AnswerCache,
+    CachedClient,
+    ChatRequest,
+    Cost,
+    Endpoint,
+    Prices,
+    Refusal,
+    Reply,
+    total_cost,
+)
 from tests.llm_client.scripted import Answer, ScriptedServer
 
 AT_ONCE = {"retry-after-ms": "1"}
@@ -25,8 +35,8 @@ def requests(*texts, **further):
 
 def ask(server, folder, asked, **options):
     endpoint = Endpoint("m", server.url, **options)
-    with AnswerCache(folder / "answers.jsonl") as ledger, CachedClient(endpoint, ledger) as asker:
-        return asker.ask_all(asked), asker.asked
+    with AnswerCache(folder / "answers.jsonl") as ledger, CachedClient(endpoint, ledger) as client:
+        return client.ask_all(asked), client.requests_sent
 
 
 def echo(body, number):
@@ -190,7 +200,7 @@ def test_one_failure_among_many_threads_stops_them_all(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "word"), [(Endpoint("m"), "set OPENAI_API_KEY"), (Endpoint("m", "localhost:1"), "no address")]
+    ("endpoint", "word"), [(Endpoint("m"), "set OPENAI_API_KEY"), (Endpoint("m", "localhost:1"), "not the address")]
 )
 def test_an_endpoint_that_cannot_be(tmp_path, endpoint, word):
     with AnswerCache(tmp_path / "x") as ledger, pytest.raises(InputError, match=word):
@@ -205,5 +215,5 @@ def test_equal_content_is_one_request():
 
 def test_the_cost_counts_what_the_server_counted():
     replies = [Reply("", None, 1000, 500, 2), Reply("", None, 2000, 0, 0), Reply("", None, None, None, 1)]
-    assert add_up(replies) == Cost(3, 3000, 500, 1, 3, None)
-    assert add_up(replies, Prices(10.0, 30.0)).money == pytest.approx(0.03 + 0.015)
+    assert total_cost(replies) == Cost(3, 3000, 500, 1, 3, None)
+    assert total_cost(replies, Prices(10.0, 30.0)).money == pytest.approx(0.03 + 0.015)

@@ -97,7 +97,7 @@ def test_the_adapter_loads_where_kasatune_is_not_installed(bert, tmp_path):
     stock = json.loads(python(LOAD, bert, *arguments))
     for run, theirs in zip(runs, stock, strict=True):
         metrics = json.loads((run / "metrics.json").read_text())
-        ours = TaskModel.for_saved_run(read_recipe(run), "classification", tuple(metrics["label_names"]), run)
+        ours = TaskModel.for_saved_run(read_recipe(run), tuple(metrics["label_names"]), run)
         examples = encode(ours.base.tokenizer, ["good nice sad", "awful poor"], None, None, 32)
         np.testing.assert_allclose(np.array(theirs), ours.logits(examples), atol=1e-5)
 

@@ -64,7 +64,7 @@ def test_the_adapter_is_stock_lora_for_causal_models(run):
     assert (config["task_type"], config["peft_type"]) == ("CAUSAL_LM", "LORA")
     base = read_recipe(run).model.name
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), run / "adapter").eval()
-    ours = TaskModel.for_saved_run(read_recipe(run), "generation", None, run).model.eval()
+    ours = TaskModel.for_saved_run(read_recipe(run), None, run).model.eval()
     tokens = torch.tensor([[0, 5, 6, 7]])
     with torch.no_grad():
         torch.testing.assert_close(loaded(tokens).logits, ours(tokens).logits, atol=1e-5, rtol=1e-5)
@@ -93,7 +93,7 @@ def test_verify_passes_and_the_merge_is_a_causal_model(run, tmp_path):
     assert not [check for check in verify(run) if check.passed is False]
     merge(run, tmp_path / "merged")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
-    ours = TaskModel.for_saved_run(read_recipe(run), "generation", None, run).model.eval()
+    ours = TaskModel.for_saved_run(read_recipe(run), None, run).model.eval()
     tokens = torch.tensor([[0, 5, 6, 7]])
     with torch.no_grad():
         torch.testing.assert_close(merged(tokens).logits, ours(tokens).logits, atol=1e-4, rtol=1e-4)

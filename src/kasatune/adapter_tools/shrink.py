@@ -10,7 +10,7 @@ from kasatune.adapters.parity_report import CERTIFICATE
 from kasatune.adapters.storage import read_json, write_json
 from kasatune.data.tasks import load_task
 from kasatune.errors import DataError
-from kasatune.evaluation.task_model import TaskModel, batch_maker, deterministic
+from kasatune.evaluation.task_model import TaskModel, deterministic
 from kasatune.io.atomic import require_free
 from kasatune.io.library_noise import quiet
 from kasatune.models.device import find_device
@@ -71,7 +71,7 @@ def _scores(source: Source, run: Path, adapter: Path) -> dict[str, Any]:
         )
         model = load_adapter(base.model, adapter).to(find_device(recipe.training))
         method = methods.load(recipe.method.name)
-        prepared = TaskModel(recipe, before["kind"], base, method, model, batch_maker(base, before["kind"]))
+        prepared = TaskModel(recipe, base, method, model)
         split = str(before["split"])
         after = prepared.final_score(prepared.encode(task, split), task, split).metrics
     return {"split": split, "before": before["metrics"], "after": after}

@@ -24,7 +24,7 @@ from kasatune.adapters.parity import Outputs, fixed_outputs
 from kasatune.adapters.parity_report import CERTIFICATE, describe_base, output_parity
 from kasatune.adapters.storage import AdapterFiles, file_sha256, read_header, read_json, read_tensors
 from kasatune.errors import CheckError, InputError, KasatuneError
-from kasatune.evaluation.recompute import is_run, recomputed
+from kasatune.evaluation.evaluate import check_recorded_scores, is_run
 from kasatune.experiments.compare.verify_comparison import is_comparison, verified
 from kasatune.io.library_noise import quiet
 
@@ -74,7 +74,7 @@ def verify(directory: Path, base: str | None = None) -> list[Check]:
     """
     if base is None and is_comparison(directory):
         return [Check(*line) for line in verified(directory)]
-    checks = [Check(*line) for line in recomputed(directory)] if base is None and is_run(directory) else []
+    checks = [Check(*line) for line in check_recorded_scores(directory)] if base is None and is_run(directory) else []
     if checks and not has_adapter(directory):  # of a method that writes a whole checkpoint
         return checks
     source = find_source(directory, base)

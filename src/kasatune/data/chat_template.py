@@ -1,4 +1,4 @@
-"""Conversations as a causal language model reads them: through its chat template, learnt where the model speaks."""
+"""Tokenize conversations with the model's chat template, with labels for the tokens of the answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kasatune.data.readers.conversations import Chat
 from kasatune.data.tokenize import Examples
 from kasatune.errors import ModelError
 
-# For models without a template of their own: the headings of Alpaca's prompt.
+# For models that have no chat template: the headings of Alpaca's prompt.
 PLAIN_TEMPLATE = """{{ bos_token or '' }}{% for message in messages %}\
 {% if message.role == 'system' %}{{ message.content }}
 
@@ -29,69 +29,70 @@ PLAIN_TEMPLATE = """{{ bos_token or '' }}{% for message in messages %}\
 def encode_chats(
     tokenizer: PreTrainedTokenizerBase, chats: Sequence[Chat], max_length: int, loss_on: LossOn = "completion"
 ) -> Examples:
-    """Token rows of whole conversations, with a label for each token of every answer and of its end.
+    """Token rows of complete conversations, with a label for each token of every answer and its end.
 
-    Answers and what stands between them are tokenized apart, so that a model reads exactly the tokens in training that
-    it is given when it is asked. A row that is longer than `max_length` loses its end; where what stands before the
-    first answer leaves less than half of the length, the row loses its beginning too.
+    Answers and the text between them are tokenized separately, so that the model reads the same prompt tokens in
+    training as in generation. A row that is longer than `max_length` loses its end; if the text before the first
+    answer leaves less than half of the length, the row loses its beginning too.
 
     Args:
-        tokenizer: of the model; without a chat template, `PLAIN_TEMPLATE` is its.
+        tokenizer: tokenizer of the model; `PLAIN_TEMPLATE` is used if it has no chat template.
         chats: conversations that end with an answer.
         max_length: tokens of the longest row.
-        loss_on: which tokens are learnt: those of answers, or every one.
+        loss_on: the tokens to train on: those of the answers, or all.
 
     Raises:
-        ModelError: the template refuses a conversation, or changes earlier turns when a later one follows.
+        ModelError: the template rejects a conversation, or renders earlier turns differently once later ones follow.
     """
-    rows, long = [], []
+    rows, truncated = [], []
     for index, chat in enumerate(chats):
         parts = _parts(tokenizer, chat)
         tokens: list[int] = []
         labels: list[int] = []
-        for text, learnt in parts:
+        for text, is_answer in parts:
             piece = _tokens(tokenizer, text)
             tokens += piece
-            labels += piece if learnt or loss_on == "everything" else [IGNORED] * len(piece)
+            labels += piece if is_answer or loss_on == "everything" else [IGNORED] * len(piece)
         if len(tokens) > max_length:
-            long.append(index)
+            truncated.append(index)
             before = len(_tokens(tokenizer, parts[0][0]))
             begin = min(max(0, before - max_length // 2), len(tokens) - max_length)
             tokens, labels = tokens[begin : begin + max_length], labels[begin : begin + max_length]
         rows.append({"input_ids": tokens, "attention_mask": [1] * len(tokens), "labels": labels})
-    return Examples(rows, frozenset(long))
+    return Examples(rows, frozenset(truncated))
 
 
 def prompt_of_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[tuple[str, str]]) -> list[int]:
-    """The tokens that a model is given to answer the last message: the row of `encode_chats` up to the answer.
+    """The prompt tokens for an answer to the last message: the row of `encode_chats` up to the answer.
 
     Raises:
-        ModelError: the template refuses the conversation.
+        ModelError: the template rejects the conversation.
     """
     parts = _parts(tokenizer, [*messages, ("assistant", "")])[:-1]
     return [token for text, _ in parts for token in _tokens(tokenizer, text)]
 
 
 def has_template(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the model brings a chat template of its own."""
+    """Whether the model has its own chat template."""
     return bool(tokenizer.chat_template)
 
 
 def _parts(tokenizer: PreTrainedTokenizerBase, chat: Sequence[tuple[str, str]]) -> list[tuple[str, bool]]:
-    """The text of a conversation cut into what is read (False) and what is learnt (True), in turn."""
-    parts, done = [], ""
+    """The text of a conversation in pieces, alternating between context (False) and answer (True)."""
+    parts, rendered = [], ""
     for number, (role, _) in enumerate(chat):
         if role != "assistant":
             continue
-        asked = _render(tokenizer, chat[:number], answer_follows=True)
-        answered = _render(tokenizer, chat[: number + 1], answer_follows=False)
-        if not asked.startswith(done) or not answered.startswith(asked):
+        before_answer = _render(tokenizer, chat[:number], answer_follows=True)
+        with_answer = _render(tokenizer, chat[: number + 1], answer_follows=False)
+        if not before_answer.startswith(rendered) or not with_answer.startswith(before_answer):
             raise ModelError(
-                "the model's chat template writes earlier turns differently once later ones follow, so that what is"
-                " learnt is not what is asked; give rows of one turn, or a model with another template"
+                "the model's chat template renders earlier turns differently once later ones follow, so training"
+                " prompts would differ from those of generation; give rows of one turn, or a model with another"
+                " template"
             )
-        parts += [(asked[len(done) :], False), (answered[len(asked) :], True)]
-        done = answered
+        parts += [(before_answer[len(rendered) :], False), (with_answer[len(before_answer) :], True)]
+        rendered = with_answer
     return parts
 
 
@@ -104,7 +105,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, chat: Sequence[tuple[str, str]],
         )
     except Exception as fault:  # jinja2's errors, and whatever a template's own code raises
         raise ModelError(
-            f"the model's chat template refuses a conversation ({fault}); leave out what it names"
+            f"the model's chat template rejects a conversation ({fault}); leave out the part that it names"
         ) from fault
     return str(text)
 

@@ -1,30 +1,51 @@
-"""Batches of tokenized rows, padded to the longest row of each."""
+"""Batches of tokenized rows: padding and the collators of labelled text and of causal language models."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from kasatune.data.prompt_completion import IGNORED
+from kasatune.data.tasks.task_info import RowFormat
+
+Collator = Callable[[list[dict[str, Any]]], Mapping[str, Tensor]]
+"""Makes a batch of tokenized rows."""
+
 _MASK = "attention_mask"
 
 
-class PaddedBatch:
-    """Rows to tensors (rows, longest), as `DataCollatorWithPadding` makes them, without its passes through lists.
+def collator_for(rows: RowFormat, tokenizer: PreTrainedTokenizerBase) -> Collator:
+    """The collator of a task's rows, see `TaskInfo.rows`."""
+    return LabelledCollator(tokenizer) if rows == "labelled" else CausalCollator(tokenizer)
 
-    Rows with something else than token ids, their mask, their types and a label are left to that class.
+
+def pad(rows: Sequence[Sequence[int]], fill: int, side: Literal["left", "right"] = "right") -> Tensor:
+    """An int64 tensor (rows, longest) of `rows`, with `fill` before or after the shorter ones."""
+    longest = max(map(len, rows))
+    padded = np.full((len(rows), longest), fill, dtype=np.int64)
+    for target, values in zip(padded, rows, strict=True):
+        start = longest - len(values) if side == "left" else 0
+        target[start : start + len(values)] = values
+    return torch.from_numpy(padded)
+
+
+class LabelledCollator:
+    """Pad labelled rows to the longest of a batch, with the result of `DataCollatorWithPadding` but in less time.
+
+    Rows with keys other than token ids, attention mask, token types and a label are left to that class.
 
     Args:
-        tokenizer: says what is padded with what, and on which side.
+        tokenizer: its padding values and padding side are used.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._other = DataCollatorWithPadding(tokenizer, padding="longest")
-        self._left = tokenizer.padding_side == "left"
+        self._side: Literal["left", "right"] = "left" if tokenizer.padding_side == "left" else "right"
         self._fill = {"input_ids": tokenizer.pad_token_id, _MASK: 0, "token_type_ids": tokenizer.pad_token_type_id}
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> Mapping[str, Tensor]:
@@ -32,14 +53,22 @@ class PaddedBatch:
         keys = [key for key in rows[0] if key != "labels"]
         if _MASK not in keys or any(self._fill.get(key) is None for key in keys):
             return self._other(list(rows))
-        batch = {key: torch.from_numpy(self._padded([row[key] for row in rows], self._fill[key])) for key in keys}
+        batch = {key: pad([row[key] for row in rows], self._fill[key], self._side) for key in keys}
         if "labels" in rows[0]:
             batch["labels"] = torch.tensor([row["labels"] for row in rows])
         return batch
 
-    def _padded(self, lists: list[list[int]], fill: int) -> np.ndarray:
-        longest = max(map(len, lists))
-        found = np.full((len(lists), longest), fill, dtype=np.int64)
-        for row, values in zip(found, lists, strict=True):
-            row[longest - len(values) if self._left else 0 :][: len(values)] = values
-        return found
+
+class CausalCollator:
+    """Pad the rows of a causal language model on the right, to the longest of a batch.
+
+    Args:
+        tokenizer: gives the padding token, which the attention mask hides; its label is `IGNORED`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._fill = {"input_ids": tokenizer.pad_token_id, _MASK: 0, "labels": IGNORED}
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """A tensor (rows, tokens) for each key of the rows."""
+        return {key: pad([row[key] for row in rows], self._fill.get(key, 0)) for key in rows[0]}

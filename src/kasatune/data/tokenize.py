@@ -1,7 +1,9 @@
-"""Text as the model takes it: tokenized rows."""
+"""Tokenize text, with a small cache so that the runs of a comparison tokenize their data once per process."""
 
 from __future__ import annotations
 
+import hashlib
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +11,11 @@ from typing import Any
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from kasatune.data.token_cache import Rows, remembered
+Tokenized = tuple[list[dict[str, Any]], list[int]]
+"""Rows with the keys that a tokenizer gives, and the indices of those that were truncated."""
+
+_MAX_CACHED = 4  # training and validation rows of two tasks
+_cache: OrderedDict[str, Tokenized] = OrderedDict()
 
 
 @dataclass(frozen=True)
@@ -17,7 +23,7 @@ class Examples(Dataset):
     """Tokenized rows.
 
     Attributes:
-        rows: for each row `input_ids` and what else the tokenizer gives, and `labels` where they are known.
+        rows: for each row `input_ids` and the tokenizer's other keys, and `labels` if they are known.
         truncated: indices of the rows that were cut to the longest length allowed.
     """
 
@@ -43,32 +49,55 @@ def encode(
     labels: Sequence[int] | Sequence[float] | None,
     max_length: int,
 ) -> Examples:
-    """Tokenize texts, or pairs of texts, to at most `max_length` tokens; nothing is padded yet.
+    """Tokenize texts, or pairs of texts, to at most `max_length` tokens, without padding.
+
+    The last few data sets are cached; the rows of the result must not be changed in place.
 
     Args:
-        tokenizer: of the model.
+        tokenizer: tokenizer of the model.
         first: texts.
-        second: their partners, or None.
-        labels: numbers, one for each text, or None where they are not known.
-        max_length: longer rows are cut, the longer text of a pair first.
+        second: second texts of pairs, or None.
+        labels: one number for each text, or None if they are not known.
+        max_length: longer rows are truncated, the longer text of a pair first.
     """
     if not first:
         return Examples([], frozenset())
-    rows, long = remembered(
-        lambda: _tokenize(tokenizer, first, second, max_length), tokenizer, first, second, max_length
-    )
+    rows, truncated = _tokenize_cached(tokenizer, first, second, max_length)
     if labels is not None:
         rows = [{**row, "labels": label} for row, label in zip(rows, labels, strict=True)]
-    return Examples(list(rows), frozenset(long))
+    return Examples(list(rows), frozenset(truncated))
+
+
+def _tokenize_cached(
+    tokenizer: PreTrainedTokenizerBase, first: Sequence[str], second: Sequence[str] | None, max_length: int
+) -> Tokenized:
+    """The result of `_tokenize`, from the cache for an equal tokenizer and equal texts.
+
+    Tokenizers written in Python are not cached: the state that decides their output cannot be read from outside.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return _tokenize(tokenizer, first, second, max_length)
+    digest = hashlib.sha256(f"{type(tokenizer).__qualname__} {tokenizer.truncation_side} {max_length}".encode())
+    digest.update(backend.to_str().encode("utf-8", "surrogatepass"))
+    for texts in (first, second or ()):
+        for text in (str(len(texts)), *texts):
+            digest.update(f"{len(text)} ".encode() + text.encode("utf-8", "surrogatepass"))
+    key = digest.hexdigest()
+    result = _cache.pop(key, None) or _tokenize(tokenizer, first, second, max_length)
+    _cache[key] = result
+    while len(_cache) > _MAX_CACHED:
+        _cache.popitem(last=False)
+    return result
 
 
 def _tokenize(
     tokenizer: PreTrainedTokenizerBase, first: Sequence[str], second: Sequence[str] | None, max_length: int
-) -> Rows:
-    whole = tokenizer(text=list(first), text_pair=None if second is None else list(second), verbose=False)
-    rows = [{key: values[index] for key, values in whole.items()} for index in range(len(first))]
-    long = [index for index, row in enumerate(rows) if len(row["input_ids"]) > max_length]
-    for index in long:
+) -> Tokenized:
+    columns = tokenizer(text=list(first), text_pair=None if second is None else list(second), verbose=False)
+    rows = [{key: values[index] for key, values in columns.items()} for index in range(len(first))]
+    truncated = [index for index, row in enumerate(rows) if len(row["input_ids"]) > max_length]
+    for index in truncated:
         pair = None if second is None else second[index]
         rows[index] = dict(tokenizer(text=first[index], text_pair=pair, truncation=True, max_length=max_length))
-    return rows, long
+    return rows, truncated

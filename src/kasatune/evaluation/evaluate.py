@@ -1,35 +1,45 @@
+"""Score a run again from its saved files, and compare its scores, rows and base model with those in metrics.json."""
+
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from kasatune.data.tasks import load_evaluation, load_task
 from kasatune.data.tasks.dataset import TaskData
-from kasatune.errors import DataError
+from kasatune.errors import DataError, InputError, KasatuneError
 from kasatune.evaluation.task_model import TaskModel, deterministic
+from kasatune.io.atomic import finite
 from kasatune.io.environment import peak_memory, reset_peak_memory, versions
 from kasatune.io.library_noise import quiet
 from kasatune.recipes.schema import TaskSection
-from kasatune.runs.directory import read_metrics, read_recipe
-from kasatune.runs.provenance import trace
+from kasatune.runs.directory import METRICS, read_metrics, read_recipe
+from kasatune.runs.provenance import recipe_sha256, trace
+
+SCORE_TOLERANCE = 5e-3  # of a score on another machine or with other software
+
+CheckLine = tuple[str, bool | None, str]
+"""Name of a check, whether it passed (None: could not be checked), and its figures in words."""
 
 
 def evaluate(run_dir: Path, split: str | None = None, data: str | None = None) -> dict[str, Any]:
-    """The scores of a run again, from its saved files alone.
+    """Score a run again, from its saved files alone.
 
     Args:
-        run_dir: of a run that was finished, or interrupted.
-        split: which rows; None for those that metrics.json tells of.
-        data: rows to use in the place of those that the recipe names: the folder of a benchmark, or a file in the form
-            of your own validation data; their split is "validation".
+        run_dir: directory of a run that has finished or was interrupted.
+        split: the rows to score; None for the split of metrics.json.
+        data: rows to score instead of those that the recipe names: the folder of a benchmark, or a file in the form of
+            your own validation data; their split is "validation".
 
     Returns:
-        An object in the form of metrics.json; `metrics` is the same as there for the same rows, bit for bit on the
-        same machine.
+        An object in the form of metrics.json; `metrics` is bit for bit the same as there for the same rows on the same
+        machine.
 
     Raises:
-        InputError: the directory, its files, the base model, the data or the split is not to be had.
+        InputError: the directory, its files, the base model, the data or the split is missing or damaged.
     """
     run_dir = Path(run_dir)
     recipe, before = read_recipe(run_dir), read_metrics(run_dir)
@@ -37,11 +47,11 @@ def evaluate(run_dir: Path, split: str | None = None, data: str | None = None) -
     with quiet(), deterministic():
         start = time.perf_counter()
         reset_peak_memory()
-        task = _rows(recipe.task, data, names)
-        prepared = TaskModel.for_saved_run(recipe, before["kind"], names, run_dir)
+        task = _load_rows(recipe.task, data, names)
+        task_model = TaskModel.for_saved_run(recipe, names, run_dir)
         loaded = time.perf_counter()
         chosen = split or str(before["split"])
-        scores = prepared.final_score(prepared.encode(task, chosen), task, chosen)
+        scores = task_model.final_score(task_model.encode(task, chosen), task, chosen)
     seconds = {"load": loaded - start, "evaluate": time.perf_counter() - loaded}
     return {
         **before,
@@ -52,22 +62,90 @@ def evaluate(run_dir: Path, split: str | None = None, data: str | None = None) -
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "peak_memory_bytes": peak_memory(),
         "versions": versions(),
-        **trace(recipe, prepared.base.revision, prepared.base.fingerprint),
+        **trace(recipe, task_model.base.revision, task_model.base.fingerprint),
     }
 
 
-def _rows(task: TaskSection, data: str | None, names: tuple[str, ...] | None) -> TaskData:
-    """The rows to score, their labels numbered as the model knows them."""
+def check_recorded_scores(run_dir: Path) -> Iterator[CheckLine]:
+    """Compare recipe, rows, base model and scores of a run, computed again, with metrics.json.
+
+    On the machine and with the software of the run the scores must be equal bit for bit; elsewhere they may differ by
+    0.005. What cannot be checked gives None: a run of an earlier version, rows that are not on this machine.
+
+    Raises:
+        InputError: recipe.yaml or metrics.json is missing or damaged.
+    """
+    before = read_metrics(run_dir)
+    yield "recipe", *_compare_sha256(recipe_sha256(read_recipe(run_dir)), before.get("recipe_sha256"))
+    try:
+        after = finite(evaluate(run_dir))
+    except DataError as fault:
+        yield "scores", None, f"not computed again: {fault}"
+        return
+    except KasatuneError as fault:
+        yield "scores", False, str(fault)
+        return
+    yield "rows", *_compare_sha256(after["data_sha256"], before.get("data_sha256"))
+    yield "base model", *_compare_sha256(_fingerprint(after), _fingerprint(before))
+    yield "scores", *_compare_scores(before, after)
+
+
+def is_run(directory: Path) -> bool:
+    """Whether a directory holds a run with recorded metrics."""
+    try:
+        read_metrics(directory)
+    except InputError:
+        return False
+    return True
+
+
+def _load_rows(task: TaskSection, data: str | None, names: tuple[str, ...] | None) -> TaskData:
+    """The rows to score, with their labels numbered as in training."""
     if data is not None:
         return load_evaluation(task, data, names)
-    found = load_task(task)
-    if found.label_names != names:
+    rows = load_task(task)
+    if rows.label_names != names:
         raise DataError(
-            f"task {found.name}: its labels are now {_listed(found.label_names)}, the model was trained on "
-            f"{_listed(names)}: the data has changed; give the rows as they were, or train again"
+            f"task {rows.name}: its labels are now {_listed(rows.label_names)}, but the model was trained on "
+            f"{_listed(names)}; restore the data that it was trained on, or train again"
         )
-    return found
+    return rows
 
 
 def _listed(names: tuple[str, ...] | None) -> str:
     return "numbers" if names is None else ", ".join(map(repr, names))
+
+
+def _compare_sha256(value: str, recorded: str | None) -> tuple[bool | None, str]:
+    if not recorded:
+        return None, f"not recorded in {METRICS}"
+    words = f"SHA-256 {value[:12]}..."
+    if value == recorded:
+        return True, f"{words} as recorded"
+    return False, f"{words}, recorded was {recorded[:12]}..."
+
+
+def _fingerprint(metrics: Mapping[str, Any]) -> str:
+    model = metrics.get("model")
+    return str(model.get("fingerprint") or "") if isinstance(model, Mapping) else ""
+
+
+def _compare_scores(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[bool | None, str]:
+    recorded, computed = before.get("metrics") or {}, after["metrics"]
+    if not recorded:
+        return None, "the run was stopped before it had scores"
+    if recorded == computed:
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in computed.items() if value is not None)
+        return True, f"{shown}: equal bit for bit"
+    worst, name = max((_distance(value, computed.get(name)), name) for name, value in recorded.items())
+    figure = f"{name} was {recorded[name]} and is {computed.get(name)}"
+    differing = [key for key in ("machine", "versions") if before.get(key) != after.get(key)]
+    if not differing:
+        return False, figure
+    return worst <= SCORE_TOLERANCE, f"{figure}; another {' and other '.join(differing)}, limit {SCORE_TOLERANCE:g}"
+
+
+def _distance(one: Any, other: Any) -> float:
+    if one is None or other is None:
+        return 0.0 if one is other else math.inf
+    return abs(float(one) - float(other))

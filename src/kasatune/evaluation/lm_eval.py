@@ -1,4 +1,4 @@
-"""A run's model in EleutherAI's lm-evaluation-harness, by the stock LoRA adapter that the run wrote."""
+"""Evaluate a run on tasks of EleutherAI's lm-evaluation-harness, through the stock LoRA adapter that the run wrote."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kasatune.data.chat_template import PLAIN_TEMPLATE, has_template
+from kasatune.data.tasks.table import TASKS
 from kasatune.errors import InputError, MissingExtraError, WorkError
 from kasatune.io.library_noise import quiet
 from kasatune.methods.shared.peft_adapter import ADAPTER_FOLDER
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from kasatune.recipes.schema import ModelSection
 
-CHATS = "instruction"
 _STDERR = "_stderr"
 _EXTRA = "pip install 'kasatune[harness]'"
 
@@ -32,29 +32,30 @@ _EXTRA = "pip install 'kasatune[harness]'"
 def harness(
     run_dir: Path, tasks: Sequence[str], *, path: Path | None = None, limit: int | None = None
 ) -> dict[str, Any]:
-    """Scores of tasks of lm-eval, its model "hf" with the run's base and `peft=` RUN/adapter.
+    """Scores of lm-eval's tasks, from its model "hf" with the run's base and `peft=` RUN/adapter.
 
-    The base is loaded in the recipe's dtype, and not quantized whatever the recipe says. `training.eval_batch_size`
-    requests are answered at a time. A run of the task instruction is asked through the chat template that it was
-    trained with: its model's own, or `PLAIN_TEMPLATE` where there is none.
+    The base is loaded in the recipe's dtype and is never quantized, whatever the recipe says. Requests are answered in
+    batches of `training.eval_batch_size`. A run on chat rows is asked through the chat template that it was trained
+    with: the model's own, or `PLAIN_TEMPLATE` if it has none.
 
     Args:
-        run_dir: of a finished run of a task that writes text.
+        run_dir: directory of a finished run on a task that generates text.
         tasks: names of lm-eval's tasks or groups, or of those in `path`.
-        path: a folder with task files of your own.
-        limit: rows of each task, the first ones; None for all.
+        path: a folder with the user's own task files.
+        limit: number of rows of each task, from the first; None for all.
 
     Returns:
-        An object in the form of metrics.json: `metrics` by "task score", and under `harness` what lm-eval gave.
+        An object in the form of metrics.json, with `metrics` by "task score", and under `harness` further results of
+        lm-eval.
 
     Raises:
-        InputError: the run is none of a language model, or has no stock adapter; a task is unknown.
+        InputError: the run is not of a language model or has no stock adapter, or a task is unknown.
         MissingExtraError: lm-eval is not installed.
-        WorkError: a task's data could not be had, or lm-eval or a package that the task needs failed.
+        WorkError: a task's data cannot be read, or lm-eval or a package that the task needs failed.
     """
     recipe, metrics = read_recipe(run_dir), read_metrics(run_dir)
     if metrics.get("kind") != "generation":
-        raise InputError(f"{run_dir}: --harness asks language models; this run is of {metrics.get('kind')}")
+        raise InputError(f"{run_dir}: --harness evaluates language models; this run is a {metrics.get('kind')}")
     adapter = run_dir / ADAPTER_FOLDER
     if not (adapter / "adapter_config.json").is_file():
         raise InputError(f"{run_dir}: the method {recipe.method.name} wrote no {ADAPTER_FOLDER}/; lm-eval needs a LoRA")
@@ -64,12 +65,16 @@ def harness(
         raise MissingExtraError("--harness", "harness")
     with quiet():
         manager = _manager(tasks, path)
-        found = _evaluate(recipe, adapter, tasks, manager, limit)
-    return _told(metrics, found, chats=recipe.task.name == CHATS)
+        results = _evaluate(recipe, adapter, tasks, manager, limit)
+    return _as_metrics(metrics, results, chats=_reads_chats(recipe))
+
+
+def _reads_chats(recipe: Recipe) -> bool:
+    return TASKS[recipe.task.name].rows == "chat"
 
 
 def _manager(tasks: Sequence[str], path: Path | None) -> Any:
-    """lm-eval's index of tasks; its own thousands are read only where the folder of the user lacks one."""
+    """lm-eval's index of tasks; its own thousands of tasks are read only if the user's folder lacks one."""
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=None if path is None else str(path), include_defaults=path is None)
@@ -86,18 +91,18 @@ def _evaluate(recipe: Recipe, adapter: Path, tasks: Sequence[str], manager: Any,
     import lm_eval
 
     simple_evaluate: Any = lm_eval.simple_evaluate
-    section, chats = recipe.model, recipe.task.name == CHATS
+    section, chats = recipe.model, _reads_chats(recipe)
     arguments: dict[str, Any] = {
         "pretrained": find_model(section.name),
         "peft": str(adapter),
         "dtype": section.dtype,
         "trust_remote_code": section.trust_remote_code,
         **({"revision": section.revision} if section.revision else {}),
-        # The template writes every special token itself, as in training.
+        # The template adds every special token itself, as in training.
         **({"tokenizer": _with_template(section), "add_bos_token": False} if chats else {}),
     }
     try:
-        with redirect_stdout(StringIO()):  # tasks print of downloads, also of those that failed
+        with redirect_stdout(StringIO()):  # tasks print about downloads, including failed ones
             return simple_evaluate(
                 model="hf",
                 model_args=arguments,
@@ -116,14 +121,14 @@ def _evaluate(recipe: Recipe, adapter: Path, tasks: Sequence[str], manager: Any,
         ) from fault
     except Exception as fault:  # lm-eval, datasets and the hub client raise dozens of unrelated types
         reason = next((line.strip() for line in str(fault).splitlines() if any(map(str.isalnum, line))), "")
-        remedy = "check the network, or bring its rows into the cache of datasets" if _is_unreachable(fault) else ""
+        remedy = "check the network, or download its rows into the cache of datasets" if _is_unreachable(fault) else ""
         raise WorkError(
             f"lm-eval failed on {', '.join(tasks)}: {type(fault).__name__}: {reason}{remedy and f'; {remedy}'}"
         ) from fault
 
 
 def _with_template(section: ModelSection) -> PreTrainedTokenizerBase:
-    """The base's tokenizer, with the template that an instruction run of it was trained with."""
+    """The base's tokenizer, with the chat template that the run was trained with."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(
@@ -135,34 +140,34 @@ def _with_template(section: ModelSection) -> PreTrainedTokenizerBase:
 
 
 def _is_unreachable(fault: Exception) -> bool:
-    """Whether the rows of a task could not be fetched: datasets raises one of these."""
+    """Whether the rows of a task could not be downloaded, for which datasets raises one of these errors."""
     from datasets.exceptions import DatasetNotFoundError
 
     return isinstance(fault, (ConnectionError, FileNotFoundError, DatasetNotFoundError))
 
 
-def _told(metrics: dict[str, Any], found: dict[str, Any], *, chats: bool) -> dict[str, Any]:
+def _as_metrics(metrics: dict[str, Any], results: dict[str, Any], *, chats: bool) -> dict[str, Any]:
     from importlib.metadata import version
 
     scores, errors = {}, {}
-    for task, values in found["results"].items():
+    for task, values in results["results"].items():
         for key, value in values.items():
             name, comma, kind = key.partition(",")
             if comma and isinstance(value, int | float):
-                kept = errors if name.endswith(_STDERR) else scores
+                target = errors if name.endswith(_STDERR) else scores
                 shown = f"{task} {name.removesuffix(_STDERR)}"
-                kept[shown if kind == "none" else f"{shown} ({kind})"] = float(value)
-    kept_keys = ("task", "kind", "method", "trainable_parameters", "head_parameters")
+                target[shown if kind == "none" else f"{shown} ({kind})"] = float(value)
+    shared_keys = ("task", "kind", "method", "trainable_parameters", "head_parameters")
     return {
-        **{key: metrics[key] for key in kept_keys if key in metrics},
+        **{key: metrics[key] for key in shared_keys if key in metrics},
         "split": "lm-eval",
         "metrics": scores,
         "harness": {
             "standard_errors": errors,
-            "rows": found.get("n-samples", {}),
-            "shots": found.get("n-shot", {}),
+            "rows": results.get("n-samples", {}),
+            "shots": results.get("n-shot", {}),
             "chat_template": chats,
-            "task_versions": found.get("versions", {}),
+            "task_versions": results.get("versions", {}),
             "lm_eval": version("lm_eval"),
         },
     }

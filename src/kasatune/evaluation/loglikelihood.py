@@ -1,4 +1,4 @@
-"""Which of several continuations a causal language model holds the likeliest, as lm-eval asks it."""
+"""Log-likelihoods of continuations under a causal language model, computed as in lm-eval."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
-from kasatune.evaluation.scoring import autocast
+from kasatune.data.collate import pad
+from kasatune.evaluation.batches import batches_by_length, evaluation_mode
 from kasatune.io.progress import progress_counter
 
 Pair = tuple[str, str]
+"""A context and a continuation."""
 
 
 def log_likelihoods(
@@ -25,58 +27,54 @@ def log_likelihoods(
 ) -> list[float]:
     """sum_t log p(continuation_t | context, continuation_<t) of each pair, without an end-of-text token.
 
-    Tokens as lm-eval cuts them: context and continuation together, the continuation's are those beyond as many as the
-    context alone has; blanks at the end of a context belong to the continuation. What is longer than the model's
-    positions loses its beginning. Pairs of like length share a batch.
+    Tokenized as in lm-eval: context and continuation together; tokens beyond the length of the tokenized context belong
+    to the continuation, and so do blanks at the end of the context. A row that is longer than the model's positions
+    loses its beginning.
 
     Args:
-        model: put into evaluation mode, and back afterwards.
-        tokenizer: its own.
+        model: its training mode is restored afterwards.
+        tokenizer: tokenizer of the model.
         pairs: (context, continuation), neither empty.
-        batch_size: pairs at a time.
+        batch_size: pairs in a batch; see `batches_by_length`.
         precision: "float32", "bfloat16" or "float16" (autocast).
     """
     rows = encode_pairs(tokenizer, pairs)
     positions = getattr(model.config, "max_position_embeddings", None)
-    order = sorted(range(len(rows)), key=lambda index: -len(rows[index][0]))
-    device = next(model.parameters()).device
-    found = [0.0] * len(rows)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), autocast(device, precision), progress_counter("ranking", len(order)) as advance:
-            for start in range(0, len(order), batch_size):
-                batch = order[start : start + batch_size]
-                for index, value in zip(batch, _sums(model, [rows[one] for one in batch], positions), strict=True):
-                    found[index] = value
-                    advance()
-    finally:
-        model.train(was_training)
-    return found
+    result = [0.0] * len(rows)
+    with evaluation_mode(model, precision) as device, progress_counter("ranking", len(rows)) as advance:
+        for indices in batches_by_length([len(tokens) for tokens, _ in rows], batch_size):
+            sums = _batch_sums(model, [rows[index] for index in indices], positions, device)
+            for index, value in zip(indices, sums, strict=True):
+                result[index] = value
+                advance()
+    return result
 
 
 def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> list[tuple[list[int], int]]:
-    """The tokens of each pair, and how many of them, at the end, are the continuation's."""
+    """The tokens of each pair, and how many tokens at the end belong to the continuation."""
     contexts = [context.rstrip() for context, _ in pairs]
-    wholes = [context + continuation for context, continuation in pairs]
-    before: Any = tokenizer(contexts, verbose=False)["input_ids"]
-    both: Any = tokenizer(wholes, verbose=False)["input_ids"]
-    return [(list(whole), max(1, len(whole) - len(context))) for context, whole in zip(before, both, strict=True)]
+    texts = [context + continuation for context, continuation in pairs]
+    context_tokens: Any = tokenizer(contexts, verbose=False)["input_ids"]
+    text_tokens: Any = tokenizer(texts, verbose=False)["input_ids"]
+    return [
+        (list(tokens), max(1, len(tokens) - len(context)))
+        for context, tokens in zip(context_tokens, text_tokens, strict=True)
+    ]
 
 
-def _sums(model: Any, rows: Sequence[tuple[list[int], int]], positions: int | None) -> list[float]:
-    # The last token is predicted and not read, so that a row may have one token more than the model has positions.
-    cut = [(tokens[-(positions + 1) :] if positions else tokens, own) for tokens, own in rows]
-    longest = max(len(tokens) for tokens, _ in cut) - 1
-    device = next(model.parameters()).device
-    read = [tokens[:-1] for tokens, _ in cut]
-    ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in read], device=device)
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in read], device=device)
+def _batch_sums(
+    model: Any, rows: Sequence[tuple[list[int], int]], positions: int | None, device: torch.device
+) -> list[float]:
+    # The last token is predicted but not read, so that a row may have one token more than the model has positions.
+    cut = [(tokens[-(positions + 1) :] if positions else tokens, continuation) for tokens, continuation in rows]
+    inputs = [tokens[:-1] for tokens, _ in cut]
+    ids = pad(inputs, 0).to(device)
+    mask = pad([[1] * len(row) for row in inputs], 0).to(device)
     logits = model(input_ids=ids, attention_mask=mask).logits
     sums = []
-    for place, (tokens, own) in enumerate(cut):
+    for index, (tokens, continuation) in enumerate(cut):
         end = len(tokens) - 1
-        last = functional.log_softmax(logits[place, max(0, end - own) : end].float(), dim=-1)
-        wanted = torch.tensor(tokens[-len(last) :], device=device)
-        sums.append(float(last.gather(1, wanted[:, None]).sum()))
+        last = functional.log_softmax(logits[index, max(0, end - continuation) : end].float(), dim=-1)
+        targets = torch.tensor(tokens[-len(last) :], device=device)
+        sums.append(float(last.gather(1, targets[:, None]).sum()))
     return sums

@@ -1,3 +1,5 @@
+"""Predict labels, numbers or text for new inputs, with the model of a run."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -6,7 +8,6 @@ from typing import Any
 
 from kasatune.data.chat_template import prompt_of_chat
 from kasatune.data.prompt_completion import prompt_tokens
-from kasatune.data.tasks.prompts import render
 from kasatune.errors import InputError
 from kasatune.evaluation.scoring import answers
 from kasatune.evaluation.task_model import TaskModel, deterministic
@@ -17,20 +18,20 @@ Text = str | Sequence[str]
 
 
 def predict(run_dir: Path, texts: Sequence[Text]) -> list[dict[str, Any]]:
-    """What a run's model makes of new texts.
+    """The predictions of a run's model for new texts.
 
     Args:
-        run_dir: of a run that was finished, or interrupted.
-        texts: one or more, without the task's prompt around them; where the task is about pairs, two texts each, or
-            one with a tab between them.
+        run_dir: directory of a run that has finished or was interrupted.
+        texts: one or more, without the task's prompt; for a task on pairs, two texts each, or one with a tab between
+            them.
 
     Returns:
         For each text `input` as given and `prediction`: {"label": name, "scores": {name: probability}}, a number, or
-        {"text": what is written for it}; and `truncated`: true where the text is longer than the model was trained for,
-        so that its end was not read, or its beginning where text is written.
+        {"text": generated text}; and `truncated`: true if the text is longer than the model was trained for, so that
+        its end was not read, or its beginning if text is generated.
 
     Raises:
-        InputError: the directory, its files or the base model is not to be had, or a text is not what the task needs.
+        InputError: the directory, its files or the base model is missing or damaged, or a text does not fit the task.
     """
     run_dir = Path(run_dir)
     recipe, metrics = read_recipe(run_dir), read_metrics(run_dir)
@@ -39,47 +40,48 @@ def predict(run_dir: Path, texts: Sequence[Text]) -> list[dict[str, Any]]:
         return []
     names = tuple(metrics["label_names"]) if metrics.get("label_names") else None
     with quiet(), deterministic():
-        prepared = TaskModel.for_saved_run(recipe, metrics["kind"], names, run_dir)
-        if prepared.kind == "generation":
-            return _written(prepared, [pair[0] for pair in fields])
+        task_model = TaskModel.for_saved_run(recipe, names, run_dir)
+        if task_model.kind == "generation":
+            return _generate(task_model, [text for text, *_ in fields])
         second = [pair[1] for pair in fields] if metrics["text_fields"] == 2 else None
-        examples = prepared.tokenize([pair[0] for pair in fields], second, None)
-        predictions, scores = answers(prepared.logits(examples), prepared.kind)
-    found = []
+        examples = task_model.tokenize([text for text, *_ in fields], second, None)
+        predictions, scores = answers(task_model.logits(examples), task_model.kind)
+    items = []
     for index, text in enumerate(texts):
         prediction: Any = predictions[index]
         if names is not None:
             prediction = {"label": names[prediction], "scores": dict(zip(names, scores[index], strict=True))}
         item: dict[str, Any] = {"input": text if isinstance(text, str) else list(text), "prediction": prediction}
-        found.append(item | ({"truncated": True} if index in examples.truncated else {}))
-    return found
+        items.append(item | ({"truncated": True} if index in examples.truncated else {}))
+    return items
 
 
-def _written(prepared: TaskModel, texts: Sequence[str]) -> list[dict[str, Any]]:
-    prompts: Any = [render(prepared.recipe.task.name, text) for text in texts]
-    if prepared.recipe.task.name == "instruction":
-        prompts = [prompt_of_chat(prepared.base.tokenizer, [("user", text)]) for text in texts]
-    limit = prepared.recipe.task.max_length
-    cut = [len(row) > limit for row in prompt_tokens(prepared.base.tokenizer, prompts)]
+def _generate(task_model: TaskModel, texts: Sequence[str]) -> list[dict[str, Any]]:
+    info, tokenizer = task_model.info, task_model.base.tokenizer
+    prompts: Any = [info.render(text) for text in texts]
+    if info.rows == "chat":
+        prompts = [prompt_of_chat(tokenizer, [("user", prompt)]) for prompt in prompts]
+    max_length = task_model.recipe.task.max_length
+    truncated = [len(row) > max_length for row in prompt_tokens(tokenizer, prompts)]
     return [
-        {"input": text, "prediction": {"text": written}} | ({"truncated": True} if long else {})
-        for text, written, long in zip(texts, prepared.generate(prompts), cut, strict=True)
+        {"input": text, "prediction": {"text": generated}} | ({"truncated": True} if is_truncated else {})
+        for text, generated, is_truncated in zip(texts, task_model.generate(prompts), truncated, strict=True)
     ]
 
 
-def _fields(text: Text, number: int, wanted: int) -> tuple[str, ...]:
+def _fields(text: Text, number: int, expected: int) -> tuple[str, ...]:
     """The text, or the pair of texts, that the task needs.
 
     Raises:
-        InputError: another number of texts, an empty one, or no text at all.
+        InputError: another number of texts, an empty text, or a value that is not text.
     """
-    given = text.split("\t") if isinstance(text, str) and wanted == 2 else text
+    given = text.split("\t") if isinstance(text, str) and expected == 2 else text
     items: Sequence[object] = given if isinstance(given, (list, tuple)) else [given]
     parts = tuple(item for item in items if isinstance(item, str))
     if len(parts) < len(items):
         raise InputError(f"text {number}: {text!r} is not text")
-    if len(parts) != wanted:
-        need = "two texts, with a tab between them" if wanted == 2 else "one text"
+    if len(parts) != expected:
+        need = "two texts, with a tab between them" if expected == 2 else "one text"
         raise InputError(f"text {number}: the task needs {need}, {len(parts)} were given: {parts!r}")
     if not all(part.strip() for part in parts):
         raise InputError(f"text {number} is empty: leave it out")

@@ -1,44 +1,74 @@
-"""Scores of the text that a model wrote, and the rows that they are scores of."""
+"""Score generated text by its references, and the interface of the scorers that tasks name."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Protocol, cast
 
 from kasatune.data.tasks.dataset import Rows
+from kasatune.data.tasks.task_info import TaskInfo
 from kasatune.metrics.generation import generation_scores
 
+LogLikelihoods = Callable[[Sequence[tuple[str, str]]], Sequence[float]]
+"""Log-likelihoods of (context, continuation) pairs under the model, see `loglikelihood.log_likelihoods`."""
 
-class Asked(NamedTuple):
-    """The distinct prompts of some rows, in the order in which they first appear.
+
+@dataclass(frozen=True)
+class GeneratedText:
+    """Text that a model generated for the prompts of a split.
 
     Attributes:
-        prompts: each once.
-        references: for each of them the completions of all its rows.
+        split: name of the split.
+        prompts: complete prompts, each once.
+        texts: generated text for each prompt.
+        references: right answers to each prompt, one or more.
     """
 
-    prompts: list[str]
-    references: list[list[str]]
+    split: str
+    prompts: Sequence[str]
+    texts: Sequence[str]
+    references: Sequence[Sequence[str]]
 
 
-def asked(rows: Rows) -> Asked:
-    """Rows of equal prompt as one input with several references."""
+@dataclass(frozen=True)
+class TextScores:
+    """Result of a scorer.
+
+    Attributes:
+        metrics: scores by name.
+        details: what the scores come from, for each prompt; empty if a scorer has nothing to add to the text.
+    """
+
+    metrics: dict[str, float]
+    details: list[Any] = field(default_factory=list[Any])
+
+
+class Scorer(Protocol):
+    """A function that scores generated text; `TaskInfo.scorer` names one as "module:function"."""
+
+    def __call__(self, info: TaskInfo, generated: GeneratedText, log_likelihoods: LogLikelihoods) -> TextScores:
+        """Score `generated`; `log_likelihoods` asks the same model."""
+        ...
+
+
+def load_scorer(info: TaskInfo) -> Scorer | None:
+    """Import the scorer of a task; None if its generated text is not scored."""
+    if info.scorer is None:
+        return None
+    module, _, function = info.scorer.partition(":")
+    return cast("Scorer", getattr(import_module(module), function))
+
+
+def score_by_references(info: TaskInfo, generated: GeneratedText, log_likelihoods: LogLikelihoods) -> TextScores:
+    """The task's metrics of the generated texts against their references (BLEU, NIST, METEOR, ROUGE-L, CIDEr)."""
+    return TextScores(generation_scores(info.metrics, generated.texts, generated.references))
+
+
+def group_by_prompt(rows: Rows) -> tuple[list[str], list[list[str]]]:
+    """The distinct prompts in the order of their first rows, and for each the completions of all its rows."""
     groups: dict[str, list[str]] = {}
     for prompt, completion in zip(rows.first, rows.labels, strict=True):
         groups.setdefault(prompt, []).append(str(completion))
-    return Asked(list(groups), list(groups.values()))
-
-
-def text_scores(
-    task: str, names: Sequence[str], prompts: Sequence[str], texts: Sequence[str], references: Sequence[Sequence[str]]
-) -> dict[str, float]:
-    """The scores `names` of the texts that a model wrote for the prompts of a task.
-
-    Args:
-        task: its name.
-        names: of the task's metrics.
-        prompts: what the model read.
-        texts: what it wrote, one a prompt.
-        references: right answers, one or more a prompt.
-    """
-    return generation_scores(names, texts, references)
+    return list(groups), list(groups.values())

@@ -1,11 +1,11 @@
-"""Models behind the OpenAI protocol: asked once, remembered in a file, and what it cost."""
+"""A client for models served with the OpenAI protocol: batches of requests, a cache on disk, and costs."""
 
 from __future__ import annotations
 
-from kasatune.llm_client.batch import CachedClient
+from kasatune.llm_client.batch import CachedClient, ProgressCallback
 from kasatune.llm_client.cache import AnswerCache
 from kasatune.llm_client.client import require_endpoint
-from kasatune.llm_client.cost import Cost, Prices, add_up
+from kasatune.llm_client.cost import Cost, Prices, total_cost
 from kasatune.llm_client.request import ChatRequest, Endpoint, Refusal, Reply
 
 __all__ = [
@@ -15,8 +15,9 @@ __all__ = [
     "Cost",
     "Endpoint",
     "Prices",
+    "ProgressCallback",
     "Refusal",
     "Reply",
-    "add_up",
     "require_endpoint",
+    "total_cost",
 ]

@@ -1,4 +1,4 @@
-"""Many requests put to one served model, each answered once however often the work is begun again."""
+"""Send batches of requests to a served model, with a cache on disk so that no request is answered twice."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from threading import Lock
-from typing import Any
 
 from kasatune.llm_client.cache import AnswerCache
 from kasatune.llm_client.client import ChatClient
@@ -17,79 +16,79 @@ ProgressCallback = Callable[[int, int], None]
 
 
 class CachedClient:
-    """Answers from the ledger where they are there, else from the server; use as a context.
+    """Answers requests from a cache, or from the server if the cache lacks them; use as a context manager.
 
-    Refusals are not written down: they are asked again when the work is.
+    Refusals are not cached: they are requested again the next time.
 
     Args:
-        endpoint: the model.
-        ledger: open; belongs to the caller.
+        endpoint: endpoint of the model.
+        cache: open cache; the caller closes it.
 
     Raises:
         MissingExtraError: the package openai is not installed.
-        InputError: there is neither a key nor a server of one's own.
+        InputError: there is neither a key nor the address of a server.
     """
 
-    def __init__(self, endpoint: Endpoint, ledger: AnswerCache) -> None:
+    def __init__(self, endpoint: Endpoint, cache: AnswerCache) -> None:
         self.endpoint = endpoint
-        self.asked = 0
+        self.requests_sent = 0
         self._lock = Lock()
-        self._ledger = ledger
-        self._protocol = ChatClient(endpoint)
+        self._cache = cache
+        self._client = ChatClient(endpoint)
 
     def __enter__(self) -> CachedClient:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._protocol.close()
+        self._client.close()
 
-    def known(self, request: ChatRequest) -> Reply | None:
-        """The answer that the ledger holds."""
-        entry = self._ledger.get(request.key)
+    def cached(self, request: ChatRequest) -> Reply | None:
+        """The reply in the cache, or None."""
+        entry = self._cache.get(request.key)
         return None if entry is None else Reply(**entry["reply"])
 
     def ask(self, request: ChatRequest) -> Reply | Refusal:
-        """One answer.
+        """The answer to one request.
 
         Raises:
-            InputError: the server knows neither this key nor this model.
-            WorkError: the server could not be reached or failed, again and again.
+            InputError: the server does not accept the key or has no such model.
+            WorkError: the server could not be reached or failed after all retries.
         """
-        found = self.known(request)
-        if found is not None:
-            return found
-        reply = self._protocol.send(request)
+        reply = self.cached(request)
+        if reply is not None:
+            return reply
+        answer = self._client.send(request)
         with self._lock:
-            self.asked += 1
-        if isinstance(reply, Reply):
-            self._ledger.add(request.key, {"request": request.body(), "reply": asdict(reply)})
-        return reply
+            self.requests_sent += 1
+        if isinstance(answer, Reply):
+            self._cache.add(request.key, {"request": request.body(), "reply": asdict(answer)})
+        return answer
 
     def ask_all(
         self, requests: Sequence[ChatRequest], progress: ProgressCallback = lambda done, total: None
     ) -> list[Reply | Refusal]:
-        """The answers in the order of the requests; equal requests are one.
+        """The answers in the order of the requests; equal requests are sent once.
 
         Args:
-            requests: any number.
-            progress: is told how many different requests are answered, and how many there are.
+            requests: any number of requests.
+            progress: called with the number of distinct requests answered so far and their total.
 
         Raises:
-            InputError: as `ask` has it.
-            WorkError: the same; what was answered before is kept.
+            InputError: see `ask`.
+            WorkError: see `ask`; earlier answers stay in the cache.
         """
-        different = {request.key: request for request in requests}
+        distinct = {request.key: request for request in requests}
         answers: dict[str, Reply | Refusal] = {}
         if self.endpoint.workers == 1:
-            for key, request in different.items():
+            for key, request in distinct.items():
                 answers[key] = self.ask(request)
-                progress(len(answers), len(different))
+                progress(len(answers), len(distinct))
         else:
-            self._at_once(different, answers, progress)
+            self._ask_in_parallel(distinct, answers, progress)
         return [answers[request.key] for request in requests]
 
-    def _at_once(
-        self, requests: dict[str, ChatRequest], answers: dict[str, Any], progress: Callable[..., None]
+    def _ask_in_parallel(
+        self, requests: dict[str, ChatRequest], answers: dict[str, Reply | Refusal], progress: ProgressCallback
     ) -> None:
         pool = ThreadPoolExecutor(self.endpoint.workers)
         try:

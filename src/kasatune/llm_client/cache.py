@@ -1,4 +1,4 @@
-"""The answers of served models on disk: one JSON object a line, each safe before the next question is asked."""
+"""A cache of model answers on disk: one JSON object a line, synced before the next request is sent."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _NEWLINE = b"\n"
 
 
 class AnswerCache:
-    """An append-only file of JSON objects with a `key`, for one process at a time; use as a context.
+    """An append-only file of JSON objects with a `key`, open in one process at a time; use as a context manager.
 
-    A last line that was cut off by a kill does not count and is removed; each line is written through to the disk
-    before `add` returns. The later of two lines with one key counts.
+    A last line that was cut off by a kill is removed when the file is opened; each line is synced to disk before `add`
+    returns. Of several lines with one key the last counts.
 
     Args:
-        path: the file; made, with its folder, when it is not there.
+        path: the file; it and its folder are created if they do not exist.
 
     Raises:
         OutputError: another process has the file open, or it cannot be written.
-        InputError: a line before the last is no such object.
+        InputError: a line other than the last is not such an object.
     """
 
     def __init__(self, path: Path) -> None:
@@ -58,7 +58,7 @@ class AnswerCache:
         return self._entries.get(key)
 
     def add(self, key: str, entry: Mapping[str, Any]) -> None:
-        """Append an object and wait until the disk has it."""
+        """Append an object and sync it to disk."""
         content = {"key": key, **entry}
         line = json.dumps(content, ensure_ascii=True, allow_nan=False).encode() + _NEWLINE
         with self._lock:
@@ -76,14 +76,16 @@ class AnswerCache:
     def _read(self) -> dict[str, dict[str, Any]]:
         self._file.seek(0)
         content = self._file.read()
-        whole = content.rfind(_NEWLINE) + 1
-        if whole < len(content):
-            self._file.truncate(whole)
+        complete = content.rfind(_NEWLINE) + 1
+        if complete < len(content):
+            self._file.truncate(complete)
         entries = {}
-        for number, line in enumerate(content[:whole].splitlines(), start=1):
+        for number, line in enumerate(content[:complete].splitlines(), start=1):
             try:
                 entry = json.loads(line)
                 entries[str(entry["key"])] = entry
             except (ValueError, TypeError, KeyError) as fault:
-                raise InputError(f"{self.path}, line {number}: no answer is written there; delete the line") from fault
+                raise InputError(
+                    f"{self.path}, line {number}: not a JSON object with a key; delete the line"
+                ) from fault
         return entries

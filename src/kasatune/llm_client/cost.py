@@ -1,4 +1,4 @@
-"""What asking a served model cost: requests, tokens, and money where prices are given."""
+"""The cost of requests to a served model: requests, tokens, and money if prices are given."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from kasatune.llm_client.request import Reply
 
 @dataclass(frozen=True)
 class Prices:
-    """Money for a million tokens, in the user's currency.
+    """Prices of a million tokens, in the user's currency.
 
     Attributes:
-        prompt: of what is sent.
-        completion: of what comes back.
+        prompt: of prompt tokens.
+        completion: of completion tokens.
     """
 
     prompt: float
@@ -24,15 +24,15 @@ class Prices:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a number of answers cost, whenever they were given.
+    """The total cost of a number of replies, cached ones included.
 
     Attributes:
-        answers: how many there are.
-        prompt_tokens: as the server counted them.
-        completion_tokens: the same.
-        uncounted: answers whose tokens the server did not tell; they are in no sum.
-        retries: requests that were sent again.
-        money: by the prices; None without.
+        answers: number of replies.
+        prompt_tokens: as counted by the server.
+        completion_tokens: as counted by the server.
+        uncounted: replies for which the server reported no tokens; they are in neither sum.
+        retries: number of repeated requests.
+        money: by the prices; None without prices.
     """
 
     answers: int
@@ -43,15 +43,16 @@ class Cost:
     money: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain data."""
+        """The fields as plain data."""
         return asdict(self)
 
 
-def add_up(replies: Iterable[Reply], prices: Prices | None = None) -> Cost:
+def total_cost(replies: Iterable[Reply], prices: Prices | None = None) -> Cost:
     """Money: (prompt tokens * prompt price + completion tokens * completion price) / 10^6."""
-    found = list(replies)
-    counted = [reply for reply in found if reply.prompt_tokens is not None and reply.completion_tokens is not None]
+    all_replies = list(replies)
+    counted = [reply for reply in all_replies if None not in (reply.prompt_tokens, reply.completion_tokens)]
     prompt = sum(reply.prompt_tokens or 0 for reply in counted)
     completion = sum(reply.completion_tokens or 0 for reply in counted)
     money = None if prices is None else (prompt * prices.prompt + completion * prices.completion) / 1e6
-    return Cost(len(found), prompt, completion, len(found) - len(counted), sum(reply.retries for reply in found), money)
+    retries = sum(reply.retries for reply in all_replies)
+    return Cost(len(all_replies), prompt, completion, len(all_replies) - len(counted), retries, money)

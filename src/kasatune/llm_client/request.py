@@ -1,4 +1,4 @@
-"""What is asked of a served model, and what comes back."""
+"""Requests to a served model, its replies and refusals, and the endpoint that they are sent to."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Message = tuple[str, str]
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A model behind the OpenAI protocol.
+    """A model that is served with the OpenAI protocol.
 
     Attributes:
-        model: its name on the server.
-        url: of the server, up to and with /v1; None for what OPENAI_BASE_URL says, or else OpenAI's own.
+        model: name of the model on the server.
+        url: address of the server, including /v1; None for OPENAI_BASE_URL, or if that is unset for OpenAI's server.
         rate: most requests a minute, retries included; None for no limit.
-        workers: requests that may be on their way at once.
-        retries: how often one request is sent again after 408, 409, 429, a status of 500 or more, or no answer at all.
-        timeout: seconds that a server may take for one answer.
+        workers: most requests in flight at once.
+        retries: how often a request is repeated after status 408, 409, 429 or 500 and above, or no answer.
+        timeout: seconds to wait for one answer.
     """
 
     model: str
@@ -35,14 +35,14 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """One request; two of equal content are the same request.
+    """One chat request; requests with equal content are the same request.
 
     Attributes:
-        model: name on the server.
+        model: name of the model on the server.
         messages: the conversation so far.
-        temperature: of the sampling; 0 for the likeliest answer.
-        max_tokens: the longest answer.
-        seed: sent along where it is given; tells apart samples of one prompt.
+        temperature: sampling temperature; 0 for the most likely answer.
+        max_tokens: tokens of the longest answer.
+        seed: sent if given; distinguishes samples of one prompt.
     """
 
     model: str
@@ -53,12 +53,12 @@ class ChatRequest:
 
     @cached_property
     def key(self) -> str:
-        """SHA-256 of the content; the server's address is no part of it."""
+        """SHA-256 of the content, without the address of the server."""
         content = json.dumps(asdict(self), ensure_ascii=True, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(content.encode()).hexdigest()
 
     def body(self) -> dict[str, Any]:
-        """The content in the protocol's words."""
+        """The body of the request in the OpenAI protocol."""
         seed = {} if self.seed is None else {"seed": self.seed}
         return {
             "model": self.model,
@@ -74,12 +74,12 @@ class Reply:
     """A model's answer.
 
     Attributes:
-        text: of the first choice; "" where the server gave none.
-        finish_reason: "stop", "length" or what else the server says.
-        prompt_tokens: as the server counts them; None where it does not.
-        completion_tokens: the same of the answer.
-        retries: how often the request was sent again before it was answered.
-        url: of the server that answered.
+        text: text of the first choice; "" if it has none.
+        finish_reason: "stop", "length" or another reason of the server.
+        prompt_tokens: as counted by the server; None if it does not report them.
+        completion_tokens: as counted by the server; None if it does not report them.
+        retries: how often the request was repeated before it was answered.
+        url: address of the server that answered.
     """
 
     text: str
@@ -92,10 +92,10 @@ class Reply:
 
 @dataclass(frozen=True)
 class Refusal:
-    """What the server would not answer, or answered with something that is no chat completion.
+    """A request that the server refused, or answered with something that is not a chat completion.
 
     Attributes:
-        reason: in one sentence.
+        reason: one sentence.
     """
 
     reason: str

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kasatune.data.readers.hub import leaves_open
+from kasatune.data.readers.hub import is_pinned_as
 from kasatune.errors import InputError, OutputError
 from kasatune.io.atomic import finite, remove, replace_path, temporary_path, umask, write_text
 from kasatune.io.locks import LOCK, require_unlocked
@@ -211,7 +211,7 @@ def _differences(before: Recipe, now: Recipe) -> list[str]:
     old, new = _flat(before), _flat(now)
     # The commits that were found then hold on.
     open_ = [key for key in ("model.revision", "task.revision") if new[key] is None]
-    open_ += [key for key in ("task.train", "task.validation") if leaves_open(new[key], old[key])]
+    open_ += [key for key in ("task.train", "task.validation") if is_pinned_as(new[key], old[key])]
     return [
         f"{key}: {old[key]!r} then, {new.get(key)!r} now"
         for key in old

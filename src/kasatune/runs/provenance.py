@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from kasatune.data.readers.hub import leaves_open
+from kasatune.data.readers.hub import is_pinned_as
 from kasatune.io.environment import processor
 from kasatune.io.library_noise import not_deterministic
 from kasatune.recipes.schema import Recipe, to_yaml
@@ -88,7 +88,7 @@ def as_begun(recipe: Recipe, out: Path) -> Recipe:
     pins = {
         key: getattr(then, key)
         for key in ("train", "validation")
-        if leaves_open(getattr(task, key), getattr(then, key))
+        if is_pinned_as(getattr(task, key), getattr(then, key))
     }
     if task.revision is None and then.revision is not None:
         pins["revision"] = then.revision

@@ -36,7 +36,7 @@ class Gathered:
 def gather(
     recipe: SynthesisRecipe,
     seeds: Sequence[Chat],
-    asker: CachedClient,
+    client: CachedClient,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Gathered:
     """As many rows as the recipe wants, or as many as its requests give.
@@ -47,7 +47,7 @@ def gather(
     Args:
         recipe: checked.
         seeds: rows to begin from; one at least.
-        asker: of the teacher.
+        client: of the teacher.
         progress: is told how many rows there are, of how many.
 
     Raises:
@@ -61,7 +61,7 @@ def gather(
         missing = math.ceil((wanted - len(found.rows)) / recipe.data.per_request)
         number = min(recipe.teacher.workers, missing, most - found.requests)
         requests = [seed_request(recipe, seeds, found.requests + index) for index in range(number)]
-        for reply in asker.ask_all(requests):
+        for reply in client.ask_all(requests):
             if len(found.rows) == wanted:
                 break
             found.requests += 1

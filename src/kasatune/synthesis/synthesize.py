@@ -12,7 +12,7 @@ from typing import Any
 from kasatune.data.readers.conversations import read_chats
 from kasatune.errors import DataError, OutputError, RecipeError, WorkError
 from kasatune.io.atomic import remove, write_json, write_text
-from kasatune.llm_client import AnswerCache, CachedClient, Cost, Endpoint, Prices, add_up, require_endpoint
+from kasatune.llm_client import AnswerCache, CachedClient, Cost, Endpoint, Prices, require_endpoint, total_cost
 from kasatune.recipes.yaml_io import parse_yaml
 from kasatune.runs.directory import check_place
 from kasatune.synthesis.collect_rows import Gathered, gather
@@ -71,10 +71,10 @@ def synthesize(
     if overwrite:
         for name in _WRITTEN:
             remove(out / name)
-    with AnswerCache(out / REPLIES) as ledger, CachedClient(endpoint, ledger) as asker:
+    with AnswerCache(out / REPLIES) as ledger, CachedClient(endpoint, ledger) as client:
         write_text(out / RECIPE, to_yaml(recipe))
-        found = gather(recipe, seeds, asker, progress)
-        asked = asker.asked
+        found = gather(recipe, seeds, client, progress)
+        asked = client.requests_sent
     if not found.rows:
         reasons = "; ".join(f"{number} {reason}" for reason, number in found.left_out.items()) or "no requests"
         raise WorkError(f"{out}: {found.requests} requests gave no row that can be used ({reasons}); see {REPLIES}")
@@ -143,4 +143,4 @@ def _cost(recipe: SynthesisRecipe, found: Gathered) -> Cost:
     teacher = recipe.teacher
     given = teacher.prompt_price is not None and teacher.completion_price is not None
     prices = Prices(teacher.prompt_price or 0.0, teacher.completion_price or 0.0) if given else None
-    return add_up(found.replies, prices)
+    return total_cost(found.replies, prices)

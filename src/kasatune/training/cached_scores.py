@@ -9,7 +9,8 @@ import numpy as np
 from torch import nn
 
 from kasatune.data.tokenize import Examples
-from kasatune.evaluation.scoring import Scores, batches
+from kasatune.evaluation.batches import batches_by_length, token_counts
+from kasatune.evaluation.scoring import Scores
 from kasatune.evaluation.task_model import TaskModel
 from kasatune.methods.shared.trained_parameters import trainable
 from kasatune.weights.fingerprint import parameters_sha256
@@ -48,7 +49,7 @@ class Scored:
         known = self.scores.logits
         if known is None or self.digest is None or trained_sha256(prepared.model, self.names) != self.digest:
             return False
-        cheapest = batches(examples, prepared.recipe.training.eval_batch_size)[-1]
+        cheapest = batches_by_length(token_counts(examples.rows), prepared.recipe.training.eval_batch_size)[-1]
         found = prepared.logits(Examples([examples[index] for index in cheapest], frozenset()))
         return bool(np.array_equal(found, known[cheapest]))
 

@@ -126,7 +126,7 @@ class Run:
         del self.prepared  # two models at once may be more than the memory holds
         gc.collect()
         self.prepared = TaskModel.for_saved_run(
-            self.recipe, self.data.kind, self.data.label_names, self.out, on_cpu=self.stays_in_memory
+            self.recipe, self.data.label_names, self.out, on_cpu=self.stays_in_memory
         )
         scored, examples = outcome.scored, self.examples[SPLIT]
         if scored is not None and scored.holds_for(self.prepared, examples):

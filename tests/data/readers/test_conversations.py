@@ -61,7 +61,7 @@ def test_messages_in_parquet(tmp_path):
     [
         ({"messages": []}, "a list is expected"),
         ({"messages": "Hi"}, "a list is expected"),
-        ({"messages": CHAT[:1]}, "the assistant has the last word"),
+        ({"messages": CHAT[:1]}, "the last message must be the assistant's"),
         ({"messages": CHAT[::-1]}, "take turns"),
         ({"messages": [*CHAT, *CHAT[:1]]}, "take turns"),
         ({"messages": [{"role": "system", "content": "x"}]}, "take turns"),
@@ -70,8 +70,8 @@ def test_messages_in_parquet(tmp_path):
         ({"messages": ["Hi", "Hello"]}, "message 1"),
         ({"instruction": "", "output": "B"}, "column 'instruction': the text is missing"),
         ({"instruction": "A", "output": None}, "column 'output': the text is missing"),
-        ({"instruction": "A", "output": 3}, "3 is no text"),
-        ({"instruction": "A", "input": 3, "output": "B"}, "3 is no text"),
+        ({"instruction": "A", "output": 3}, "3 is not text"),
+        ({"instruction": "A", "input": 3, "output": "B"}, "3 is not text"),
         ({"question": "A", "answer": "B"}, "the columns are 'question', 'answer'"),
     ],
 )

@@ -68,11 +68,11 @@ def test_missing_column_names_the_nearest_and_all(tmp_path):
     message = refusal(tmp_path / "a.csv", "Text,lable\na,b\n")
     assert "no column 'text'; did you mean 'Text'? (columns: 'Text', 'lable')" in message
     assert "did you mean 'sentence'" in refusal(tmp_path / "a.jsonl", '{"sentence": "a"}\n', ["sentense"])
-    assert "values seem to be parted by ';'" in refusal(tmp_path / "a.csv", "text;label\na;b\n")
+    assert "values seem to be separated by ';'" in refusal(tmp_path / "a.csv", "text;label\na;b\n")
 
 
 def test_a_column_twice(tmp_path):
-    assert "the column 'label' is there 2 times (columns 2, 3)" in refusal(
+    assert "the column 'label' occurs 2 times (columns 2, 3)" in refusal(
         tmp_path / "a.csv", "text,label,label\na,b,c\n"
     )
     assert read_table(write(tmp_path / "a.csv", "text,x,x\na,b,c\n"), ["text"]).columns == {"text": ["a"]}
@@ -148,10 +148,10 @@ def test_parquet_cut_short(tmp_path):
     whole = path.read_bytes()
     assert len(read_table(path, ["text"])) == 4000
     for cut in (3, len(whole) // 2, len(whole) - 1):
-        assert "not a whole Parquet file" in refusal(path, whole[:cut])
+        assert "not a complete Parquet file" in refusal(path, whole[:cut])
     spoilt = bytearray(whole)
     spoilt[4:200] = os.urandom(196)
-    assert "not a whole Parquet file" in refusal(path, bytes(spoilt))
+    assert "not a complete Parquet file" in refusal(path, bytes(spoilt))
     assert "no column 'text'; did you mean 'texts'" in refusal_of_parquet(path, {"texts": ["a"]})
 
 
@@ -179,7 +179,7 @@ def test_paths_that_are_no_files(tmp_path):
     os.mkfifo(tmp_path / "pipe.csv")
     with pytest.raises(DataError, match="not a regular file"):
         read_table(tmp_path / "pipe.csv", ["text"])
-    with pytest.raises(DataError, match=r"'.xlsx' is none of .csv, .tsv, .json, .jsonl, .parquet"):
+    with pytest.raises(DataError, match=r"the suffix '.xlsx' is none of .csv, .tsv, .json, .jsonl, .parquet"):
         read_table(write(tmp_path / "a.xlsx", "x"), ["text"])
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from kasatune.data.tasks import load_task
-from kasatune.data.tasks.commonsense_prompts import TRAINING_PROMPT, evaluation_prompt
+from kasatune.data.tasks.commonsense_prompts import EVALUATION_PROMPT, TRAINING_PROMPT
 from kasatune.data.tasks.load import load_evaluation
 from kasatune.errors import DataError
 from tests.data.tasks.commonsense_toys import OPENBOOKQA, boolq, openbookqa, row, write_commonsense
@@ -26,7 +26,7 @@ def test_a_task_trains_by_one_prompt_and_is_asked_by_the_other(folder, inner):
     assert {name: len(rows) for name, rows in data.splits.items()} == {"train": 18, "validation": 2, "test": 6}
     every = [TRAINING_PROMPT.format(OPENBOOKQA.format(index)) for index in range(20)]
     assert sorted(data.splits["train"].first + data.splits["validation"].first) == sorted(every)
-    assert data.splits["test"].first[0] == evaluation_prompt(OPENBOOKQA.format(50))
+    assert data.splits["test"].first[0] == EVALUATION_PROMPT.format(OPENBOOKQA.format(50))
     assert data.splits["test"].labels[0] == "the correct answer is answer3"
     again = load_task(Settings("commonsense/openbookqa", data=str(folder)))
     assert again.sha256 == data.sha256
@@ -62,7 +62,7 @@ def test_a_trained_model_is_asked_about_another_file(folder):
     ("content", "words"),
     [
         ("[]", "holds no rows"),
-        ("{", "no JSON"),
+        ("{", "not JSON"),
         (json.dumps([{"instruction": "Do."}]), "row 1: no output, answer"),
         (json.dumps([row("Do something.", "true")]), "row 1: the instruction has no 'Answer format"),
         (json.dumps([row(OPENBOOKQA.format(1), "answer5")]), "row 1: the answer 'answer5' is none of"),

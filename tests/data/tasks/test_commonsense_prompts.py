@@ -7,8 +7,8 @@ import json
 import pytest
 
 from kasatune.data.tasks.commonsense_prompts import (
+    EVALUATION_PROMPT,
     TRAINING_PROMPT,
-    evaluation_prompt,
     extract,
     instruction_of,
     ranking,
@@ -56,13 +56,13 @@ def test_the_prompts_are_llm_adapters_to_the_letter():
         "                ### Response:\n"
         "                "
     )
-    assert evaluation_prompt("X") == asked
+    assert EVALUATION_PROMPT.format("X") == asked
     assert TRAINING_PROMPT.format("X") == taught
 
 
 @pytest.mark.parametrize("instruction", ALL)
 def test_an_instruction_is_had_back_from_either_prompt(instruction):
-    assert instruction_of(evaluation_prompt(instruction)) == instruction
+    assert instruction_of(EVALUATION_PROMPT.format(instruction)) == instruction
     assert instruction_of(TRAINING_PROMPT.format(instruction)) == instruction
     assert instruction_of("something else") == "something else"
 
@@ -84,7 +84,7 @@ def test_an_instruction_is_had_back_from_either_prompt(instruction):
     ],
 )
 def test_answers_are_read_as_llm_adapters_reads_them(instruction, written, answer):
-    assert extract(evaluation_prompt(instruction), written) == answer
+    assert extract(EVALUATION_PROMPT.format(instruction), written) == answer
 
 
 def test_the_questions_are_lm_evals():
@@ -113,10 +113,10 @@ def test_the_questions_are_lm_evals():
         ),
     }
     for task, (instruction, pairs) in asked.items():
-        found = ranking(task, evaluation_prompt(instruction))
+        found = ranking(task, EVALUATION_PROMPT.format(instruction))
         assert found is not None and list(found.pairs) == pairs, task
-    assert ranking("commonsense/boolq", evaluation_prompt(BOOLQ)).answers == ("false", "true")
-    assert ranking("commonsense/piqa", evaluation_prompt(PIQA)).lengths == (10, 7)
+    assert ranking("commonsense/boolq", EVALUATION_PROMPT.format(BOOLQ)).answers == ("false", "true")
+    assert ranking("commonsense/piqa", EVALUATION_PROMPT.format(PIQA)).lengths == (10, 7)
     assert ranking("commonsense/piqa", "no such form") is None
 
 
@@ -127,6 +127,6 @@ def test_every_real_row_is_taken_apart(task, options):
         question = read_instruction(row["instruction"])
         assert question is not None and len(question.options) == options
         assert row["answer"] in question.answers
-        assert extract(evaluation_prompt(row["instruction"]), row["output"]) == row["answer"]
-        found = ranking(f"commonsense/{task}", evaluation_prompt(row["instruction"]))
+        assert extract(EVALUATION_PROMPT.format(row["instruction"]), row["output"]) == row["answer"]
+        found = ranking(f"commonsense/{task}", EVALUATION_PROMPT.format(row["instruction"]))
         assert found is not None and all(context and choice.strip() for context, choice in found.pairs)

@@ -6,7 +6,7 @@ import pytest
 
 from kasatune.data.tasks import load_evaluation, load_task
 from kasatune.data.tasks.data_to_text import e2e_facts, read_pairs
-from kasatune.data.tasks.prompts import render
+from kasatune.data.tasks.table import TASKS
 from kasatune.errors import DataError, WorkError
 from tests.data.tasks.settings import Settings
 from tests.shared_data import shared
@@ -21,8 +21,8 @@ def e2e_folder(path, lines=("name : A | Type : pub||A is a pub . ", "name : B||B
 
 
 def test_the_prompt_is_the_authors_to_the_letter():
-    assert render("e2e", "name : A") == "### Context : name : A\n### Completion : "
-    assert render("text-generation", "name : A") == "name : A"
+    assert TASKS["e2e"].render("name : A") == "### Context : name : A\n### Completion : "
+    assert TASKS["text-generation"].render("name : A") == "name : A"
 
 
 def test_lora_form(tmp_path):
@@ -58,7 +58,7 @@ def test_the_challenges_facts_in_loras_form(meaning, facts):
 
 def test_both_forms_of_the_real_set_give_the_same_prompts():
     for ours, theirs, groups in (("valid.txt", "devset.csv", 547), ("test.txt", "testset_w_refs.csv", 630)):
-        lora, challenge = (read_pairs("e2e", shared(f"e2e/{name}")) for name in (ours, theirs))
+        lora, challenge = (read_pairs(TASKS["e2e"], shared(f"e2e/{name}")) for name in (ours, theirs))
         assert lora.first == challenge.first
         assert len(set(lora.first)) == groups
 
@@ -108,13 +108,13 @@ def test_dart_has_its_relations_in_lower_case(tmp_path):
 def test_faulty_files_are_named_with_the_place(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=message):
-        read_pairs("e2e", tmp_path / name)
+        read_pairs(TASKS["e2e"], tmp_path / name)
 
 
 def test_a_broken_release_is_a_fault_of_the_data(tmp_path):
     (tmp_path / "a.json").write_text('{"entries": [{"1": {}}]}')
     with pytest.raises(DataError, match="not in the form of the webnlg release"):
-        read_pairs("webnlg", tmp_path / "a.json")
+        read_pairs(TASKS["webnlg"], tmp_path / "a.json")
 
 
 def test_a_folder_without_the_files_says_which(tmp_path):
@@ -192,7 +192,7 @@ def test_your_own_prompts_stand_as_they_are(tmp_path):
 def test_a_prompt_or_completion_that_is_no_text_is_named(tmp_path):
     with pytest.raises(DataError, match=r"row 2 .line 2., column 'a': no text"):
         load_task(own(tmp_path, [{"q": "x", "a": "y"}, {"q": "x", "a": ""}]))
-    with pytest.raises(DataError, match="column 'a': 3 is no text"):
+    with pytest.raises(DataError, match="column 'a': 3 is not text"):
         load_task(own(tmp_path, [{"q": "x", "a": "y"}, {"q": "x", "a": 3}]))
 
 

@@ -92,7 +92,7 @@ def test_mrpc_in_both_forms(tmp_path, mark):
     with pytest.raises(DataError, match=r"2 pairs of ids, of which 1 are in msr_paraphrase_train.txt"):
         load("mrpc", str(whole))
     (whole / "dev_ids.tsv").unlink()
-    with pytest.raises(DataError, match=r"dev_ids.tsv is not, which tells GLUE's development rows"):
+    with pytest.raises(DataError, match=r"needs dev_ids.tsv, which lists GLUE's development rows and is missing"):
         load("mrpc", str(whole))
 
 
@@ -124,7 +124,7 @@ def test_the_folder_above_will_do(tmp_path):
     ("content", "expected"),
     [
         (RTE + "2\tE.\tF.\tmaybe\n", "row 3 (line 4), column 'label': 'maybe'; expected entailment or not_entailment"),
-        (RTE + "2\tE.\tF.\n", "row 3 (line 4): 3 columns; 4 parted by tabs are expected: index, sentence1"),
+        (RTE + "2\tE.\tF.\n", "row 3 (line 4): 3 columns; 4 separated by tabs are expected: index, sentence1"),
         (RTE + "2\tE.\tF.\tG\tentailment\n", "row 3 (line 4): 5 columns"),
         (RTE.replace("sentence2", "sentense2"), "line 1: no column 'sentence2'; did you mean 'sentense2'?"),
         (RTE.splitlines()[0], "no rows"),
@@ -208,7 +208,9 @@ def test_hub_and_release_give_equal_sums(data_hub, tmp_path):
 
 
 def test_a_hub_out_of_reach_is_work_that_failed(data_hub, no_network):
-    with pytest.raises(WorkError, match=r"nyu-mll/glue could not be had: ConnectionError: .*give a folder of the GLUE"):
+    with pytest.raises(
+        WorkError, match=r"nyu-mll/glue could not be read: ConnectionError: .*give a folder of the GLUE"
+    ):
         load("rte", None)
 
 

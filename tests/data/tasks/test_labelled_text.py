@@ -131,7 +131,7 @@ def test_texts_seen_in_training_are_told(load):
     [
         ("text,label\na,x\n  ,y\n", "train.csv, row 2 (line 3), column 'text': the text is empty"),
         ("text,label\na,x\nb,\nc,y\n", "train.csv, row 2 (line 3), column 'label': the label is missing"),
-        ("text,label\na,x\nb,x\n", "every row has the label 'x'; two labels at least are needed"),
+        ("text,label\na,x\nb,x\n", "every row has the label 'x'; at least two labels are needed"),
         ("text,label\n" + "".join(f"t,{i}a\n" for i in range(1001)), "1,001 different labels in 1,001 rows"),
     ],
 )
@@ -174,7 +174,7 @@ def test_numbers_that_are_all_equal(load):
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(5, "5 is no text"), (None, "no text"), (["a"], "['a'] is no text"), ("a\0", "a NUL"), ("\ud800", "surrogate")],
+    [(5, "5 is not text"), (None, "no text"), (["a"], "['a'] is not text"), ("a\0", "a NUL"), ("\ud800", "surrogate")],
 )
 def test_values_that_are_no_text(load, value, expected):
     rows = [{"text": "a", "label": 1}, {"text": value, "label": 2}]
@@ -186,7 +186,7 @@ def test_values_that_are_no_text(load, value, expected):
 
 def test_labels_that_are_no_words(load):
     rows = [{"text": "a", "label": 1}, {"text": "b", "label": 2}, {"text": "c", "label": {"x": 1}}]
-    with pytest.raises(DataError, match=r"row 3, column 'label': \{'x': 1\} is no label"):
+    with pytest.raises(DataError, match=r"row 3, column 'label': \{'x': 1\} is not a label"):
         load(json.dumps(rows), ending=".json")
 
 
@@ -197,8 +197,8 @@ def test_labels_that_are_no_words(load):
         ({"validation": None}, "task.validation: missing; give a file, or the share"),
         ({"text": None}, "task.text: missing"),
         ({"label": None}, "task.label: missing"),
-        ({"label": "text"}, "each must be another column"),
-        ({"text": ("a", "a")}, "each must be another column"),
+        ({"label": "text"}, "they must be different columns"),
+        ({"text": ("a", "a")}, "they must be different columns"),
         ({"text": ("a", "b", "c")}, "one or two columns"),
     ],
 )

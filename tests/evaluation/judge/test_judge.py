@@ -24,7 +24,8 @@ from kasatune.evaluation.judge import (
     summarize_grades,
     summarize_matches,
 )
-from kasatune.evaluation.judge.parse_reply import rating, verdict
+from kasatune.evaluation.judge.pairwise import parse_verdict
+from kasatune.evaluation.judge.single_answer import parse_rating
 from kasatune.llm_client import AnswerCache, CachedClient, Endpoint
 from tests.llm_client.scripted import Answer, ScriptedServer
 from tests.shared_data import shared
@@ -51,9 +52,9 @@ def judged(script, folder, work, **options):
     with (
         ScriptedServer(script) as server,
         AnswerCache(folder / "judge.jsonl") as ledger,
-        CachedClient(Endpoint("judge", server.url, **options), ledger) as asker,
+        CachedClient(Endpoint("judge", server.url, **options), ledger) as client,
     ):
-        return work(asker), server.bodies
+        return work(client), server.bodies
 
 
 def last(body):
@@ -72,7 +73,7 @@ def by_answer(says):
 def test_mt_bench_grades_both_turns_exactly(tmp_path):
     says = {"A1a": "Good. Rating: [[8]]", "A1b": "[[6.5]]", "A2a": "[[3]]", "A2b": "poor\n[[1]]", "A3a": "[[10]]"}
     grades, bodies = judged(
-        by_answer(says), tmp_path, lambda asker: grade_conversations(asker, QUESTIONS, ANSWERS, own_prompts())
+        by_answer(says), tmp_path, lambda client: grade_conversations(client, QUESTIONS, ANSWERS, own_prompts())
     )
     assert [(one.question_id, one.turn, one.value) for one in grades] == [
         ("1", 1, 8.0),
@@ -113,7 +114,7 @@ def test_mt_bench_grades_both_turns_exactly(tmp_path):
     ],
 )
 def test_a_rating_is_one_number_on_the_scale_or_nothing(reply, value):
-    assert rating(reply, 0, 10) == value
+    assert parse_rating(reply, 0, 10) == value
 
 
 @pytest.mark.parametrize(
@@ -128,21 +129,21 @@ def test_a_rating_is_one_number_on_the_scale_or_nothing(reply, value):
     ],
 )
 def test_a_verdict_is_one_letter_or_nothing(reply, value):
-    assert verdict(reply) == value
+    assert parse_verdict(reply) == value
 
 
 def test_failures_are_counted_and_never_scored(tmp_path):
     def script(body, number):
         return (Answer("[[4]]"), Answer("lovely"), Answer("no", status=400), Answer("[[0]]"), Answer(None))[number]
 
-    grades, _ = judged(script, tmp_path, lambda asker: grade_conversations(asker, QUESTIONS, ANSWERS, own_prompts()))
+    grades, _ = judged(script, tmp_path, lambda client: grade_conversations(client, QUESTIONS, ANSWERS, own_prompts()))
     summary = summarize_grades(grades)
     assert (summary["mean"], summary["graded"], summary["failed"]) == (4.0, 1, 4)
     assert [one["reason"].split(" in")[0] for one in summary["failures"]] == [
-        "no one rating [[1 to 10]]",
+        "no single rating [[1 to 10]]",
         "the server refused the request with status 400 (Error code: 400 - no)",
-        "no one rating [[1 to 10]]",
-        "no one rating [[1 to 10]]",
+        "no single rating [[1 to 10]]",
+        "no single rating [[1 to 10]]",
     ]
     assert summary["by_turn"] == {"1": 4.0}
 
@@ -155,7 +156,7 @@ def test_nothing_graded_has_no_mean():
 def test_single_answers_are_scored_from_0_to_10_against_their_reference(tmp_path):
     says = {"A1a": "[[0]]", "A2a": "[[10]]", "A3a": "[[5]]"}
     grades, bodies = judged(
-        by_answer(says), tmp_path, lambda asker: grade_answers(asker, QUESTIONS, ANSWERS, own_prompts())
+        by_answer(says), tmp_path, lambda client: grade_answers(client, QUESTIONS, ANSWERS, own_prompts())
     )
     assert [one.value for one in grades] == [0.0, 10.0, 5.0]
     assert ["R2a" in last(body) for body in bodies] == [False, True, False]
@@ -181,7 +182,7 @@ def test_pairs_are_asked_in_both_orders_and_a_verdict_needs_both(tmp_path):
         return Answer("[[A]]" if last(body).find(wanted) < last(body).find(_rival(wanted)) else "[[B]]")
 
     matches, bodies = judged(
-        script, tmp_path, lambda asker: compare_conversations(asker, QUESTIONS, ANSWERS, other, own_prompts())
+        script, tmp_path, lambda client: compare_conversations(client, QUESTIONS, ANSWERS, other, own_prompts())
     )
     assert len(bodies) == 10
     assert [(one.winner, one.swayed) for one in matches] == [
@@ -201,7 +202,7 @@ def test_pairs_are_asked_in_both_orders_and_a_verdict_needs_both(tmp_path):
         "failed": 1,
         "win_rate": 0.5,
     }
-    assert summary["failures"][0]["reason"].startswith("as given: no one verdict")
+    assert summary["failures"][0]["reason"].startswith("as given: no single verdict")
 
 
 def _rival(answer):
@@ -213,7 +214,9 @@ def test_braces_in_an_answer_stay_what_they_are(tmp_path):
     _, (body,) = judged(
         lambda body, number: Answer("[[5]]"),
         tmp_path,
-        lambda asker: grade_answers(asker, [question], {"1": Conversation("1", ("{question} {0} }{",))}, own_prompts()),
+        lambda client: grade_answers(
+            client, [question], {"1": Conversation("1", ("{question} {0} }{",))}, own_prompts()
+        ),
     )
     assert "{question} {0} }{" in last(body) and "<question>\n{answer}\n" in last(body)
 
@@ -228,7 +231,7 @@ def test_the_published_questions_references_and_prompts_can_be_read(tmp_path):
     grades, bodies = judged(
         lambda body, number: Answer("Rating: [[5]]"),
         tmp_path,
-        lambda asker: grade_conversations(asker, questions[:1] + questions[20:21], answers, prompts),
+        lambda client: grade_conversations(client, questions[:1] + questions[20:21], answers, prompts),
     )
     assert [one.value for one in grades] == [5.0] * 4
     assert not any(re.search(r"\{(question|answer|ref)[a-z_0-9]*\}", last(body)) for body in bodies)
@@ -271,8 +274,8 @@ from kasatune.evaluation.judge import Conversation, Question, grade_conversation
 url, path, workers = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 questions = [Question(str(n), "c", (f"first {n}", f"second {n}")) for n in range(6)]
 answers = {q.id: Conversation(q.id, (f"A{q.id}a", f"A{q.id}b")) for q in questions}
-with AnswerCache(path) as ledger, CachedClient(Endpoint("judge", url, workers=workers), ledger) as asker:
-    print(json.dumps([one.value for one in grade_conversations(asker, questions, answers, own_prompts())]))
+with AnswerCache(path) as ledger, CachedClient(Endpoint("judge", url, workers=workers), ledger) as client:
+    print(json.dumps([one.value for one in grade_conversations(client, questions, answers, own_prompts())]))
 """
 
 

@@ -120,7 +120,7 @@ def test_against_another_run_and_against_a_file(run, questions, tmp_path, capsys
         assert len(server.bodies) == 10
         other.write_text(json.dumps(rows[0]) + "\n")
         assert evaluate(run, server, "--questions", str(questions), "--against", str(other)) == 2
-        assert "2 of 3 questions are not answered there (8, 9)" in capsys.readouterr().err
+        assert "2 of 3 questions have no answer in it (8, 9)" in capsys.readouterr().err
     with ScriptedServer(lambda body, number: Answer("[[A]]")) as server:
         assert evaluate(run, server, "--questions", str(questions), "--against", str(run), "--json") == 0
     found = json.loads(capsys.readouterr().out)
@@ -131,11 +131,11 @@ def test_replies_that_cannot_be_counted(run, questions, capsys):
     with ScriptedServer(lambda body, number: Answer("[[4]]" if number == 2 else "fine")) as server:
         assert evaluate(run, server, "--questions", str(questions)) == 0
         shown = capsys.readouterr().out
-        assert "counted: 1, not counted: 4" in shown and "question 7, turn 1: no one rating" in shown
+        assert "counted: 1, not counted: 4" in shown and "question 7, turn 1: no single rating" in shown
     shutil.rmtree(run / "judge")
     with ScriptedServer(lambda body, number: Answer("fine")) as server:
         assert evaluate(run, server, "--questions", str(questions)) == 1
-    assert "none of 5 replies could be counted" in capsys.readouterr().err
+    assert "none of 5 replies has a valid grade" in capsys.readouterr().err
     assert len((run / "judge" / "replies.jsonl").read_text().splitlines()) == 5
 
 
@@ -180,7 +180,7 @@ def test_a_kill_while_judging_and_nothing_is_asked_twice(run, questions):
     [
         (["--questions", "q.jsonl"], "--questions is for a judge"),
         (["--judge-url", "http://x/v1"], "--judge-url is for a judge"),
-        (["--judge", "m", "--judge-url", "nowhere"], "no address"),
+        (["--judge", "m", "--judge-url", "nowhere"], "not the address"),
         (["--judge", "m"], "set OPENAI_API_KEY"),
         (["--judge", "m", "--judge-url", "http://127.0.0.1:9/v1", "--against", "x"], "--questions"),
         (["--judge", "m", "--judge-url", "http://127.0.0.1:9/v1", "--questions", "none.jsonl"], "no such file"),

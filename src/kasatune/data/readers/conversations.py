@@ -1,4 +1,4 @@
-"""Instruction rows: Alpaca's columns (instruction, input, output) or chat messages, from a file or the hub."""
+"""Read conversations: Alpaca rows (instruction, input, output) or chat messages, from a file or a table of the hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kasatune.data.readers.tables import column_names, read_table
 from kasatune.errors import DataError
 
 Chat = tuple[tuple[str, str], ...]
-"""Messages as (role, text): "system" at most once and first, then "user" and "assistant" in turn, an answer last."""
+"""Messages as (role, text): an optional "system" first, then "user" and "assistant" in turn, ending with an answer."""
 
 MESSAGES = "messages"
 _ALPACA = ("instruction", "output")
@@ -19,16 +19,16 @@ _ROLES = ("system", "user", "assistant")
 
 
 def read_chats(path: Path) -> tuple[list[Chat], list[str]]:
-    """The rows of a file: a column `messages`, or the columns `instruction`, `output` and, if it is there, `input`.
+    """The rows of a file: a column `messages`, or the columns `instruction`, `output` and optionally `input`.
 
-    Alpaca rows with an empty output, which the published set has, are left out.
+    Alpaca rows with an empty output, of which the published data set has some, are left out.
 
     Returns:
-        The rows, and what was left out in words.
+        The rows, and notes about rows that were left out.
 
     Raises:
-        DataError: the file is unreadable (see `read_table`) or has other columns, or a row is no conversation that
-            ends with an answer; every fault at once.
+        DataError: the file is unreadable (see `read_table`) or has other columns, or a row is not a conversation that
+            ends with an answer; all faults are listed.
     """
     columns = columns_of_chats(column_names(path), str(path))
     table = read_table(path, columns)
@@ -39,7 +39,7 @@ def columns_of_chats(names: Sequence[str], source: str) -> list[str]:
     """Those of `names` that hold conversations.
 
     Raises:
-        DataError: there are none.
+        DataError: the columns for a conversation are missing.
     """
     if MESSAGES in names:
         return [MESSAGES]
@@ -52,44 +52,44 @@ def columns_of_chats(names: Sequence[str], source: str) -> list[str]:
 
 
 def chats_of_rows(columns: Mapping[str, Sequence[Any]], source: str, place: Any = None) -> tuple[list[Chat], list[str]]:
-    """The conversations in columns that `columns_of_chats` chose, and what was left out in words.
+    """The conversations in the columns of `columns_of_chats`, and notes about rows that were left out.
 
     Args:
-        columns: values by column name, all of one length.
-        source: where they are from, for messages.
-        place: tells where a value lies, from the number of its row and the name of its column.
+        columns: values by column name, all of the same length.
+        source: where they were read from, for messages.
+        place: describes the place of a value, given its row index and column.
 
     Raises:
-        DataError: a row is no conversation; every fault at once.
+        DataError: a row is not a conversation; all faults are listed.
     """
     place = place or (lambda index, column: f"row {index + 1}, column {column!r}")
     faults = Faults(source)
     if MESSAGES in columns:
-        found = [_chat(value, place(index, MESSAGES), faults) for index, value in enumerate(columns[MESSAGES])]
+        chats = [_chat(value, place(index, MESSAGES), faults) for index, value in enumerate(columns[MESSAGES])]
     else:
-        found = [_alpaca(columns, index, place, faults) for index in range(len(columns["instruction"]))]
+        chats = [_alpaca(columns, index, place, faults) for index in range(len(columns["instruction"]))]
     faults.raise_any()
-    kept = [chat for chat in found if chat]
-    empty = len(found) - len(kept)
-    first = next((index for index, chat in enumerate(found) if not chat), 0)
-    notes = [f"{source}: {empty:,} of {len(found):,} rows have an empty output and are left out, first row {first + 1}"]
-    return kept, notes if empty else []
+    answered = [chat for chat in chats if chat]
+    empty = len(chats) - len(answered)
+    first = next((index for index, chat in enumerate(chats) if not chat), 0)
+    notes = [f"{source}: {empty:,} of {len(chats):,} rows have an empty output and are left out, first row {first + 1}"]
+    return answered, notes if empty else []
 
 
-def alpaca_message(instruction: str, further: str | None) -> str:
-    """What a user says in an Alpaca row: the instruction and, after an empty line, its input."""
-    return f"{instruction}\n\n{further}" if further and further.strip() else instruction
+def alpaca_message(instruction: str, input_text: str | None) -> str:
+    """The user message of an Alpaca row: the instruction and, after an empty line, its input."""
+    return f"{instruction}\n\n{input_text}" if input_text and input_text.strip() else instruction
 
 
 def _alpaca(columns: Mapping[str, Sequence[Any]], index: int, place: Any, faults: Faults) -> Chat:
-    """The row, or nothing where its output is empty or where it has a fault."""
+    """The row; empty if its output is empty or it has a fault."""
     values = {name: column[index] for name, column in columns.items()}
     if isinstance(values["output"], str) and not values["output"].strip():
         return ()
     for name, value in values.items():
-        needed = name in _ALPACA
-        if not (isinstance(value, str) and (value.strip() or not needed)) and not (value is None and not needed):
-            what = "the text is missing" if value in (None, "") else f"{show(value)} is no text"
+        required = name in _ALPACA
+        if not (isinstance(value, str) and (value.strip() or not required)) and not (value is None and not required):
+            what = "the text is missing" if value in (None, "") else f"{show(value)} is not text"
             faults.add(f"{place(index, name)}: {what}")
             return ()
     user = alpaca_message(values["instruction"], values.get("input"))
@@ -109,12 +109,12 @@ def _chat(value: Any, place: str, faults: Faults) -> Chat:
             return ()
         messages.append((role, text))
     turns = messages[1:] if messages[0][0] == "system" else messages
-    wanted = [("user", "assistant")[number % 2] for number in range(len(turns))]
+    expected = [("user", "assistant")[number % 2] for number in range(len(turns))]
     roles = [role for role, _ in turns]
-    if roles != wanted or len(turns) % 2 or not turns:
+    if roles != expected or len(turns) % 2 or not turns:
         faults.add(
-            f"{place}: the roles are {', '.join(role for role, _ in messages)}; user and assistant take turns,"
-            " and the assistant has the last word"
+            f"{place}: the roles are {', '.join(role for role, _ in messages)}; user and assistant must take"
+            " turns, and the last message must be the assistant's"
         )
         return ()
     return tuple(messages)

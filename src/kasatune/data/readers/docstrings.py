@@ -1,4 +1,4 @@
-"""Documentation strings of installed packages, read from their source files without importing them."""
+"""Read the documentation strings of installed packages from their source files, without importing them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from pathlib import Path
 
 from kasatune.errors import DataError
 
-_MOST_BYTES = 1_000_000  # larger source files are generated
-_MOST_LETTERS = 20  # a word; what is longer is cut before it is cleaned
-_PASSED_OVER = re.compile(
-    r"^(tests?|testing|conftest\.py|test_.*|.*_test\.py|_?vendor(ed)?|extern(als?)?|array_api_.*)$"
-)
+_MAX_BYTES = 1_000_000  # larger source files are generated
+_MAX_LETTERS_PER_WORD = 20  # longer text is cut before it is cleaned
+_SKIPPED = re.compile(r"^(tests?|testing|conftest\.py|test_.*|.*_test\.py|_?vendor(ed)?|extern(als?)?|array_api_.*)$")
 
 
 @dataclass(frozen=True)
@@ -25,8 +23,8 @@ class Docstring:
     """A documentation string.
 
     Attributes:
-        module: the source file it is in, relative to the folder that holds the package.
-        text: as `clean` leaves it.
+        module: its source file, relative to the folder that holds the package.
+        text: the text after `clean`.
     """
 
     module: str
@@ -34,33 +32,35 @@ class Docstring:
 
 
 def digest(text: str) -> str:
-    """A fixed random order: sorting by it draws without a generator, and equally on every machine."""
+    """A sort key that gives a fixed random order, the same on every machine."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def package_folder(package: str) -> Path:
-    """Where an installed package lies.
+    """The folder of an installed package.
 
     Raises:
         DataError: it is not installed as a folder.
     """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise DataError(f"the package {package} is not installed, and its documentation strings are needed")
+        raise DataError(f"the package {package} is not installed, and its documentation strings are needed; install it")
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def docstrings(package: str, names: re.Pattern[str], shortest: int, longest: int, a_file: int) -> Iterator[Docstring]:
+def docstrings(
+    package: str, names: re.Pattern[str], min_words: int, max_words: int, max_per_file: int
+) -> Iterator[Docstring]:
     """The cleaned documentation strings of a package, files and strings in the order of `digest`.
 
-    Tests and bundled foreign packages are passed over, and so are files that are not Python's or above 1 MB.
+    Tests, vendored packages, files that are not Python and files above 1 MB are skipped.
 
     Args:
         package: import name of the package.
-        names: what to mask.
-        shortest: strings of fewer words are passed over.
-        longest: words to keep.
-        a_file: strings to take from one file at most.
+        names: pattern of the words to mask.
+        min_words: shorter strings are skipped.
+        max_words: longer strings are cut to this many words.
+        max_per_file: most strings of one file.
 
     Raises:
         DataError: the package is not installed.
@@ -68,21 +68,21 @@ def docstrings(package: str, names: re.Pattern[str], shortest: int, longest: int
     root = package_folder(package)
     modules = {path.relative_to(root.parent).as_posix(): path for path in root.rglob("*.py")}
     for module in sorted(modules, key=digest):
-        if any(_PASSED_OVER.match(part) for part in module.split("/")[1:]):
+        if any(_SKIPPED.match(part) for part in module.split("/")[1:]):
             continue
-        texts = {clean(text, names, longest) for text in _strings(modules[module])}
-        long_enough = sorted((text for text in texts if len(text.split()) >= shortest), key=digest)
-        for text in long_enough[:a_file]:
+        texts = {clean(text, names, max_words) for text in _strings(modules[module])}
+        long_enough = sorted((text for text in texts if len(text.split()) >= min_words), key=digest)
+        for text in long_enough[:max_per_file]:
             yield Docstring(module, text)
 
 
 def _strings(path: Path) -> list[str]:
-    """Every documentation string of a source file; none where it cannot be parsed."""
-    if path.stat().st_size > _MOST_BYTES:
+    """Every documentation string of a source file; none if it cannot be parsed."""
+    if path.stat().st_size > _MAX_BYTES:
         return []
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of their escapes, which are not ours to mend
+            warnings.simplefilter("ignore")  # about invalid escapes in foreign source
             tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return []
@@ -90,7 +90,7 @@ def _strings(path: Path) -> list[str]:
 
 
 def _documented(node: ast.Module | ast.ClassDef) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef]:
-    """A module or class, and the classes and functions directly in it, and so on; not what is within functions."""
+    """A module or class with its classes and functions, recursively; nothing inside functions."""
     yield node
     for child in node.body:
         if isinstance(child, ast.ClassDef):
@@ -99,17 +99,17 @@ def _documented(node: ast.Module | ast.ClassDef) -> Iterator[ast.Module | ast.Cl
             yield child
 
 
-def clean(text: str, names: re.Pattern[str], longest: int) -> str:
-    """A string as prose on one line: up to its first example, without rules and addresses, `names` masked as "_".
+def clean(text: str, names: re.Pattern[str], max_words: int) -> str:
+    """A docstring as prose on one line: up to its first example, without rulers and URLs, `names` masked as "_".
 
-    At most `longest` words are kept.
+    At most `max_words` words are returned.
     """
     text = text.partition(">>>")[0]
-    text = re.sub(r"https?://\S+|([^\w\s])\1{2,}", " ", text[: _MOST_LETTERS * longest])
-    return " ".join(names.sub("_", text).split()[:longest])
+    text = re.sub(r"https?://\S+|([^\w\s])\1{2,}", " ", text[: _MAX_LETTERS_PER_WORD * max_words])
+    return " ".join(names.sub("_", text).split()[:max_words])
 
 
 def mask(names: Sequence[str], prefixes: Sequence[str]) -> re.Pattern[str]:
-    """A pattern of `names` and of `prefixes` before a point, each with what hangs on it: "numpy.linalg", "np.add"."""
+    """A pattern that matches `names`, and `prefixes` before a dot, with their attributes: "numpy.linalg", "np.add"."""
     anywhere, before = "|".join(map(re.escape, names)), "|".join(map(re.escape, prefixes))
     return re.compile(rf"(?i)(?:{anywhere})[\w.-]*|\b(?:{before})\.[\w.]*")

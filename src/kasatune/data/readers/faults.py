@@ -1,4 +1,4 @@
-"""Faults of a data set, gathered so that one message shows several of them."""
+"""Collect the faults of a data file, so that one error message lists several of them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import NoReturn
 from kasatune.errors import DataError
 
 SHOWN = 5
-_LONGEST = 60
-_MOST_COMPARED = 1000  # each takes microseconds, and a file may have a million columns
+_MAX_SHOWN_LENGTH = 60
+_MAX_COMPARED = 1000  # each takes microseconds, and a file may have a million columns
 
 
 class Faults:
-    """Counts faults and keeps the first few, so that a file of any size that is wrong throughout needs no memory."""
+    """Counts faults and stores the first few, so that a large file with a fault in every row needs little memory."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -22,16 +22,16 @@ class Faults:
         self.first: list[str] = []
 
     def add(self, sentence: str) -> None:
-        """Count a fault, and keep it if it is one of the first."""
+        """Count a fault, and store it if it is one of the first."""
         self.count += 1
         if len(self.first) < SHOWN:
             self.first.append(sentence)
 
     def raise_any(self) -> None:
-        """Raise what was gathered, if anything was.
+        """Raise the collected faults, if there are any.
 
         Raises:
-            DataError: the first faults, and how many there are.
+            DataError: the first faults, and their number.
         """
         if self.count:
             self._raise()
@@ -45,15 +45,15 @@ class Faults:
 
 
 def show(value: object) -> str:
-    """A value as a message shows it: quoted, and cut where it is long."""
+    """A value for an error message: quoted, and cut if it is long."""
     text = repr(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text):,} characters)"
+    return text if len(text) <= _MAX_SHOWN_LENGTH else f"{text[:_MAX_SHOWN_LENGTH]}... ({len(text):,} characters)"
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """The words "did you mean" with the one of `known` that is most like `word`, or nothing."""
+    """The words "did you mean" with the name in `known` that is most similar to `word`, or nothing."""
     folded: dict[str, str] = {}
-    for name in known[:_MOST_COMPARED]:
+    for name in known[:_MAX_COMPARED]:
         folded.setdefault(name.strip().casefold(), name)
     close = difflib.get_close_matches(word.strip().casefold(), list(folded), n=1)
     return f"; did you mean {folded[close[0]]!r}?" if close else ""

@@ -1,4 +1,4 @@
-"""Columns of a CSV, TSV, JSON, JSON Lines or Parquet file."""
+"""Read columns of a CSV, TSV, JSON, JSON Lines or Parquet file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kasatune.errors import DataError
 MAX_JSON_BYTES = 256 * 1024**2
 
 _SHOWN_COLUMNS = 20
-_MOST_KEYS = 1000
+_MAX_KEYS = 1000
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Table:
     """Some columns of a file.
 
     Attributes:
-        path: of the file.
-        columns: values by column name, all of one length; None is a value that is not there.
-        lines: the line on which each row begins; None where the format has no lines.
+        path: path of the file.
+        columns: values by column name, all of the same length; None is a missing value.
+        lines: the line on which each row begins; None if the format has no lines.
     """
 
     path: Path
@@ -38,50 +38,50 @@ class Table:
         return len(next(iter(self.columns.values())))
 
     def place(self, index: int, column: str) -> str:
-        """Where a value lies, in words; rows count from 1, without the header."""
+        """The place of a value in words; rows count from 1, without the header."""
         line = "" if self.lines is None else f" (line {self.lines[index]})"
         return f"row {index + 1}{line}, column {column!r}"
 
 
 def read_table(path: Path, columns: Sequence[str]) -> Table:
-    """The named columns of a file; its ending tells the format.
+    """The named columns of a file, whose suffix gives the format.
 
     CSV and TSV have a header and the quoting of RFC 4180. A JSON file is a list of objects, a JSON Lines file has one
-    object a line; a key that an object lacks is a missing value, as null is.
+    object a line; a key that an object lacks is a missing value, like null.
 
     Args:
-        path: ends in .csv, .tsv, .json, .jsonl or .parquet, in any case.
-        columns: which columns; the others are not kept.
+        path: ends in .csv, .tsv, .json, .jsonl or .parquet, in upper or lower case.
+        columns: names of the columns to read.
 
     Raises:
         DataError: the file is missing, empty, too large (2 GiB; JSON 256 MiB; a line 10 MiB), damaged, of another
-            format or encoding, has rows of differing width or no rows, or lacks a column or has it twice.
+            format or encoding, has rows of differing width or no rows, or a column is missing or occurs twice.
     """
-    ending = _ending(path)
-    table = _READERS[ending](path, tuple(columns))
+    suffix = _suffix(path)
+    table = _READERS[suffix](path, tuple(columns))
     if not len(table):
         raise DataError(f"{path}: the file holds no rows")
     return table
 
 
 def column_names(path: Path) -> list[str]:
-    """The names of the columns of a file that `read_table` reads; of JSON those of all rows, of JSON Lines the first's.
+    """The column names of a file for `read_table`; for JSON those of all rows, for JSON Lines those of the first row.
 
     Raises:
-        DataError: as `read_table` has it.
+        DataError: see `read_table`.
     """
-    ending = _ending(path)
-    if ending in (".csv", ".tsv"):
-        reader = csv.reader(read_lines(path), delimiter="," if ending == ".csv" else "\t", strict=True)
+    suffix = _suffix(path)
+    if suffix in (".csv", ".tsv"):
+        reader = csv.reader(read_lines(path), delimiter="," if suffix == ".csv" else "\t", strict=True)
         return next(_records(path, reader), (0, []))[1]
-    if ending == ".jsonl":
+    if suffix == ".jsonl":
         lines = ((number, line) for number, line in enumerate(read_lines(path), start=1) if line.strip())
         for number, line in lines:
             objects = _Objects(path, ())
             objects.add(f"line {number}", _parse(path, line, number))
             return list(objects.keys)
         return []
-    if ending == ".parquet":
+    if suffix == ".parquet":
         return _schema_names(path)
     objects = _Objects(path, ())
     for number, item in enumerate(_json_list(path), start=1):
@@ -89,11 +89,11 @@ def column_names(path: Path) -> list[str]:
     return list(objects.keys)
 
 
-def _ending(path: Path) -> str:
-    ending = path.suffix.lower()
-    if ending not in _READERS:
-        raise DataError(f"{path}: the ending {ending!r} is none of {', '.join(_READERS)}; convert the file")
-    return ending
+def _suffix(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix not in _READERS:
+        raise DataError(f"{path}: the suffix {suffix!r} is none of {', '.join(_READERS)}; convert the file")
+    return suffix
 
 
 def _delimited(path: Path, columns: Sequence[str], delimiter: str) -> Table:
@@ -117,14 +117,14 @@ def _delimited_rows(path: Path, columns: Sequence[str], reader: Any) -> Table:
             ragged.add(f"row {number} (line {line}): {len(record)} columns where the header has {len(header)}")
             continue
         lines.append(line)
-        for kept, index in zip(values, indices, strict=True):
-            kept.append(record[index])
+        for column_values, index in zip(values, indices, strict=True):
+            column_values.append(record[index])
     ragged.raise_any()
     return Table(path, dict(zip(columns, values, strict=True)), lines)
 
 
 def _records(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
-    """Records with the line on which each begins; blank lines are passed over."""
+    """Records with the line on which each begins; blank lines are skipped."""
     while True:
         line = reader.line_num + 1
         try:
@@ -139,10 +139,10 @@ def _records(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
 
 def _explain(error: str, line: int) -> str:
     if "unexpected end of data" in error or "field larger than field limit" in error:
-        return f'a quoted value that begins in the row of line {line} is not closed (a quote within one is written "")'
+        return f'a quoted value that begins in the row of line {line} is not closed (write "" for a quote inside one)'
     if "new-line character" in error:
-        return "lines end in a carriage return alone; save the file with the line ends LF or CR LF"
-    return f"{error}; a value that holds a quote is quoted, and the quote doubled"
+        return "lines end in a carriage return alone; save the file with line ends LF or CR LF"
+    return f"{error}; quote a value that contains a quote, and double that quote"
 
 
 def _csv(path: Path, columns: Sequence[str]) -> Table:
@@ -157,19 +157,21 @@ def _find(path: Path, column: str, header: Sequence[str]) -> int:
     """The index of a column.
 
     Raises:
-        DataError: there is none of this name, or more than one.
+        DataError: no column or more than one has this name.
     """
-    found = [index for index, name in enumerate(header) if name == column]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        numbers = ", ".join(str(index + 1) for index in found)
+    indices = [index for index, name in enumerate(header) if name == column]
+    if len(indices) == 1:
+        return indices[0]
+    if indices:
+        numbers = ", ".join(str(index + 1) for index in indices)
         raise DataError(
-            f"{path}: the column {column!r} is there {len(found)} times (columns {numbers}); rename all but one"
+            f"{path}: the column {column!r} occurs {len(indices)} times (columns {numbers}); rename all but one"
         )
     mark = next((mark for mark in ";|\t," if len(header) == 1 and mark in header[0]), None)
     hint = (
-        f"; values seem to be parted by {mark!r}: use commas in .csv, tabs in .tsv" if mark else nearest(column, header)
+        f"; values seem to be separated by {mark!r}: use commas in .csv, tabs in .tsv"
+        if mark
+        else nearest(column, header)
     )
     shown = ", ".join(map(repr, header[:_SHOWN_COLUMNS])) + (", ..." if len(header) > _SHOWN_COLUMNS else "")
     raise DataError(f"{path}: no column {column!r}{hint} (columns: {shown or 'none'})")
@@ -201,7 +203,7 @@ def _json(path: Path, columns: Sequence[str]) -> Table:
 
 
 class _Objects:
-    """JSON objects taken as rows: the values of the wanted keys, and the names of the keys that there are."""
+    """JSON objects as rows: the values of the wanted keys, and the names of all keys."""
 
     def __init__(self, path: Path, wanted: Sequence[str]) -> None:
         self.path = path
@@ -213,7 +215,7 @@ class _Objects:
             raise DataError(f"{self.path}, {place}: {show(item)} where an object is expected: {{column: value, ...}}")
         for name, values in self.values.items():
             values.append(item.get(name))
-        if len(self.keys) < _MOST_KEYS:
+        if len(self.keys) < _MAX_KEYS:
             self.keys.update(dict.fromkeys(item))
 
     def columns(self) -> dict[str, list[Any]]:
@@ -229,7 +231,7 @@ def _parse(path: Path, text: str, first_line: int) -> Any:
     except json.JSONDecodeError as error:
         place = f"line {first_line + error.lineno - 1}, column {error.colno}"
         raise DataError(f"{path}, {place}: not JSON: {error.msg}") from None
-    except _TwiceError as error:
+    except _DuplicateKeyError as error:
         raise DataError(f"{path}, line {first_line} or later: an object has the key {error.args[0]!r} twice") from None
     except RecursionError:
         raise DataError(f"{path}, line {first_line} or later: values are nested too deeply") from None
@@ -237,15 +239,15 @@ def _parse(path: Path, text: str, first_line: int) -> Any:
         raise DataError(f"{path}, line {first_line} or later: {error}") from None
 
 
-class _TwiceError(Exception):
-    """A JSON object has a key twice."""
+class _DuplicateKeyError(Exception):
+    """A JSON object has the same key twice."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
         names = [name for name, _ in pairs]
-        raise _TwiceError(next(name for name in names if names.count(name) > 1))
+        raise _DuplicateKeyError(next(name for name in names if names.count(name) > 1))
     return result
 
 
@@ -279,7 +281,7 @@ def _parquet_file(path: Path) -> Iterator[Any]:
         raise
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: not a whole Parquet file ({reason}); was it cut short?") from None
+        raise DataError(f"{path}: not a complete Parquet file ({reason}); was it cut short?") from None
 
 
 def _unpacked_bytes(metadata: Any, columns: Sequence[str]) -> int:

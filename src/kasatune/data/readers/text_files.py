@@ -1,4 +1,4 @@
-"""Text files read line by line, within stated bounds of memory, every fault with its place."""
+"""Read UTF-8 text files line by line, with limits on size and memory, and report each fault with its line."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _OTHER_KINDS = {
 
 
 def require_file(path: Path, limit: int = MAX_FILE_BYTES) -> None:
-    """Refuse what is no readable file, what is empty, and what holds more than `limit` bytes.
+    """Refuse a path that is not a readable file, and a file that is empty or larger than `limit` bytes.
 
     Raises:
-        DataError: as said; the message names path, limit and remedy.
+        DataError: one of these; the message names path, limit and remedy.
     """
     if "\0" in str(path):
-        raise DataError(f"{str(path)!r}: a path holds no NUL character")
+        raise DataError(f"{str(path)!r}: a path cannot contain a NUL character")
     try:
         if path.is_dir():
             raise DataError(f"{path}: this is a folder; name a file in it")
@@ -48,10 +48,21 @@ def require_file(path: Path, limit: int = MAX_FILE_BYTES) -> None:
         )
 
 
+def require_folder(path: Path) -> None:
+    """Refuse a path that is not a folder.
+
+    Raises:
+        DataError: it does not exist, or is a file.
+    """
+    if not path.is_dir():
+        what = "this is a file; name its folder" if path.exists() else "no such folder"
+        raise DataError(f"{path}: {what} (relative paths start at {Path.cwd()})")
+
+
 def read_lines(path: Path) -> Iterator[str]:
     r"""The lines of a UTF-8 file with their line ends; a byte order mark before the first is dropped.
 
-    No more than one line is held at a time.
+    Only one line is in memory at a time.
 
     Raises:
         DataError: the file is missing, empty or over 2 GiB; a line is over 10 MiB, not UTF-8, or holds a NUL byte.
@@ -63,27 +74,27 @@ def read_lines(path: Path) -> Iterator[str]:
             if len(line) > MAX_LINE_BYTES:
                 raise DataError(
                     f"{path}, line {number}: over {MAX_LINE_BYTES / 1024**2:.0f} MiB, the limit of a line;"
-                    " is this text with one row a line?"
+                    " is this a text file with one row per line?"
                 )
             yield _decode(path, number, offset, line)
             offset += len(line)
 
 
 def read_text(path: Path, limit: int) -> str:
-    """The whole of a UTF-8 file of `limit` bytes at most, without a byte order mark.
+    """The content of a UTF-8 file of at most `limit` bytes, without a byte order mark.
 
     Raises:
-        DataError: as `read_lines` has it, without a limit on lines.
+        DataError: as for `read_lines`, but with no limit on the length of a line.
     """
     require_file(path, limit)
     return _decode(path, 1, 0, path.read_bytes())
 
 
 def _decode(path: Path, line: int, offset: int, data: bytes) -> str:
-    """Text of `data`, which begins at byte `offset` and line `line` of the file."""
+    """Decode `data`, which begins at byte `offset` and line `line` of the file."""
     kind = next((kind for mark, kind in _OTHER_KINDS.items() if not offset and data.startswith(mark)), None)
     remedy = f"it looks like {kind}; save it as UTF-8 text" if kind else "save the file as UTF-8 text"
-    if kind == "Parquet":  # its first bytes alone are text
+    if kind == "Parquet":  # its first bytes are valid UTF-8, so decoding might not fail
         raise DataError(f"{path}: it looks like Parquet; name it .parquet")
     try:
         text = data.decode("utf-8")
@@ -93,5 +104,5 @@ def _decode(path: Path, line: int, offset: int, data: bytes) -> str:
         raise DataError(f"{path}, {place}: 0x{data[error.start]:02x} is not UTF-8; {remedy}") from None
     if nul >= 0:
         place = f"line {line + data.count(_NEWLINE, 0, nul)}, byte offset {offset + nul}"
-        raise DataError(f"{path}, {place}: a NUL byte, which no text holds; {remedy}")
+        raise DataError(f"{path}, {place}: a NUL byte, which text cannot contain; {remedy}")
     return text.removeprefix("\ufeff") if not offset else text

@@ -1,4 +1,4 @@
-"""LLM-Adapters' prompts to the letter, its reading of answers, and the same questions as lm-eval asks them.
+"""LLM-Adapters' prompts to the letter, its parsing of answers, and the same questions in lm-eval's form.
 
 Source: AGI-Edgerunners/LLM-Adapters, commit 8166572, finetune.py and commonsense_evaluate.py; lm-eval 0.4.13, the
 files of the tasks boolq, piqa, social_iqa, hellaswag, winogrande, arc_easy, arc_challenge and openbookqa.
@@ -13,10 +13,10 @@ _BLANK = 16 * " "
 _TASK = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 
 TRAINING_PROMPT = f"{_TASK}  \n\n{_BLANK}### Instruction:\n{_BLANK}{{}}\n{_BLANK}\n{_BLANK}### Response:\n{_BLANK}"
-"""As finetune.py has it: two blanks after the first sentence, and a line of blanks before the response."""
+"""The prompt of finetune.py: two blanks after the first sentence, and a line of blanks before the response."""
 
 EVALUATION_PROMPT = f"{_TASK} \n\n{_BLANK}### Instruction:\n{_BLANK}{{}}\n\n{_BLANK}### Response:\n{_BLANK}"
-"""As commonsense_evaluate.py has it, which is not quite what was trained on."""
+"""The prompt of commonsense_evaluate.py, which differs slightly from the one in training."""
 
 _INSTRUCTION = re.compile(r"(Please [^:]*?)(?:, question)?: (.*?)\s*Answer format: (\S+)\s*", re.DOTALL)
 _OPTION = re.compile(r"\s*\b(?:Answer|Solution|Ending|Option)\d: ?")
@@ -31,12 +31,12 @@ _ANSWERS = {
 
 @dataclass(frozen=True)
 class Question:
-    """An instruction taken apart.
+    """The parts of an instruction.
 
     Attributes:
         text: the question, or the sentence with its blank.
-        options: the texts to choose from; none for a question of yes or no.
-        answers: what the answer is to be, in the order of the options.
+        options: the texts to choose from; empty for a yes-or-no question.
+        answers: the answer words, in the order of the options.
     """
 
     text: str
@@ -50,8 +50,8 @@ class Ranking:
 
     Attributes:
         pairs: (context, continuation) of each choice.
-        answers: the answer that each choice stands for, in LLM-Adapters' words.
-        lengths: letters of each choice, by which acc_norm divides.
+        answers: the answer word of each choice, in LLM-Adapters' form.
+        lengths: number of letters of each choice, by which acc_norm divides.
     """
 
     pairs: tuple[tuple[str, str], ...]
@@ -59,50 +59,45 @@ class Ranking:
     lengths: tuple[int, ...]
 
 
-def evaluation_prompt(instruction: str) -> str:
-    """The whole prompt of an instruction, as answers are asked for."""
-    return EVALUATION_PROMPT.format(instruction)
-
-
 def instruction_of(prompt: str) -> str:
-    """The instruction in a whole prompt of either form; `prompt` itself where it is none."""
+    """The instruction in a complete prompt of either form; `prompt` itself if it has neither form."""
     _, head, rest = prompt.partition(f"{_BLANK}### Instruction:\n{_BLANK}")
     return rest.rpartition(f"{_BLANK}### Response:")[0].rstrip() if head else prompt
 
 
 def read_instruction(instruction: str) -> Question | None:
-    """The question, its options and its answers; None where the instruction is not in LLM-Adapters' form."""
-    found = _INSTRUCTION.fullmatch(instruction)
-    if found is None:
+    """The question, its options and its answers; None if the instruction is not in LLM-Adapters' form."""
+    match = _INSTRUCTION.fullmatch(instruction)
+    if match is None:
         return None
-    answers = tuple(found[3].split("/"))
-    text, *options = _OPTION.split(found[2])
+    answers = tuple(match[3].split("/"))
+    text, *options = _OPTION.split(match[2])
     if answers[0] not in _ANSWERS or (len(options) != len(answers) if answers[0] != "true" else bool(options)):
         return None
     return Question(text.strip(), tuple(option.strip() for option in options), answers)
 
 
 def extract(prompt: str, written: str) -> str:
-    """The answer in what a model wrote: the first of the words that its kind of question allows; "" for none.
+    """The answer in generated text: the first word that is an answer to this kind of question; "" if there is none.
 
-    LLM-Adapters cuts the text at the marks "### Response:" and keeps what lies between the first and the second.
+    As in LLM-Adapters, which splits prompt and answer at "### Response:", text after a second such mark is ignored.
     """
     question = read_instruction(instruction_of(prompt))
     if question is None:
         return ""
-    found = re.search(_ANSWERS[question.answers[0]], written.split("### Response:")[0])
-    return found[0] if found else ""
+    match = re.search(_ANSWERS[question.answers[0]], written.split("### Response:")[0])
+    return match[0] if match else ""
 
 
 def ranking(task: str, prompt: str) -> Ranking | None:
-    """The question of a prompt as lm-eval asks it, without an example before it.
+    """The question of a prompt in lm-eval's form, zero-shot; None if the prompt has no question in LLM-Adapters' form.
 
-    Differences: BoolQ's passage is not in LLM-Adapters' files and so not in the context; HellaSwag's texts are not
-    cleaned of the marks in brackets.
+    Differences from lm-eval: the context lacks BoolQ's passage, which LLM-Adapters' files do not have; HellaSwag's
+    texts still contain the marks in brackets.
 
     Args:
-        task: name of the task, "commonsense/piqa"; of the mixture, or of none, all questions are asked as ARC's.
-        prompt: of either form.
+        task: name of the task, such as "commonsense/piqa"; for any other name, questions with options get ARC's form.
+        prompt: complete prompt of either form.
     """
     question = read_instruction(instruction_of(prompt))
     if question is None:

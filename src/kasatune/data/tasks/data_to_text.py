@@ -1,4 +1,4 @@
-"""E2E, WebNLG and DART: from facts to a sentence, in the form of LoRA's experiments.
+"""The tasks `e2e`, `webnlg` and `dart`: sentences that state given facts, in the form of LoRA's experiments.
 
 A row is a prompt and one of its sentences; rows of one prompt are one input with several references.
 
@@ -18,30 +18,29 @@ from typing import Any
 from kasatune.data.readers.faults import Faults, show
 from kasatune.data.readers.hub import HubData, read_hub
 from kasatune.data.readers.tables import MAX_JSON_BYTES, read_table
-from kasatune.data.readers.text_files import read_lines, read_text
+from kasatune.data.readers.text_files import read_lines, read_text, require_folder
 from kasatune.data.tasks.dataset import Rows, TaskData, TaskSettings, make_task_data
-from kasatune.data.tasks.prompts import render
-from kasatune.data.tasks.table import TaskInfo
+from kasatune.data.tasks.task_info import TaskInfo
 from kasatune.errors import DataError, WorkError
 
 Pair = tuple[str, str]
-"""Facts and one sentence that tells them."""
+"""Facts and one sentence that states them."""
 
 _SPLITS = ("train", "validation", "test")
 _E2E_NAMES = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}
 _E2E_FACT = re.compile(r"([^\[\],]+)\[([^\]]*)\]")
-_JOINED = re.compile(r"(?<=£)(?=\S)|(?<=\d)(?=-\d)|(?<=\d-)(?=\d)")  # where LoRA's form has blanks
+_JOINED = re.compile(r"(?<=£)(?=\S)|(?<=\d)(?=-\d)|(?<=\d-)(?=\d)")  # where LoRA's form has spaces
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where the rows of a task lie.
+class DataToTextSource:
+    """Files and hub data set of a task.
 
     Attributes:
-        forms: files of the splits train, validation and test, for each form in which the set is handed around; the
-            first form that is there is read.
+        forms: files of the splits train, validation and test, for each form in which the data set is distributed; the
+            first form that the folder has is read.
         hub: name and configuration on the hub.
-        hub_pairs: the pairs in a row of the hub's table.
+        hub_pairs: gives the pairs in a row of the hub's table.
         hub_note: how the hub's rows differ from those of the published results.
     """
 
@@ -52,7 +51,7 @@ class Source:
 
 
 def e2e_facts(meaning: str) -> str:
-    """`name[The Punter], eatType[pub]` as LoRA's form has it: `name : The Punter | Type : pub`."""
+    """`name[The Punter], eatType[pub]` in LoRA's form: `name : The Punter | Type : pub`."""
     facts = [(name.strip(), value.strip()) for name, value in _E2E_FACT.findall(meaning)]
     return " | ".join(f"{_E2E_NAMES.get(name, name)} : {_JOINED.sub(' ', value)}" for name, value in facts)
 
@@ -66,28 +65,28 @@ def _lowered(triples: Any) -> str:
 
 
 def _each_reference(facts: str, row: Mapping[str, Any]) -> list[Pair]:
-    """The pairs of a row of GEM: one of training has a target, one of evaluation all of its references as well.
+    """The pairs of a row of GEM: a training row has a target, an evaluation row has all its references as well.
 
-    An input that nobody has written a sentence for has an empty target; there is nothing to score on it.
+    An input without any written sentence has an empty target and gives no pair.
     """
     sentences = dict.fromkeys([row["target"], *row["references"]])
     return [(facts, sentence) for sentence in sentences if sentence.strip()]
 
 
-SOURCES: Mapping[str, Source] = MappingProxyType(
+SOURCES: Mapping[str, DataToTextSource] = MappingProxyType(
     {
-        "e2e": Source(
+        "e2e": DataToTextSource(
             (("train.txt", "valid.txt", "test.txt"), ("trainset.csv", "devset.csv", "testset_w_refs.csv")),
             ("tuetschek/e2e_nlg", None),
             lambda row: [(e2e_facts(row["meaning_representation"]), row["human_reference"])],
         ),
-        "webnlg": Source(
+        "webnlg": DataToTextSource(
             (("train.json", "dev.json", "test.json"), ("train.txt", "valid.txt", "test.txt")),
             ("GEM/web_nlg", "en"),
             lambda row: _each_reference(_triples(fact.split(" | ") for fact in row["input"]), row),
             "WebNLG 2020 (version 3); published results of LoRA and KaSA's rivals are on the challenge of 2017",
         ),
-        "dart": Source(
+        "dart": DataToTextSource(
             (
                 ("dart-v1.1.1-full-train.json", "dart-v1.1.1-full-dev.json", "dart-v1.1.1-full-test.json"),
                 ("train.txt", "valid.txt", "test.txt"),
@@ -99,56 +98,55 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
 )
 
 
-def load_data_to_text(info: TaskInfo, settings: TaskSettings) -> TaskData:
-    """A task from the folder `settings.data`, or from the hub where that is None.
+def load(info: TaskInfo, settings: TaskSettings) -> TaskData:
+    """Read a task from the folder `settings.data`, or from the hub if that is None.
 
     Raises:
-        DataError: a file is missing, unreadable or not in the form that its name tells.
+        DataError: a file is missing, unreadable or not in the form that its name indicates.
         WorkError: the hub cannot be reached, or has the data in another form.
     """
-    source = SOURCES[info.name]
+    task = SOURCES[info.name]
     if settings.data is None:
-        found = read_hub(*source.hub, revision=settings.revision, instead="give a folder of its files as task.data")
-        splits, where, commit = _hub_splits(info.name, source, found), found.source, found.commit
-        notes = [*found.notes, *([f"{where}: {source.hub_note}"] if source.hub_note else [])]
+        hub_data = read_hub(*task.hub, revision=settings.revision, instead="give a folder of its files as task.data")
+        splits, source, commit = _hub_splits(info, task, hub_data), hub_data.source, hub_data.commit
+        notes = [*hub_data.notes, *([f"{source}: {task.hub_note}"] if task.hub_note else [])]
     else:
-        files = _files(info.name, source, Path(settings.data))
-        splits, where = {split: read_pairs(info.name, path) for split, path in files.items()}, settings.data
-        commit = None
-        notes = [f"{settings.data}: no {source.forms[0][2]}, so no split test"] if "test" not in files else []
-    return make_task_data(
-        info,
-        splits,
-        label_names=None,
-        source=where,
-        notes=notes,
-        max_train=settings.max_train,
-        max_eval=settings.max_eval,
-        pins={"revision": commit},
-    )
+        files = _find_files(info.name, task, Path(settings.data))
+        splits, source, commit = {split: read_pairs(info, path) for split, path in files.items()}, settings.data, None
+        notes = [f"{settings.data}: no {task.forms[0][2]}, so no split test"] if "test" not in files else []
+    return make_task_data(info, settings, splits, source=source, notes=notes, pins={"revision": commit})
 
 
-def read_pairs(task: str, path: Path) -> Rows:
+def load_evaluation(info: TaskInfo, settings: TaskSettings, data: str, label_names: tuple[str, ...] | None) -> TaskData:
+    """Read the rows of one file.
+
+    Raises:
+        DataError: it is missing, unreadable or not in a form of the task.
+    """
+    return make_task_data(info, settings, {"validation": read_pairs(info, Path(data))}, source=data)
+
+
+def read_pairs(info: TaskInfo, path: Path) -> Rows:
     """The rows of one file: `facts||sentence` a line (.txt), the E2E challenge's CSV, WebNLG's or DART's JSON.
 
     Raises:
-        DataError: it is missing, unreadable or in no such form.
+        DataError: it is missing, unreadable or not in such a form.
     """
-    ending = path.suffix.lower()
-    if ending == ".txt":
+    suffix = path.suffix.lower()
+    if suffix == ".txt":
         pairs = _lines(path)
-    elif ending == ".csv" and task == "e2e":
+    elif suffix == ".csv" and info.name == "e2e":
         table = read_table(path, ["mr", "ref"])
         pairs = ((e2e_facts(mr), ref) for mr, ref in zip(table.columns["mr"], table.columns["ref"], strict=True))
-    elif ending == ".json" and task in ("webnlg", "dart"):
-        pairs = _json_pairs(task, path)
+    elif suffix == ".json" and info.name in ("webnlg", "dart"):
+        pairs = _json_pairs(info.name, path)
     else:
-        forms = {"e2e": ".txt or .csv", "webnlg": ".json or .txt", "dart": ".json or .txt"}[task]
-        raise DataError(f"{path}: {task} is read from {forms} files")
-    return _rows(task, str(path), list(pairs))
+        forms = {"e2e": ".txt or .csv", "webnlg": ".json or .txt", "dart": ".json or .txt"}[info.name]
+        raise DataError(f"{path}: {info.name} is read from {forms} files")
+    return _rows(info, str(path), list(pairs))
 
 
-def _rows(task: str, place: str, pairs: list[Pair]) -> Rows:
+def _rows(info: TaskInfo, place: str, pairs: list[Pair]) -> Rows:
     faults = Faults(place)
     for number, (facts, sentence) in enumerate(pairs, start=1):
         for what, text in (("facts", facts), ("sentence", sentence)):
@@ -157,7 +155,7 @@ def _rows(task: str, place: str, pairs: list[Pair]) -> Rows:
     faults.raise_any()
     if not pairs:
         raise DataError(f"{place}: holds no rows")
-    return Rows([render(task, facts.strip()) for facts, _ in pairs], None, [text.strip() for _, text in pairs])
+    return Rows([info.render(facts.strip()) for facts, _ in pairs], None, [text.strip() for _, text in pairs])
 
 
 def _lines(path: Path) -> Iterator[Pair]:
@@ -182,7 +180,7 @@ def _json_pairs(task: str, path: Path) -> list[Pair]:
 def _webnlg(content: Any) -> Iterator[Pair]:
     for entry in content["entries"]:
         (example,) = entry.values()
-        triples = [(one["subject"], one["property"], one["object"]) for one in example["modifiedtripleset"]]
+        triples = [(fact["subject"], fact["property"], fact["object"]) for fact in example["modifiedtripleset"]]
         for sentence in example["lexicalisations"]:
             if sentence["comment"] == "good":
                 yield _triples(triples), sentence["lex"]
@@ -194,25 +192,23 @@ def _dart(content: Any) -> Iterator[Pair]:
             yield _lowered(example["tripleset"]), sentence["text"]
 
 
-def _files(task: str, source: Source, folder: Path) -> dict[str, Path]:
-    """The file of each split, in the first form of which training and validation rows are there."""
-    if not folder.is_dir():
-        what = "this is a file; name its folder" if folder.exists() else "no such folder"
-        raise DataError(f"{folder}: {what} (relative paths start at {Path.cwd()})")
+def _find_files(task: str, source: DataToTextSource, folder: Path) -> dict[str, Path]:
+    """The file of each split, in the first form that has training and validation rows."""
+    require_folder(folder)
     for names in source.forms:
-        found = {split: folder / name for split, name in zip(_SPLITS, names, strict=True) if (folder / name).is_file()}
-        if {"train", "validation"} <= set(found):
-            return found
+        files = {split: folder / name for split, name in zip(_SPLITS, names, strict=True) if (folder / name).is_file()}
+        if {"train", "validation"} <= set(files):
+            return files
     needed = "; or ".join(f"{train} and {validation}" for train, validation, _ in source.forms)
     raise DataError(f"{folder}: {task} needs {needed}")
 
 
-def _hub_splits(task: str, source: Source, found: HubData) -> dict[str, Rows]:
+def _hub_splits(info: TaskInfo, task: DataToTextSource, hub_data: HubData) -> dict[str, Rows]:
     try:
-        pairs = {split: [pair for row in found.tables[split] for pair in source.hub_pairs(row)] for split in _SPLITS}
+        pairs = {split: [pair for row in hub_data.tables[split] for pair in task.hub_pairs(row)] for split in _SPLITS}
     except (KeyError, TypeError, ValueError) as fault:
         raise WorkError(
-            f"{found.source} is in another form than {task} is read in ({type(fault).__name__}: {fault});"
+            f"{hub_data.source} is not in the form in which {info.name} is read ({type(fault).__name__}: {fault});"
             " give a folder of its files as task.data"
         ) from fault
-    return {split: _rows(task, f"{found.source}, {split}", one) for split, one in pairs.items()}
+    return {split: _rows(info, f"{hub_data.source}, {split}", own) for split, own in pairs.items()}

@@ -1,19 +1,25 @@
-"""The rows of a task, whatever they were read from."""
+"""The rows of a task once they are read: splits, conversations, holding out a validation part, checksums and notes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self, TypeVar
 
-from kasatune.data.tasks.table import TaskInfo, TaskKind
+from kasatune.data.readers.conversations import Chat
+from kasatune.data.tasks.task_info import TaskInfo, TaskKind
+from kasatune.errors import DataError
+
+_HOLD_OUT_SEED = 0
 
 
 class TaskSettings(Protocol):
-    """What a task reads of a recipe: its `task` section has these attributes, and any other object may."""
+    """What a task reads from a recipe: the `task` section, or any object with these attributes."""
 
     @property
     def name(self) -> str:
@@ -22,22 +28,22 @@ class TaskSettings(Protocol):
 
     @property
     def data(self) -> str | None:
-        """Folder of a benchmark; None takes it from the hub."""
+        """Folder of a benchmark; None reads it from the hub."""
         ...
 
     @property
     def revision(self) -> str | None:
-        """Commit, branch or tag of a benchmark that is taken from the hub; None for its newest commit."""
+        """Commit, branch or tag of a benchmark that is read from the hub; None for its newest commit."""
         ...
 
     @property
     def train(self) -> str | None:
-        """Your training file."""
+        """The user's training file."""
         ...
 
     @property
     def validation(self) -> str | float | None:
-        """Your validation file, or the share of the training rows to keep for it, between 0 and 1."""
+        """The user's validation file, or the share of the training rows to hold out for it, between 0 and 1."""
         ...
 
     @property
@@ -52,17 +58,17 @@ class TaskSettings(Protocol):
 
     @property
     def prompt(self) -> str | None:
-        """The column of your prompts."""
+        """The column of the prompts."""
         ...
 
     @property
     def completion(self) -> str | None:
-        """The column of what is to follow them."""
+        """The column of the completions."""
         ...
 
     @property
     def max_train(self) -> int | None:
-        """How many training rows to keep, the first ones; None keeps all."""
+        """How many training rows to use, from the first; None uses all."""
         ...
 
     @property
@@ -76,9 +82,9 @@ class Rows:
     """Texts with their labels, in the order of their file.
 
     Attributes:
-        first: the texts; whole prompts where text is generated.
-        second: their partners, or None where a row is one text.
-        labels: label numbers (classification), numbers (regression), or what follows the prompt (generation).
+        first: the texts; complete prompts if text is generated.
+        second: the second texts of pairs, or None if a row is one text.
+        labels: label numbers (classification), numbers (regression), or completions of the prompts (generation).
     """
 
     first: list[str]
@@ -88,15 +94,15 @@ class Rows:
     def __len__(self) -> int:
         return len(self.first)
 
-    def head(self, number: int) -> Rows:
-        """The first `number` rows, or all where there are fewer."""
+    def head(self, number: int) -> Self:
+        """The first `number` rows, or all if there are fewer."""
         return self.pick(range(len(self))[:number])
 
-    def pick(self, indices: Sequence[int]) -> Rows:
+    def pick(self, indices: Sequence[int]) -> Self:
         """The rows at `indices`."""
+        first = [self.first[index] for index in indices]
         second = None if self.second is None else [self.second[index] for index in indices]
-        labels = [self.labels[index] for index in indices]
-        return Rows([self.first[index] for index in indices], second, labels)
+        return replace(self, first=first, second=second, labels=[self.labels[index] for index in indices])
 
     def texts(self) -> list[tuple[str, ...]]:
         """The text or texts of each row."""
@@ -106,23 +112,43 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class ChatRows(Rows):
+    """Conversations; `first` is the text before the last answer, `labels` that answer.
+
+    Attributes:
+        chats: the complete conversations.
+    """
+
+    chats: list[Chat] = field(default_factory=list[Chat])
+
+    @classmethod
+    def of(cls, chats: Sequence[Chat]) -> ChatRows:
+        """Rows of the conversations `chats`."""
+        return cls([_text_before_answer(chat) for chat in chats], None, [chat[-1][1] for chat in chats], list(chats))
+
+    def pick(self, indices: Sequence[int]) -> Self:
+        """The rows at `indices`."""
+        return replace(super().pick(indices), chats=[self.chats[index] for index in indices])
+
+
+@dataclass(frozen=True)
 class TaskData:
     """A task with its rows.
 
     Attributes:
-        name: of the task.
+        name: name of the task.
         kind: "classification", "regression" or "generation".
-        label_names: the word of each label number; None where there are none.
-        splits: "train", "validation", and further ones where the task has them ("validation_mismatched", "test").
+        label_names: the word of each label number; None if there are none.
+        splits: "train", "validation", and further ones if the task has them ("validation_mismatched", "test").
         metric_names: the scores of the task.
-        primary: the score that selects the best epoch.
-        paper_metric: the score that the KaSA paper reports, or None.
-        text_fields: 1, or 2 where a row is a pair of texts.
+        primary: score that selects the best epoch.
+        paper_metric: score that the KaSA paper reports, or None.
+        text_fields: 1, or 2 if a row is a pair of texts.
         sha256: of the rows in `splits`; equal rows have equal sums, wherever they were read from.
-        source: where the rows were read from, with the revision where the hub has one.
-        notes: what was left out, cut or found odd, one sentence each, to be shown to the user.
-        pins: keys of the recipe's `task` section with what they must be to read these very rows again; none of rows
-            that are no data set of the hub.
+        source: where the rows were read from, with the revision of a data set of the hub.
+        notes: what was left out, cut or is unusual, one sentence each, to be shown to the user.
+        pins: keys of the recipe's `task` section with the values that read these very rows again; empty if no rows come
+            from the hub.
     """
 
     name: str
@@ -141,43 +167,51 @@ class TaskData:
 
 def make_task_data(
     info: TaskInfo,
+    settings: TaskSettings,
     splits: Mapping[str, Rows],
     *,
-    label_names: tuple[str, ...] | None,
     source: str,
+    label_names: tuple[str, ...] | None = None,
     notes: Sequence[str] = (),
-    max_train: int | None = None,
-    max_eval: int | None = None,
     pins: Mapping[str, str | None] = MappingProxyType({}),
 ) -> TaskData:
-    """The task `info` with the first `max_train` training rows and the first `max_eval` rows of the other splits.
+    """Build the task data of `splits`, limited to the first `max_train` training and `max_eval` other rows.
 
-    A limit above the number of rows keeps them all; either way the notes tell it.
+    The notes say which rows a limit left out, or that it is above the number of rows, which keeps them all. They also
+    name labels that do not occur and evaluation rows whose text is in the training rows.
+
+    Args:
+        info: row of the task.
+        settings: gives the limits.
+        splits: rows by split.
+        source: where the rows were read from.
+        label_names: labels in the order of their numbers, for a classification.
+        notes: what the reader left out or found unusual.
+        pins: see `TaskData`; keys with None are dropped.
     """
-    told, kept = list(notes), {}
+    all_notes, limited = list(notes), {}
     for name, rows in splits.items():
-        limit = max_train if name == "train" else max_eval
-        kept[name] = rows if limit is None else rows.head(limit)
-        key = "max_train" if name == "train" else "max_eval"
+        key, limit = ("max_train", settings.max_train) if name == "train" else ("max_eval", settings.max_eval)
+        limited[name] = rows if limit is None else rows.head(limit)
         if limit is not None and limit > len(rows):
-            told.append(f"{name}: {key} is {limit:,} and there are {len(rows):,} rows; all are used")
+            all_notes.append(f"{name}: {key} is {limit:,} and there are {len(rows):,} rows; all are used")
         elif limit is not None and limit < len(rows):
-            told.append(f"{name}: the first {limit:,} of {len(rows):,} rows ({key})")
+            all_notes.append(f"{name}: the first {limit:,} of {len(rows):,} rows ({key})")
         if info.kind != "generation":
-            told += _odd_labels(name, kept[name], label_names)
-    told += _shared_rows(kept)
+            all_notes += _label_notes(name, limited[name], label_names)
+    all_notes += _overlap_notes(limited)
     return TaskData(
         name=info.name,
         kind=info.kind,
         label_names=label_names,
-        splits=kept,
+        splits=limited,
         metric_names=info.metrics,
         primary=info.primary,
         paper_metric=info.paper_metric,
-        text_fields=1 if next(iter(kept.values())).second is None else 2,
-        sha256=rows_sha256(kept),
+        text_fields=1 if next(iter(limited.values())).second is None else 2,
+        sha256=rows_sha256(limited),
         source=source,
-        notes=tuple(told),
+        notes=tuple(all_notes),
         pins={key: value for key, value in pins.items() if value is not None},
     )
 
@@ -193,18 +227,79 @@ def rows_sha256(splits: Mapping[str, Rows]) -> str:
     return digest.hexdigest()
 
 
-def _odd_labels(split: str, rows: Rows, label_names: tuple[str, ...] | None) -> list[str]:
-    seen = set(rows.labels)
+def require_own_files(info: TaskInfo, settings: TaskSettings) -> tuple[str, str | float]:
+    """The values of `task.train` and `task.validation`.
+
+    Raises:
+        DataError: one of them is missing.
+    """
+    if settings.train is None:
+        other = ", or hub:NAME:SPLIT" if info.hub_names else ""
+        raise DataError(
+            f"task.train: missing; {info.name} needs a file of your rows (.csv, .tsv, .json, .jsonl, .parquet){other}"
+        )
+    if settings.validation is None:
+        raise DataError(
+            "task.validation: missing; give a file, or the share of the training rows to hold out for it, such as 0.1"
+        )
+    return settings.train, settings.validation
+
+
+def validation_share(validation: str | float) -> float | None:
+    """The share of the training rows that `validation` gives, or None if it is a path.
+
+    Raises:
+        DataError: a number that is no share.
+    """
+    try:
+        share = float(validation)
+    except ValueError:
+        return None
+    if not 0 < share < 1:
+        raise DataError(f"task.validation: {validation} received; a share must lie between 0 and 1; or give a file")
+    return share
+
+
+SomeRows = TypeVar("SomeRows", bound=Rows)
+
+
+def hold_out(rows: SomeRows, share: float, source: str | Path) -> tuple[SomeRows, SomeRows, str]:
+    """Hold out `round(share * rows)` rows, drawn with a fixed seed.
+
+    Returns:
+        The training rows and the validation rows, each in the order of the file, and a note that says so.
+
+    Raises:
+        DataError: one of the two would be empty.
+    """
+    count = round(share * len(rows))
+    if not 0 < count < len(rows):
+        raise DataError(
+            f"task.validation: {share:g} of the {len(rows)} rows of {source} leaves a part empty; give a file"
+        )
+    held_out = set(random.Random(_HOLD_OUT_SEED).sample(range(len(rows)), count))
+    train = rows.pick([index for index in range(len(rows)) if index not in held_out])
+    note = f"validation: {count:,} of {len(rows):,} rows of {source}, drawn with a fixed seed"
+    return train, rows.pick(sorted(held_out)), note
+
+
+def _text_before_answer(chat: Chat) -> str:
+    messages = chat[:-1]
+    return messages[0][1] if len(messages) == 1 else "\n\n".join(f"{role}: {text}" for role, text in messages)
+
+
+def _label_notes(split: str, rows: Rows, label_names: tuple[str, ...] | None) -> list[str]:
+    labels = set(rows.labels)
     if label_names is None:
-        return [f"{split}: every row has the number {rows.labels[0]:g}"] if len(seen) == 1 and len(rows) > 1 else []
-    absent = [name for number, name in enumerate(label_names) if number not in seen]
+        return [f"{split}: every row has the number {rows.labels[0]:g}"] if len(labels) == 1 and len(rows) > 1 else []
+    absent = [name for number, name in enumerate(label_names) if number not in labels]
     if not absent:
         return []
     return [f"{split}: no row with the label {', '.join(map(repr, absent[:5]))}{', ...' if absent[5:] else ''}"]
 
 
-def _shared_rows(splits: Mapping[str, Rows]) -> list[str]:
-    """Tell where texts that are trained on are scored too."""
+def _overlap_notes(splits: Mapping[str, Rows]) -> list[str]:
+    """How many rows of each other split have a text of the training rows."""
     if "train" not in splits:
         return []
     trained = set(splits["train"].texts())

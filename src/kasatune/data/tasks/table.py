@@ -1,168 +1,202 @@
-"""The tasks that kasatune knows, as plain data: importing this table imports nothing heavy."""
+"""The built-in tasks, one row each, as plain data; a row names the module that loads its rows.
+
+Nothing heavy is imported here. `task_info.py` documents the fields of a row and how a task is added.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any, Literal
+from kasatune.data.tasks.commonsense_prompts import EVALUATION_PROMPT
+from kasatune.data.tasks.task_info import TaskInfo
+from kasatune.io.plugins import PluginTable
 
-TaskKind = Literal["classification", "regression", "generation"]
-EngineName = Literal["trainer", "sft"]
-
-
-@dataclass(frozen=True)
-class TaskInfo:
-    """One task.
-
-    Attributes:
-        name: what a recipe writes as `task.name`.
-        title: what it is, in a few words.
-        kind: what the model gives: a label, a number or text.
-        metrics: names of the scores, in the order in which tables show them.
-        primary: the score that selects the best epoch; one of `metrics`, or "loss" where text is generated, which
-            happens once, after training.
-        paper_metric: the score that the KaSA paper reports for this task; None where the paper does not use it.
-        source: where the rows come from.
-        decoding: defaults of the recipe's section `generation`, where they differ from the section's own.
-        engine: what trains a run on this task: "trainer" (transformers' Trainer) or "sft" (TRL's SFTTrainer).
-    """
-
-    name: str
-    title: str
-    kind: TaskKind
-    metrics: tuple[str, ...]
-    primary: str
-    paper_metric: str | None
-    source: str
-    decoding: Mapping[str, Any] = field(default_factory=dict)
-    engine: EngineName = "trainer"
-
-    @property
-    def headline(self) -> str:
-        """The score that reports show first: the one that selects, or the paper's where that is the loss."""
-        return self.paper_metric or self.metrics[0] if self.kind == "generation" else self.primary
-
-
-_GLUE = "the hub (nyu-mll/glue), or a folder of the GLUE release as `data`"
-_OWN = "your files, as `train` and `validation`: CSV, TSV, JSON, JSONL or Parquet"
 _ACCURACY = ("accuracy",)
 _ACCURACY_F1 = ("accuracy", "f1")
+_CORRELATIONS = ("pearson", "spearman")
+_ENTAILMENT = ("entailment", "not_entailment")
+
+_DEMO = TaskInfo(
+    "demo",
+    "which library a documentation string belongs to",
+    "classification",
+    _ACCURACY_F1,
+    "accuracy",
+    None,
+    "documentation strings of installed packages; nothing is downloaded",
+    "kasatune.data.tasks.demo",
+    keys=(),
+)
+
+
+def _glue(
+    name: str,
+    title: str,
+    labels: tuple[str, ...] | None,
+    metrics: tuple[str, ...] = _ACCURACY,
+    *,
+    in_paper: bool = False,
+) -> TaskInfo:
+    return TaskInfo(
+        f"glue/{name}",
+        title,
+        "regression" if labels is None else "classification",
+        metrics,
+        metrics[0],
+        metrics[0] if in_paper else None,
+        "the hub (nyu-mll/glue), or a folder of the GLUE release as `data`",
+        "kasatune.data.tasks.glue",
+        label_names=labels,
+    )
+
+
+_GLUE = (
+    _glue(
+        "cola",
+        "grammatical acceptability",
+        ("unacceptable", "acceptable"),
+        ("matthews_correlation", "accuracy"),
+        in_paper=True,
+    ),
+    _glue("sst2", "sentiment of film reviews", ("negative", "positive"), in_paper=True),
+    _glue("mrpc", "paraphrase of news sentences", ("not_equivalent", "equivalent"), _ACCURACY_F1, in_paper=True),
+    _glue("stsb", "similarity of two sentences, 0 to 5", None, _CORRELATIONS, in_paper=True),
+    _glue("qqp", "duplicate questions", ("not_duplicate", "duplicate"), _ACCURACY_F1),
+    _glue("mnli", "entailment, three classes", ("entailment", "neutral", "contradiction")),
+    _glue("qnli", "whether a sentence answers a question", _ENTAILMENT, in_paper=True),
+    _glue("rte", "entailment, two classes", _ENTAILMENT, in_paper=True),
+    _glue("wnli", "entailment by coreference", ("not_entailment", "entailment")),
+)
+
+_OWN_FILES = "your files, as `train` and `validation`: CSV, TSV, JSON, JSONL or Parquet"
+_LABELLED = "kasatune.data.tasks.labelled_text"
+_CLASSIFICATION = TaskInfo(
+    "classification",
+    "your own labelled text",
+    "classification",
+    ("accuracy", "f1", "matthews_correlation"),
+    "accuracy",
+    None,
+    _OWN_FILES,
+    _LABELLED,
+    keys=("train", "validation", "text", "label"),
+)
+_REGRESSION = TaskInfo(
+    "regression",
+    "your own text with a number",
+    "regression",
+    _CORRELATIONS,
+    "pearson",
+    None,
+    _OWN_FILES,
+    _LABELLED,
+    keys=("train", "validation", "text", "label"),
+)
+
 _TEXT_SCORES = ("bleu", "nist", "meteor_exact_stem", "rouge_l", "cider")
+_BY_REFERENCES = "kasatune.evaluation.text_scores:score_by_references"
+_CONTEXT_PROMPT = "### Context : {}\n### Completion : "
+"""The prompt of the KaSA authors for E2E, to the letter (README of juyongjiang/KaSA), with the blank at its end."""
+
 # The beam search of microsoft/LoRA, examples/NLG; its README decodes all three tasks with it.
 _BEAM_SEARCH = {"max_new_tokens": 64, "num_beams": 10, "length_penalty": 0.8, "no_repeat_ngram_size": 4}
 
-# The search of LLM-Adapters' commonsense_evaluate.py; its temperature and top-p are without effect there.
+
+def _data_to_text(name: str, title: str, source: str, paper_metric: str | None = None) -> TaskInfo:
+    return TaskInfo(
+        name,
+        title,
+        "generation",
+        _TEXT_SCORES,
+        "loss",
+        paper_metric,
+        source,
+        "kasatune.data.tasks.data_to_text",
+        rows="completion",
+        prompt=_CONTEXT_PROMPT,
+        scorer=_BY_REFERENCES,
+        decoding=_BEAM_SEARCH,
+    )
+
+
+_DATA_TO_TEXT = (
+    _data_to_text(
+        "e2e",
+        "facts about a restaurant, told in a sentence",
+        "the hub (tuetschek/e2e_nlg), or a folder with LoRA's or the challenge's files as `data`",
+        "bleu",
+    ),
+    _data_to_text(
+        "webnlg",
+        "facts of a knowledge base, told in sentences",
+        "the hub (GEM/web_nlg), or a folder with the challenge's files as `data`",
+    ),
+    _data_to_text(
+        "dart",
+        "rows of tables, told in sentences",
+        "the hub (GEM/dart), or a folder with the release's files as `data`",
+    ),
+)
+
+# The search of LLM-Adapters' commonsense_evaluate.py; its temperature and top-p have no effect there.
 _FOUR_BEAMS = {"max_new_tokens": 32, "num_beams": 4}
-_ANSWERS = ("accuracy", "unparsed", "acc", "acc_norm")
-_LLM_ADAPTERS = "LLM-Adapters' repository at a fixed commit, or a folder with its files as `data`"
 _COMMONSENSE = tuple(
-    TaskInfo(name, title, "generation", _ANSWERS, "loss", "accuracy", _LLM_ADAPTERS, _FOUR_BEAMS)
+    TaskInfo(
+        name,
+        title,
+        "generation",
+        ("accuracy", "unparsed", "acc", "acc_norm"),
+        "loss",
+        "accuracy",
+        "LLM-Adapters' repository at a fixed commit, or a folder with its files as `data`",
+        "kasatune.data.tasks.commonsense",
+        rows="completion",
+        prompt=EVALUATION_PROMPT,
+        scorer="kasatune.evaluation.multiple_choice:score_choices",
+        decoding=_FOUR_BEAMS,
+    )
     for name, title in {
         "commonsense": "eight tasks of commonsense reasoning as one",
         "commonsense/boolq": "yes or no to a question",
         "commonsense/piqa": "the better of two ways to a goal",
         "commonsense/social_i_qa": "what people feel and do, three answers",
-        "commonsense/hellaswag": "how a sentence goes on, four endings",
-        "commonsense/winogrande": "whom a blank stands for, two names",
+        "commonsense/hellaswag": "how a sentence continues, four endings",
+        "commonsense/winogrande": "which of two names fills a blank",
         "commonsense/arc-easy": "science questions, the easy part",
         "commonsense/arc-challenge": "science questions, the hard part",
         "commonsense/openbookqa": "elementary science, four answers",
     }.items()
 )
 
-_ROWS = (
-    TaskInfo(
-        "demo",
-        "which library a documentation string belongs to",
-        "classification",
-        _ACCURACY_F1,
-        "accuracy",
-        None,
-        "documentation strings of installed packages; nothing is downloaded",
-    ),
-    TaskInfo(
-        "glue/cola",
-        "grammatical acceptability",
-        "classification",
-        ("matthews_correlation", "accuracy"),
-        "matthews_correlation",
-        "matthews_correlation",
-        _GLUE,
-    ),
-    TaskInfo("glue/sst2", "sentiment of film reviews", "classification", _ACCURACY, "accuracy", "accuracy", _GLUE),
-    TaskInfo(
-        "glue/mrpc", "paraphrase of news sentences", "classification", _ACCURACY_F1, "accuracy", "accuracy", _GLUE
-    ),
-    TaskInfo(
-        "glue/stsb",
-        "similarity of two sentences, 0 to 5",
-        "regression",
-        ("pearson", "spearman"),
-        "pearson",
-        "pearson",
-        _GLUE,
-    ),
-    TaskInfo("glue/qqp", "duplicate questions", "classification", _ACCURACY_F1, "accuracy", None, _GLUE),
-    TaskInfo("glue/mnli", "entailment, three classes", "classification", _ACCURACY, "accuracy", None, _GLUE),
-    TaskInfo(
-        "glue/qnli", "whether a sentence answers a question", "classification", _ACCURACY, "accuracy", "accuracy", _GLUE
-    ),
-    TaskInfo("glue/rte", "entailment, two classes", "classification", _ACCURACY, "accuracy", "accuracy", _GLUE),
-    TaskInfo("glue/wnli", "entailment by coreference", "classification", _ACCURACY, "accuracy", None, _GLUE),
-    TaskInfo(
-        "classification",
-        "your own labelled text",
-        "classification",
-        ("accuracy", "f1", "matthews_correlation"),
-        "accuracy",
-        None,
-        _OWN,
-    ),
-    TaskInfo("regression", "your own text with a number", "regression", ("pearson", "spearman"), "pearson", None, _OWN),
-    TaskInfo(
-        "e2e",
-        "facts about a restaurant, told in a sentence",
-        "generation",
-        _TEXT_SCORES,
-        "loss",
-        "bleu",
-        "the hub (tuetschek/e2e_nlg), or a folder with LoRA's or the challenge's files as `data`",
-        _BEAM_SEARCH,
-    ),
-    TaskInfo(
-        "webnlg",
-        "facts of a knowledge base, told in sentences",
-        "generation",
-        _TEXT_SCORES,
-        "loss",
-        None,
-        "the hub (GEM/web_nlg), or a folder with the challenge's files as `data`",
-        _BEAM_SEARCH,
-    ),
-    TaskInfo(
-        "dart",
-        "rows of tables, told in sentences",
-        "generation",
-        _TEXT_SCORES,
-        "loss",
-        None,
-        "the hub (GEM/dart), or a folder with the release's files as `data`",
-        _BEAM_SEARCH,
-    ),
-    *_COMMONSENSE,
-    TaskInfo("text-generation", "your own prompts and completions", "generation", _TEXT_SCORES, "loss", None, _OWN),
-    TaskInfo(
-        "instruction",
-        "instructions and answers: Alpaca rows or chat messages",
-        "generation",
-        ("loss", "perplexity"),
-        "loss",
-        None,
-        f"{_OWN}; or hub:NAME:SPLIT",
-        {"max_new_tokens": 256},
-        engine="sft",
-    ),
+_TEXT_GENERATION = TaskInfo(
+    "text-generation",
+    "your own prompts and completions",
+    "generation",
+    _TEXT_SCORES,
+    "loss",
+    None,
+    _OWN_FILES,
+    "kasatune.data.tasks.text_generation",
+    keys=("train", "validation", "prompt", "completion"),
+    rows="completion",
+    scorer=_BY_REFERENCES,
+)
+_INSTRUCTION = TaskInfo(
+    "instruction",
+    "instructions and answers: Alpaca rows or chat messages",
+    "generation",
+    ("loss", "perplexity"),
+    "loss",
+    None,
+    f"{_OWN_FILES}; or hub:NAME:SPLIT",
+    "kasatune.data.tasks.instruction",
+    keys=("train", "validation"),
+    hub_names=True,
+    rows="chat",
+    decoding={"max_new_tokens": 256},
+    engine="sft",
 )
 
-TASKS: Mapping[str, TaskInfo] = MappingProxyType({info.name: info for info in _ROWS})
+TASKS: PluginTable[TaskInfo] = PluginTable(
+    [_DEMO, *_GLUE, _CLASSIFICATION, _REGRESSION, *_DATA_TO_TEXT, *_COMMONSENSE, _TEXT_GENERATION, _INSTRUCTION],
+    "kasatune.tasks",
+    TaskInfo,
+)

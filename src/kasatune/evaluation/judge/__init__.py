@@ -1,4 +1,4 @@
-"""Grades that a judge model gives to answers: MT-Bench's two turns, pairs in both orders, 0 to 10 for one answer."""
+"""Grade answers with a judge model: MT-Bench's two turns, pairs in both orders, or 0 to 10 for one answer."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""What a run's model answers to questions, turn after turn, written down batch by batch."""
+"""Generate a run's answers to a judge's questions, turn by turn, and cache them on disk batch by batch."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,62 +14,60 @@ from kasatune.evaluation.judge import Conversation, Question
 from kasatune.evaluation.task_model import TaskModel, deterministic
 from kasatune.io.atomic import write_text
 from kasatune.io.library_noise import quiet
-from kasatune.llm_client import AnswerCache
+from kasatune.llm_client import AnswerCache, ProgressCallback
 from kasatune.recipes.schema import Recipe
 
 _WEIGHTS = ("adapter", "kasa", "checkpoint")
 
-Progress = Callable[[int, int], None]
-
 
 class Candidate:
-    """A run's model that answers questions; it is loaded for the first question that has no answer yet.
+    """The model of a run as a candidate for a judge; it is loaded only when an answer is not cached.
 
     Args:
-        run_dir: of a run on the task instruction.
-        recipe: its own.
-        ledger: of the answers; open.
+        run_dir: directory of a run on chat rows.
+        recipe: recipe of the run.
+        cache: open cache of the answers.
     """
 
-    def __init__(self, run_dir: Path, recipe: Recipe, ledger: AnswerCache) -> None:
-        self._run_dir, self._recipe, self._ledger = run_dir, recipe, ledger
-        self._weights = _fingerprint(run_dir)
-        self._prepared: TaskModel | None = None
+    def __init__(self, run_dir: Path, recipe: Recipe, cache: AnswerCache) -> None:
+        self._run_dir, self._recipe, self._cache = run_dir, recipe, cache
+        self._weights = _weights_sha256(run_dir)
+        self._task_model: TaskModel | None = None
 
-    def answer(self, questions: Sequence[Question], progress: Progress) -> dict[str, Conversation]:
-        """The answers by question id, greedy or by the beams of the recipe's section `generation`.
+    def answer(self, questions: Sequence[Question], progress: ProgressCallback) -> dict[str, Conversation]:
+        """The answers by question id, generated with the recipe's section `generation`.
 
-        Every batch is on the disk before the next is begun; an answer that is there already is not written again.
+        Every batch is written to disk before the next one; cached answers are not generated again.
 
         Args:
-            questions: of one or two turns.
-            progress: is told how many answers there are, of how many.
+            questions: with one or two turns.
+            progress: called with the number of answers so far and their total.
         """
-        answers: dict[str, list[str]] = {one.id: [] for one in questions}
-        total, done = sum(len(one.turns) for one in questions), 0
+        answers: dict[str, list[str]] = {question.id: [] for question in questions}
+        total, done = sum(len(question.turns) for question in questions), 0
         with quiet(), deterministic():
-            for turn in range(max(len(one.turns) for one in questions)):
-                asked = [one for one in questions if len(one.turns) > turn]
+            for turn in range(max(len(question.turns) for question in questions)):
+                pending = [question for question in questions if len(question.turns) > turn]
                 size = self._recipe.training.eval_batch_size
-                for start in range(0, len(asked), size):
-                    batch = asked[start : start + size]
-                    texts = self._answers([_chat(one, answers[one.id]) for one in batch])
-                    for one, text in zip(batch, texts, strict=True):
-                        answers[one.id].append(text)
+                for start in range(0, len(pending), size):
+                    batch = pending[start : start + size]
+                    texts = self._answers([_chat(question, answers[question.id]) for question in batch])
+                    for question, text in zip(batch, texts, strict=True):
+                        answers[question.id].append(text)
                     done += len(batch)
                     progress(done, total)
         return {name: Conversation(name, tuple(turns)) for name, turns in answers.items()}
 
     def _answers(self, chats: Sequence[Chat]) -> list[str]:
         keys = [self._key(chat) for chat in chats]
-        missing = {key: chat for key, chat in zip(keys, chats, strict=True) if self._ledger.get(key) is None}
+        missing = {key: chat for key, chat in zip(keys, chats, strict=True) if self._cache.get(key) is None}
         if missing:
-            if self._prepared is None:
-                self._prepared = TaskModel.for_saved_run(self._recipe, "generation", None, self._run_dir)
-            texts = self._prepared.answer(list(missing.values()))
+            if self._task_model is None:
+                self._task_model = TaskModel.for_saved_run(self._recipe, None, self._run_dir)
+            texts = self._task_model.answer(list(missing.values()))
             for (key, chat), text in zip(missing.items(), texts, strict=True):
-                self._ledger.add(key, {"messages": [list(message) for message in chat], "answer": text})
-        return [str((self._ledger.get(key) or {})["answer"]) for key in keys]
+                self._cache.add(key, {"messages": [list(message) for message in chat], "answer": text})
+        return [str((self._cache.get(key) or {})["answer"]) for key in keys]
 
     def _key(self, chat: Chat) -> str:
         settings: Any = self._recipe.generation
@@ -78,17 +76,17 @@ class Candidate:
 
 
 def write_conversations(path: Path, name: str, answers: Sequence[Conversation]) -> None:
-    """Answers in MT-Bench's form, one line a question."""
+    """Write answers in MT-Bench's form, one line a question."""
     lines = (
         json.dumps(
             {
-                "question_id": int(one.question_id) if one.question_id.isdecimal() else one.question_id,
+                "question_id": int(answer.question_id) if answer.question_id.isdecimal() else answer.question_id,
                 "model_id": name,
-                "choices": [{"index": 0, "turns": list(one.turns)}],
+                "choices": [{"index": 0, "turns": list(answer.turns)}],
             },
             ensure_ascii=False,
         )
-        for one in answers
+        for answer in answers
     )
     write_text(path, "".join(f"{line}\n" for line in lines))
 
@@ -96,15 +94,15 @@ def write_conversations(path: Path, name: str, answers: Sequence[Conversation]) 
 def _chat(question: Question, answers: Sequence[str]) -> Chat:
     """The conversation up to the next question."""
     messages = []
-    for asked, answered in zip(question.turns, [*answers, None], strict=False):
-        messages.append(("user", asked))
-        if answered is not None:
-            messages.append(("assistant", answered))
+    for user_text, answer in zip(question.turns, [*answers, None], strict=False):
+        messages.append(("user", user_text))
+        if answer is not None:
+            messages.append(("assistant", answer))
     return tuple(messages)
 
 
-def _fingerprint(run_dir: Path) -> str:
-    """SHA-256 over the run's weight files: another training of the same run gives other answers."""
+def _weights_sha256(run_dir: Path) -> str:
+    """SHA-256 of the run's weight files; training the run again gives a new one, so cached answers do not apply."""
     digest = hashlib.sha256()
     for folder in _WEIGHTS:
         for path in sorted((run_dir / folder).rglob("*.safetensors")):

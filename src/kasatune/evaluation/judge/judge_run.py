@@ -1,4 +1,4 @@
-"""A run judged: its answers, the judge's replies, and what they come to."""
+"""Judge a run: generate its answers, ask a judge model to grade them, and summarize the grades."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from kasatune.data.tasks import load_task
-from kasatune.data.tasks.instruction import ChatRows
+from kasatune.data.tasks.dataset import ChatRows
+from kasatune.data.tasks.table import TASKS
 from kasatune.errors import DataError, InputError, WorkError
 from kasatune.evaluation.judge import (
     Conversation,
@@ -29,7 +30,16 @@ from kasatune.evaluation.judge import (
 )
 from kasatune.evaluation.judge.generate_answers import Candidate, write_conversations
 from kasatune.io.atomic import write_json
-from kasatune.llm_client import AnswerCache, CachedClient, Endpoint, Prices, Reply, add_up, require_endpoint
+from kasatune.llm_client import (
+    AnswerCache,
+    CachedClient,
+    Endpoint,
+    Prices,
+    ProgressCallback,
+    Reply,
+    require_endpoint,
+    total_cost,
+)
 from kasatune.recipes.schema import Recipe
 from kasatune.runs.directory import JUDGE, read_metrics, read_recipe
 
@@ -37,21 +47,22 @@ ANSWERS = "answers.jsonl"
 REPLIES = "replies.jsonl"
 CONVERSATIONS = "conversations.jsonl"
 
-Progress = Callable[[str, int, int], None]
+StageProgress = Callable[[str, int, int], None]
+"""Called with a stage ("answering" or "judging"), the number of finished items and their total."""
 
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """How a run is judged.
+    """Settings of a judgement.
 
     Attributes:
-        endpoint: the judge.
-        questions: MT-Bench's file or folder, for its two-turn protocol; None scores the answers to the run's own
+        endpoint: endpoint of the judge.
+        questions: MT-Bench's file or folder, for its two-turn protocol; None grades the answers to the run's own
             validation rows from 0 to 10.
         prompts: a file of judge prompts in MT-Bench's form; None for kasatune's own wording.
         against: another run, or a file of answers in MT-Bench's form, for a comparison in both orders.
-        prices: of the judge, or None.
-        split: of the run's own rows.
+        prices: prices of the judge, or None.
+        split: split of the run's own rows.
     """
 
     endpoint: Endpoint
@@ -63,66 +74,66 @@ class JudgeSettings:
 
 
 def answer_run(
-    run_dir: Path, questions: Path | None = None, progress: Progress = lambda what, done, total: None
+    run_dir: Path, questions: Path | None = None, progress: StageProgress = lambda stage, done, total: None
 ) -> Path:
-    """Have a run's model answer what a judge would be shown; what is answered already is not answered again.
+    """Generate the answers that a judge would grade; cached answers are not generated again.
 
     Args:
-        run_dir: of a run on the task instruction.
+        run_dir: directory of a run on chat rows.
         questions: MT-Bench's file or folder; None for the run's own validation rows.
-        progress: as `judge_run` has it.
+        progress: see `StageProgress`.
 
     Returns:
         The file of the answers, in MT-Bench's form.
 
     Raises:
-        InputError: the run or the questions are wrong.
+        InputError: the run or the questions cannot be used.
     """
     run_dir = Path(run_dir)
     recipe = _recipe(run_dir)
-    asked = read_questions(questions) if questions else _own_questions(recipe, None)
-    answers = _answers(run_dir, recipe, asked, progress)
+    to_answer = read_questions(questions) if questions else _own_questions(recipe, None)
+    answers = _answers(run_dir, recipe, to_answer, progress)
     write_conversations(run_dir / JUDGE / CONVERSATIONS, run_dir.name, list(answers.values()))
     return run_dir / JUDGE / CONVERSATIONS
 
 
 def judge_run(
-    run_dir: Path, settings: JudgeSettings, progress: Progress = lambda what, done, total: None
+    run_dir: Path, settings: JudgeSettings, progress: StageProgress = lambda stage, done, total: None
 ) -> dict[str, Any]:
-    """Have a run's model answer, and a judge grade the answers.
+    """Generate a run's answers and have a judge grade them.
 
-    Every answer and every reply is on the disk, in the run's folder `judge`, before the next is asked for; the same
-    call again goes on where it stopped and asks for nothing twice.
+    Every answer and reply is written to the run's folder `judge` before the next one is requested; calling this again
+    resumes where it stopped and requests nothing twice.
 
     Args:
-        run_dir: of a run on the task instruction.
-        settings: the judge, and what is put before it.
-        progress: is told what is done, how much of it, and how much there is.
+        run_dir: directory of a run on chat rows.
+        settings: the judge and what it grades.
+        progress: see `StageProgress`.
 
     Returns:
         An object in the form of metrics.json, with "judge" beside `metrics`.
 
     Raises:
-        InputError: the run, the questions, the prompts, the key or the judge's name is wrong.
-        WorkError: the judge cannot be reached, or none of its replies could be counted.
+        InputError: the run, the questions, the prompts, the key or the judge's name is invalid.
+        WorkError: the judge cannot be reached, or none of its replies has a valid grade.
     """
     run_dir = Path(run_dir)
     recipe, before = _recipe(run_dir), read_metrics(run_dir)
     prompts = load_prompts(settings.prompts) if settings.prompts else own_prompts()
     protocol = "pairs" if settings.against else "mt-bench" if settings.questions else "score"
     if settings.against and settings.questions is None:
-        raise InputError("--against compares answers to the same questions: give them with --questions")
+        raise InputError("--against compares answers to the same questions; give the questions with --questions")
     questions = read_questions(settings.questions) if settings.questions else _own_questions(recipe, settings.split)
     require_endpoint(settings.endpoint)
     other = None if settings.against is None or settings.against.is_dir() else _others(settings.against, questions)
     folder = run_dir / JUDGE
-    with AnswerCache(folder / REPLIES) as replies, CachedClient(settings.endpoint, replies) as asker:
+    with AnswerCache(folder / REPLIES) as replies, CachedClient(settings.endpoint, replies) as client:
         answers = _answers(run_dir, recipe, questions, progress)
         write_conversations(folder / CONVERSATIONS, run_dir.name, list(answers.values()))
         if settings.against is not None:
             other = other or _answers(settings.against, _recipe(settings.against), questions, progress)
-        graded = _graded(protocol, asker, questions, answers, other, prompts, partial(progress, "judging"))
-        asked = asker.asked
+        graded = _grade(protocol, client, questions, answers, other, prompts, partial(progress, "judging"))
+        requests_sent = client.requests_sent
     summary = summarize_matches(graded) if protocol == "pairs" else summarize_grades(graded)
     result = {
         "protocol": protocol,
@@ -130,14 +141,14 @@ def judge_run(
         "url": settings.endpoint.url,
         "prompts": str(settings.prompts) if settings.prompts else "kasatune's own",
         "questions": len(questions),
-        "asked_now": asked,
+        "asked_now": requests_sent,
         **summary,
-        "cost": add_up(_replies(graded), settings.prices).to_dict(),
+        "cost": total_cost(_replies(graded), settings.prices).to_dict(),
     }
-    write_json(folder / f"{protocol}.json", {**result, "grades": [asdict(one) for one in graded]})
+    write_json(folder / f"{protocol}.json", {**result, "grades": [asdict(grade) for grade in graded]})
     if not summary["graded"]:
         first = summary["failures"][0]["reason"]
-        raise WorkError(f"none of {summary['failed']} replies could be counted ({first}); they are in {folder}")
+        raise WorkError(f"none of {summary['failed']} replies has a valid grade ({first}); the replies are in {folder}")
     return {
         **before,
         "split": settings.split or before["split"],
@@ -146,37 +157,40 @@ def judge_run(
     }
 
 
-def _graded(
+def _grade(
     protocol: str,
-    asker: CachedClient,
+    client: CachedClient,
     questions: Sequence[Question],
     answers: Mapping[str, Conversation],
     other: Mapping[str, Conversation] | None,
     prompts: Prompts,
-    told: Callable[[int, int], None],
+    progress: ProgressCallback,
 ) -> list[Any]:
     if other is not None:
-        return compare_conversations(asker, questions, answers, other, prompts, told)
+        return compare_conversations(client, questions, answers, other, prompts, progress)
     grade = grade_conversations if protocol == "mt-bench" else grade_answers
-    return grade(asker, questions, answers, prompts, told)
+    return grade(client, questions, answers, prompts, progress)
 
 
 def _recipe(run_dir: Path) -> Recipe:
     recipe = read_recipe(run_dir)
-    if recipe.task.name != "instruction":
-        raise InputError(f"{run_dir} was trained on {recipe.task.name}; a judge grades runs on the task instruction")
+    if TASKS[recipe.task.name].rows != "chat":
+        chats = ", ".join(info.name for info in TASKS.values() if info.rows == "chat")
+        raise InputError(f"{run_dir} was trained on {recipe.task.name}; a judge grades runs on conversations ({chats})")
     return recipe
 
 
 def _own_questions(recipe: Recipe, split: str | None) -> list[Question]:
-    """The rows of the recipe as questions of one turn; only rows of one turn can be scored so."""
+    """The rows of the recipe as questions of one turn; rows of several turns are refused."""
     data = load_task(recipe.task)
     name = split or "validation"
     rows = data.splits.get(name)
     if not isinstance(rows, ChatRows):
-        raise DataError(f"task {data.name} has no split {name!r}; it has: {', '.join(data.splits)}")
+        raise DataError(f"task {data.name} has no split {name!r}; its splits are {', '.join(data.splits)}")
     if any(len(chat) > 2 for chat in rows.chats):
-        raise DataError(f"the split {name!r} has conversations of several turns; give --questions for these")
+        raise DataError(
+            f"the split {name!r} has conversations of several turns; give questions with --questions instead"
+        )
     return [
         Question(str(number), data.name, (chat[0][1],), (chat[1][1],))
         for number, chat in enumerate(rows.chats, start=1)
@@ -184,28 +198,32 @@ def _own_questions(recipe: Recipe, split: str | None) -> list[Question]:
 
 
 def _answers(
-    run_dir: Path, recipe: Recipe, questions: Sequence[Question], progress: Progress
+    run_dir: Path, recipe: Recipe, questions: Sequence[Question], progress: StageProgress
 ) -> dict[str, Conversation]:
-    with AnswerCache(run_dir / JUDGE / ANSWERS) as ledger:
-        candidate = Candidate(run_dir, recipe, ledger)
+    with AnswerCache(run_dir / JUDGE / ANSWERS) as cache:
+        candidate = Candidate(run_dir, recipe, cache)
         return candidate.answer(questions, partial(progress, "answering"))
 
 
 def _others(against: Path, questions: Sequence[Question]) -> dict[str, Conversation]:
-    found = read_conversations(against)
-    short = [one.id for one in questions if len(getattr(found.get(one.id), "turns", ())) < len(one.turns)]
-    if short:
-        shown = ", ".join(short[:5]) + (", ..." if short[5:] else "")
-        raise DataError(f"{against}: {len(short)} of {len(questions)} questions are not answered there ({shown})")
-    return found
+    answers = read_conversations(against)
+    missing = [
+        question.id
+        for question in questions
+        if question.id not in answers or len(answers[question.id].turns) < len(question.turns)
+    ]
+    if missing:
+        shown = ", ".join(missing[:5]) + (", ..." if missing[5:] else "")
+        raise DataError(f"{against}: {len(missing)} of {len(questions)} questions have no answer in it ({shown})")
+    return answers
 
 
 def _replies(graded: Sequence[Grade | Match]) -> list[Reply]:
-    """Each reply once: equal requests share theirs."""
-    found: list[Reply | None] = []
-    for one in graded:
-        found += one.replies if isinstance(one, Match) else [one.reply]
-    return list({id(reply): reply for reply in found if reply is not None}.values())
+    """Each reply once; equal requests share a reply."""
+    replies: list[Reply | None] = []
+    for grade in graded:
+        replies += grade.replies if isinstance(grade, Match) else [grade.reply]
+    return list({id(reply): reply for reply in replies if reply is not None}.values())
 
 
 def _metrics(protocol: str, summary: Mapping[str, Any]) -> dict[str, float]:

@@ -1,10 +1,10 @@
-"""Questions of one or two turns and answers to them, in the files of MT-Bench."""
+"""Read questions of one or two turns, reference answers and model answers from files in MT-Bench's form."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,19 @@ from kasatune.data.readers.faults import Faults, show
 from kasatune.data.readers.text_files import read_lines
 from kasatune.errors import DataError
 
-MOST_TURNS = 2
+MAX_TURNS = 2
 _REFERENCES = "reference_answer"
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question that a judge grades the answers to.
+    """A question whose answers a judge grades.
 
     Attributes:
-        id: as the file has it, as text.
-        category: such as "math".
-        turns: one or two.
-        references: the right answer to each turn; None where there is none.
+        id: id of the question in its file, as text.
+        category: for example "math".
+        turns: one or two messages of the user.
+        references: the right answer to each turn; None if there is none.
     """
 
     id: str
@@ -45,36 +45,36 @@ def read_questions(path: Path) -> list[Question]:
     """The questions of a file, or of MT-Bench's folder with `question.jsonl` in it.
 
     A line is `{"question_id": 81, "category": "writing", "turns": ["...", "..."]}`. Reference answers are read from
-    every file of the folder `reference_answer` beside the questions, where there is one; only the questions that
-    have references for all their turns are graded against them.
+    every file of the folder `reference_answer` next to the questions, if it exists; only questions with references for
+    all their turns are graded against them.
 
     Raises:
-        DataError: every fault of the files at once.
+        DataError: the files have faults; all are listed.
     """
     path = path / "question.jsonl" if path.is_dir() else path
     faults = Faults(str(path))
-    found: dict[str, Question] = {}
+    questions: dict[str, Question] = {}
     for place, row in _objects(path, faults):
         turns, category = row.get("turns"), row.get("category", "general")
-        if "question_id" not in row or str(row["question_id"]) in found:
-            faults.add(f"{place}: question_id {show(row.get('question_id'))} is missing or there twice")
-        elif not isinstance(turns, list) or not _are_texts(turns) or not 1 <= len(turns) <= MOST_TURNS:
+        if "question_id" not in row or str(row["question_id"]) in questions:
+            faults.add(f"{place}: question_id {show(row.get('question_id'))} is missing or occurs twice")
+        elif not isinstance(turns, list) or not _are_texts(turns) or not 1 <= len(turns) <= MAX_TURNS:
             faults.add(f"{place}: turns {show(turns)}; one or two texts are needed")
         elif not isinstance(category, str):
-            faults.add(f"{place}: category {show(category)} is no text")
+            faults.add(f"{place}: category {show(category)} is not text")
         else:
-            found[str(row["question_id"])] = Question(str(row["question_id"]), category, tuple(turns))
+            questions[str(row["question_id"])] = Question(str(row["question_id"]), category, tuple(turns))
     faults.raise_any()
-    if not found:
+    if not questions:
         raise DataError(f"{path}: the file holds no questions")
     references: dict[str, tuple[str, ...]] = {}
     for file in sorted((path.parent / _REFERENCES).glob("*.jsonl")):
-        references |= {one.question_id: one.turns for one in read_conversations(file).values()}
+        references |= {answer.question_id: answer.turns for answer in read_conversations(file).values()}
     return [
-        Question(one.id, one.category, one.turns, references[one.id])
-        if len(references.get(one.id, ())) == len(one.turns)
-        else one
-        for one in found.values()
+        replace(question, references=references[question.id])
+        if len(references.get(question.id, ())) == len(question.turns)
+        else question
+        for question in questions.values()
     ]
 
 
@@ -85,10 +85,10 @@ def read_conversations(path: Path) -> dict[str, Conversation]:
     the last of several lines for one question.
 
     Raises:
-        DataError: every fault of the file at once.
+        DataError: the file has faults; all are listed.
     """
     faults = Faults(str(path))
-    found = {}
+    conversations = {}
     for place, row in _objects(path, faults):
         try:
             turns = row["choices"][0]["turns"]
@@ -97,11 +97,11 @@ def read_conversations(path: Path) -> dict[str, Conversation]:
             faults.add(f"{place}: no question_id, or no choices with turns")
             continue
         if _are_texts(turns, empty=True):
-            found[name] = Conversation(name, tuple(turns))
+            conversations[name] = Conversation(name, tuple(turns))
         else:
-            faults.add(f"{place}: turns {show(turns)} are no texts")
+            faults.add(f"{place}: turns {show(turns)} are not texts")
     faults.raise_any()
-    return found
+    return conversations
 
 
 def _objects(path: Path, faults: Faults) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -120,4 +120,4 @@ def _objects(path: Path, faults: Faults) -> Iterator[tuple[str, dict[str, Any]]]
 
 
 def _are_texts(value: Any, *, empty: bool = False) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) and (empty or one.strip()) for one in value)
+    return isinstance(value, list) and all(isinstance(text, str) and (empty or text.strip()) for text in value)

@@ -1,4 +1,4 @@
-"""What a judge is asked: kasatune's own wording, or a file in MT-Bench's form."""
+"""Prompts for a judge model: kasatune's own wording, or a file in MT-Bench's form."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ _PAIR = "Two assistants answered the same user. You decide which of them serves 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One kind of request to a judge.
+    """Prompt of one kind of request to a judge.
 
     Attributes:
         system: the system message.
-        template: the user's message, with fields in braces.
+        template: the user message, with fields in braces.
     """
 
     system: str
     template: str
 
     def request(self, model: str, fields: Mapping[str, str], max_tokens: int) -> ChatRequest:
-        """The request to `model`; fields are put in at once, so that braces in an answer stay what they are."""
-        text = _FIELD.sub(lambda found: fields.get(found[1], found[0]), self.template)
+        """The request to `model`, with all fields filled in at once, so that braces in an answer are not fields."""
+        text = _FIELD.sub(lambda match: fields.get(match[1], match[0]), self.template)
         return ChatRequest(model, (("system", self.system), ("user", text)), 0.0, max_tokens)
 
 
 Prompts = Mapping[str, Prompt]
-"""Prompts by MT-Bench's names: single-v1, single-math-v1 (with a reference), pair-v2, pair-math-v1, each with
--multi-turn for the second turn; and score-v1 and score-math-v1, kasatune's own, from 0 to 10."""
+"""Prompts by MT-Bench's names: single-v1, single-math-v1 (with a reference), pair-v2 and pair-math-v1, each with
+-multi-turn for the second turn; and kasatune's own score-v1 and score-math-v1, from 0 to 10."""
 
 
 def own_prompts() -> dict[str, Prompt]:
@@ -99,15 +99,15 @@ _TWO_TURNS = _Turns(
 
 
 def load_prompts(path: Path) -> dict[str, Prompt]:
-    """The prompts of a file in MT-Bench's form, over kasatune's own for the names that it lacks.
+    """The prompts of a file in MT-Bench's form, and kasatune's own for the names that it lacks.
 
     A line is `{"name": "single-v1", "system_prompt": "...", "prompt_template": "...{question}..."}`.
 
     Raises:
-        DataError: every fault of the file at once.
+        DataError: the file has faults; all are listed.
     """
     own, faults = own_prompts(), Faults(str(path))
-    found = {}
+    prompts = {}
     for number, line in enumerate(read_lines(path), start=1):
         try:
             row = json.loads(line)
@@ -116,13 +116,15 @@ def load_prompts(path: Path) -> dict[str, Prompt]:
             faults.add(f"line {number}: no object with name, system_prompt and prompt_template")
             continue
         if name not in own:
-            faults.add(f"line {number}: {name!r} is not the name of a prompt (they are {', '.join(own)})")
+            faults.add(f"line {number}: {name!r} is not the name of a prompt (names: {', '.join(own)})")
             continue
-        strange = set(_FIELD.findall(template)) ^ set(_FIELD.findall(own[name].template))
-        if strange:
-            faults.add(f"line {number}: {name} must have the fields of kasatune's own, no others: {sorted(strange)}")
-        found[name] = Prompt(system, template)
+        unexpected = set(_FIELD.findall(template)) ^ set(_FIELD.findall(own[name].template))
+        if unexpected:
+            faults.add(
+                f"line {number}: {name} must have the fields of kasatune's own prompt; differing: {sorted(unexpected)}"
+            )
+        prompts[name] = Prompt(system, template)
     faults.raise_any()
-    if not found:
+    if not prompts:
         raise DataError(f"{path}: the file holds no prompts")
-    return {**own, **found}
+    return {**own, **prompts}

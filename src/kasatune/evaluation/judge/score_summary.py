@@ -1,4 +1,4 @@
-"""What a judge's grades come to, with what could not be counted beside what was."""
+"""Summarize a judge's grades: means with an interval or win rates, and the replies without a valid grade."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from kasatune.metrics import bootstrap_interval
 
 
 def summarize_grades(grades: Sequence[Grade]) -> dict[str, Any]:
-    """Means over the grades that could be counted, in all, by turn and by category.
+    """Means over the valid grades: overall, by turn and by category.
 
     Returns:
         "mean" and "interval" (95 %, bootstrap over the questions; None without grades), "by_turn", "by_category",
-        "graded" and "failed" (numbers), "failures" (question, turn and reason of each).
+        "graded" and "failed" (counts), "failures" (question, turn and reason of each).
     """
     counted = [grade for grade in grades if grade.value is not None]
     values = [_mean(group) for group in _groups(counted, "question_id").values()]
@@ -32,11 +32,11 @@ def summarize_grades(grades: Sequence[Grade]) -> dict[str, Any]:
 
 
 def summarize_matches(matches: Sequence[Match]) -> dict[str, Any]:
-    """Win rate = (wins + ties / 2) / pairs, over the pairs that could be counted.
+    """Win rate = (wins + ties / 2) / pairs, over the pairs with valid verdicts.
 
     Returns:
-        "win_rate" (None without pairs), "wins", "losses", "ties" of the first model; "swayed", those of the ties
-        where the order changed the verdict; "graded" and "failed" (numbers), "failures".
+        "win_rate" (None without pairs), "wins", "losses" and "ties" of the first model; "swayed", the number of ties
+        in which the order changed the verdict; "graded" and "failed" (counts), "failures".
     """
     counted = [match for match in matches if match.winner is not None]
     wins = sum(match.winner == "first" for match in counted)
@@ -55,14 +55,16 @@ def summarize_matches(matches: Sequence[Match]) -> dict[str, Any]:
 
 
 def _failures(items: Iterable[Grade | Match]) -> list[dict[str, Any]]:
-    return [{"question_id": one.question_id, "turn": one.turn, "reason": one.failure} for one in items if one.failure]
+    return [
+        {"question_id": item.question_id, "turn": item.turn, "reason": item.failure} for item in items if item.failure
+    ]
 
 
 def _groups(grades: Sequence[Grade], by: str) -> dict[Any, list[Grade]]:
-    found: dict[Any, list[Grade]] = {}
+    groups: dict[Any, list[Grade]] = {}
     for grade in grades:
-        found.setdefault(getattr(grade, by), []).append(grade)
-    return found
+        groups.setdefault(getattr(grade, by), []).append(grade)
+    return groups
 
 
 def _mean(grades: Sequence[Grade]) -> float:

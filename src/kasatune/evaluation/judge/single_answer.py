@@ -1,33 +1,33 @@
-"""Grades of single answers: MT-Bench's 1 to 10 for each turn, and 0 to 10 for one answer as the paper has it."""
+"""Grade single answers with a judge model: MT-Bench's 1 to 10 for each turn, or the paper's 0 to 10 for one answer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kasatune.evaluation.judge.mt_bench_files import Conversation, Question
-from kasatune.evaluation.judge.parse_reply import rating
 from kasatune.evaluation.judge.prompt_templates import Prompts
-from kasatune.llm_client import CachedClient, ChatRequest, Refusal, Reply
+from kasatune.llm_client import CachedClient, ChatRequest, ProgressCallback, Refusal, Reply
 
 MT_BENCH_SCALE = (1.0, 10.0)
 SCORE_SCALE = (0.0, 10.0)
-MAX_TOKENS = 2048  # of a judge's reply, as MT-Bench has it
+MAX_TOKENS = 2048  # of a judge's reply, as in MT-Bench
 
-Progress = Callable[[int, int], None]
+_RATING = re.compile(r"\[\[\s*(-?\d+(?:\.\d+)?)\s*\]\]")
 
 
 @dataclass(frozen=True)
 class Grade:
-    """What the judge made of one answer.
+    """The judge's grade of one answer.
 
     Attributes:
-        question_id: of the question.
-        category: its category.
+        question_id: id of the question.
+        category: category of the question.
         turn: 1 or 2.
-        value: on the scale; None where the judge's reply cannot be counted.
+        value: grade on the scale; None if the judge's reply has no valid rating.
         failure: why `value` is None.
-        reply: the judge's, whole; None where the server refused the request.
+        reply: complete reply of the judge; None if the server refused the request.
     """
 
     question_id: str
@@ -39,64 +39,75 @@ class Grade:
 
 
 def grade_conversations(
-    asker: CachedClient,
+    client: CachedClient,
     questions: Sequence[Question],
     answers: Mapping[str, Conversation],
     prompts: Prompts,
-    progress: Progress = lambda done, total: None,
+    progress: ProgressCallback = lambda done, total: None,
 ) -> list[Grade]:
-    """MT-Bench's single-answer grading: every turn of every question, 1 to 10, at temperature 0.
+    """MT-Bench's single-answer grading: every turn of every question from 1 to 10, at temperature 0.
 
-    The second turn is graded with both turns in sight. A question with references is graded against them.
+    The judge sees both turns when it grades the second. A question with references is graded against them.
 
     Args:
-        asker: of the judge.
-        questions: of one or two turns.
+        client: client of the judge.
+        questions: with one or two turns.
         answers: by question id; each has as many turns as its question.
         prompts: by MT-Bench's names.
-        progress: is told how many grades there are, of how many.
+        progress: called with the number of grades so far and their total.
 
     Raises:
-        InputError: as `CachedClient.ask` has it.
-        WorkError: the same.
+        InputError: see `CachedClient.ask`.
+        WorkError: see `CachedClient.ask`.
     """
-    places = [(one, turn) for one in questions for turn in range(1, len(one.turns) + 1)]
-    requests = [_request(asker.endpoint.model, "single", one, answers[one.id], turn, prompts) for one, turn in places]
-    return _grades(asker, places, requests, MT_BENCH_SCALE, progress)
+    turns = [(question, turn) for question in questions for turn in range(1, len(question.turns) + 1)]
+    model = client.endpoint.model
+    requests = [_request(model, "single", question, answers[question.id], turn, prompts) for question, turn in turns]
+    return _grades(client, turns, requests, MT_BENCH_SCALE, progress)
 
 
 def grade_answers(
-    asker: CachedClient,
+    client: CachedClient,
     questions: Sequence[Question],
     answers: Mapping[str, Conversation],
     prompts: Prompts,
-    progress: Progress = lambda done, total: None,
+    progress: ProgressCallback = lambda done, total: None,
 ) -> list[Grade]:
-    """0 to 10 for the first turn of every question, against its reference where it has one, at temperature 0.
+    """Grade the first turn of every question from 0 to 10, against its reference if it has one, at temperature 0.
 
-    The scale is the paper's for its four synthetic sets; the paper's prompt is not known, the wording is kasatune's.
+    The scale is the paper's for its four synthetic sets; the paper's prompt is not published, so the wording is
+    kasatune's.
 
     Raises:
-        InputError: as `CachedClient.ask` has it.
-        WorkError: the same.
+        InputError: see `CachedClient.ask`.
+        WorkError: see `CachedClient.ask`.
     """
-    model = asker.endpoint.model
-    requests = [_request(model, "score", one, answers[one.id], 1, prompts) for one in questions]
-    return _grades(asker, [(one, 1) for one in questions], requests, SCORE_SCALE, progress)
+    model = client.endpoint.model
+    requests = [_request(model, "score", question, answers[question.id], 1, prompts) for question in questions]
+    return _grades(client, [(question, 1) for question in questions], requests, SCORE_SCALE, progress)
+
+
+def parse_rating(text: str, low: float, high: float) -> float | None:
+    """The number in "[[7]]" or "[[7.5]]"; None if there is none, it is outside `low` to `high`, or two differ."""
+    ratings = {float(number) for number in _RATING.findall(text)}
+    if len(ratings) != 1:
+        return None
+    value = ratings.pop()
+    return value if low <= value <= high else None
 
 
 def fields(question: Question, turn: int) -> dict[str, str]:
-    """The fields of a prompt that hold the question and its references."""
-    found = {"question": question.turns[0]}
+    """Values for the fields of a prompt with the question and its references."""
+    values = {"question": question.turns[0]}
     for number, text in enumerate(question.turns[:turn], start=1):
-        found[f"question_{number}"] = text
+        values[f"question_{number}"] = text
     for number, text in enumerate(question.references or (), start=1):
-        found[f"ref_answer_{number}"] = text
-    return found
+        values[f"ref_answer_{number}"] = text
+    return values
 
 
 def prompt_name(kind: str, question: Question, turn: int) -> str:
-    """MT-Bench's name of the prompt: `kind` is "single", "score" or "pair"."""
+    """MT-Bench's name of the prompt for a turn; `kind` is "single", "score" or "pair"."""
     with_reference, without = ("-math-v1", "-v2" if kind == "pair" else "-v1")
     return f"{kind}{with_reference if question.references else without}{'-multi-turn' if turn == 2 else ''}"
 
@@ -110,19 +121,19 @@ def _request(
 
 
 def _grades(
-    asker: CachedClient,
-    places: Sequence[tuple[Question, int]],
+    client: CachedClient,
+    turns: Sequence[tuple[Question, int]],
     requests: Sequence[ChatRequest],
     scale: tuple[float, float],
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> list[Grade]:
     grades = []
-    for (question, turn), reply in zip(places, asker.ask_all(requests, progress), strict=True):
+    for (question, turn), reply in zip(turns, client.ask_all(requests, progress), strict=True):
         if isinstance(reply, Refusal):
             value, failure = None, reply.reason
         else:
-            value = rating(reply.text, *scale)
-            failure = None if value is not None else f"no one rating [[{scale[0]:g} to {scale[1]:g}]] in the reply"
-        kept = reply if isinstance(reply, Reply) else None
-        grades.append(Grade(question.id, question.category, turn, value, failure, kept))
+            value = parse_rating(reply.text, *scale)
+            failure = None if value is not None else f"no single rating [[{scale[0]:g} to {scale[1]:g}]] in the reply"
+        answered = reply if isinstance(reply, Reply) else None
+        grades.append(Grade(question.id, question.category, turn, value, failure, answered))
     return grades

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kasatune.evaluation.recompute import Line
+from kasatune.evaluation.evaluate import CheckLine
 from kasatune.experiments.compare.comparison_file import COMPARISON, read_comparison
 from kasatune.experiments.compare.hyperparameter_search import best_trial
 from kasatune.experiments.compare.run_id import digest
@@ -27,7 +27,7 @@ def is_comparison(directory: Path) -> bool:
     return (directory / COMPARISON).is_file() and (directory / RUNS).is_dir()
 
 
-def verified(out: Path) -> Iterator[Line]:
+def verified(out: Path) -> Iterator[CheckLine]:
     """Check runs, IDs, scores, chosen settings and summaries; yields (name, whether it holds, detail).
 
     Scores are recomputed from the predictions that every run keeps; choices and means from the scores. Weights are

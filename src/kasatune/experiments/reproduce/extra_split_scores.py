@@ -40,7 +40,7 @@ def score_splits(run_dir: Path, splits: Sequence[str], display: ProgressReporter
         lacks = {split: f"{data.source} has no such rows" for split in wanted if split not in data.splits}
         if len(lacks) == len(wanted):
             return lacks
-        prepared = TaskModel.for_saved_run(recipe, before["kind"], names, run_dir)
+        prepared = TaskModel.for_saved_run(recipe, names, run_dir)
         (run_dir / FOLDER).mkdir(exist_ok=True)
         for split in wanted:
             if split not in lacks:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kasatune.evaluation.multiple_choice import right
+from kasatune.evaluation.multiple_choice import are_correct
 from kasatune.experiments.reproduce.extra_split_scores import split_file
 from kasatune.metrics.intervals import bootstrap_interval
 from kasatune.metrics.resampling import resampled_scores, seeds_and_rows_interval
@@ -134,7 +134,7 @@ def _resampled(told: Sequence[dict[str, Any]], metric: str, number: int) -> np.n
     if isinstance(labels[0], list):  # text: answers are right or wrong, other scores are the corpus's
         if metric not in _KEYS or not told[0].get("scores"):
             return None
-        given = [right(one["inputs"], one["labels"], one["scores"], _KEYS[metric]) for one in told]
+        given = [are_correct(one["inputs"], one["labels"], one["scores"], _KEYS[metric]) for one in told]
         labels, metric = [True] * len(given[0]), "accuracy"
     return resampled_scores(metric, labels, given, seed=number)
 

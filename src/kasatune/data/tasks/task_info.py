@@ -1,0 +1,138 @@
+"""What one row of the table of tasks states: where rows come from, how they are batched, prompted, trained and scored.
+
+To add a task, write one module and one row:
+
+1. a module with two functions, `load` and `load_evaluation` (see `TaskModule`);
+2. a `TaskInfo` that names the module: in `data/tasks/table.py`, or in a package of your own that declares it as an
+   entry point of the group "kasatune.tasks":
+
+        [project.entry-points."kasatune.tasks"]
+        my-task = "my_package.my_module:TASK"
+
+The task can then be named in recipes, is listed by `kasatune list tasks`, and can be trained, scored and compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+
+from kasatune.data.readers.hub import HUB
+
+if TYPE_CHECKING:
+    from kasatune.data.tasks.dataset import TaskData, TaskSettings
+
+TaskKind = Literal["classification", "regression", "generation"]
+RowFormat = Literal["labelled", "completion", "chat"]
+EngineName = Literal["trainer", "sft"]
+
+_KINDS_OF_FORMAT: Mapping[str, tuple[str, ...]] = {
+    "labelled": ("classification", "regression"),
+    "completion": ("generation",),
+    "chat": ("generation",),
+}
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """One task: the facts that loading, batching, training, scoring and reports read.
+
+    Attributes:
+        name: value of `task.name` in a recipe.
+        title: description in a few words.
+        kind: output of the model: a label, a number or text.
+        metrics: names of the scores, in the order in which tables show them.
+        primary: score that selects the best epoch; one of `metrics`, or "loss" where text is generated, because text is
+            generated only once, after training.
+        paper_metric: score that the KaSA paper reports for this task; None if the paper does not use the task.
+        source: where the rows come from, in words.
+        module: import path of the module that loads the rows, with the functions of `TaskModule`.
+        keys: keys of the recipe's `task` section that say where the rows are. ("data", "revision"): a benchmark, from a
+            folder or the hub. With "train" and "validation": the user's files. (): the task makes its rows itself.
+        hub_names: whether `train` and `validation` also take a data set of the hub, as hub:NAME:SPLIT.
+        label_names: the labels in the order of their numbers; None if there are none or only the rows tell them.
+        rows: form of the rows, which decides how batches are made: "labelled" text (`tokenize.encode`), a prompt with
+            its "completion" (`prompt_completion.encode_rows`), or a "chat" (`chat_template.encode_chats`).
+        prompt: prompt of the task as a format string with one {} for the input; None if the input is the prompt.
+        scorer: "module:function" that scores generated text, see `evaluation.text_scores.Scorer`; None if generated
+            text is not scored, and for labelled rows, which are scored by `kind`.
+        decoding: defaults of the recipe's `generation` section, where they differ from the section's own.
+        engine: what trains a run on this task: "trainer" (transformers' Trainer) or "sft" (TRL's SFTTrainer).
+    """
+
+    name: str
+    title: str
+    kind: TaskKind
+    metrics: tuple[str, ...]
+    primary: str
+    paper_metric: str | None
+    source: str
+    module: str
+    keys: tuple[str, ...] = ("data", "revision")
+    hub_names: bool = False
+    label_names: tuple[str, ...] | None = None
+    rows: RowFormat = "labelled"
+    prompt: str | None = None
+    scorer: str | None = None
+    decoding: Mapping[str, Any] = field(default_factory=dict)
+    engine: EngineName = "trainer"
+
+    def __post_init__(self) -> None:
+        if self.kind not in _KINDS_OF_FORMAT[self.rows]:
+            expected = " or ".join(_KINDS_OF_FORMAT[self.rows])
+            raise ValueError(f"task {self.name}: kind {self.kind!r} with rows {self.rows!r}; expected {expected}")
+
+    @property
+    def headline(self) -> str:
+        """The score that reports show first: the one that selects, or the paper's if that is the loss."""
+        return self.paper_metric or self.metrics[0] if self.kind == "generation" else self.primary
+
+    @property
+    def reads_own_files(self) -> bool:
+        """Whether the rows are the user's own, named by `task.train` and `task.validation`."""
+        return "train" in self.keys
+
+    def reads_hub(self, settings: TaskSettings) -> bool:
+        """Whether these settings take the rows from the hub, so that reading them needs a network."""
+        if self.reads_own_files:
+            return self.hub_names and str(settings.train).startswith(HUB)
+        return bool(self.keys) and settings.data is None
+
+    def render(self, text: str) -> str:
+        """The prompt for `text`."""
+        return text if self.prompt is None else self.prompt.format(text)
+
+    def load_module(self) -> TaskModule:
+        """Import the module of the task."""
+        return cast("TaskModule", import_module(self.module))
+
+
+class TaskModule(Protocol):
+    """The functions of a task's module."""
+
+    def load(self, info: TaskInfo, settings: TaskSettings) -> TaskData:
+        """Read the rows that `settings` name, with the splits "train" and "validation" at least.
+
+        Raises:
+            DataError: the data is missing, unreadable or inconsistent.
+            WorkError: the hub cannot be reached.
+        """
+        ...
+
+    def load_evaluation(
+        self, info: TaskInfo, settings: TaskSettings, data: str, label_names: tuple[str, ...] | None
+    ) -> TaskData:
+        """Read other rows of the task, as the split "validation"; not called for a task with no `keys`.
+
+        Args:
+            info: row of the task.
+            settings: what the model was trained with.
+            data: file or folder, in the form that the task's documentation names.
+            label_names: labels that the model was trained on, in the order of their numbers.
+
+        Raises:
+            DataError: the data is missing, unreadable or inconsistent, or has a label that is not in `label_names`.
+        """
+        ...
