@@ -96,7 +96,7 @@ def test_a_lasting_fault_stops_the_work_and_keeps_what_was_answered(tmp_path):
         return Answer(status=429, headers=AT_ONCE) if body["messages"][0]["content"] == "b" else echo(body, number)
 
     with ScriptedServer(fails_at_b) as server:
-        with pytest.raises(WorkError, match=r"status 429 after 2 retries .*same command goes on"):
+        with pytest.raises(WorkError, match=r"status 429 after 2 retries .*same command to resume"):
             ask(server, tmp_path, wanted, retries=2)
         assert len(server.bodies) == 1 + 3
         server.script = echo

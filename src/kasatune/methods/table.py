@@ -12,9 +12,8 @@ or at run time by `register_method(INFO)`, which worker processes of a compariso
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
-
 from kasatune.errors import InputError
+from kasatune.io.entry_points import load_rows
 from kasatune.methods.info import MethodInfo, Option
 from kasatune.methods.table_adapters_and_weights import ROWS as ADAPTERS_AND_WEIGHTS
 from kasatune.methods.table_low_rank import ROWS as LOW_RANK
@@ -75,19 +74,7 @@ def register_installed_methods() -> None:
     Raises:
         InputError: an entry point cannot be imported, or is not a `MethodInfo`.
     """
-    for entry in entry_points(group=ENTRY_POINTS):
-        try:
-            info = entry.load()
-        except Exception as fault:
-            raise InputError(
-                f"the entry point {entry.name} = {entry.value} of the group {ENTRY_POINTS} cannot be imported "
-                f"({type(fault).__name__}: {fault}); repair or uninstall the package that declares it"
-            ) from fault
-        if not isinstance(info, MethodInfo):
-            raise InputError(
-                f"the entry point {entry.name} = {entry.value} of the group {ENTRY_POINTS} is a "
-                f"{type(info).__name__}, not a MethodInfo; uninstall the package that declares it, or report this to it"
-            )
+    for info in load_rows(ENTRY_POINTS, MethodInfo):
         register_method(info)
 
 

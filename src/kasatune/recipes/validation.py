@@ -22,13 +22,6 @@ from kasatune.redaction import may_run_for_ever, redacted
 
 Check = Callable[[RecipeSections], Iterator[str]]
 
-OWN_DATA_KEYS: Mapping[str, tuple[str, ...]] = {
-    "classification": ("train", "validation", "text", "label"),
-    "regression": ("train", "validation", "text", "label"),
-    "text-generation": ("train", "validation", "prompt", "completion"),
-    "instruction": ("train", "validation"),
-}
-_SELF_CONTAINED = ("demo",)
 FILE_KINDS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 TRACKERS = {
     "clearml": "clearml",
@@ -79,12 +72,6 @@ def _register(checks: list[tuple[tuple[str, ...], Check]], places: tuple[str, ..
     return check
 
 
-def comes_from_hub(task: TaskSection) -> bool:
-    """Whether the rows of a task are downloaded from the hub."""
-    own = task.name in OWN_DATA_KEYS and not str(task.train).startswith(HUB)
-    return task.data is None and not own and task.name not in _SELF_CONTAINED
-
-
 def own_files(task: TaskSection) -> list[tuple[str, str]]:
     """(key, file name) for the keys of your own data that name a file; a data set on the hub is not a file."""
     given = ((key, getattr(task, key)) for key in ("train", "validation"))
@@ -128,16 +115,16 @@ def _key_fits_the_task(key: str, recipe: RecipeSections) -> Iterator[str]:
     task = recipe.task
     if task.name not in TASKS:
         return
-    needed = OWN_DATA_KEYS.get(task.name, ())
+    info = TASKS[task.name]
     given = getattr(task, key)
-    if key in needed and given is None:
-        yield f"task.{key}: missing; {task.name} reads your own data: set {', '.join(needed)}"
-    elif key == "data" and given is not None and (needed or task.name in _SELF_CONTAINED):
-        instead = "set train and validation instead" if needed else "leave it out"
+    if key in info.keys and given is None and info.reads_own_files:
+        yield f"task.{key}: missing; {task.name} reads your own data: set {', '.join(info.keys)}"
+    elif key == "data" and key not in info.keys and given is not None:
+        instead = "set train and validation instead" if info.reads_own_files else "leave it out"
         yield f"task.data: {show(given)} received; {task.name} does not read it; {instead}"
-    elif key != "data" and key not in needed and given is not None:
-        own = ", ".join(name for name, keys in OWN_DATA_KEYS.items() if key in keys and name in TASKS)
-        use = f" (it is for {own})" if own else ""
+    elif key not in info.keys and given is not None:
+        readers = ", ".join(other.name for other in TASKS.values() if key in other.keys)
+        use = f" (it is for {readers})" if readers else ""
         yield f"task.{key}: {show(given)} received; {task.name} does not read it{use}; leave it out"
 
 
@@ -151,9 +138,10 @@ def _revision_is_for_the_hub(recipe: RecipeSections) -> Iterator[str]:
     if task.revision is None or task.name not in TASKS:
         return
     given = f"task.revision: {show(task.revision)} received"
-    if task.name == "instruction":
-        yield f"{given}; instruction takes it in the name of the rows, hub:NAME@REVISION:SPLIT; leave it out"
-    elif task.data is not None or task.name in (*OWN_DATA_KEYS, *_SELF_CONTAINED):
+    info = TASKS[task.name]
+    if info.hub_names:
+        yield f"{given}; {task.name} takes it in the name of the rows, hub:NAME@REVISION:SPLIT; leave it out"
+    elif task.data is not None or "revision" not in info.keys:
         yield f"{given}; it selects a revision on the hub, and these rows are read from this machine; leave it out"
 
 
@@ -165,9 +153,11 @@ def _loss_on_is_for_generation(recipe: RecipeSections) -> Iterator[str]:
 
 
 @_keys("task.name", "training.packing")
-def _only_instruction_rows_are_packed(recipe: RecipeSections) -> Iterator[str]:
-    if recipe.training.packing and recipe.task.name in TASKS and recipe.task.name != "instruction":
-        yield f"training.packing: true received; {recipe.task.name} is not packed, only instruction is; leave it out"
+def _only_rows_of_the_sft_engine_are_packed(recipe: RecipeSections) -> Iterator[str]:
+    info = TASKS.get(recipe.task.name)
+    if recipe.training.packing and info is not None and info.engine != "sft":
+        packed = ", ".join(other.name for other in TASKS.values() if other.engine == "sft")
+        yield f"training.packing: true received; {info.name} is not packed, only {packed} is; leave it out"
 
 
 @_keys("task.name", "generation")

@@ -18,7 +18,6 @@ from kasatune.methods import METHODS
 from kasatune.methods.shared.method import Method
 from kasatune.methods.shared.model_parts import head_name
 from kasatune.models.load import find_model, model_family, require_causal, why_not
-from kasatune.recipes.validation import OWN_DATA_KEYS, comes_from_hub
 from kasatune.training.plan_layers import LayerPlan, match
 from kasatune.training.plan_memory import estimate
 
@@ -133,8 +132,8 @@ def require_feasible(recipe: Recipe) -> Plan:
 
 
 def _read(recipe: Recipe, found: _Findings) -> TaskData | None:
-    if comes_from_hub(recipe.task):
-        key = "train" if recipe.task.name in OWN_DATA_KEYS else "data"
+    if TASKS[recipe.task.name].reads_hub(recipe.task):
+        key = "train" if TASKS[recipe.task.name].reads_own_files else "data"
         found.notes.append(
             f"the rows of {recipe.task.name} come from the hub: steps are counted once task.{key} is set"
         )
@@ -151,13 +150,12 @@ def _read(recipe: Recipe, found: _Findings) -> TaskData | None:
 
 
 def _labels(recipe: Recipe, data: TaskData | None) -> int:
-    """Numbers that the head gives; two where only the rows tell, which were not read."""
-    from kasatune.data.tasks.glue import GLUE
-
-    if data is None and recipe.task.name not in GLUE:
-        return 2
-    names = GLUE[recipe.task.name].label_names if data is None else data.label_names
-    return len(names) if names else 1
+    """Outputs of the head; two if only the rows tell the labels and were not read."""
+    info = TASKS[recipe.task.name]
+    names = info.label_names if data is None else data.label_names
+    if names is not None:
+        return len(names)
+    return 2 if data is None and info.kind == "classification" else 1
 
 
 def _config(recipe: Recipe) -> PreTrainedConfig:

@@ -144,7 +144,7 @@ def test_the_hubs_rows_take_the_same_form(data_hub):
 
 def test_rows_of_the_hub_in_another_form_are_refused(data_hub):
     put(data_hub, "tuetschek/e2e_nlg", [{"mr": "A"}], [{"mr": "A"}])
-    with pytest.raises(WorkError, match=r"tuetschek/e2e_nlg@.* another form .*task\.data"):
+    with pytest.raises(WorkError, match=r"tuetschek/e2e_nlg@.* is not in the form .*task\.data"):
         load_task(Settings("e2e"))
 
 

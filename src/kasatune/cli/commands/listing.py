@@ -51,7 +51,8 @@ def _tasks() -> list[dict[str, Any]]:
 
     from kasatune.data.tasks.table import TASKS
 
-    return [asdict(info) for info in TASKS.values()]
+    hidden = ("module", "scorer")
+    return [{key: value for key, value in asdict(info).items() if key not in hidden} for info in TASKS.values()]
 
 
 def _recipes() -> list[dict[str, Any]]:

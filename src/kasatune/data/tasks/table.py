@@ -1,13 +1,28 @@
-"""The built-in tasks, one row each, as plain data; a row names the module that loads its rows.
+"""The table of tasks: one row each, by name, as plain data. Importing it imports nothing heavy.
 
-Nothing heavy is imported here. `task_info.py` documents the fields of a row and how a task is added.
+A task is one module with the functions `load` and `load_evaluation` (see `task_info.TaskModule`) and one row. Another
+package adds its tasks by an entry point that names the row:
+
+    [project.entry-points."kasatune.tasks"]
+    my-task = "my_package.row:INFO"          # INFO = TaskInfo(name="my-task", module="my_package.my_task", ...)
+
+or at run time by `register_task(INFO)`, which worker processes of a comparison do not see. The task can then be named
+in recipes, is listed by `kasatune list tasks`, and can be trained, scored and compared.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from kasatune.data.tasks.commonsense_prompts import EVALUATION_PROMPT
 from kasatune.data.tasks.task_info import TaskInfo
-from kasatune.io.plugins import PluginTable
+from kasatune.errors import InputError
+from kasatune.io.entry_points import load_rows
+
+__all__ = ["ENTRY_POINTS", "TASKS", "TaskInfo", "register_installed_tasks", "register_task"]
+
+ENTRY_POINTS = "kasatune.tasks"
 
 _ACCURACY = ("accuracy",)
 _ACCURACY_F1 = ("accuracy", "f1")
@@ -195,8 +210,33 @@ _INSTRUCTION = TaskInfo(
     engine="sft",
 )
 
-TASKS: PluginTable[TaskInfo] = PluginTable(
-    [_DEMO, *_GLUE, _CLASSIFICATION, _REGRESSION, *_DATA_TO_TEXT, *_COMMONSENSE, _TEXT_GENERATION, _INSTRUCTION],
-    "kasatune.tasks",
-    TaskInfo,
-)
+_ROWS = (_DEMO, *_GLUE, _CLASSIFICATION, _REGRESSION, *_DATA_TO_TEXT, *_COMMONSENSE, _TEXT_GENERATION, _INSTRUCTION)
+
+_tasks: dict[str, TaskInfo] = {row.name: row for row in _ROWS}
+TASKS: Mapping[str, TaskInfo] = MappingProxyType(_tasks)
+"""The tasks by name; `register_task` adds one."""
+
+
+def register_task(info: TaskInfo) -> None:
+    """Add a task to the table; adding an equal row again changes nothing.
+
+    Raises:
+        InputError: another task has this name.
+    """
+    other = TASKS.get(info.name)
+    if other is not None and other != info:
+        raise InputError(f"task {info.name!r} of {info.module}: the name belongs to {other.module}; rename the task")
+    _tasks[info.name] = info
+
+
+def register_installed_tasks() -> None:
+    """Add the tasks that installed packages declare as entry points of the group `kasatune.tasks`.
+
+    Raises:
+        InputError: an entry point cannot be imported or is not a `TaskInfo`, or a name is taken.
+    """
+    for info in load_rows(ENTRY_POINTS, TaskInfo):
+        register_task(info)
+
+
+register_installed_tasks()

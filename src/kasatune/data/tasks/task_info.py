@@ -1,16 +1,4 @@
-"""What one row of the table of tasks states: where rows come from, how they are batched, prompted, trained and scored.
-
-To add a task, write one module and one row:
-
-1. a module with two functions, `load` and `load_evaluation` (see `TaskModule`);
-2. a `TaskInfo` that names the module: in `data/tasks/table.py`, or in a package of your own that declares it as an
-   entry point of the group "kasatune.tasks":
-
-        [project.entry-points."kasatune.tasks"]
-        my-task = "my_package.my_module:TASK"
-
-The task can then be named in recipes, is listed by `kasatune list tasks`, and can be trained, scored and compared.
-"""
+"""The facts of a task: where its rows come from, and how they are batched, prompted, trained and scored."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def _tasks(recipes: Sequence[tuple[Path, Recipe]]) -> tuple[Task, ...]:
                 f"{recipe.task.name}: it generates text, whose scores are not compared row by row; train each method "
                 "with `kasatune train RECIPE method.name=...` and compare their metrics.json"
             )
-        has_own_data = recipe.task.name in ("classification", "regression")
+        has_own_data = TASKS[recipe.task.name].reads_own_files
         tasks.append(Task(path.stem if has_own_data else recipe.task.name, recipe))
     names = [task.name for task in tasks]
     repeated = sorted({name for name in names if names.count(name) > 1})
