@@ -13,10 +13,10 @@ from typing import Any
 from soak.record import RECORDS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reliability.md"
-_HEAD = """# What was done to it, and what was lost
+_HEAD = """# Reliability: kills, faults and bad inputs
 
-Written by `python -m soak.page` from `docs/results/reliability/*.json`, which `make soak` measures; a short form of
-every part but the last is among the tests.
+Written by `python -m soak.page` from `docs/results/reliability/*.json`, which `make soak` measures. The tests contain a
+short form of every part except the last.
 
 """
 
@@ -31,7 +31,7 @@ def page() -> str:
     if not records:
         return _HEAD + "Nothing has been measured yet.\n"
     rows = [*sorted(totals.items()), ("**lost**", f"**{lost or 'nothing'}**")]
-    return _HEAD + _table(["in all", ""], rows) + "".join(_section(record) for record in records)
+    return _HEAD + _table(["in total", ""], rows) + "".join(_section(record) for record in records)
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def _order(record: dict[str, Any]) -> tuple[int, str]:
 def _section(record: dict[str, Any]) -> str:
     made = f"`{record['command']}`, {record['date']}, {record['machine']}, {record['seconds'] / 60:.1f} minutes."
     findings = "".join(f"- {finding}\n" for finding in record["findings"])
-    found = f"\nFound and mended on the way:\n\n{findings}" if findings else ""
+    found = f"\nFound and fixed:\n\n{findings}" if findings else ""
     return f"\n## {record['title']}\n\n{record['text']}\n\n{_table(record['columns'], record['rows'])}\n{made}\n{found}"
 
 
