@@ -261,14 +261,6 @@ ROWS = (
     ),
     Row(
         "transformers",
-        "_name_or_path",
-        ("weights/checkpoint.py",),
-        "where a model was loaded from",
-        "name_or_path",
-        source_has("transformers.configuration_utils:PreTrainedConfig", "_name_or_path"),
-    ),
-    Row(
-        "transformers",
         "_from_model_config",
         ("evaluation/generate.py",),
         "EOS tokens apart, generation_config is ignored",
@@ -307,52 +299,12 @@ ROWS = (
         NO_PUBLIC,
         source_has("accelerate.accelerator", "_original_forward"),
     ),
-    Row(
-        "torch",
-        "_AutoDispatchBelowAutograd",
-        ("weights/packed_4bit.py",),
-        "calls bitsandbytes' kernel below the gradient that is given to it",
-        "torch.library.register_autograd",
-        lambda: callable(get("torch._C:_AutoDispatchBelowAutograd")),
-    ),
-    Row(
-        "torch",
-        "_ConvNd",
-        ("weights/base_weight.py",),
-        "tells pointwise convolutions",
-        "a list of the classes",
-        lambda: issubclass(get("torch.nn:Conv1d"), get("torch.nn.modules.conv:_ConvNd")),
-    ),
     *(
         Row("torch", name, ("kasa/kernel.py",), "the fused kernel is left where hooks are", NO_PUBLIC, holds)
         for name, holds in (
             (name, instance_has(linear, name))
             for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
         )
-    ),
-    Row(
-        "torch",
-        "_state_dict_pre_hooks",
-        ("weights/packed_4bit.py",),
-        "a hook is registered once",
-        NO_PUBLIC,
-        instance_has(linear, "_state_dict_pre_hooks"),
-    ),
-    Row(
-        "torch",
-        "_parameters",
-        ("weights/packed_4bit.py", "weights/quantized_weight.py"),
-        "a weight is read past properties, and a copied layer gets its own",
-        "get_parameter",
-        instance_has(linear, "_parameters"),
-    ),
-    Row(
-        "torch",
-        "_buffers",
-        ("weights/quantized_weight.py",),
-        "a copied layer gets its own",
-        NO_PUBLIC,
-        instance_has(linear, "_buffers"),
     ),
     Row(
         "torch",
@@ -377,6 +329,17 @@ ROWS = (
         "the parts of a tensor subclass",
         NO_PUBLIC,
         lambda: callable(get("torch.utils._python_dispatch:is_traceable_wrapper_subclass")),
+    ),
+    Row(
+        "bitsandbytes",
+        "packing_format_for_cpu",
+        ("weights/bitsandbytes_cpu.py",),
+        "whether the CPU kernel has packed a 4-bit weight, whose layout dequantization then does not know",
+        "a public Params4bit.unpack(), or a dequantization that knows the layout",
+        lambda: all(
+            source_has("bitsandbytes.functional:_convert_weight_packed_for_cpu", name)()
+            for name in ("packing_format_for_cpu", "original_qshape", "original_dtype", "block_n: int = 32")
+        ),
     ),
     Row(
         "deepspeed",

@@ -18,8 +18,8 @@ from kasatune.adapters.native_format import weight_in
 from kasatune.adapters.storage import PREFIX, AdapterFiles, Header, is_echo, listed, read_repeated, write
 from kasatune.adapters.undo import unchanged_on_failure
 from kasatune.errors import AdapterError, InputError, KasatuneError
-from kasatune.weights.base_weight import BaseWeight
 from kasatune.weights.fingerprint import sketch_distance, sketch_tolerance
+from kasatune.weights.quantized_weight import weight_of
 
 # PEFT trains these modules of every classifier whole, whatever the configuration says.
 _ALWAYS_SAVED = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score")}
@@ -101,7 +101,7 @@ def sketch_differences(fingerprint: Any, base: nn.Module) -> Iterator[tuple[str,
     """
     for name, stored in fingerprint.items() if isinstance(fingerprint, dict) else ():
         try:
-            weight = BaseWeight.of(base.get_submodule(name))
+            weight = weight_of(base.get_submodule(name))
             found = sketch_distance(weight.read(), stored)
         except AttributeError:
             continue

@@ -37,7 +37,7 @@ from kasatune.adapters.recompress import fixed_rank, rank_for_energy
 from kasatune.adapters.storage import Header, read_header, read_json, read_tensors, write, write_json
 from kasatune.errors import InputError
 from kasatune.io.atomic import new_directory
-from kasatune.weights import packed_4bit
+from kasatune.weights.bitsandbytes_cpu import unpack_for_training_and_saving
 
 logger = logging.getLogger("kasatune")
 
@@ -156,7 +156,7 @@ def _load(
     check_on_base(header, layers, base, kind)
     check_repeated(header, base)
     # PEFT asks the base for its state_dict, which damages 4-bit weights that were evaluated before.
-    packed_4bit.protect(base)
+    unpack_for_training_and_saving(base)
     files = read_tensors(header)
     written = own_parameters(files)
     options = {"adapter_name": adapter_name, "is_trainable": is_trainable}

@@ -15,6 +15,7 @@ from kasatune.kasa.functional import Factors, drop_count, scaling
 from kasatune.kasa.truncation.compute_tails import TailRequest, compute_tails
 from kasatune.weights.base_weight import BaseWeight
 from kasatune.weights.fingerprint import weight_sketch
+from kasatune.weights.quantized_weight import weight_of
 
 # Fields of a configuration that every format has, with the same meaning.
 CARRIED = (
@@ -112,7 +113,7 @@ def weight_in(base: nn.Module, name: str, shape: tuple[int, int]) -> BaseWeight:
             f"{type(base).__name__} has no layer {listed([name])}: the adapter is of another base model"
         ) from None
     try:
-        weight = BaseWeight.of(module, **get_quantization_kwargs(base))
+        weight = weight_of(module, **get_quantization_kwargs(base))
         found = weight.shape
     except AttributeError:
         raise AdapterError(f"{name} is a {type(module).__name__} in this base, no linear layer") from None

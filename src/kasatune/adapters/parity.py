@@ -18,7 +18,7 @@ from kasatune.adapters.lora_export import stack, stock_layers
 from kasatune.adapters.native_format import scaling_of, stored_layers, trained_factors
 from kasatune.adapters.storage import PREFIX, AdapterFiles
 from kasatune.kasa.layer import KasaLayer
-from kasatune.weights import packed_4bit
+from kasatune.weights.bitsandbytes_cpu import unpack_for_training_and_saving
 
 SEED, ROWS, LENGTH = 0, 2, 16
 
@@ -77,7 +77,7 @@ def untouched_copy(model: nn.Module) -> nn.Module:
     it is, unless it writes into parameters.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    packed_4bit.protect(base)
+    unpack_for_training_and_saving(base)
     for module in base.modules():
         own: Any = module
         if hasattr(module, "init_8bit_state") and getattr(own.weight, "CB", None) is not None:

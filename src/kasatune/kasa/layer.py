@@ -18,6 +18,7 @@ from kasatune.kasa.functional import Factors, initial_factors, update
 from kasatune.kasa.kernel import Tail, adapted_linear
 from kasatune.linalg import TailSVD
 from kasatune.weights.base_weight import BaseWeight, Original
+from kasatune.weights.quantized_weight import weight_with_backend
 
 TRAINED = ("kasa_A", "kasa_B", "kasa_sigma")
 FROZEN = ("kasa_tail_U", "kasa_tail_V")
@@ -104,7 +105,7 @@ class KasaLayer(nn.Module, BaseTunerLayer):
     @property
     def base(self) -> BaseWeight:
         """The weight of the base layer in its present state: original, folded or merged."""
-        return BaseWeight.held_by(self.get_base_layer(), self.quantization_backend)
+        return weight_with_backend(self.get_base_layer(), self.quantization_backend)
 
     def update_layer(
         self,

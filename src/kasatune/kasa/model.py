@@ -17,7 +17,7 @@ from kasatune.kasa.layer import COMBINE, KasaLayer
 from kasatune.kasa.loading import DeferredTails, check_tensors, makes_empty_weights
 from kasatune.kasa.targets import DEFAULT_TARGETS, Target, decompose, matched, new_targets, too_large, warn_unmatched
 from kasatune.linalg import TailSVD
-from kasatune.weights import packed_4bit
+from kasatune.weights.bitsandbytes_cpu import unpack_for_training_and_saving
 
 
 class KasaModel(BaseTuner):
@@ -86,7 +86,7 @@ class KasaModel(BaseTuner):
 
     def _prepare_model(self, peft_config: KasaConfig, model: nn.Module) -> None:
         """Match, check and decompose; PEFT calls this before it replaces the first layer."""
-        packed_4bit.protect(model)
+        unpack_for_training_and_saving(model)
         all_linear = str(peft_config.target_modules).lower() == "all-linear"
         _maybe_include_all_linear_layers(peft_config, model)
         if self._deferred is not None:

@@ -23,6 +23,7 @@ from kasatune.kasa.truncation.tail_source import TailSource
 from kasatune.linalg import TailSVD
 from kasatune.weights.base_weight import BaseWeight, refusal
 from kasatune.weights.fingerprint import weight_sketch
+from kasatune.weights.quantized_weight import weight_of
 
 DEFAULT_TARGETS = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
@@ -145,7 +146,7 @@ def matched(config: KasaConfig, model: nn.Module, is_target: Callable[[str], boo
         if not name or (adapted and name.startswith(adapted)) or not is_target(name):
             continue
         base = module.get_base_layer() if isinstance(module, KasaLayer) else module
-        weight = BaseWeight.of(base, **quantization)
+        weight = weight_of(base, **quantization)
         reason = None if weight.backend is not None else refusal(base)
         if reason is None:
             targets.append(Target(name, module, weight, layer_settings(config, name, weight.shape)))

@@ -31,7 +31,7 @@ from kasatune.errors import KasatuneError, ModelError
 from kasatune.io.library_noise import quiet
 from kasatune.methods.shared.model_parts import head_name
 from kasatune.models.quantization import quantization_config
-from kasatune.weights import packed_4bit
+from kasatune.weights.bitsandbytes_cpu import unpack_for_training_and_saving
 from kasatune.weights.checkpoint import weight_files
 from kasatune.weights.fingerprint import sampled_parameters_sha256
 
@@ -162,7 +162,7 @@ def load_base(
     _check_words(section.name, tokenizer)
     _check_length(section.name, config, tokenizer, max_length)
     _set_padding(section.name, model, tokenizer, kind)
-    packed_4bit.protect(model)
+    unpack_for_training_and_saving(model)
     if kind == _TEXT:
         _require_complete(section.name, model, report)
         return Base(model.eval(), tokenizer, (), revision, sampled_parameters_sha256(model))

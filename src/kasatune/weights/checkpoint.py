@@ -98,7 +98,7 @@ class StoredTensor:
         Raises:
             ModelError: the file cannot be read.
         """
-        return memoryview(self._mapped().reshape(-1).view(torch.uint8).numpy())
+        return self._mapped().reshape(-1).view(torch.uint8).numpy().data
 
     def _mapped(self) -> Tensor:
         try:
@@ -270,7 +270,7 @@ def find_checkpoint(model: nn.Module, given: str | None) -> tuple[ModelCheckpoin
     """
     root, owner = next(((n, m) for n, m in model.named_modules() if isinstance(m, PreTrainedModel)), ("", None))
     config = getattr(owner or model, "config", None)
-    names = [given] if given else [getattr(owner, "name_or_path", None), getattr(config, "_name_or_path", None)]
+    names = [given] if given else [getattr(owner, "name_or_path", None), getattr(config, "name_or_path", None)]
     names = [name for name in dict.fromkeys(names) if isinstance(name, str) and name]
     if not names:
         return None, "the model has no name_or_path to look for its checkpoint in"

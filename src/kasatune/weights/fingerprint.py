@@ -166,4 +166,4 @@ def _plain_tensors(name: str, parameter: Tensor) -> Iterator[tuple[str, Tensor]]
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

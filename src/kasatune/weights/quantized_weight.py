@@ -1,9 +1,17 @@
-"""The weight of a quantized base layer, through PEFT's quantization backends."""
+"""The weight matrix of any base layer, float or quantized; quantized ones through PEFT's quantization backends.
+
+Private or undocumented parts of other libraries that this module relies on:
+
+- `peft.utils.quantization_utils`: its backends are the only interface to a quantized weight that is common to
+  bitsandbytes, torchao, HQQ and GPTQ, and PEFT does not document the module;
+- `layer.state` and `weight.module` of bitsandbytes: where an 8-bit layer holds its statistics, and the layer that a
+  4-bit weight reports its quantization to; both must be copied with a layer that gets another weight;
+- `forward`, `_old_forward` and `_hf_hook` in a layer's `__dict__`: accelerate binds them to one layer.
+"""
 
 from __future__ import annotations
 
 import copy
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,30 +26,40 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from kasatune.errors import ModelError
-from kasatune.weights import packed_4bit
 from kasatune.weights.base_weight import BaseWeight, Original
+from kasatune.weights.bitsandbytes_cpu import dequantize_packed, is_packed
 
 EXPORT = "export the adapter with export_adapter(model, out, to='lora') and serve it beside the base"
 
-# A kernel in 16 bits rounds each output once or twice; a layer that normalizes or quantizes its input is far outside.
+# A 16-bit kernel rounds each output once or twice; a layer that normalizes or quantizes its input is far outside.
 LINEARITY = 3e-2
 ROWS_AT_ONCE = 512
 
 
+def weight_of(layer: nn.Module, **quantization: Any) -> BaseWeight:
+    """The weight of a base layer; `quantization` as returned by `peft.utils.get_quantization_kwargs`."""
+    return weight_with_backend(layer, quantization_backend(layer, **quantization))
+
+
+def weight_with_backend(layer: nn.Module, backend: QuantizationBackend | None) -> BaseWeight:
+    """The weight of a base layer whose backend is known, None for a float layer."""
+    return BaseWeight(layer) if backend is None else QuantizedWeight(layer, backend)
+
+
 def quantization_backend(layer: nn.Module, **quantization: Any) -> QuantizationBackend | None:
-    """PEFT's backend of a layer; None for a float layer, and for layers that PEFT does not know.
+    """PEFT's quantization backend for a layer; None for a float layer and for layers that PEFT does not know.
 
     Args:
         layer: a base layer.
-        quantization: what `peft.utils.get_quantization_kwargs` finds on the model.
+        quantization: as returned by `peft.utils.get_quantization_kwargs` for the model.
     """
     if type(layer) in (nn.Linear, Conv1D) and type(layer.weight) is nn.Parameter:
-        # Spares a float model the import of every quantization package that is installed.
+        # Saves a float model the import of every installed quantization package.
         return None
     try:
         backend = resolve_quantization_backend(layer, **quantization)
     except ValueError:
-        # torchao's quantize_ was applied by hand: nothing on the model says how to quantize a merged weight again.
+        # torchao's quantize_ was applied by hand: the model does not record how to quantize a merged weight again.
         backend = TorchaoBackend(None)
         backend.supports_merge = False
     return backend
@@ -52,7 +70,7 @@ class QuantizedWeight(BaseWeight):
 
     Args:
         layer: the base layer.
-        backend: PEFT's backend of it.
+        backend: PEFT's backend for it.
     """
 
     def __init__(self, layer: nn.Module, backend: QuantizationBackend) -> None:
@@ -66,7 +84,7 @@ class QuantizedWeight(BaseWeight):
 
     @property
     def bits(self) -> int:
-        """Bits of an entry."""
+        """Bits per entry."""
         if isinstance(self.backend, HqqBackend):
             return int(self.layer.quant_config["weight_quant_params"]["nbits"])
         if isinstance(self.backend, ForwardOnlyQuantizationBackend):
@@ -75,28 +93,28 @@ class QuantizedWeight(BaseWeight):
 
     @property
     def device(self) -> torch.device:
-        """Where the layer computes."""
+        """The device the layer computes on."""
         if self.offloaded:
             return super().device
-        held = next((t.device for t in self._tensors()), torch.device(getattr(self.layer, "device", "cpu")))
-        return torch.device("cpu") if held.type == "meta" else held
+        device = next((t.device for t in self._tensors()), torch.device(getattr(self.layer, "device", "cpu")))
+        return torch.device("cpu") if device.type == "meta" else device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that the layer computes in."""
+        """The dtype the layer computes in."""
         compute = getattr(self.layer, "compute_dtype", None)
         if isinstance(compute, torch.dtype):
             return compute
         return next((t.dtype for t in self._tensors() if t.is_floating_point()), torch.float32)
 
     def read(self) -> Tensor:
-        """W as a float tensor (out, in).
+        """W, dequantized, as a float tensor (out, in).
 
         Raises:
-            ModelError: the layer cannot give its weight back.
+            ModelError: the layer cannot be dequantized.
         """
-        if packed_4bit.is_packed(self.layer):
-            return packed_4bit.dequantized(self.layer)
+        if is_packed(self.layer):
+            return dequantize_packed(self.layer)
         if isinstance(self.backend, ForwardOnlyQuantizationBackend):
             return self._read_from_outputs()
         try:
@@ -108,25 +126,28 @@ class QuantizedWeight(BaseWeight):
             ) from fault
 
     def replace(self, matrix: Tensor, owner: Any) -> Original:
-        """Put a layer that holds `matrix` (out, in), quantized again, in the place of the base layer.
+        """Replace the base layer of `owner` by one that holds `matrix` (out, in), quantized again.
 
-        The original layer is set aside whole, with its quantized weight and all that belongs to it.
+        The original layer is not modified: it is returned, with its quantized weight and statistics.
 
         Raises:
-            ModelError: the backend cannot quantize a merged weight.
+            ModelError: the backend cannot quantize a merged weight, or the layer is offloaded.
         """
         if not self.backend.supports_merge:
             raise ModelError(f"a {self._words()} layer cannot take a merged weight: {EXPORT}")
         if self.offloaded:
             raise ModelError(f"an offloaded {self._words()} layer cannot take a merged weight: {EXPORT}")
-        twin = _twin(self.layer)
-        holder = SimpleNamespace(base_layer=twin, get_base_layer=lambda: twin)
-        self.backend.set_base_weight(holder, matrix.to(self.dtype))
-        if holder.base_layer.bias is None:
-            # HQQ makes a new layer, without the bias.
-            holder.base_layer.bias = self.layer.bias
-        owner.base_layer = holder.base_layer
-        return Original(self.layer)
+        original = self.layer
+        try:
+            owner.base_layer = _copy_sharing_tensors(original)
+            self.backend.set_base_weight(owner, matrix.to(self.dtype))
+        except BaseException:
+            owner.base_layer = original
+            raise
+        if owner.base_layer.bias is None:
+            # HQQ's backend makes a new layer without the bias.
+            owner.base_layer.bias = original.bias
+        return Original(original)
 
     def read_original(self, original: Original) -> Tensor:
         """W as it was before `replace`."""
@@ -162,17 +183,20 @@ class QuantizedWeight(BaseWeight):
         return W
 
 
-def _twin(layer: nn.Module) -> Any:
-    """A copy of a quantized layer that shares every tensor with it and can be given another weight."""
-    twin: Any = copy.copy(layer)
-    twin._parameters, twin._buffers = dict(layer._parameters), dict(layer._buffers)
-    # accelerate binds a hooked forward to the layer that it was made for.
+def _copy_sharing_tensors(layer: nn.Module) -> Any:
+    """A copy of a quantized layer that shares its tensors and can be given another weight."""
+    attributes = (value for value in vars(layer).values() if isinstance(value, Tensor))
+    shared: dict[int, Any] = {id(t): t for t in (*layer.parameters(), *layer.buffers(), *attributes)}
+    # These are written to when the copy gets its weight.
+    weight, state = dict(layer.named_parameters(recurse=False)).get("weight"), getattr(layer, "state", None)
+    is_4bit = hasattr(weight, "quant_state")
+    if is_4bit:
+        shared[id(weight)] = copy.copy(weight)
+    if state is not None:
+        shared[id(state)] = copy.copy(state)
+    twin: Any = copy.deepcopy(layer, shared)
+    if is_4bit:
+        twin.weight.module = twin
     for name in ("forward", "_old_forward", "_hf_hook"):
         twin.__dict__.pop(name, None)
-    if hasattr(layer, "state"):
-        twin.state = copy.copy(layer.state)
-    weight: Any = layer._parameters.get("weight")
-    if hasattr(weight, "quant_state"):
-        twin._parameters["weight"] = weight = copy.copy(weight)
-        weight.module = twin
     return twin

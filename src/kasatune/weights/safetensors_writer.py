@@ -56,7 +56,7 @@ class PlannedTensor:
                 f"{self.key} was computed as {list(tensor.shape)} {tensor.dtype}, planned was {list(self.shape)} "
                 f"{STORED_DTYPES[self.dtype]}"
             )
-        return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+        return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def write_safetensors(path: Path, planned: Sequence[PlannedTensor]) -> str:

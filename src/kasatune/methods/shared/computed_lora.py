@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kasatune.methods.lora import ADAPTER_NAME, Lora, lora_layers
 from kasatune.methods.shared.method import MethodSettings, TaskKind
-from kasatune.weights.base_weight import BaseWeight
+from kasatune.weights.quantized_weight import weight_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -109,4 +109,4 @@ def weight_under(layer: Any) -> Tensor | None:
     base = layer.get_base_layer()
     if all(parameter.is_meta for parameter in base.parameters()):
         return None
-    return BaseWeight.of(base).read()
+    return weight_of(base).read()
