@@ -27,7 +27,8 @@ VOCABULARY, LENGTH, BATCH, STEPS = 2048, 64, 16, 150
 RECIPE = """\
 # KaSA on a small Llama: from a function's signature to the first sentence of its docstring
 model: {{name: {out}/model}}
-task: {{name: text-generation, train: {out}/train.jsonl, validation: {out}/validation.jsonl, max_length: 64}}
+task: {{name: text-generation, train: {out}/train.jsonl, validation: {out}/validation.jsonl,
+       prompt: prompt, completion: completion, max_length: 64}}
 method: {{name: kasa, r: 8, target_modules: all-linear}}
 training: {{epochs: 1, batch_size: 16, learning_rate: 2.0e-3}}
 generation: {{max_new_tokens: 24}}
