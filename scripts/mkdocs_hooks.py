@@ -19,6 +19,13 @@ LONGEST_OUTPUT = 60
 """Lines of a notebook cell's output that are shown."""
 
 
+def on_config(config: MkDocsConfig) -> None:
+    """List every decision in the navigation."""
+    pages = sorted(str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs" / "decisions").glob("0*.md"))
+    project = next(part["Project"] for part in config.nav or [] if "Project" in part)
+    next(entry["Decisions"] for entry in project if "Decisions" in entry).extend(pages)
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add what is generated to the files of the site."""
     for name, make in {**reference_pages.PAGES, **reference_pages.FILES}.items():
