@@ -15,7 +15,7 @@ import kasatune
 from kasatune.errors import InputError
 from kasatune.kasa import KasaModel
 from kasatune.kasa.registration import register
-from kasatune.kasa.targets import targets_without_weights
+from kasatune.kasa.targets import targets_of_base
 from tests.kasa.models import bert, token_ids
 
 
@@ -62,7 +62,7 @@ def test_configuration_survives_pickling():
     assert pickle.loads(pickle.dumps(config)) == config
 
 
-@pytest.mark.parametrize("taker", [KasaModel, targets_without_weights])
+@pytest.mark.parametrize("taker", [KasaModel, targets_of_base])
 def test_pefts_namesake_is_refused_by_kasatune_with_the_right_import(taker):
     with pytest.raises(InputError, match=r"peft\.KasaConfig, an option of peft.*from kasatune import KasaConfig"):
         taker(*([bert(), peft.KasaConfig(), "default"] if taker is KasaModel else [peft.KasaConfig(), bert()]))

@@ -23,7 +23,7 @@ from kasatune.io.library_noise import quiet
 from kasatune.io.progress import NullProgress, ProgressReporter
 from kasatune.kasa.config import KasaConfig
 from kasatune.kasa.functional import Convention
-from kasatune.kasa.targets import targets_without_weights
+from kasatune.kasa.targets import targets_of_base
 from kasatune.kasa.truncation.tail_store import (
     ALGORITHM,
     FORMAT,
@@ -239,7 +239,7 @@ def _layers(job: Job, display: ProgressReporter) -> list[Layer]:
     except ModelError as fault:
         raise ModelError(str(fault).replace("model.name", "MODEL", 1)) from fault
     model = _skeleton(folder)
-    targets = targets_without_weights(config, model)
+    targets = targets_of_base(config, model)
     checkpoint = ModelCheckpoint(Checkpoint.open(folder), model)
     layers, missing = [], []
     for name, _, weight, settings in targets:

@@ -81,6 +81,12 @@ def require_holdable(source: AdapterFiles, convention: Convention, holder: str, 
         InputError: the layers that do not fit, by name, with the reason and the remedy.
     """
     layers, _ = trained_factors(source.tensors)
+    by, drop = source.config.get("truncate_by", "magnitude"), source.config.get("drop")
+    if by != "magnitude" or drop is not None:
+        raise InputError(
+            f"{holder} drops the r triplets of smallest magnitude when it loads an adapter, and this adapter was "
+            f"trained with truncate_by={by!r}, drop={drop}: export to 'lora' or 'kasa'"
+        )
     held = {name: held_as(source.config, name) for name in layers}
     faults = []
     convolutions = [name for name in layers if held[name] in POINTWISE]

@@ -142,7 +142,9 @@ def _wanted(
     wanted: dict[str, list[tuple[int, ...]]] = {down: [(rank, width)], up: [(height, rank)]}
     if kind == "kasa":
         wanted["kasa_sigma"] = [(rank, rank)] if config.get("core") == "dense" else [(rank,)]
-        wanted["kasa_tail_U"], wanted["kasa_tail_V"] = [(height, rank)], [(rank, width)]
+        drop = config.get("drop")
+        drop = drop if _is_rank(drop) or drop == 0 else rank
+        wanted["kasa_tail_U"], wanted["kasa_tail_V"] = [(height, drop)], [(drop, width)]
     elif kind == "peft-kasa":
         wanted["lora_diag"] = [(rank,)]
     elif kind == "authors":

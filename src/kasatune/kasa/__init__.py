@@ -5,6 +5,7 @@ from __future__ import annotations
 # First: importing peft runs the registration, which imports the modules below from this half-made package.
 import peft  # noqa: F401  # isort: skip
 
+from kasatune.kasa.calibration import calibrate
 from kasatune.kasa.config import KasaConfig
 from kasatune.kasa.layer import KasaLayer
 from kasatune.kasa.model import KasaModel
@@ -14,6 +15,7 @@ __all__ = [
     "KasaConfig",
     "KasaLayer",
     "KasaModel",
+    "calibrate",
     "regularization",
     "regularization_terms",
 ]

@@ -1,260 +1,55 @@
-"""Second moments of a base model's activations: E[x x^T] or E[y y^T] of each linear layer on calibration text."""
+"""Calibration: measure the activations that truncate_by="activation" chooses by."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+import copy
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
-from transformers import GenerationConfig
+from torch import nn
 
-from kasatune.errors import InputError, ModelError
-from kasatune.linalg.activation_tail import ActivationMoments, side_of
-from kasatune.weights.base_weight import BaseWeight
-
-SEQUENCES = 16
-LENGTH = 96
-_ROWS_HELD = 512  # rows of a layer that wait for one product: larger products are faster, and take memory
+from kasatune.errors import InputError
+from kasatune.kasa.config import KasaConfig, require_kasa_config
+from kasatune.kasa.targets import targets_of_base
+from kasatune.kasa.truncation.activations import measure, measure_generated
 
 
-@dataclass(frozen=True)
-class Activations:
-    """What `measure` and `measure_generated` return.
+def calibrate(
+    base: nn.Module, config: KasaConfig, batches: Iterable[Mapping[str, Any]] | None = None, *, seed: int = 0
+) -> KasaConfig:
+    """Measure the activations of a base model: returns a copy of `config` that holds them.
 
-    Attributes:
-        moments: by layer name.
-        source: "batches", "generated" (text that the model wrote) or "random" (random tokens).
-        tokens: number of tokens read, padding left out.
-        seed: of generated or random tokens; None for batches.
-        seconds: wall-clock time.
-    """
+        model = get_peft_model(base, calibrate(base, KasaConfig(truncate_by="activation"), batches))
 
-    moments: dict[str, ActivationMoments]
-    source: str
-    tokens: int
-    seed: int | None
-    seconds: float
-
-
-def measure(model: nn.Module, layers: Mapping[str, BaseWeight], batches: Iterable[Mapping[str, Any]]) -> Activations:
-    """Second moments of the layers' activations over batches.
-
-    The model runs without adapters, autograd, autocast or dropout, and is left as it was. Positions where
-    `attention_mask` is 0 are left out.
+    Second moments E[y y^T] or E[x x^T] are measured at the input or output of every target, whichever is smaller:
+    8 min(out, in)^2 bytes a layer until the adapter is created. The base is left as it was: weights, training modes,
+    random states and generation settings.
 
     Args:
-        model: the base model.
-        layers: the weights to measure at, by layer name.
-        batches: keyword arguments of `model(**batch)`; tensors are moved to the model's device.
+        base: the model to adapt, without the adapter.
+        config: with truncate_by="activation". Not modified.
+        batches: dicts that `base(**batch)` takes; `attention_mask` leaves padding out. A few thousand tokens are
+            enough; fewer than 4 min(out, in) are used with a stronger ridge. None: a causal language model reads 16
+            sequences of 96 tokens that it samples from itself; any other model that reads tokens alone reads random
+            ones, which choose less well.
+        seed: of the text without batches.
 
     Raises:
-        InputError: there is no batch, or a layer never runs on the batches.
+        InputError: config does not truncate by activation, there is no batch, a target never runs on the batches, or
+            the model cannot run on text of its own.
+        ModelError: a target cannot be adapted, or its weight is not loaded; by name.
     """
-    start = time.perf_counter()
-    with _measuring(model, layers) as recorder:
-        for batch in batches:
-            moved = {key: value.to(_device(model)) if isinstance(value, Tensor) else value for key, value in batch.items()}
-            recorder.mask = moved.get("attention_mask")
-            model(**moved)
-    return _activations(recorder, "batches", None, start)
-
-
-def measure_generated(model: nn.Module, layers: Mapping[str, BaseWeight], seed: int = 0) -> Activations:
-    """Second moments of the layers' activations on text that the model writes itself, 16 sequences of 96 tokens.
-
-    A causal language model samples at temperature 1 from the whole vocabulary, beginning with its BOS token (else EOS,
-    else a random token); end-of-text tokens are suppressed. The moments are taken while it writes, so that no second
-    pass is needed. Any other model with token embeddings reads random tokens, which choose less well. Random states,
-    training modes and generation settings are left as they were.
-
-    Raises:
-        InputError: the model cannot run on tokens alone; call `calibrate` with batches.
-    """
-    start = time.perf_counter()
-    config: Any = getattr(model, "config", None)
-    vocabulary = getattr(config, "vocab_size", None)
-    if not isinstance(vocabulary, int) or getattr(config, "is_encoder_decoder", False):
-        kind = "an encoder-decoder model" if vocabulary else "a model that does not read tokens"
+    require_kasa_config(config)
+    if config.truncate_by != "activation":
         raise InputError(
-            f"{type(model).__name__} is {kind}, which cannot write calibration text for itself: pass "
-            "calibrate(base, config, batches) with a few batches of your data"
+            f"calibrate: the configuration has truncate_by={config.truncate_by!r}, which does not depend on "
+            "activations; use KasaConfig(truncate_by='activation')"
         )
-    generates = bool(getattr(model, "can_generate", lambda: False)())
-    with _measuring(model, layers) as recorder, _seeded(model, seed):
-        try:
-            if generates:
-                _write(model, config, vocabulary)
-            else:
-                model(input_ids=torch.randint(vocabulary, (SEQUENCES, _positions(config)), device=_device(model)))
-        except (TypeError, ValueError, RuntimeError, IndexError) as error:
-            raise InputError(
-                f"{type(model).__name__} failed on calibration text of its own ({error}): pass calibrate(base, config, "
-                "batches) with a few batches of your data"
-            ) from error
-    return _activations(recorder, "generated" if generates else "random", seed, start)
-
-
-def _write(model: Any, config: Any, vocabulary: int) -> None:
-    settings = model.generation_config
-    ends = [token for token in _listed(settings.eos_token_id) + _listed(config.eos_token_id) if token is not None]
-    first = next((token for token in (*_listed(settings.bos_token_id), *_listed(config.bos_token_id), *ends)), None)
-    if first is None:
-        prompt = torch.randint(vocabulary, (SEQUENCES, 1), device=_device(model))
+    calibrated = copy.deepcopy(config)
+    # Matching fills target_modules in, which must be left for PEFT to do.
+    layers = {target.name: target.weight for target in targets_of_base(copy.deepcopy(config), base)}
+    if batches is None:
+        calibrated.activations = measure_generated(base, layers, seed)
     else:
-        prompt = torch.full((SEQUENCES, 1), first, device=_device(model))
-    model.generate(
-        prompt,
-        attention_mask=torch.ones_like(prompt),
-        generation_config=GenerationConfig(
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            max_new_tokens=_positions(config) - 1,
-            suppress_tokens=sorted(set(ends)) or None,
-            pad_token_id=ends[0] if ends else 0,
-            eos_token_id=None,
-        ),
-    )
-
-
-def _positions(config: Any) -> int:
-    """LENGTH, or fewer where the model has fewer positions; two are left for offsets such as RoBERTa's."""
-    limit = getattr(config, "max_position_embeddings", None)
-    return min(LENGTH, limit - 2) if isinstance(limit, int) and limit > 3 else LENGTH
-
-
-def _listed(tokens: int | list[int] | None) -> list[int]:
-    return tokens if isinstance(tokens, list) else [] if tokens is None else [tokens]
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(parameter.device for parameter in model.parameters() if not parameter.is_meta)
-
-
-class _Sums:
-    """sum v v^T over rows v (k): products in float32, sums in float64."""
-
-    def __init__(self) -> None:
-        self._total: Tensor | None = None
-        self._held: list[Tensor] = []
-        self._rows = 0
-
-    def add(self, rows: Tensor) -> None:
-        self._held.append(rows.float())
-        self._rows += len(rows)
-        if self._rows >= _ROWS_HELD:
-            self.total()
-
-    def total(self) -> Tensor:
-        if self._held:
-            rows = torch.cat(self._held)
-            product = (rows.mT @ rows).double()
-            self._total = product if self._total is None else self._total.add_(product)
-            self._held, self._rows = [], 0
-        assert self._total is not None
-        return self._total
-
-
-class _Recorder:
-    """Forward hooks that sum the moments of each layer.
-
-    Attributes:
-        layers: the weights that are measured, by layer name.
-        mask: attention mask of the batch that is running, (batch, length); None where nothing is padded.
-    """
-
-    def __init__(self, layers: Mapping[str, BaseWeight]) -> None:
-        self.layers = layers
-        self.mask: Tensor | None = None
-        self._sums = {name: _Sums() for name in layers}
-        self._squares = dict.fromkeys(layers, 0.0)
-        self._tokens = dict.fromkeys(layers, 0)
-        self._sides = {name: side_of(weight.shape) for name, weight in layers.items()}
-
-    def hook(self, name: str, weight: BaseWeight) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        def record(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            x = self._rows(inputs[0], weight)
-            self._squares[name] += float(x.float().square().sum(dtype=torch.float64))
-            self._tokens[name] += len(x)
-            if self._sides[name] == "inputs":
-                self._sums[name].add(x)
-                return
-            y = self._rows(output, weight)
-            bias = getattr(module, "bias", None)
-            self._sums[name].add(y if bias is None else y.float() - bias.float())
-
-        return record
-
-    def _rows(self, values: Tensor, weight: BaseWeight) -> Tensor:
-        """Values as rows (tokens, k), padding left out."""
-        if weight.pointwise:
-            values = values.movedim(-1 - weight.pointwise, -1)
-        rows = values.reshape(-1, values.shape[-1])
-        if self.mask is not None and self.mask.ndim == 2 and self.mask.numel() == len(rows):
-            rows = rows[self.mask.reshape(-1).bool()]
-        return rows
-
-    def moments(self) -> dict[str, ActivationMoments]:
-        idle = [name for name, tokens in self._tokens.items() if tokens == 0]
-        if idle:
-            raise InputError(
-                f"calibration: {len(idle)} layers never ran, first {idle[0]}: pass batches that reach every target, or "
-                "leave these layers out of target_modules"
-            )
-        return {
-            name: ActivationMoments(
-                self._sides[name],
-                self._sums[name].total() / self._tokens[name],
-                self._squares[name] / (self._tokens[name] * self.layers[name].shape[1]),
-                self._tokens[name],
-            )
-            for name in self.layers
-        }
-
-
-@contextmanager
-def _measuring(model: nn.Module, layers: Mapping[str, BaseWeight]) -> Iterator[_Recorder]:
-    missing = [name for name, weight in layers.items() if weight.is_missing]
-    if missing:
-        raise ModelError(f"{missing[0]}: its weight is on the meta device; load the base's checkpoint before calibrating")
-    recorder = _Recorder(layers)
-    training = {module: module.training for module in model.modules()}
-    adapted = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    disabled = {module: module._disable_adapters for module in adapted}
-    with ExitStack() as stack:
-        stack.callback(_restore, training, disabled)
-        model.eval()
-        for module in adapted:
-            module._disable_adapters = True
-        for name, weight in layers.items():
-            stack.callback(weight.layer.register_forward_hook(recorder.hook(name, weight)).remove)
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.autocast(_device(model).type, enabled=False))
-        yield recorder
-
-
-def _restore(training: dict[nn.Module, bool], disabled: dict[Any, bool]) -> None:
-    for module, was_training in training.items():
-        module.training = was_training
-    for module, was_disabled in disabled.items():
-        module._disable_adapters = was_disabled
-
-
-@contextmanager
-def _seeded(model: nn.Module, seed: int) -> Iterator[None]:
-    device = _device(model)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-
-def _activations(recorder: _Recorder, source: str, seed: int | None, start: float) -> Activations:
-    moments = recorder.moments()
-    tokens = max(moment.tokens for moment in moments.values())
-    return Activations(moments, source, tokens, seed, time.perf_counter() - start)
+        calibrated.activations = measure(base, layers, batches)
+    return calibrated

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import peft
 from peft.config import PeftConfig
@@ -14,13 +14,20 @@ from peft.utils import PeftType
 from kasatune.errors import InputError
 from kasatune.kasa.functional import Convention, Core
 
+if TYPE_CHECKING:
+    from kasatune.kasa.truncation.activations import Activations
+
 CHOICES = {
     "convention": ("paper", "authors"),
     "core": ("diagonal", "dense"),
     "penalty": ("step", "loss", "none"),
     "truncation": ("attach", "fold"),
     "tail_source": ("auto", "checkpoint", "dequantized"),
+    "truncate_by": ("magnitude", "activation"),
 }
+
+_LEFT_OUT_AT_DEFAULT = {"truncate_by": "magnitude", "drop": None, "calibration_used": None}
+"""Fields that adapter_config.json states only where they differ from KaSA as published."""
 
 
 @dataclass
@@ -56,6 +63,13 @@ class KasaConfig(PeftConfig):
             mapping of layer names to these if they differ; None on a float base.
         tails: directory written by `kasatune decompose`, with the same or a higher rank, to read the tails from. Not
             saved.
+        truncate_by: which component T of rank d is dropped: "magnitude", the d smallest singular triplets (the paper),
+            or "activation", the component with the smallest E||T x||^2 over the base's activations
+            (linalg/activation_tail.py). The activations are those of `calibrate(base, config, batches)`; without it
+            the base model calibrates itself when the adapter is created.
+        drop: d, the number of triplets dropped, 0 or more; None for r.
+        calibration_used: set when the adapter is created with truncate_by="activation": where the activations came
+            from, the number of tokens, the seed, and by layer the eigenvalues at the cut.
         rank_pattern: r by layer name or regular expression.
         alpha_pattern: lora_alpha by layer name or regular expression.
         bias: "none", "all" or "lora_only": which biases are trained.
@@ -66,6 +80,7 @@ class KasaConfig(PeftConfig):
     Attributes:
         saved: whether the configuration was read from a saved adapter (its file states `inference_mode` and the
             fingerprint): its tails may be about to be loaded, so they are decomposed only when needed.
+        activations: what `calibrate` measured, or None. Kept by `copy.deepcopy`, not saved.
 
     Raises:
         InputError: a value out of its range; the message names the field, the value and the limit.
@@ -90,6 +105,9 @@ class KasaConfig(PeftConfig):
     tail_checkpoint: str | None = field(default=None)
     tail_source_used: str | dict[str, str] | None = field(default=None)
     tails: str | None = field(default=None)
+    truncate_by: str = field(default="magnitude")
+    drop: int | None = field(default=None)
+    calibration_used: dict[str, Any] | None = field(default=None)
     rank_pattern: dict[str, int] = field(default=None)  # pyright: ignore[reportAssignmentType]
     alpha_pattern: dict[str, float] = field(default=None)  # pyright: ignore[reportAssignmentType]
     bias: str = field(default="none")
@@ -100,6 +118,7 @@ class KasaConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType("KASA")
+        self.activations: Activations | None = None
         self.saved = self.inference_mode or self.base_fingerprint is not None
         self.rank_pattern = self.rank_pattern or {}
         self.alpha_pattern = self.alpha_pattern or {}
@@ -115,6 +134,9 @@ class KasaConfig(PeftConfig):
         """The configuration as plain data, in an order that does not depend on the hash seed."""
         values = super().to_dict()
         del values["check_base"], values["tails"]
+        for name, default in _LEFT_OUT_AT_DEFAULT.items():
+            if values[name] == default:
+                del values[name]
         return {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
 
 
@@ -125,7 +147,8 @@ class LayerSettings:
     Args:
         r: rank of the update.
         scaling: s, the factor of the update.
-        drop: d, the number of singular triplets dropped: r, or fewer in the convention "authors".
+        drop: d, the number of singular triplets dropped: r, or fewer in the convention "authors", or KasaConfig.drop.
+        tail_width: rows of kasa_tail_V: KasaConfig.drop, or r; those past `drop` are zero.
         convention: as in KasaConfig.
         core: as in KasaConfig.
         beta: as in KasaConfig.
@@ -139,6 +162,7 @@ class LayerSettings:
     r: int
     scaling: float
     drop: int
+    tail_width: int
     convention: Convention
     core: Core
     beta: float
@@ -178,6 +202,17 @@ def _faults(config: KasaConfig) -> list[str]:
     }.items():
         if not _is_number(alpha) or alpha <= 0:
             faults.append(f"{name} must be a number above 0, got {alpha!r}")
+    if config.drop is not None and (
+        not isinstance(config.drop, int) or isinstance(config.drop, bool) or config.drop < 0
+    ):
+        faults.append(f"drop must be a whole number of at least 0, or None for r, got {config.drop!r}")
+    if config.convention == "authors" and (config.truncate_by != "magnitude" or config.drop is not None):
+        faults.append(
+            "convention='authors' fixes which triplets are dropped, and how many: leave truncate_by at 'magnitude' and "
+            "drop at None, or use convention='paper'"
+        )
+    if config.truncate_by != "magnitude" and config.tails is not None:
+        faults.append("tails holds the triplets of smallest magnitude: leave it out, or use truncate_by='magnitude'")
     if not _is_number(config.lora_dropout) or not 0 <= config.lora_dropout < 1:
         faults.append(f"lora_dropout must be at least 0 and below 1, got {config.lora_dropout!r}")
     for name in ("beta", "gamma"):

@@ -54,9 +54,9 @@ class KasaLayer(nn.Module, BaseTunerLayer):
     unloading restore the original bit for bit.
 
     Parameters of an adapter: kasa_A (r, in), kasa_B (out, r), kasa_sigma (r,) or (r, r), and the frozen tail
-    kasa_tail_U (out, r), singular values folded in, and kasa_tail_V (r, in). Where d < r triplets are dropped
-    (convention "authors"), the other columns and rows of the tail are zero. The tail of a deferred adapter is NaN until
-    it is loaded or first needed.
+    kasa_tail_U (out, d), singular values folded in, and kasa_tail_V (d, in), d = KasaConfig.drop or r. Where fewer are
+    dropped (convention "authors"), the other columns and rows of the tail are zero. The tail of a deferred adapter is
+    NaN until it is loaded or first needed.
 
     Args:
         base_layer: the layer to adapt.
@@ -130,8 +130,8 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         dtype = torch.float64 if self.base.dtype == torch.float64 else torch.float32
         # Drawn on the CPU whatever the device, so that one seed gives one adapter.
         factors = initial_factors(self.out_features, self.in_features, settings.r, settings.core, dtype=dtype)
-        tail_U = torch.full((self.out_features, settings.r), torch.nan, dtype=dtype)
-        tail_V = torch.full((settings.r, self.in_features), torch.nan, dtype=dtype)
+        tail_U = torch.full((self.out_features, settings.tail_width), torch.nan, dtype=dtype)
+        tail_V = torch.full((settings.tail_width, self.in_features), torch.nan, dtype=dtype)
         self.kasa_A[adapter_name] = nn.Parameter(factors.A.to(device))
         self.kasa_B[adapter_name] = nn.Parameter(factors.B.to(device))
         self.kasa_sigma[adapter_name] = nn.Parameter(factors.sigma.to(device))
@@ -198,7 +198,7 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         return self.base.aligned(self.change(adapter_name))
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """True: W' - W is a matrix of rank 2r."""
+        """True: W' - W is a matrix of rank r + d."""
         return True
 
     def original_weight(self) -> Tensor:

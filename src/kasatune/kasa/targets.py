@@ -11,13 +11,14 @@ from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_l
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, get_quantization_kwargs
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from kasatune.errors import ModelError
+from kasatune.errors import InputError, ModelError
 from kasatune.kasa.config import KasaConfig, LayerSettings, require_kasa_config
 from kasatune.kasa.experts import check_experts, report_experts
 from kasatune.kasa.functional import drop_count, scaling
 from kasatune.kasa.layer import KasaLayer
+from kasatune.kasa.truncation.activation_tails import compute_activation_tails
+from kasatune.kasa.truncation.activations import measure_generated
 from kasatune.kasa.truncation.compute_tails import TailRequest, compute_tails
 from kasatune.kasa.truncation.tail_source import TailSource
 from kasatune.linalg import TailSVD
@@ -60,9 +61,18 @@ def decompose(targets: Sequence[Target], config: KasaConfig, model: nn.Module) -
     `fan_in_fan_out` of `config`.
 
     Raises:
-        InputError: config.tails is not a directory of `kasatune decompose`.
+        InputError: config.tails is not a directory of `kasatune decompose`; or truncation by activation lacks
+            activations of this base, and the model cannot measure them by itself.
         ModelError: a weight cannot be read or decomposed, or is missing from that directory; by name.
     """
+    activations = config.activations
+    if config.truncate_by == "activation" and activations is None and any(t.settings.drop for t in targets):
+        if config.saved:
+            raise InputError(
+                "this configuration was saved with an adapter, and its tails with the adapter's weights: load them with "
+                "PeftModel.from_pretrained, or call calibrate(base, config) to choose other tails"
+            )
+        activations = measure_generated(model, {target.name: target.weight for target in targets})
     source = TailSource(config, model, quantized=any(target.weight.backend is not None for target in targets))
     fingerprint: dict[str, Any] = {}
 
@@ -75,15 +85,18 @@ def decompose(targets: Sequence[Target], config: KasaConfig, model: nn.Module) -
             del W
 
     total = sum(1 for target in targets if target.settings.drop)
-    tails = compute_tails(requests(), total, config.tails)
+    if activations is None:
+        tails = compute_tails(requests(), total, config.tails)
+    else:
+        tails, config.calibration_used = compute_activation_tails(requests(), total, activations)
     config.base_fingerprint = fingerprint
     config.tail_source_used = source.used()
     config.fan_in_fan_out = any(target.weight.transposed for target in targets)
     return {target.name: tails[target.name] if target.settings.drop else target.empty_tail() for target in targets}
 
 
-def targets_without_weights(config: KasaConfig, model: PreTrainedModel) -> list[Target]:
-    """The layers that a new adapter would have in a model on the meta device.
+def targets_of_base(config: KasaConfig, model: nn.Module) -> list[Target]:
+    """The layers that a new adapter would have in a model, which may be on the meta device; fills target_modules in.
 
     Raises:
         InputError: the configuration is not a kasatune.KasaConfig.
@@ -91,10 +104,11 @@ def targets_without_weights(config: KasaConfig, model: PreTrainedModel) -> list[
     """
     require_kasa_config(config)
     if config.target_modules is None:
-        default = DEFAULT_TARGETS.get(model.config.model_type)
+        kind = getattr(getattr(model, "config", None), "model_type", None)
+        default = DEFAULT_TARGETS.get(kind)
         if default is None:
             raise ModelError(
-                f"there are no default targets for the model type {model.config.model_type!r}: name the layers in "
+                f"there are no default targets for the model type {kind!r}: name the layers in "
                 "target_modules, or use all-linear"
             )
         config.target_modules = default if isinstance(default, str) else set(default)
@@ -168,7 +182,8 @@ def layer_settings(config: KasaConfig, name: str, shape: tuple[int, int]) -> Lay
     return LayerSettings(
         r=r,
         scaling=scaling(alpha, r, use_rslora=config.use_rslora),
-        drop=drop_count(*shape, r, config.convention),
+        drop=drop_count(*shape, r, config.convention) if config.drop is None else config.drop,
+        tail_width=r if config.drop is None else config.drop,
         convention=config.convention,
         core=config.core,
         beta=config.beta,
@@ -180,11 +195,12 @@ def layer_settings(config: KasaConfig, name: str, shape: tuple[int, int]) -> Lay
 
 
 def too_large(targets: Iterable[Target]) -> list[str]:
-    """One message for every layer whose r is not below min(out, in)."""
+    """One message for every layer whose r or drop is not below min(out, in)."""
     return [
-        f"{name}: rank {settings.r} must be below min(out, in) = {min(weight.shape)}"
+        f"{name}: {what} {value} must be below min(out, in) = {min(weight.shape)}"
         for name, _, weight, settings in targets
-        if settings.r >= min(weight.shape)
+        for what, value in (("rank", settings.r), ("drop", settings.drop))
+        if value >= min(weight.shape) and (what == "rank" or settings.drop != settings.r)
     ]
 
 
