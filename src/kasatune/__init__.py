@@ -16,7 +16,7 @@ from kasatune.errors import KasatuneError
 
 if TYPE_CHECKING:
     from kasatune.adapters.files import export_adapter, load_adapter
-    from kasatune.kasa import KasaConfig, regularization
+    from kasatune.kasa import KasaConfig, calibrate, regularization
     from kasatune.linalg import TailSVD, tail_svd
 
 
@@ -27,6 +27,7 @@ __all__ = [
     "KasatuneError",
     "TailSVD",
     "__version__",
+    "calibrate",
     "export_adapter",
     "load_adapter",
     "regularization",
@@ -36,6 +37,7 @@ __all__ = [
 _HOMES = {
     "KasaConfig": "kasatune.kasa",
     "TailSVD": "kasatune.linalg",
+    "calibrate": "kasatune.kasa",
     "export_adapter": "kasatune.adapters.files",
     "load_adapter": "kasatune.adapters.files",
     "regularization": "kasatune.kasa",
