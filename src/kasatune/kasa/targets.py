@@ -69,8 +69,8 @@ def decompose(targets: Sequence[Target], config: KasaConfig, model: nn.Module) -
     if config.truncate_by == "activation" and activations is None and any(t.settings.drop for t in targets):
         if config.saved:
             raise InputError(
-                "this configuration was saved with an adapter, and its tails with the adapter's weights: load the adapter, "
-                "or call calibrate(base, config) to choose other tails"
+                "this configuration was saved with an adapter, and its tails with the adapter's weights: load the "
+                "adapter, or call calibrate(base, config) to choose other tails"
             )
         activations = measure_generated(model, {target.name: target.weight for target in targets})
     source = TailSource(config, model, quantized=any(target.weight.backend is not None for target in targets))
