@@ -1,4 +1,4 @@
-"""Speed and memory against peers; the cache of tails is off here, so that every turn decomposes."""
+"""Benchmarks of speed and memory. The cache of tails is disabled, so that every measurement decomposes."""
 
 import logging
 import os

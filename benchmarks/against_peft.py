@@ -1,4 +1,4 @@
-"""PEFT's KaSA and kasatune's over the same cases, tiny models with random weights: what each does, in figures.
+"""Compare PEFT's KaSA and kasatune's on the same cases, with tiny random models.
 
 python -m benchmarks.against_peft [--page FILE]
 """

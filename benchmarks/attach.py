@@ -1,4 +1,4 @@
-"""Putting a new adapter on a whole model: KaSA here against PEFT's KaSA.
+"""Time to attach a new adapter to a model: kasatune's KaSA and PEFT's KaSA.
 
 python -m benchmarks.attach [--quick]
 """

@@ -1,8 +1,8 @@
-"""Commonsense tasks with a small real Llama: before and after KaSA, by both protocols, with the answers counted.
+"""Commonsense tasks with a small Llama before and after KaSA, by LLM-Adapters' and lm-eval's protocols.
 
 python -m benchmarks.commonsense --model MODEL_FOLDER --data LLM_ADAPTERS_FOLDER [--runs DIR] [--tasks LIST]
 
-LLM_ADAPTERS_FOLDER holds a folder with train.json and test.json for each task. A run that is finished is not repeated.
+LLM_ADAPTERS_FOLDER holds a folder with train.json and test.json for each task. Finished runs are not repeated.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How long training waits for its batches: kasatune's KaSA and PEFT's LoRA with a plain Trainer, on the demo's rows.
+"""Time that training waits for batches: kasatune's KaSA, and PEFT's LoRA with a plain Trainer, on the demo's rows.
 
 python -m benchmarks.data_loading [--quick]
 """

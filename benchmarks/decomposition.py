@@ -1,4 +1,4 @@
-"""The r smallest singular triplets of a weight: tail_svd against the full SVD, and against one float64 W @ W.T.
+"""Time of tail_svd, the r smallest singular triplets, compared with the full SVD and with one float64 W @ W.T.
 
 python -m benchmarks.decomposition [--quick] [--device cuda]
 """

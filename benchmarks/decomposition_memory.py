@@ -1,4 +1,4 @@
-"""What tail_svd takes of memory at its peak: at most W in float64 and two k x k matrices, k = min(out, in).
+"""Peak memory of tail_svd: at most W in float64 and two k x k matrices, k = min(out, in).
 
 python -m benchmarks.decomposition_memory [--quick]
 """

@@ -1,11 +1,11 @@
-"""A small Llama that has read children's stories alone is taught by KaSA to tell the facts of the E2E challenge.
+"""E2E with KaSA on stories260K, a small Llama pretrained on children's stories: scores before and after.
 
 python -m benchmarks.e2e MODEL_FOLDER E2E_FOLDER RUN_FOLDER [--page docs/results/e2e.md] [section.key=value ...]
 
 MODEL_FOLDER is karpathy/tinyllamas stories260K in transformers' form, E2E_FOLDER holds train.txt, valid.txt and
-test.txt. The recipe is `e2e/stories260k`. RUN_FOLDER becomes the run directory; one that is there is
-resumed, or only scored where it is finished. Beside it, RUN_FOLDER-model is a copy of the model whose end-of-text token
-is <s>, which it has read between stories, in the place of </s>, which it has never read. The whole test set is scored
+test.txt. The recipe is `e2e/stories260k`. RUN_FOLDER becomes the run directory; an existing run is
+resumed, or only scored if it is finished. Beside it, RUN_FOLDER-model is a copy of the model whose end-of-text token
+is <s>, which it has read between stories, instead of </s>, which it has never read. The whole test set is scored
 twice with the same decoding: by the untrained base, which is the run's model with its adapter switched off, and by the
 run.
 """

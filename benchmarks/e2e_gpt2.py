@@ -1,12 +1,11 @@
-"""GPT-2's architecture from a configuration reads plain text, and is taught by KaSA to tell the facts of E2E.
+"""E2E with KaSA on a small model of GPT-2's architecture, pretrained here on Alpaca's texts: scores before and after.
 
 python -m benchmarks.e2e_gpt2 ALPACA.json E2E_FOLDER RUN_FOLDER [--page docs/results/e2e-gpt2.md] [--every N]
 
 ALPACA.json holds Alpaca's rows, E2E_FOLDER train.txt, valid.txt and test.txt. Beside RUN_FOLDER, RUN_FOLDER-random
-becomes the model with random weights and a byte-level vocabulary made from Alpaca's texts, RUN_FOLDER-pretraining the
-run that trains all of it on these texts, RUN_FOLDER-model the checkpoint that comes of it. KaSA is then trained on E2E
-by the recipe `e2e/gpt2-tiny`, and the whole test set is scored twice, as benchmarks.e2e does. What is there
-is gone on with.
+is the model with random weights and a byte-level vocabulary from Alpaca's texts, RUN_FOLDER-pretraining the run that
+trains all parameters on these texts, and RUN_FOLDER-model the resulting checkpoint. KaSA is then trained on E2E by the
+recipe `e2e/gpt2-tiny`, and the test set is scored twice, as in benchmarks.e2e. Finished parts are not repeated.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""A classification task of one's own: does a sentence about a restaurant say that families are welcome?
+"""Make the family-friendly task: does a sentence about a restaurant say that families are welcome?
 
 python -m benchmarks.family_friendly E2E_FOLDER OUT_FOLDER
 
 E2E_FOLDER holds train.txt and valid.txt of the E2E NLG challenge, `meaning representation||text` a line. The label is
-what the meaning representation says: yes, no, or nothing. Written are train.csv and validation.csv with the columns
-text and label, equally many of each label, drawn with a fixed seed, no text twice, and no validation text among those
-to train on.
+that of the meaning representation: yes, no, or not said. The output is train.csv and validation.csv with the columns
+text and label, balanced by label, drawn with a fixed seed, without duplicates, and without validation texts among the
+training texts.
 """
 
 from __future__ import annotations

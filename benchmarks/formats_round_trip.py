@@ -1,4 +1,4 @@
-"""One adapter of a pretrained Llama, trained on text, in every format that can hold it and back: what differs.
+"""Convert one trained adapter of a Llama into every format and back, and measure the differences.
 
 python -m benchmarks.formats_round_trip MODEL_FOLDER [MODEL_FOLDER ...] [--page FILE] [--steps N]
 """

@@ -1,9 +1,9 @@
-"""KaSA, PEFT's LoRA and the fitted head on GLUE tasks with MiniLM: the recipes glue-minilm/*, seed by seed.
+"""KaSA, PEFT's LoRA and the fitted head on GLUE tasks with MiniLM, by the recipes glue-minilm/* and several seeds.
 
 python -m benchmarks.glue_minilm --data GLUE_FOLDER [--tasks sst2,cola,rte] [--seeds 0,1,2] [--report-only]
 
-GLUE_FOLDER holds SST-2, CoLA and RTE in the form of the GLUE release. A run that is finished is not repeated, and one
-that was cut off goes on.
+GLUE_FOLDER holds SST-2, CoLA and RTE in the form of the GLUE release. Finished runs are not
+repeated, interrupted ones resume.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every benchmark shares: turns taken side by side, medians, ratios against a target, one Markdown page each."""
+"""Shared by all benchmarks: alternating measurements, medians, ratios to a target, and one Markdown page each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MEANING = (
 )
 
 SHORT = 0.05
-"""Seconds that a turn of something fast is made to last."""
+"""Minimum duration of one measurement in seconds; fast calls are repeated to reach it."""
 
 
 @dataclass(frozen=True)

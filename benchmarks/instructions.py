@@ -1,10 +1,10 @@
-"""Instructions from end to end: KaSA through TRL, MT-Bench's two turns, a judge behind a local server, and a kill.
+"""Instruction tuning end to end: KaSA through TRL, MT-Bench's two turns, a judge behind a local server, and a kill.
 
 python -m benchmarks.instructions --model MODEL --rows ALPACA.json --mt-bench FOLDER --prompts judge_prompts.jsonl
 
 MODEL is a folder of a small language model, FOLDER holds MT-Bench's question.jsonl and reference_answer. The judge is
-the untrained model itself, served by `transformers serve`, behind a relay that counts what is asked. Its judgements
-mean nothing; what is shown is that the protocol holds. Exit status 1 where it does not.
+the untrained model itself, served by `transformers serve`, behind a relay that counts the requests. Its grades mean
+nothing; the benchmark shows that the protocol works. Exit status 1 if it does not.
 """
 
 from __future__ import annotations

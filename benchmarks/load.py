@@ -1,4 +1,4 @@
-"""Loading a saved adapter: KaSA here against PEFT's LoRA of rank 2r and PEFT's KaSA.
+"""Time to load a saved adapter: kasatune's KaSA, PEFT's LoRA of rank 2r and PEFT's KaSA.
 
 python -m benchmarks.load [--quick]
 """

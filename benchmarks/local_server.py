@@ -1,4 +1,4 @@
-"""transformers' own server of the OpenAI protocol, on this machine, for what benchmarks and tests ask over HTTP."""
+"""Start `transformers serve` on this machine, for benchmarks and tests that need an OpenAI-compatible server."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Every method trains on RTE with MiniLM for 20 steps, is saved, loaded again, and gives the same outputs.
+"""Smoke test of every method: 20 steps on RTE with MiniLM, save, load, same outputs.
 
 python -m benchmarks.methods_smoke --data RTE_FOLDER [--methods kasa,lora,...]
 
 RTE_FOLDER holds RTE in the form of the GLUE release. The page also counts what each method trains in four models, from
-their configurations alone. Exit status 1 where a method fails or its reloaded outputs differ.
+their configurations alone. Exit status 1 if a method fails or its reloaded outputs differ.
 """
 
 from __future__ import annotations

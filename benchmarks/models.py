@@ -1,4 +1,4 @@
-"""The models that benchmarks adapt: the real MiniLM encoder, and shapes with random weights."""
+"""Models for benchmarks: the pretrained MiniLM encoder, and Llama shapes with random weights."""
 
 from __future__ import annotations
 

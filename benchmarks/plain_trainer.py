@@ -1,9 +1,9 @@
-"""The script that one writes by hand: PEFT's LoRA or KaSA with a plain Trainer, from a file of rows to a saved adapter.
+"""Baseline script: PEFT's LoRA or KaSA with a plain Trainer, from a file of rows to a saved adapter.
 
 python -m benchmarks.plain_trainer SETTINGS.json
 
-The settings are those of `benchmarks.whole_run`, which runs this as a process of its own. Standard output is one JSON
-object: seconds of training, evaluations included.
+The settings are those of `benchmarks.whole_run`, which runs this script as a separate process. Standard output is
+one JSON object: seconds of training, evaluations included.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The processor's memory of one of two processes that share a model, while it is loaded, adapted and sharded.
+"""Private CPU memory of each of two processes that share a model while it is loaded, adapted and sharded.
 
 python -m benchmarks.process_memory
 
-The files are bfloat16. Own memory is what a process does not share with others: where weights are mapped from the files
-as they are, it does not grow by them. Linux alone.
+The files are bfloat16. Private memory is what a process does not share with others; weights that are memory-mapped from
+the files do not count. Linux only.
 """
 
 from __future__ import annotations

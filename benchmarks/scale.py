@@ -1,4 +1,4 @@
-"""The memory and time of large models by arithmetic: the tables of docs/scale.md.
+"""Estimate memory and time of large models: the tables of docs/scale.md.
 
 python -m benchmarks.scale
 """

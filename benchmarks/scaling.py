@@ -1,4 +1,4 @@
-"""How the cost of KaSA grows: time and memory of decomposition, load, step and export over the sizes of a model.
+"""Scaling of KaSA's costs: time and memory of decomposition, load, step and export over model sizes.
 
 python -m benchmarks.scaling [--quick] [--only decomposition,load,step,export] [--report-only]
 

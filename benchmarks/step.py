@@ -1,4 +1,4 @@
-"""A training step of KaSA, folded and attached, against PEFT's LoRA: operations, saved bytes, peak memory, time.
+"""Cost of a training step, KaSA folded and attached, and PEFT's LoRA: operations, saved bytes, peak memory, time.
 
 python -m benchmarks.step [--quick]
 """

@@ -1,4 +1,4 @@
-"""What the cache of tails costs and saves, weight by weight; and what small weights gain side by side.
+"""Time of the cache of tails by weight shape, and of decomposing small weights in parallel.
 
 python -m benchmarks.tails [--quick]
 """

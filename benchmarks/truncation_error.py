@@ -1,4 +1,4 @@
-"""What 16 bits leave of the truncation W - tail, for a folded and for an attached tail, against float64.
+"""Error of the truncation W - tail in 16 bits, folded and attached, compared with float64.
 
 python -m benchmarks.truncation_error
 """

@@ -1,4 +1,4 @@
-"""Whole runs, from the first second to the last: `kasatune train` against PEFT's LoRA and KaSA with a plain Trainer.
+"""Time of complete runs: `kasatune train` compared with PEFT's LoRA and KaSA under a plain Trainer.
 
 python -m benchmarks.whole_run [--quick] [--only demo,rte] [--data RTE_FOLDER] [--rows N] [--turns N] [--one-thread]
 

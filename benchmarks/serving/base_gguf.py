@@ -1,4 +1,4 @@
-"""A small Llama checkpoint of transformers as a GGUF file, for the llama.cpp comparison.
+"""Convert a small transformers Llama to a GGUF file, for the llama.cpp comparison.
 
 Usage: python base_gguf.py MODEL_FOLDER OUT.gguf
 """

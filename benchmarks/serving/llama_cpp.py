@@ -1,4 +1,4 @@
-"""Greedy tokens of llama.cpp with an exported adapter on the untouched base, beside those of the trained model.
+"""Compare greedy tokens of llama.cpp, with an exported adapter on the untouched base, with those of the trained model.
 
 Usage: python llama_cpp.py BASE.gguf ADAPTER.gguf EXPECTED.json
 """

@@ -1,4 +1,4 @@
-"""Greedy tokens of OpenVINO GenAI with an exported LoRA adapter on the untouched base, beside the trained model's.
+"""Compare greedy tokens of OpenVINO GenAI, with an exported LoRA adapter, with those of the trained model.
 
 Usage: python openvino_genai_lora.py MODEL_FOLDER LORA_DIR EXPECTED.json
 """

@@ -1,4 +1,4 @@
-"""A small Llama trained with KaSA for a few steps: its adapter, and the greedy tokens with and without it.
+"""Train a small Llama with KaSA for a few steps; save the adapter and the greedy tokens with and without it.
 
 Usage: python train_small.py MODEL_FOLDER OUT
 """
