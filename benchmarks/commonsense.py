@@ -21,7 +21,7 @@ from kasatune.data.tasks.commonsense_prompts import extract, read_instruction
 from kasatune.evaluation.multiple_choice import are_correct
 from kasatune.evaluation.task_model import TaskModel, deterministic
 from kasatune.io.atomic import write_json
-from kasatune.metrics.intervals import bootstrap_interval
+from kasatune.metrics.bootstrap import bootstrap_interval
 from kasatune.recipes.schema import Recipe
 from kasatune.training.train import train
 

@@ -5,8 +5,8 @@ import pytest
 from scipy.stats import pearsonr, ttest_rel
 from sklearn.metrics import matthews_corrcoef
 
-from kasatune.metrics.resampling import resampled_scores, seeds_and_rows_interval
-from kasatune.metrics.significance import holm, paired_t
+from kasatune.metrics.bootstrap import resampled_scores, seeds_and_rows_interval
+from kasatune.metrics.hypothesis_tests import holm, paired_t
 
 
 def drawn_rows(rows: int, n: int, seed: int) -> list[np.ndarray]:

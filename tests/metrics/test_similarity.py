@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from kasatune.metrics.similarity import SimilarTexts, rouge_l_f1, words
+from kasatune.metrics.near_duplicates import NearDuplicates, rouge_l_f1, words
 
 rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer")
 
@@ -21,7 +21,7 @@ def test_empty_texts_are_like_nothing():
 
 
 def test_the_first_text_too_much_alike_is_found():
-    known = SimilarTexts(0.7)
+    known = NearDuplicates(0.7)
     for text in ("Name three rivers of Asia", "Add two numbers, then print them"):
         known.add(text)
     assert known.find("name three LAKES of asia!") == 0  # four of five words
@@ -32,6 +32,6 @@ def test_the_first_text_too_much_alike_is_found():
 
 
 def test_the_threshold_itself_is_too_much():
-    known = SimilarTexts(0.8)
+    known = NearDuplicates(0.8)
     known.add("a b c d e")
     assert known.find("a b c d f") == 0

@@ -1,9 +1,13 @@
-"""Predictions and references in, scores out."""
+"""Scores of predictions against references, and the statistics that compare them."""
 
 from __future__ import annotations
 
-from kasatune.metrics.intervals import Interval, bootstrap_interval, paired_bootstrap
-from kasatune.metrics.scores import UndefinedScoreWarning, classification_scores, regression_scores
+from kasatune.metrics.bootstrap import Interval, bootstrap_interval, paired_bootstrap
+from kasatune.metrics.classification_regression import (
+    UndefinedScoreWarning,
+    classification_scores,
+    regression_scores,
+)
 
 __all__ = [
     "Interval",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kasatune.metrics.intervals import Interval, bootstrap_interval, paired_bootstrap
+from kasatune.metrics.bootstrap import Interval, bootstrap_interval, paired_bootstrap
 from kasatune.reports.record import RunRecord
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from kasatune.data.readers.conversations import Chat
 from kasatune.llm_client import CachedClient, Refusal, Reply
-from kasatune.metrics.similarity import SimilarTexts, words
+from kasatune.metrics.near_duplicates import NearDuplicates, words
 from kasatune.synthesis.recipe import SynthesisRecipe
 from kasatune.synthesis.teacher_prompts import Row, rows_of, seed_request, seed_text
 
@@ -105,7 +105,7 @@ class _Filters:
 
     def __init__(self, threshold: float, seeds: Sequence[str]) -> None:
         self._exact = {" ".join(words(text)) or text for text in seeds}
-        self._similar = SimilarTexts(threshold)
+        self._similar = NearDuplicates(threshold)
         for text in seeds:
             self._similar.add(text)
 

@@ -79,7 +79,7 @@ def _run_both(recipe: Recipe, folder: Path) -> None:
 
 def _show(out: Path) -> None:
     from kasatune.methods.table import BASELINE_METHOD, DEFAULT_METHOD, METHODS
-    from kasatune.metrics.intervals import paired_bootstrap
+    from kasatune.metrics.bootstrap import paired_bootstrap
     from kasatune.reports import words
     from kasatune.runs.directory import read_metrics
 

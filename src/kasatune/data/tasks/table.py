@@ -106,7 +106,7 @@ _REGRESSION = TaskInfo(
     keys=("train", "validation", "text", "label"),
 )
 
-_TEXT_SCORES = ("bleu", "nist", "meteor_exact_stem", "rouge_l", "cider")
+_TEXT_SCORES = ("bleu", "nist", "rouge_l", "cider")
 _BY_REFERENCES = "kasatune.evaluation.text_scores:score_by_references"
 _CONTEXT_PROMPT = "### Context : {}\n### Completion : "
 """The prompt of the KaSA authors for E2E, to the letter (README of juyongjiang/KaSA), with the blank at its end."""

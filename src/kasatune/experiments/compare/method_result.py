@@ -15,8 +15,7 @@ from kasatune.experiments.compare.hyperparameter_search import at_the_edge
 from kasatune.experiments.compare.method_on_task import MethodOnTask
 from kasatune.experiments.compare.run_store import FinishedRun
 from kasatune.methods.table import METHODS
-from kasatune.metrics.intervals import bootstrap_interval
-from kasatune.metrics.resampling import resampled_scores
+from kasatune.metrics.bootstrap import bootstrap_interval, resampled_scores
 from kasatune.runs.directory import HISTORY, PREDICTIONS, History
 
 _MADE_FROM = ("recipe_sha256", "data_sha256", "model", "machine", "deterministic", "versions")

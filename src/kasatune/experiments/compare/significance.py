@@ -11,8 +11,8 @@ from scipy.stats import rankdata
 
 from kasatune.experiments.compare.method_result import MethodResult
 from kasatune.experiments.compare.spec import ComparisonSpec
-from kasatune.metrics.resampling import resampled_scores, seeds_and_rows_interval
-from kasatune.metrics.significance import holm, paired_t
+from kasatune.metrics.bootstrap import resampled_scores, seeds_and_rows_interval
+from kasatune.metrics.hypothesis_tests import holm, paired_t
 
 LEVEL = 0.05
 BETTER, WORSE, NO_DIFFERENCE, NOT_TESTED = "better", "worse", "no difference shown", "not tested"

@@ -15,7 +15,7 @@ from kasatune.experiments.compare.run_id import digest
 from kasatune.experiments.compare.run_store import RUNS, FinishedRun, read_run
 from kasatune.io.atomic import finite
 from kasatune.metrics import classification_scores, regression_scores
-from kasatune.metrics.intervals import bootstrap_interval
+from kasatune.metrics.bootstrap import bootstrap_interval
 from kasatune.runs.directory import PREDICTIONS
 from kasatune.training.callback import LOWER_IS_BETTER
 

@@ -16,7 +16,7 @@ from kasatune.errors import InputError
 from kasatune.experiments.reproduce.measured_scores import Measured
 from kasatune.experiments.reproduce.published.schema import Experiment, Judged
 from kasatune.llm_client import Endpoint, Prices, require_endpoint
-from kasatune.metrics.resampling import resampled_scores
+from kasatune.metrics.bootstrap import resampled_scores
 from kasatune.runs.directory import JUDGE
 
 Progress = Callable[[str, int, int], None]

@@ -13,8 +13,7 @@ import numpy as np
 
 from kasatune.evaluation.multiple_choice import are_correct
 from kasatune.experiments.reproduce.extra_split_scores import split_file
-from kasatune.metrics.intervals import bootstrap_interval
-from kasatune.metrics.resampling import resampled_scores, seeds_and_rows_interval
+from kasatune.metrics.bootstrap import bootstrap_interval, resampled_scores, seeds_and_rows_interval
 from kasatune.runs.directory import HISTORY, PREDICTIONS, History, read_metrics
 
 _LAST = 10

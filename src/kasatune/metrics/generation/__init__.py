@@ -1,27 +1,32 @@
-"""Scores of generated text against several references, as the E2E challenge's scorer has them.
+"""Scores of generated text against several references, with the definitions of the E2E challenge's scorer.
 
 Source: Dusek, Novikova and Rieser, Computer Speech & Language 59 (2020); the scorer is tuetschek/e2e-metrics.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
+from kasatune.metrics.generation.bleu import bleu, bleu_signature
 from kasatune.metrics.generation.cider import cider, cider_segments
-from kasatune.metrics.generation.meteor import meteor_exact_stem, meteor_exact_stem_segments
-from kasatune.metrics.generation.mteval import bleu, nist
-from kasatune.metrics.generation.rouge import rouge_l, rouge_l_segments
+from kasatune.metrics.generation.coco_rouge_l import rouge_l, rouge_l_segments
+from kasatune.metrics.generation.meteor import meteor_exact_stem, meteor_exact_stem_segments, require_stemmer
+from kasatune.metrics.generation.nist import nist
 
 __all__ = [
+    "OPTIONAL_SCORES",
     "bleu",
+    "bleu_signature",
     "cider",
     "cider_segments",
     "generation_scores",
     "meteor_exact_stem",
     "meteor_exact_stem_segments",
     "nist",
+    "require_scores",
     "rouge_l",
     "rouge_l_segments",
+    "signatures",
 ]
 
 _SCORES: dict[str, Callable[[Sequence[str], Sequence[Sequence[str]]], float]] = {
@@ -31,6 +36,8 @@ _SCORES: dict[str, Callable[[Sequence[str], Sequence[Sequence[str]]], float]] = 
     "cider": cider,
     "meteor_exact_stem": meteor_exact_stem,
 }
+OPTIONAL_SCORES = ("meteor_exact_stem",)
+"""Scores that no task computes unless they are requested."""
 
 
 def generation_scores(
@@ -39,20 +46,40 @@ def generation_scores(
     """Scores of a corpus of generated texts.
 
     Args:
-        names: of `bleu`, `nist`, `rouge_l`, `cider` and `meteor_exact_stem`.
-        predictions: one text for each input.
-        references: one or more right texts for each input, in the same order.
+        names: any of `bleu`, `nist`, `rouge_l`, `cider` and `meteor_exact_stem`.
+        predictions: one text per input.
+        references: one or more reference texts per input, in the same order.
 
     Raises:
         ValueError: a name is unknown, there is no text, or a text has no reference.
-        MissingExtraError: as `meteor_exact_stem` has it.
+        MissingExtraError: the library of a score is not installed.
     """
-    unknown = [name for name in names if name not in _SCORES]
-    if unknown:
-        raise ValueError(f"no such score: {', '.join(unknown)}; there are {', '.join(_SCORES)}")
+    require_scores(names)
     if len(predictions) != len(references) or not len(predictions):
-        raise ValueError(f"{len(predictions)} texts and {len(references)} groups of references; one each is needed")
-    bare = next((index for index, others in enumerate(references) if isinstance(others, str) or not others), None)
+        raise ValueError(
+            f"{len(predictions)} texts and {len(references)} groups of references received; "
+            "give one group per text, and at least one text"
+        )
+    bare = next((index for index, group in enumerate(references) if isinstance(group, str) or not group), None)
     if bare is not None:
         raise ValueError(f"text {bare} has no list of references")
     return {name: _SCORES[name](predictions, references) for name in names}
+
+
+def require_scores(names: Collection[str]) -> None:
+    """Check, before any text is generated, that the scores `names` exist and their libraries are installed.
+
+    Raises:
+        ValueError: a name is unknown.
+        MissingExtraError: the library of a score is not installed.
+    """
+    unknown = [name for name in names if name not in _SCORES]
+    if unknown:
+        raise ValueError(f"unknown score: {', '.join(unknown)}; choose from {', '.join(_SCORES)}")
+    if "meteor_exact_stem" in names:
+        require_stemmer()
+
+
+def signatures(names: Collection[str], references: Sequence[Sequence[str]]) -> dict[str, str]:
+    """The signatures of those scores that have one, by name: the settings in the form in which they are published."""
+    return {"bleu": bleu_signature(references)} if "bleu" in names else {}

@@ -1,4 +1,4 @@
-"""Counts of n-grams: runs of n neighbouring tokens."""
+"""Counts of n-grams, runs of n consecutive tokens."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ NGram = tuple[str, ...]
 
 def count_ngrams(tokens: Sequence[str], n: int) -> Counter[NGram]:
     """How often each run of `n` tokens occurs."""
-    return Counter(zip(*(tokens[start:] for start in range(n)), strict=False))
+    return Counter(tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1))
 
 
 def clipped_matches(tokens: Sequence[str], references: Sequence[Sequence[str]], n: int) -> Counter[NGram]:
-    """min(count in `tokens`, most counts in one reference) for each n-gram that both have."""
-    most: Counter[NGram] = Counter()
+    """For each n-gram in common: min(its count in `tokens`, its largest count in any one reference)."""
+    largest: Counter[NGram] = Counter()
     for reference in references:
-        most |= count_ngrams(reference, n)
-    return count_ngrams(tokens, n) & most
+        largest |= count_ngrams(reference, n)
+    return count_ngrams(tokens, n) & largest

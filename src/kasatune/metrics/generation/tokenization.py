@@ -1,6 +1,6 @@
-"""Text into tokens, in the two ways of the E2E challenge's scorer.
+"""The two tokenizations of the E2E challenge's scorer: mteval-v13a (for NIST) and Penn Treebank (for the others).
 
-`mteval_tokens` is for BLEU and NIST, `treebank_tokens` for ROUGE-L, CIDEr and METEOR.
+sacrebleu brings its own mteval-v13a tokens for BLEU.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 
 _ENTITIES = (("<skipped>", ""), ("-\n", ""), ("&quot;", '"'), ("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">"))
 _MTEVAL = (
-    (re.compile(r"([{-~\[-` -&(-+:-@/])"), r" \1 "),  # every ASCII sign but ' , - .
+    (re.compile(r"([{-~\[-` -&(-+:-@/])"), r" \1 "),  # every ASCII punctuation mark except ' , - .
     (re.compile(r"([^0-9])([.,])"), r"\1 \2 "),
     (re.compile(r"([.,])([^0-9])"), r" \1 \2"),
     (re.compile(r"([0-9])(-)"), r"\1 \2 "),
@@ -31,27 +31,28 @@ _LEFT_OUT = frozenset([*"'`\"()[]{}.?!,:-;", "''", "``", "--", "..."])
 
 
 def mteval_tokens(text: str) -> list[str]:
-    """Lower-case tokens as NIST's mteval-v13a has them for Western text.
+    """Lower-case tokens of NIST's mteval-v13a for Western text.
 
-    Every ASCII sign is a token; points and commas are unless they stand between digits, hyphens only after a digit.
+    Every ASCII punctuation mark is a token; a point or comma only if it is not between digits, a hyphen only after a
+    digit.
     """
-    for written, meant in _ENTITIES:
-        text = text.replace(written, meant)
-    text = f" {text} "  # so that a sign at either end has a neighbour
-    for pattern, parted in _MTEVAL:
-        text = pattern.sub(parted, text)
+    for entity, character in _ENTITIES:
+        text = text.replace(entity, character)
+    text = f" {text} "  # the patterns need a neighbour at either end
+    for pattern, replacement in _MTEVAL:
+        text = pattern.sub(replacement, text)
     return text.lower().split()
 
 
 def treebank_tokens(text: str) -> list[str]:
-    """Lower-case tokens by the Penn Treebank's conventions, without punctuation, as the COCO caption scorer has them.
+    """Lower-case Penn Treebank tokens without punctuation, as in the COCO caption scorer.
 
-    Clitics ("n't", "'s"), currency and per cent signs are tokens of their own; hyphenated words and numbers are whole;
-    a point at the end of a word is punctuation unless the word is an abbreviation.
+    Clitics ("n't", "'s"), currency and percent signs are separate tokens; hyphenated words and numbers are not split; a
+    point at the end of a word is punctuation unless the word is an abbreviation.
     """
     text = text.translate(_QUOTES)
-    for pattern, parted in _TREEBANK:
-        text = pattern.sub(parted, text)
+    for pattern, replacement in _TREEBANK:
+        text = pattern.sub(replacement, text)
     words = (_without_marks(word) for word in text.lower().split())
     return [word for word in words if word and word not in _LEFT_OUT]
 
