@@ -14,6 +14,7 @@ _TRAIN = (
     "pyarrow",
     "pydantic",
     "rich",
+    "sacrebleu",
     "sklearn",
     "typer",
     "yaml",

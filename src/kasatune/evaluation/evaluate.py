@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kasatune.data.tasks import load_evaluation, load_task
 from kasatune.data.tasks.dataset import TaskData
+from kasatune.data.tasks.table import TASKS
 from kasatune.errors import DataError, InputError, KasatuneError
 from kasatune.evaluation.task_model import TaskModel, deterministic
 from kasatune.io.atomic import finite
 from kasatune.io.environment import peak_memory, reset_peak_memory, versions
 from kasatune.io.library_noise import quiet
+from kasatune.metrics.generation import OPTIONAL_SCORES, generation_scores, require_scores, signatures
 from kasatune.recipes.schema import TaskSection
 from kasatune.runs.directory import METRICS, read_metrics, read_recipe
 from kasatune.runs.provenance import recipe_sha256, trace
@@ -25,7 +27,9 @@ CheckLine = tuple[str, bool | None, str]
 """Name of a check, whether it passed (None: could not be checked), and its figures in words."""
 
 
-def evaluate(run_dir: Path, split: str | None = None, data: str | None = None) -> dict[str, Any]:
+def evaluate(
+    run_dir: Path, split: str | None = None, data: str | None = None, extra_scores: Sequence[str] = ()
+) -> dict[str, Any]:
     """Score a run again, from its saved files alone.
 
     Args:
@@ -33,6 +37,7 @@ def evaluate(run_dir: Path, split: str | None = None, data: str | None = None) -
         split: the rows to score; None for the split of metrics.json.
         data: rows to score instead of those that the recipe names: the folder of a benchmark, or a file in the form of
             your own validation data; their split is "validation".
+        extra_scores: optional scores of generated text to compute besides the task's, such as "meteor_exact_stem".
 
     Returns:
         An object in the form of metrics.json; `metrics` is bit for bit the same as there for the same rows on the same
@@ -44,6 +49,7 @@ def evaluate(run_dir: Path, split: str | None = None, data: str | None = None) -
     run_dir = Path(run_dir)
     recipe, before = read_recipe(run_dir), read_metrics(run_dir)
     names = tuple(before["label_names"]) if before.get("label_names") else None
+    extra = _extra_scores(recipe.task.name, before, extra_scores)
     with quiet(), deterministic():
         start = time.perf_counter()
         reset_peak_memory()
@@ -52,11 +58,13 @@ def evaluate(run_dir: Path, split: str | None = None, data: str | None = None) -
         loaded = time.perf_counter()
         chosen = split or str(before["split"])
         scores = task_model.final_score(task_model.encode(task, chosen), task, chosen)
+        extra_metrics = generation_scores(extra, scores.predictions, scores.labels) if extra else {}
     seconds = {"load": loaded - start, "evaluate": time.perf_counter() - loaded}
     return {
         **before,
         "split": chosen,
-        "metrics": scores.metrics,
+        "metrics": {**scores.metrics, **extra_metrics},
+        **({"signatures": settings} if (settings := signatures(scores.metrics, scores.labels)) else {}),
         "data_source": task.source,
         "data_sha256": task.sha256,
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
@@ -64,6 +72,19 @@ def evaluate(run_dir: Path, split: str | None = None, data: str | None = None) -
         "versions": versions(),
         **trace(recipe, task_model.base.revision, task_model.base.fingerprint),
     }
+
+
+def _extra_scores(task: str, recorded: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """The optional scores to compute: those in `names`, and those that the run recorded."""
+    unknown = [name for name in names if name not in OPTIONAL_SCORES]
+    if unknown:
+        raise InputError(f"{', '.join(unknown)}: not an optional score; choose from {', '.join(OPTIONAL_SCORES)}")
+    if names and "bleu" not in TASKS[task].metrics:
+        raise InputError(f"{', '.join(names)}: compares texts with references, which task {task} does not have")
+    known = [name for name in OPTIONAL_SCORES if name in (recorded.get("metrics") or {})]
+    extra = list(dict.fromkeys([*known, *names]))
+    require_scores(extra)
+    return extra
 
 
 def check_recorded_scores(run_dir: Path) -> Iterator[CheckLine]:

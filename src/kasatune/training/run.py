@@ -23,6 +23,7 @@ from kasatune.evaluation.task_model import TaskModel
 from kasatune.io.atomic import remove, write_json
 from kasatune.io.environment import peak_memory, versions
 from kasatune.io.progress import ProgressReporter, progress_listener
+from kasatune.metrics.generation import signatures
 from kasatune.models.device import find_device
 from kasatune.recipes.schema import Recipe
 from kasatune.runs import directory
@@ -136,6 +137,8 @@ class Run:
                 scores = self.prepared.final_score(examples, self.data, SPLIT)
         if self.data.kind == "generation":
             self.details["generation"] = self.prepared.decoding()
+        if settings := signatures(scores.metrics, scores.labels):
+            self.details["signatures"] = settings
         seconds = time.perf_counter() - start
         self.seconds["evaluate"] = self.seconds.get("evaluate", 0.0) + seconds
         if self.prepared.method.info.fitted:

@@ -19,6 +19,14 @@ def command(
     data: Annotated[
         str | None, typer.Option(metavar="PATH", help="Where the rows lie now; the recipe's own place by default.")
     ] = None,
+    scores: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Further scores of generated text, such as meteor_exact_stem (needs kasatune[meteor]).",
+            show_default=False,
+        ),
+    ] = None,
     harness: Annotated[
         str | None,
         typer.Option(metavar="TASK,...", help="Tasks of lm-eval to score the model on instead.", show_default=False),
@@ -56,8 +64,8 @@ def command(
     read_metrics(run_dir)
     if harness is None and (harness_path or harness_limit):
         raise InputError("--harness-path and --harness-limit belong to --harness TASK,...; name the tasks")
-    if harness is not None and (split or data):
-        raise InputError("--split and --data choose rows of the run's own task; leave them out with --harness")
+    if harness is not None and (split or data or scores):
+        raise InputError("--split, --data and --scores are for the run's own task; leave them out with --harness")
     if judge is not None:
         judging.judge(
             run_dir,
@@ -88,14 +96,14 @@ def command(
             names = [name.strip() for name in harness.split(",") if name.strip()]
             metrics = run_harness(run_dir, names, path=harness_path, limit=harness_limit)
         else:
-            metrics = _evaluate(run_dir, split, data)
+            metrics = _evaluate(run_dir, split, data, scores)
     if json:
         print_json(metrics)
     else:
         show_scores(metrics)
 
 
-def _evaluate(run_dir: Path, split: str | None, data: str | None) -> dict[str, Any]:
+def _evaluate(run_dir: Path, split: str | None, data: str | None, scores: str | None) -> dict[str, Any]:
     from kasatune.cli.fast_import import large_libraries
     from kasatune.cli.progress_bar import make_progress
 
@@ -105,6 +113,7 @@ def _evaluate(run_dir: Path, split: str | None, data: str | None) -> dict[str, A
 
     display = make_progress()
     with progress_listener(display.progress):
-        metrics = evaluate(run_dir, split=split, data=data)
+        extra = [name.strip() for name in (scores or "").split(",") if name.strip()]
+        metrics = evaluate(run_dir, split=split, data=data, extra_scores=extra)
     display.finish()
     return metrics

@@ -1,4 +1,4 @@
-"""Each score is checked against its formula, written out here with plain numbers."""
+"""Scores of classes and numbers against their formulas, written out with plain numbers."""
 
 import math
 import warnings
@@ -48,12 +48,12 @@ def test_three_labels_against_their_formulas():
     assert scores["matthews_correlation"] == pytest.approx(expected)
 
 
-def test_logits_count_by_their_largest():
+def test_the_largest_logit_is_the_prediction():
     logits = np.eye(2)[GIVEN] * 5 - 1
     assert classification_scores(ALL, logits, LABELS) == classification_scores(ALL, GIVEN, LABELS)
 
 
-def test_number_of_labels_decides_between_the_two_meanings_of_f1():
+def test_the_number_of_classes_decides_between_binary_and_macro_f1():
     given, labels = [0, 1, 1, 0], [0, 1, 0, 0]
     assert classification_scores(["f1"], given, labels)["f1"] == pytest.approx(2 / 3)
     three = classification_scores(["f1"], given, labels, classes=3)["f1"]
@@ -61,7 +61,7 @@ def test_number_of_labels_decides_between_the_two_meanings_of_f1():
     assert classification_scores(["f1"], np.eye(3)[given], labels)["f1"] == pytest.approx(three)
 
 
-def test_constant_predictions_are_worth_zero_correlation_without_a_warning():
+def test_constant_predictions_have_zero_correlation_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         scores = classification_scores(ALL, [0] * 10, LABELS)
@@ -82,7 +82,7 @@ def test_correlations_against_their_formulas():
     ("given", "labels", "which"),
     [([2.0, 2.0, 2.0], [1, 2, 3], "predictions"), ([1.0, 2.0, 3.0], [2, 2, 2], "labels"), ([1.0], [1.0], "constant")],
 )
-def test_undefined_correlations_are_zero_and_told(given, labels, which):
+def test_undefined_correlations_are_zero_with_a_warning(given, labels, which):
     with pytest.warns(UndefinedScoreWarning, match=which):
         assert regression_scores(["pearson"], given, labels) == {"pearson": 0.0}
 
@@ -96,7 +96,7 @@ def test_nearly_constant_predictions_keep_their_correlation():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_diverged_numbers_are_refused(bad):
+def test_nan_and_infinite_numbers_are_refused(bad):
     with pytest.raises(DivergedError, match="1 of 2 predictions"):
         regression_scores(["pearson"], [bad, 1.0], [0, 1])
     with pytest.raises(DivergedError, match="1 of 4 logits"):
@@ -104,9 +104,9 @@ def test_diverged_numbers_are_refused(bad):
 
 
 def test_misuse_is_refused():
-    with pytest.raises(ValueError, match="no such score: bleu; there are accuracy, f1"):
+    with pytest.raises(ValueError, match="unknown score: bleu; choose from accuracy, f1"):
         classification_scores(["accuracy", "bleu"], [0], [0])
-    with pytest.raises(ValueError, match="one prediction a label"):
+    with pytest.raises(ValueError, match="one prediction per label"):
         classification_scores(["accuracy"], [0, 1], [0])
     with pytest.raises(ValueError, match="no rows"):
         regression_scores(["pearson"], [], [])

@@ -1,12 +1,13 @@
+"""Scores on resampled rows against scores of the rows that were drawn."""
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import pearsonr, ttest_rel
+from scipy.stats import pearsonr
 from sklearn.metrics import matthews_corrcoef
 
 from kasatune.metrics.bootstrap import resampled_scores, seeds_and_rows_interval
-from kasatune.metrics.hypothesis_tests import holm, paired_t
 
 
 def drawn_rows(rows: int, n: int, seed: int) -> list[np.ndarray]:
@@ -17,7 +18,7 @@ def drawn_rows(rows: int, n: int, seed: int) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("classes", [2, 4])
 @pytest.mark.parametrize("metric", ["accuracy", "matthews_correlation"])
-def test_scores_on_resamples_are_those_of_the_drawn_rows(metric, classes):
+def test_resampled_scores_equal_those_of_the_drawn_rows(metric, classes):
     draw = np.random.default_rng(5)
     labels = draw.integers(classes, size=40)
     given = np.where(draw.random((3, 40)) < 0.6, labels, draw.integers(classes, size=(3, 40)))
@@ -29,7 +30,7 @@ def test_scores_on_resamples_are_those_of_the_drawn_rows(metric, classes):
             assert table[one, column] == pytest.approx(expected, abs=1e-12)
 
 
-def test_correlations_on_resamples_are_those_of_the_drawn_rows():
+def test_resampled_correlations_equal_those_of_the_drawn_rows():
     draw = np.random.default_rng(6)
     labels = draw.normal(size=30) + 100
     given = (labels + draw.normal(size=30))[None]
@@ -38,21 +39,21 @@ def test_correlations_on_resamples_are_those_of_the_drawn_rows():
         assert table[0, column] == pytest.approx(pearsonr(labels[rows], given[0][rows]).statistic, abs=1e-9)
 
 
-def test_constant_predictions_score_nothing():
+def test_constant_predictions_score_zero():
     assert (resampled_scores("matthews_correlation", [0, 1, 1, 0], [[1, 1, 1, 1]], n=9) == 0).all()
     assert (resampled_scores("pearson", [0.0, 1.0, 2.0], [[3.0, 3.0, 3.0]], n=9) == 0).all()
 
 
-def test_two_results_meet_the_same_resamples_however_many_are_scored_together():
+def test_resamples_are_the_same_however_many_predictions_are_scored_together():
     labels = [0, 1] * 20
     first, second = [0] * 40, [0, 0, 1, 1] * 10
     both = resampled_scores("accuracy", labels, [first, second], n=50)
     assert (resampled_scores("accuracy", labels, [second], n=50)[0] == both[1]).all()
 
 
-def test_an_unknown_score_is_left_out_and_wrong_shapes_are_refused():
+def test_an_unknown_score_gives_none_and_wrong_shapes_are_refused():
     assert resampled_scores("bleu", [0, 1], [[0, 1]]) is None
-    with pytest.raises(ValueError, match="one prediction a row"):
+    with pytest.raises(ValueError, match="one prediction per row"):
         resampled_scores("accuracy", [0, 1], [[0, 1, 1]])
 
 
@@ -68,21 +69,3 @@ def test_the_interval_over_seeds_and_rows_is_wider_than_over_either():
     assert both > 1.1 * width(np.repeat(seeds, 4000, axis=1))
     assert both > 1.1 * width(np.repeat(rows, 5, axis=0))
     assert width(np.repeat(rows, 5, axis=0)) == pytest.approx(2 * 1.96 * 0.02, rel=0.1)
-
-
-def test_the_paired_test_is_students():
-    a, b = [0.81, 0.84, 0.79, 0.85, 0.82], [0.80, 0.80, 0.80, 0.81, 0.80]
-    differences = [x - y for x, y in zip(a, b, strict=True)]
-    assert paired_t(differences) == pytest.approx(ttest_rel(a, b).pvalue, rel=1e-9)
-
-
-@pytest.mark.parametrize(("differences", "p"), [([0.1], None), ([], None), ([0.0, 0.0], 1.0), ([0.1, 0.1], None)])
-def test_what_cannot_be_tested_has_no_p(differences, p):
-    assert paired_t(differences) == p
-
-
-def test_holm_multiplies_by_what_is_left_and_never_goes_down():
-    # By hand: 4 x 0.01, 3 x 0.02, 2 x 0.03 -> at least 0.06, 1 x 0.04 -> at least 0.06.
-    assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
-    assert holm([0.6, 0.7]) == [1.0, 1.0]
-    assert holm([]) == []

@@ -1,9 +1,11 @@
-"""The scores of generated text on examples small enough for pen and paper."""
+"""Scores of generated text on examples small enough to compute by hand."""
 
 import math
+import sys
 
 import pytest
 
+from kasatune.errors import MissingExtraError
 from kasatune.metrics.generation import (
     bleu,
     cider,
@@ -12,9 +14,10 @@ from kasatune.metrics.generation import (
     meteor_exact_stem,
     meteor_exact_stem_segments,
     nist,
+    require_scores,
     rouge_l,
 )
-from kasatune.metrics.generation.tokens import mteval_tokens, treebank_tokens
+from kasatune.metrics.generation.tokenization import mteval_tokens, treebank_tokens
 
 
 @pytest.mark.parametrize(
@@ -128,12 +131,12 @@ def test_meteor_by_hand():
     assert both == pytest.approx(expected(2, 2, 1, 3, 3))
 
 
-def test_scores_by_name_and_misuse():
+def test_scores_by_name_and_invalid_input():
     scores = generation_scores(["rouge_l", "bleu"], ["a b c d"], [["a b c d"]])
     assert scores == pytest.approx({"rouge_l": 1, "bleu": 1})
     assert list(scores) == ["rouge_l", "bleu"]
     for wrong, message in (
-        ((["meteor"], ["a"], [["a"]]), "no such score: meteor; there are bleu"),
+        ((["meteor"], ["a"], [["a"]]), "unknown score: meteor; choose from bleu"),
         ((["bleu"], ["a"], []), "1 texts and 0 groups"),
         ((["bleu"], [], []), "0 texts and 0 groups"),
         ((["bleu"], ["a", "b"], [["a"], []]), "text 1 has no list of references"),
@@ -141,3 +144,10 @@ def test_scores_by_name_and_misuse():
     ):
         with pytest.raises(ValueError, match=message):
             generation_scores(*wrong)
+
+
+def test_a_missing_stemmer_is_named_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nltk.stem.snowball", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'kasatune\[meteor\]'"):
+        require_scores(["bleu", "meteor_exact_stem"])
+    require_scores(["bleu"])

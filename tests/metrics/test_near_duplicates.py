@@ -1,4 +1,4 @@
-"""ROUGE-L of words against rouge-score's own."""
+"""ROUGE-L F1 of words against the rouge-score package, and the search for near-duplicates."""
 
 import random
 
@@ -9,18 +9,18 @@ from kasatune.metrics.near_duplicates import NearDuplicates, rouge_l_f1, words
 rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer")
 
 
-def test_it_is_rouge_scores_own():
+def test_rouge_l_f1_equals_that_of_rouge_score():
     draw, scorer = random.Random(0), rouge_scorer.RougeScorer(["rougeL"])
     for _ in range(300):
         a, b = (" ".join(draw.choices("abcdefg", k=draw.randrange(1, 90))) for _ in range(2))
         assert rouge_l_f1(words(a), words(b)) == pytest.approx(scorer.score(a, b)["rougeL"].fmeasure, abs=1e-12)
 
 
-def test_empty_texts_are_like_nothing():
+def test_empty_texts_have_similarity_zero():
     assert rouge_l_f1([], []) == rouge_l_f1(["a"], []) == rouge_l_f1([], ["a"]) == 0.0
 
 
-def test_the_first_text_too_much_alike_is_found():
+def test_the_first_near_duplicate_is_found():
     known = NearDuplicates(0.7)
     for text in ("Name three rivers of Asia", "Add two numbers, then print them"):
         known.add(text)
@@ -31,7 +31,7 @@ def test_the_first_text_too_much_alike_is_found():
     assert len(known) == 2
 
 
-def test_the_threshold_itself_is_too_much():
+def test_similarity_equal_to_the_threshold_is_a_near_duplicate():
     known = NearDuplicates(0.8)
     known.add("a b c d e")
     assert known.find("a b c d f") == 0
