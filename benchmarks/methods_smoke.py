@@ -67,11 +67,11 @@ def outputs() -> Iterator[dict[str, np.ndarray]]:
 
     def save_and_ask(run: Run, **options: Any) -> None:
         save(run, **options)
-        found["trained"] = run.prepared.logits(run.examples[SPLIT])
+        found["trained"] = run.task_model.logits(run.examples[SPLIT])
 
     def finish_and_ask(run: Run, outcome: Any) -> None:
         finish(run, outcome)
-        found["loaded"] = run.prepared.logits(run.examples[SPLIT])
+        found["loaded"] = run.task_model.logits(run.examples[SPLIT])
 
     with patch.object(Run, "save", save_and_ask), patch.object(Run, "finish", finish_and_ask):
         yield found

@@ -16,8 +16,8 @@ from kasatune.adapters import gguf_export  # noqa: F401
 from kasatune.cli.main import run
 from kasatune.experiments.compare import compare  # noqa: F401
 from kasatune.io.atomic import write_text
-from kasatune.training import callback as keeper
-from kasatune.training.checkpoints import SEAL, seal
+from kasatune.training import callback
+from kasatune.training.checkpoints import MANIFEST, write_manifest
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload([__name__])
@@ -61,9 +61,9 @@ def _run(arguments: list[str], log: Path, seals: Path | None, save_seconds: floa
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     os.environ.update(environment)
     sys.argv = ["kasatune", *arguments]
-    keeper.SAVE_SECONDS = save_seconds
+    callback.SAVE_SECONDS = save_seconds
     if seals is not None:
-        keeper.seal = _recording(seals)
+        callback.write_manifest = _recording(seals)
     status = run(arguments)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -72,8 +72,8 @@ def _run(arguments: list[str], log: Path, seals: Path | None, save_seconds: floa
 
 def _recording(seals: Path) -> Any:
     def recorded(checkpoint: Path, *rest: Any) -> None:
-        seal(checkpoint, *rest)
-        files = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))["files"]
+        write_manifest(checkpoint, *rest)
+        files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
         write_text(seals / f"{checkpoint.name}.json", json.dumps(files))  # a kill may come here too
 
     return recorded

@@ -19,7 +19,8 @@ from kasatune.kasa import KasaLayer
 from kasatune.kasa.truncation import compute_tails
 from kasatune.recipes.schema import load_recipe
 from kasatune.training import train as runs
-from kasatune.training import trainer
+from kasatune.training.engines import run_trainer
+from kasatune.training.engines.trainer import MeanLossTrainer
 from tests.toys import At
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -92,21 +93,21 @@ def stop(recipe: str, out: str, step: int) -> None:
 
 def diverge(recipe: str, out: str) -> None:
     """A run whose second step, of two pieces like the first, is not finite in the last process alone."""
-    whole, calls = runs.RunTrainer.compute_loss, []
+    whole, calls = MeanLossTrainer.compute_loss, []
 
     def broken(self: Any, *arguments: Any, **options: Any) -> Any:
         loss = whole(self, *arguments, **options)
         calls.append(0)
         return loss * float("nan") if self.args.process_index and len(calls) == 3 else loss
 
-    runs.RunTrainer.compute_loss = broken  # type: ignore[method-assign]
+    MeanLossTrainer.compute_loss = broken  # type: ignore[method-assign]
     try:
         train(recipe, out)
     except runs.DivergedError as fault:
         assert "step 2" in str(fault), fault
         return
     finally:
-        runs.RunTrainer.compute_loss = whole  # type: ignore[method-assign]
+        MeanLossTrainer.compute_loss = whole  # type: ignore[method-assign]
     raise AssertionError("the run did not diverge")
 
 
@@ -139,22 +140,22 @@ class _DealtOut:
 
     def __enter__(self) -> None:
         os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
-        self._deal_out = trainer.deal_out
+        self._partition = run_trainer.partition
 
         def checked(model: Any, arguments: Any) -> None:
             numbers = sum(p.numel() for p in model.parameters())
-            self._deal_out(model, arguments)
+            self._partition(model, arguments)
             held = list(model.parameters())
             assert not sum(p.numel() for p in held), "a parameter is whole"
             assert sum(p.ds_numel for p in held) == numbers
             mine = sum(p.ds_tensor.numel() for p in held)
             assert mine <= numbers / int(os.environ["WORLD_SIZE"]) + len(held)
 
-        trainer.deal_out = checked
+        run_trainer.partition = checked
 
     def __exit__(self, *_: object) -> None:
         del os.environ["ACCELERATE_USE_DEEPSPEED"], os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"]
-        trainer.deal_out = self._deal_out
+        run_trainer.partition = self._partition
 
 
 def count_decompositions(recipe: str, out: str, counts: str) -> None:

@@ -18,10 +18,10 @@ def test_every_private_method_that_is_overridden_has_a_row():
     from kasatune.kasa.model import KasaModel
     from kasatune.methods.bottleneck.layer import BottleneckLayer
     from kasatune.methods.bottleneck.model import BottleneckModel
-    from kasatune.training.trainer import RunTrainer
+    from kasatune.training.engines.trainer import MeanLossTrainer
 
     overridden = set()
-    for kind in (KasaLayer, KasaModel, BottleneckLayer, BottleneckModel, RunTrainer):
+    for kind in (KasaLayer, KasaModel, BottleneckLayer, BottleneckModel, MeanLossTrainer):
         foreign = {name for base in kind.__mro__ if not _is_ours(base) for name in vars(base)}
         own = {name for base in kind.__mro__ if _is_ours(base) for name in vars(base)}
         overridden |= {name for name in own & foreign if name.startswith("_") and not name.startswith("__")}

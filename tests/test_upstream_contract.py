@@ -203,34 +203,22 @@ ROWS = (
     ),
     Row(
         "transformers",
-        "_defer_fsdp_gradient_reduction",
-        ("training/trainer.py",),
-        "the base asks the configuration of a model that it sharded itself",
-        NO_PUBLIC,
-        lambda: callable(get(f"{TRAINER}._defer_fsdp_gradient_reduction")),
-    ),
-    Row(
-        "transformers",
         "_prepare_for_training",
-        ("training/trainer.py",),
+        ("training/engines/run_trainer.py",),
         *RESUME,
         takes(f"{TRAINER}._prepare_for_training", "max_steps", "train_dataloader", "resume_from_checkpoint"),
-    ),
-    *(
-        Row("transformers", name, ("training/trainer.py",), *RESUME, takes(f"{TRAINER}.{name}", "checkpoint"))
-        for name in ("_load_optimizer_and_scheduler", "_load_scaler", "_load_rng_state")
     ),
     Row(
         "transformers",
         "_load_from_checkpoint",
-        ("training/trainer.py",),
+        ("training/engines/run_trainer.py",),
         *RESUME,
         takes(f"{TRAINER}._load_from_checkpoint", "resume_from_checkpoint", "model"),
     ),
     Row(
         "transformers",
         "_n_gpu",
-        ("training/trainer.py",),
+        ("training/engines/arguments.py",),
         "one GPU a process, never DataParallel",
         NO_PUBLIC,
         source_has("transformers:TrainingArguments", "self._n_gpu"),
@@ -270,7 +258,7 @@ ROWS = (
     Row(
         "trl",
         "_send_telemetry",
-        ("training/sft.py",),
+        ("training/engines/sft.py",),
         "nothing is sent anywhere",
         "HF_HUB_DISABLE_TELEMETRY",
         lambda: callable(get("trl:SFTTrainer._send_telemetry")),

@@ -111,7 +111,7 @@ def test_export_writes_an_adapter_that_stock_peft_loads(kasatune, work, tmp_path
 
 
 def test_an_occupied_output_is_refused_before_anything_is_loaded(kasatune, work, monkeypatch):
-    monkeypatch.setattr("kasatune.training.plan.require_feasible", lambda recipe: pytest.fail("loaded"))
+    monkeypatch.setattr("kasatune.training.train.find_pretrained", lambda section: pytest.fail("loaded"))
     before = {path: path.stat().st_mtime_ns for path in (work / "runs").rglob("*")}
     done = kasatune("train", "good.yaml", "--out", "runs/first")
     assert (done.status, done.out) == (2, "")

@@ -16,7 +16,9 @@ from kasatune.data.tokenize import Examples
 from kasatune.methods.shared.method import Method
 from kasatune.methods.shared.trained_parameters import trainable
 from kasatune.recipes.schema import MethodSection, TrainingSection
-from kasatune.training.trainer import RunTrainer, training_arguments
+from kasatune.training.engines.arguments import training_arguments
+from kasatune.training.engines.run_trainer import RunHooks
+from kasatune.training.engines.trainer import MeanLossTrainer
 from tests.contract.bases import HEAD, collate, tiny_model, tiny_rows
 from tests.contract.facts import ALPHA, FACTS, R
 
@@ -111,7 +113,7 @@ def trained(case: Case, *, pieces: int = 1, steps: int = 1, seed: int = 0) -> Tr
     return Trained(model, before, gradients[0], frozenset(reached))
 
 
-def _trainer(case: Case, model: nn.Module, folder: Path, pieces: int, steps: int, seed: int) -> RunTrainer:
+def _trainer(case: Case, model: nn.Module, folder: Path, pieces: int, steps: int, seed: int) -> MeanLossTrainer:
     section = TrainingSection(
         batch_size=8,
         gradient_accumulation=pieces,
@@ -122,16 +124,18 @@ def _trainer(case: Case, model: nn.Module, folder: Path, pieces: int, steps: int
         device="cpu",
         seed=seed,
     )
-    arguments = training_arguments(section, folder)
+    arguments = training_arguments(section, folder, torch.device("cpu"))
     arguments.eval_strategy = arguments.save_strategy = "no"  # type: ignore[assignment]
     rows = Examples(tiny_rows(), frozenset())
-    return RunTrainer(
-        method=case.method,
-        settings=case.settings,
-        new_modules=case.new_modules,
-        head_learning_rate=None,
-        scores=dict,
-        progress=dict,
+    return MeanLossTrainer(
+        hooks=RunHooks(
+            method=case.method,
+            settings=case.settings,
+            new_modules=case.new_modules,
+            head_learning_rate=None,
+            evaluate=dict,
+            progress=dict,
+        ),
         model=model,
         args=arguments,
         train_dataset=rows,

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from kasatune.data.collate import CausalCollator
 from kasatune.data.prompt_completion import IGNORED, encode_rows, prompt_tokens
 from kasatune.evaluation.causal_loss import learnt_tokens, text_loss, token_losses
-from kasatune.training.trainer import mean_loss
+from kasatune.training.engines.trainer import mean_loss
 from tests.text_toys import save_tokenizer
 
 BEGIN, END = 0, 1

@@ -127,7 +127,7 @@ def test_a_decoder_without_padding_token_pads_with_its_end_of_text(bert, tmp_pat
     assert base.tokenizer.pad_token == "[SEP]"
     assert base.model.config.pad_token_id == base.tokenizer.pad_token_id
     PreTrainedTokenizerFast(tokenizer_object=base.tokenizer.backend_tokenizer).save_pretrained(folder)
-    with pytest.raises(ModelError, match="neither a padding nor an end-of-text token"):
+    with pytest.raises(ModelError, match="neither a padding nor an EOS token"):
         load(folder)
 
 

@@ -17,9 +17,8 @@ import torch
 
 from kasatune.errors import DataError, DivergedError, OutputError, WorkError
 from kasatune.evaluation.evaluate import evaluate
-from kasatune.training import callback as keeper
-from kasatune.training import training_state
-from kasatune.training.checkpoints import SEAL
+from kasatune.training import callback, checkpoint_contents
+from kasatune.training.checkpoints import MANIFEST
 from kasatune.training.train import train
 from tests.toys import At, Recorder, make_recipe, rows, write_csv
 from tests.training.test_resume import files, kill
@@ -37,8 +36,8 @@ def test_a_damaged_checkpoint_is_never_read_and_the_one_before_is_gone_on_with(n
     recipe = make_recipe(bert, tmp_path, method={"dropout": 0.2}, epochs=3)
     whole = files(train(recipe, tmp_path / "whole"))
     work = stopped(recipe, tmp_path / "run")
-    best = json.loads((work / "checkpoint-6" / SEAL).read_text())["best"]["name"]
-    if name == "best" and best == json.loads((work / "checkpoint-3" / SEAL).read_text())["best"]["name"]:
+    best = json.loads((work / "checkpoint-6" / MANIFEST).read_text())["best"]["name"]
+    if name == "best" and best == json.loads((work / "checkpoint-3" / MANIFEST).read_text())["best"]["name"]:
         pytest.skip("the best state is that of both")
     damaged = work / best if name == "best" else work / "checkpoint-6" / f"{name}.safetensors"
     content = bytearray(damaged.read_bytes())
@@ -46,7 +45,7 @@ def test_a_damaged_checkpoint_is_never_read_and_the_one_before_is_gone_on_with(n
     damaged.write_bytes(content)
     display = Recorder()
     train(recipe, tmp_path / "run", resume=True, display=display)
-    assert f"checkpoint-6 is not used: {damaged.name} is not what was written" in "".join(display.messages)
+    assert f"checkpoint-6 is not used: {damaged.name} has changed since it was written" in "".join(display.messages)
     assert display.steps == list(range(4, 10))
     assert files(tmp_path / "run") == whole
 
@@ -55,11 +54,11 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_not_used(bert, tmp_path
     recipe = make_recipe(bert, tmp_path, method={"dropout": 0.2}, epochs=3)
     whole = files(train(recipe, tmp_path / "whole"))
     work = stopped(recipe, tmp_path / "run")
-    (work / "checkpoint-6" / SEAL).unlink()
+    (work / "checkpoint-6" / MANIFEST).unlink()
     (work / "checkpoint-3" / "trainer_state.json").write_text("{")
     display = Recorder()
     train(recipe, tmp_path / "run", resume=True, display=display)
-    assert "checkpoint-6 is not used: it was not written to its end" in display.messages
+    assert "checkpoint-6 is not used: it is incomplete (its manifest is missing or damaged)" in display.messages
     assert any("checkpoint-3 is not used: trainer_state.json" in message for message in display.messages)
     assert display.steps == list(range(1, 10))
     assert files(tmp_path / "run") == whole
@@ -68,7 +67,7 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_not_used(bert, tmp_path
 def test_a_run_is_saved_within_an_epoch_too_and_resumes_to_the_same_result(bert, tmp_path, monkeypatch):
     recipe = make_recipe(bert, tmp_path, method={"dropout": 0.2}, epochs=3)
     whole = files(train(recipe, tmp_path / "whole"))
-    monkeypatch.setattr(keeper, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(callback, "SAVE_SECONDS", 0.0)
     work = stopped(recipe, tmp_path / "run", step=5)
     assert sorted(path.name for path in work.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
     assert not list(work.rglob("*.pt")) and not list(work.rglob("*.pth"))
@@ -86,11 +85,11 @@ def test_the_state_of_the_optimizer_is_what_was_saved(tmp_path):
         model(torch.randn(5, 3)).square().sum().backward()
         optimizers[0].step()
         schedules[0].step()
-    training_state.save_optimizer(tmp_path, model, optimizers[0], schedules[0], writes=True)
-    training_state.save_random(tmp_path, 0)
+    checkpoint_contents.save_optimizer(tmp_path, model, optimizers[0], schedules[0], writes=True)
+    checkpoint_contents.save_random_state(tmp_path, 0)
     wanted = torch.randn(4)
-    training_state.load_optimizer(tmp_path, model, optimizers[1], schedules[1])
-    training_state.load_random(tmp_path, 0)
+    checkpoint_contents.load_optimizer(tmp_path, model, optimizers[1], schedules[1])
+    checkpoint_contents.load_random_state(tmp_path, 0)
     assert torch.equal(torch.randn(4), wanted)
     assert schedules[0].state_dict() == schedules[1].state_dict()
     one, other = (optimizer.state_dict() for optimizer in optimizers)
@@ -101,7 +100,7 @@ def test_the_state_of_the_optimizer_is_what_was_saved(tmp_path):
 
 def test_an_evaluation_draws_nothing_from_the_generators_of_training(bert, tmp_path, monkeypatch):
     states = []
-    whole = keeper.Keeper.evaluate
+    whole = callback.RunCallback.evaluate
 
     def drawing(self):
         score = self.score
@@ -112,7 +111,7 @@ def test_an_evaluation_draws_nothing_from_the_generators_of_training(bert, tmp_p
         states.append(before == after)
         return found
 
-    monkeypatch.setattr(keeper.Keeper, "evaluate", drawing)
+    monkeypatch.setattr(callback.RunCallback, "evaluate", drawing)
     train(make_recipe(bert, tmp_path, epochs=1), tmp_path / "run")
     assert states == [True]
 
@@ -160,8 +159,8 @@ def test_a_full_disk_ends_a_run_with_a_message_and_it_goes_on_when_there_is_room
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "optimizer.safetensors")
 
     with monkeypatch.context() as patch:
-        patch.setattr("kasatune.training.trainer.save_optimizer", full)
-        patch.setattr(keeper, "SAVE_SECONDS", 600.0)
+        patch.setattr("kasatune.training.engines.run_trainer.save_optimizer", full)
+        patch.setattr(callback, "SAVE_SECONDS", 600.0)
         with pytest.raises(WorkError, match=r"No space left on device.*optimizer\.safetensors"):
             train(recipe, tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.json").exists()
@@ -176,7 +175,7 @@ def test_other_rows_than_the_run_was_begun_with_are_refused_and_it_goes_on_with_
     path = tmp_path / "train.csv"
     before = path.read_bytes()
     write_csv(path, rows(24, 2, seed=9))
-    with pytest.raises(DataError, match="begun with other rows; bring those back, or begin anew with --overwrite"):
+    with pytest.raises(DataError, match="started with other rows; restore those, or start again with --overwrite"):
         train(recipe, tmp_path / "run", resume=True)
     path.unlink()
     with pytest.raises(DataError, match=r"train\.csv"):
@@ -209,7 +208,7 @@ def test_a_request_to_terminate_stops_like_ctrl_c(bert, tmp_path):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_at_once_and_the_state_before_is_there(value, bert, tmp_path, monkeypatch):
-    from kasatune.training import trainer
+    from kasatune.training.engines import trainer
 
     whole, calls = trainer.mean_loss, []
 
@@ -244,9 +243,9 @@ def test_a_step_beyond_what_a_float_holds_is_a_divergence(bert, tmp_path):
 
 
 def test_a_gradient_that_is_not_finite_never_reaches_the_weights(bert, tmp_path, monkeypatch):
-    from kasatune.training import trainer
+    from kasatune.training.engines import trainer
 
-    whole = trainer.RunTrainer.training_step
+    whole = trainer.MeanLossTrainer.training_step
 
     def broken(self, model, *rest):
         loss = whole(self, model, *rest)
@@ -255,7 +254,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(bert, tmp_path,
                 parameter.grad[0, 0] = float("nan")
         return loss
 
-    monkeypatch.setattr(trainer.RunTrainer, "training_step", broken)
+    monkeypatch.setattr(trainer.MeanLossTrainer, "training_step", broken)
     with pytest.raises(DivergedError, match="the gradient is not finite at step 2; the last good state is kept"):
         train(make_recipe(bert, tmp_path), tmp_path / "run")
     assert evaluate(tmp_path / "run")["metrics"]

@@ -128,7 +128,7 @@ def test_other_methods_go_through_it_too(llama, tmp_path, name):
 
 def test_without_trl_nothing_is_written(llama, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "trl.trainer.sft_config", None)
-    monkeypatch.delitem(sys.modules, "kasatune.training.sft", raising=False)
+    monkeypatch.delitem(sys.modules, "kasatune.training.engines.sft", raising=False)
     with pytest.raises(MissingExtraError, match=r"kasatune\[sft\]"):
         train(recipe(llama, tmp_path / "d"), tmp_path / "run")
     assert not (tmp_path / "run").exists()

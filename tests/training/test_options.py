@@ -18,8 +18,8 @@ from kasatune.evaluation.predict import predict
 from kasatune.io.environment import peak_memory, reset_peak_memory
 from kasatune.models.device import find_device
 from kasatune.recipes.schema import to_yaml
+from kasatune.training.engines.arguments import training_arguments
 from kasatune.training.train import train
-from kasatune.training.trainer import training_arguments
 from tests.toys import make_recipe
 
 DISTRIBUTED = """
@@ -109,10 +109,10 @@ def test_a_device_or_precision_that_is_not_there_is_refused(bert, tmp_path):
 
 def test_a_step_is_divided_over_pieces_and_processes(bert, tmp_path, monkeypatch):
     training = make_recipe(bert, tmp_path, batch_size=8, gradient_accumulation=4).training
-    assert training_arguments(training, tmp_path).per_device_train_batch_size == 2
+    assert training_arguments(training, tmp_path, torch.device("cpu")).per_device_train_batch_size == 2
     monkeypatch.setattr("transformers.TrainingArguments.world_size", 3)
     with pytest.raises(RecipeError, match=r"8 examples cannot be cut into 12 equal pieces .*4 x 3 processes"):
-        training_arguments(training, tmp_path)
+        training_arguments(training, tmp_path, torch.device("cpu"))
 
 
 def test_what_is_predicted_must_be_text_of_the_right_number(bert, tmp_path):

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kasatune.training.checkpoint_contents import load_scaler, save_scaler
 from kasatune.training.train import train
-from kasatune.training.training_state import load_scaler, save_scaler
 from tests.toys import At, make_recipe
 
 ROUNDING = 2.0**-8

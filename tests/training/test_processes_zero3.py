@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from kasatune.errors import InputError, RecipeError
 from kasatune.recipes.schema import load_recipe, to_yaml
-from kasatune.training.deepspeed import settle
+from kasatune.training.deepspeed_config import apply_recipe
 from kasatune.training.train import train
 from tests import processes
 from tests.processes import together
@@ -102,7 +102,7 @@ def test_instructions_give_what_one_process_gives(llama, tmp_path):
     [
         ({"precision": "bfloat16"}, "training.precision: bfloat16: .*use float32, or shard with FSDP2"),
         ({"gradient_checkpointing": True}, "training.gradient_checkpointing: true: .*use false"),
-        ({"method": {"name": "adalora"}}, "method.name: adalora reaches for its parameters between steps"),
+        ({"method": {"name": "adalora"}}, "method.name: adalora accesses its parameters between steps"),
     ],
 )
 def test_what_zero3_cannot_train_is_refused_before_anything_is_written(bert, tmp_path, monkeypatch, changes, told):
@@ -124,15 +124,15 @@ def test_one_process_alone_is_refused(bert, tmp_path, monkeypatch):
     ("settings", "told"),
     [
         ({"zero_optimization": {"stage": 2}}, "ZeRO stage 2: give stage 3"),
-        ({"zero_optimization": {"stage": 3}, "optimizer": {"type": "Adam"}}, "optimizer: the recipe says it"),
-        ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}, "offload_optimizer: .*leave it"),
+        ({"zero_optimization": {"stage": 3}, "optimizer": {"type": "Adam"}}, "optimizer: the recipe decides it"),
+        ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}, "offload_optimizer: .*remove it"),
     ],
 )
 def test_settings_against_the_recipe_are_refused(settings, told):
     arguments: Any = SimpleNamespace(deepspeed_plugin=SimpleNamespace(deepspeed_config=settings))
     section: Any = None
     with pytest.raises(RecipeError, match=told):
-        settle(arguments, section)
+        apply_recipe(arguments, section)
 
 
 def _resume(recipe: str, out: str) -> None:

@@ -36,7 +36,7 @@ from kasatune.io.progress import ProgressReporter
 from kasatune.methods.shared.method import Method
 from kasatune.methods.shared.trained_parameters import count_trained, trainable
 from kasatune.models.device import find_device
-from kasatune.models.load import Base, load_base
+from kasatune.models.load import Base, Pretrained, load_base
 from kasatune.recipes.schema import Recipe
 
 if TYPE_CHECKING:
@@ -65,12 +65,15 @@ class TaskModel:
     attach_seconds: float = 0.0
 
     @classmethod
-    def for_training(cls, recipe: Recipe, data: TaskData, *, on_cpu: bool = False) -> TaskModel:
+    def for_training(
+        cls, recipe: Recipe, data: TaskData, *, pretrained: Pretrained | None = None, on_cpu: bool = False
+    ) -> TaskModel:
         """Load the base and attach the recipe's method, with every random draw made from the recipe's seed.
 
         Args:
             recipe: recipe of the run.
             data: rows of its task.
+            pretrained: the recipe's model, already located; None to locate it now.
             on_cpu: keep the model in CPU memory, for models that are too large for one device.
 
         Raises:
@@ -80,7 +83,7 @@ class TaskModel:
         def attach(method: Method, base: Base) -> nn.Module:
             return _attached(method, base, recipe)
 
-        return cls._load(recipe, data.label_names, attach, on_cpu=on_cpu)
+        return cls._load(recipe, data.label_names, attach, pretrained=pretrained, on_cpu=on_cpu)
 
     @classmethod
     def for_saved_run(
@@ -110,6 +113,7 @@ class TaskModel:
         label_names: tuple[str, ...] | None,
         make: Callable[[Method, Base], nn.Module],
         *,
+        pretrained: Pretrained | None = None,
         on_cpu: bool,
     ) -> TaskModel:
         device = find_device(recipe.training)
@@ -121,6 +125,7 @@ class TaskModel:
             seed=recipe.training.seed,
             max_length=recipe.task.max_length,
             float32_head=recipe.training.precision != "float32",
+            pretrained=pretrained,
         )
         start = time.perf_counter()
         model = make(method, base)

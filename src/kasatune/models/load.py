@@ -1,10 +1,8 @@
-"""The base model of a recipe: found, checked and loaded, with a head that is made from the recipe's seed.
-
-Where text is written it is a causal language model, head and all, and nothing is newly made.
-"""
+"""Load the base model of a recipe: locate it, check it, and load it with a new head or as a causal language model."""
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 from collections.abc import Sequence
@@ -48,14 +46,31 @@ _MOST_BLOCKS = 10_000
 
 
 @dataclass(frozen=True)
+class Pretrained:
+    """Where the model of a recipe is, and its configuration; no weight is read.
+
+    Attributes:
+        section: the recipe's `model` section.
+        location: a folder, or the model's ID on the hub.
+        revision: the commit on the hub; None for a folder.
+        config: as the model's authors wrote it.
+    """
+
+    section: ModelSection
+    location: str
+    revision: str | None
+    config: PreTrainedConfig
+
+
+@dataclass(frozen=True)
 class Base:
     """A base model that is ready for a method.
 
     Attributes:
         model: with a head of the task's size, or a causal language model; on the CPU, in evaluation mode.
         tokenizer: with a padding token.
-        new_modules: names of the modules to train and save whole: the head, and any other module with weights that the
-            checkpoint does not hold; sorted, no name within another; none of a language model.
+        new_modules: names of the modules that are trained and saved in full: the head, and any other module with
+            weights that the checkpoint lacks; sorted, none inside another; empty for a language model.
         revision: the commit of the hub that it was loaded from; None for a folder.
         fingerprint: of its weights without the new modules; see `sampled_parameters_sha256`.
     """
@@ -68,14 +83,13 @@ class Base:
 
 
 def find_model(name: str) -> str:
-    """The folder that `name` stands for, or `name` itself where it is a hub id.
+    """The folder of the model `name`, or `name` itself if it is a hub ID.
 
     Args:
-        name: hub id, local folder, or package:NAME, the model that an installed package brings; the package is not
-            imported.
+        name: hub ID, local folder, or package:NAME for the model inside an installed package, which is not imported.
 
     Raises:
-        ModelError: there is no such folder or package, or it holds no model.
+        ModelError: the folder or package does not exist or contains no model.
     """
     if name.startswith(_PACKAGE):
         return str(_package_folder(name))
@@ -83,7 +97,7 @@ def find_model(name: str) -> str:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(
-                f"model.name: the folder {name} holds no config.json; give a folder of a transformers model"
+                f"model.name: the folder {name} contains no config.json; give the folder of a transformers model"
             )
         _check_config(path / "config.json")
         return str(path)
@@ -95,15 +109,35 @@ def find_model(name: str) -> str:
 
 
 def find_commit(name: str, revision: str | None) -> str | None:
-    """The commit that a revision of a model on the hub is now, or was when it came into the cache; None for a folder.
+    """The commit that a revision of a model on the hub points to, or did when it was cached; None for a folder.
 
     Raises:
-        OSError: there is no such model.
+        OSError: the model does not exist.
     """
     if Path(name).is_dir():
         return None
     folder = Path(str(cached_file(name, "config.json", revision=revision))).parent
     return folder.name if folder.parent.name == "snapshots" else None
+
+
+def find_pretrained(section: ModelSection) -> Pretrained:
+    """Locate the model of a recipe and read its configuration.
+
+    Raises:
+        ModelError: the model does not exist or its configuration cannot be read.
+    """
+    location = find_model(section.name)
+    try:
+        with quiet():
+            revision = find_commit(location, section.revision)
+            config = AutoConfig.from_pretrained(
+                location, revision=revision or section.revision, trust_remote_code=section.trust_remote_code
+            )
+    except Exception as fault:  # transformers and the hub client raise dozens of unrelated types
+        raise ModelError(
+            f"model.name: {section.name} cannot be loaded: {reason_and_remedy(fault, location)}"
+        ) from fault
+    return Pretrained(section, location, revision, config)
 
 
 def load_base(
@@ -114,29 +148,33 @@ def load_base(
     seed: int,
     max_length: int,
     float32_head: bool = False,
+    pretrained: Pretrained | None = None,
 ) -> Base:
-    """Load the model that a recipe names, with a head for its task, or as the language model that it is.
+    """Load the model of a recipe, with a new head for its task, or as a language model.
 
     Args:
         section: the recipe's `model` section.
         kind: "classification", "regression" or "generation".
-        label_names: of a classification task.
-        seed: newly made weights are drawn from it.
-        max_length: tokens of the longest input, which the model must take.
-        float32_head: keep newly made modules in float32 whatever the model's dtype, for mixed precision.
+        label_names: labels of a classification task.
+        seed: seed of the new weights.
+        max_length: tokens of the longest input, which the model must accept.
+        float32_head: keep new modules in float32 whatever the model's dtype, for mixed precision.
+        pretrained: the result of `find_pretrained`; None to locate the model now.
 
     Raises:
         ModelError: the model is missing, damaged, of the wrong architecture, or too short for `max_length`.
     """
-    folder = find_model(section.name)
+    pretrained = find_pretrained(section) if pretrained is None else pretrained
+    folder, revision, config = pretrained.location, pretrained.revision, copy.deepcopy(pretrained.config)
     if Path(folder).is_dir():
         weight_files(Path(folder))
-    options: dict[str, Any] = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
+    # All files are read from one commit.
+    options: dict[str, Any] = {
+        "revision": revision or section.revision,
+        "trust_remote_code": section.trust_remote_code,
+    }
     try:
         with quiet():
-            revision = find_commit(folder, section.revision)
-            options["revision"] = revision or section.revision  # everything is of one commit
-            config = AutoConfig.from_pretrained(folder, **options)
             config._commit_hash = revision  # by which the tuner finds the checkpoint again
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
             _set_task(section.name, config, kind, label_names)
@@ -158,8 +196,8 @@ def load_base(
     except KasatuneError:
         raise
     except Exception as fault:  # transformers, the hub client and safetensors raise dozens of unrelated types
-        raise ModelError(f"model.name: {section.name} cannot be loaded: {why_not(fault, folder)}") from fault
-    _check_words(section.name, tokenizer)
+        raise ModelError(f"model.name: {section.name} cannot be loaded: {reason_and_remedy(fault, folder)}") from fault
+    _check_vocabulary(section.name, tokenizer)
     _check_length(section.name, config, tokenizer, max_length)
     _set_padding(section.name, model, tokenizer, kind)
     unpack_for_training_and_saving(model)
@@ -180,21 +218,21 @@ def model_family(kind: str) -> Any:
 
 
 def require_causal(name: str, config: PreTrainedConfig) -> None:
-    """Refuse a model of which a token sees those after it.
+    """Refuse a model in which a token attends to later ones.
 
     Raises:
-        ModelError: it is an encoder, or an encoder with a decoder.
+        ModelError: it is an encoder, or an encoder-decoder.
     """
     masked = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
     if config.is_encoder_decoder or masked:
         raise ModelError(
             f"model.name: {name} is of the type {config.model_type!r}, which is no causal language model: text is"
-            " written by models such as GPT-2 or Llama; name one"
+            " generated by models such as GPT-2 or Llama; name one"
         )
 
 
 def _outside_the_body(config: PreTrainedConfig, section: ModelSection, kind: str) -> list[str]:
-    """Modules that no quantizer may touch: the head, and a pooler."""
+    """Names of the modules that must not be quantized: the head, and a pooler."""
     with torch.device("meta"):
         model = model_family(kind).from_config(config, trust_remote_code=section.trust_remote_code)
     if kind == _TEXT:
@@ -205,17 +243,17 @@ def _outside_the_body(config: PreTrainedConfig, section: ModelSection, kind: str
 
 
 def _package_folder(name: str) -> Path:
-    """The folder of the shallowest config.json in the package that names a model type."""
+    """The folder of the config.json with a model type that lies least deep in the package."""
     package = name.removeprefix(_PACKAGE)
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         extra = "kasatune[demo]" if package == _DEMO_PACKAGE else package.replace("_", "-")
         raise ModelError(f"model.name: {name}: the package {package!r} is not installed: pip install '{extra}'")
     root = Path(next(iter(spec.submodule_search_locations)))
-    for path in sorted(root.rglob("config.json"), key=lambda found: (len(found.parts), found)):
+    for path in sorted(root.rglob("config.json"), key=lambda path: (len(path.parts), path)):
         if "model_type" in _check_config(path):
             return path.parent
-    raise ModelError(f"model.name: {name}: the package holds no transformers model; name another package")
+    raise ModelError(f"model.name: {name}: the package contains no transformers model; name another package")
 
 
 def _check_config(path: Path) -> dict[str, Any]:
@@ -224,7 +262,7 @@ def _check_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as fault:
         raise ModelError(f"model.name: {path} cannot be read as JSON ({fault}); copy the model again") from fault
     if not isinstance(config, dict):
-        raise ModelError(f"model.name: {path} holds no JSON object; copy the model again")
+        raise ModelError(f"model.name: {path} is not a JSON object; copy the model again")
     for key in _BLOCK_COUNTS:
         if isinstance(config.get(key), int) and config[key] > _MOST_BLOCKS:
             raise ModelError(
@@ -249,7 +287,7 @@ def _set_task(name: str, config: PreTrainedConfig, kind: str, label_names: Seque
 
 
 def _set_dropout(config: PreTrainedConfig, dropout: float | None) -> None:
-    """Set every dropout probability of the architecture; None keeps the model's own."""
+    """Set every dropout probability of the architecture; None keeps those of the model."""
     if dropout is None:
         return
     for name, value in config.to_dict().items():
@@ -258,11 +296,11 @@ def _set_dropout(config: PreTrainedConfig, dropout: float | None) -> None:
             setattr(config, name, float(dropout))
 
 
-def _check_words(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer of special tokens alone, which transformers makes where the files of one are missing."""
+def _check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer with special tokens only, which transformers makes if the files of one are missing."""
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
         raise ModelError(
-            f"model.name: the tokenizer of {name} has no words besides its special tokens: a file of it is missing;"
+            f"model.name: the tokenizer of {name} has no tokens other than special ones: one of its files is missing;"
             " copy the model again"
         )
 
@@ -275,16 +313,16 @@ def _check_length(name: str, config: PreTrainedConfig, tokenizer: PreTrainedToke
 
 
 def _set_padding(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kind: str) -> None:
-    """Decoders often have no padding token: the end-of-text token stands in."""
+    """Use the EOS token for padding if the tokenizer has no padding token, as with most decoders."""
     if kind == _TEXT and tokenizer.eos_token_id is None:
         raise ModelError(
-            f"model.name: the tokenizer of {name} has no end-of-text token, so that the model could not learn where to "
+            f"model.name: the tokenizer of {name} has no EOS token, so the model cannot learn where to "
             "stop; add one to its tokenizer_config.json"
         )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ModelError(
-                f"model.name: the tokenizer of {name} has neither a padding nor an end-of-text token; "
+                f"model.name: the tokenizer of {name} has neither a padding nor an EOS token; "
                 "add one to its tokenizer_config.json"
             )
         tokenizer.pad_token = tokenizer.eos_token
@@ -293,7 +331,7 @@ def _set_padding(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
 
 
 def _new_modules(name: str, model: PreTrainedModel, report: dict[str, Any]) -> tuple[str, ...]:
-    """The head, and the largest modules all of whose weights the checkpoint lacks."""
+    """The head, and the outermost modules all of whose weights the checkpoint lacks."""
     mismatched = {entry[0] if isinstance(entry, (tuple, list)) else entry for entry in report["mismatched_keys"]}
     new = (set(report["missing_keys"]) | mismatched) & {key for key, _ in model.named_parameters()}
     body = f"{model.base_model_prefix}."
@@ -325,17 +363,17 @@ def _all_new(model: nn.Module, module: str, new: set[str]) -> bool:
     return all(f"{module}.{name}" in new for name, _ in model.get_submodule(module).named_parameters())
 
 
-def why_not(fault: Exception, folder: str) -> str:
-    """What transformers or the hub client said of a model that cannot be had, and the remedy.
+def reason_and_remedy(fault: Exception, folder: str) -> str:
+    """Why transformers or the hub client could not load a model, and what to do, in one line.
 
     Args:
-        fault: whatever they raised.
-        folder: where the model was looked for, or its id on the hub.
+        fault: the error that they raised.
+        folder: the folder of the model, or its ID on the hub.
     """
     lines = [line.strip().rstrip(".") for line in str(fault).splitlines() if line.strip()]
     if "trust_remote_code" in str(fault):
         return (
-            "it brings code of its own, which is not run; choose another model, or read that code and set"
+            "it needs code from its repository, which is not run; choose another model, or read that code and set"
             " model.trust_remote_code: true"
         )
     remedy = "copy it again" if Path(folder).exists() else "check the name and the network"

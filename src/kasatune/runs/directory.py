@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from kasatune.data.readers.hub import is_pinned_as
 from kasatune.errors import InputError, OutputError
 from kasatune.io.atomic import finite, remove, replace_path, temporary_path, umask, write_text
-from kasatune.io.locks import LOCK, require_unlocked
+from kasatune.io.locks import LOCK, directory_lock, require_unlocked
 from kasatune.recipes.schema import Recipe, load_recipe, to_yaml
 
 RECIPE = "recipe.yaml"
@@ -85,6 +86,36 @@ def check_output(out: Path, recipe: Recipe, *, resume: bool, overwrite: bool, he
         raise OutputError(
             f"{out} was begun with another recipe ({'; '.join(changed)}); resume with the same one, or give --overwrite"
         )
+
+
+@contextmanager
+def reserved(out: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> Iterator[None]:
+    """Check that a run may be written to `out`, make the directory and lock it.
+
+    Directories that were made are removed at the end if they are still empty.
+
+    Args:
+        out: the run directory.
+        recipe: recipe of the run.
+        resume: see `check_output`.
+        overwrite: see `check_output`.
+
+    Raises:
+        OutputError: see `check_output`.
+        OSError: the directory cannot be made.
+    """
+    check_output(out, recipe, resume=resume, overwrite=overwrite)
+    missing = [path for path in (out, *out.absolute().parents) if not path.exists()]
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with directory_lock(out):
+            # Another process may have started and finished a run between the check and the lock.
+            check_output(out, recipe, resume=resume, overwrite=overwrite, held=True)
+            yield
+    finally:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
 
 
 def check_place(out: Path) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints of a run under way: sealed with checksums when they are whole, and found again by them."""
+"""Checkpoints of an unfinished run: folders, manifests with checksums, and the latest valid one."""
 
 from __future__ import annotations
 
@@ -10,83 +10,83 @@ from typing import Any
 from kasatune.adapters.storage import file_sha256
 from kasatune.io.atomic import remove, write_json
 
-SEAL = "complete.json"
-KEPT = 2
-"""How many there are at most: the latest, and the one before in case the latest is damaged."""
+MANIFEST = "complete.json"
+MAX_CHECKPOINTS = 2
+"""Checkpoints that are kept: the latest, and the one before it in case the latest is damaged."""
 
 
-def folder_of(work: Path, step: int) -> Path:
-    """The checkpoint of an optimizer step, under the name that the Trainer gives it."""
+def checkpoint_folder(work: Path, step: int) -> Path:
+    """The checkpoint of an optimizer step, named as transformers' Trainer names it."""
     return work / f"checkpoint-{step}"
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimizer step after which it was written."""
+    """The optimizer step after which a checkpoint was written."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def seal(checkpoint: Path, best: Path | None, data_sha256: str) -> None:
-    """Write the checksums of everything in it, and of the best state so far: with them it is whole.
+def write_manifest(checkpoint: Path, best: Path | None, data_sha256: str) -> None:
+    """Write the SHA-256 of every file of a checkpoint; a checkpoint without a manifest is incomplete.
 
     Args:
-        checkpoint: written to its end.
-        best: the file of the best state; None where there is none.
-        data_sha256: of the rows that the run is trained on.
+        checkpoint: its folder, with every file written.
+        best: the file with the best state so far, which the checkpoint refers to; None if there is none.
+        data_sha256: hash of the training data.
     """
-    files = {path.name: file_sha256(path) for path in sorted(checkpoint.iterdir()) if path.name != SEAL}
-    record = {"files": files, "best": best and {"name": best.name, "sha256": file_sha256(best)}, "data": data_sha256}
-    write_json(checkpoint / SEAL, record)
+    files = {path.name: file_sha256(path) for path in sorted(checkpoint.iterdir()) if path.name != MANIFEST}
+    best_entry = best and {"name": best.name, "sha256": file_sha256(best)}
+    write_json(checkpoint / MANIFEST, {"files": files, "best": best_entry, "data": data_sha256})
 
 
-def read_seal(checkpoint: Path) -> dict[str, Any]:
-    """What `seal` wrote; {} where it is missing or damaged."""
+def read_manifest(checkpoint: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint; {} if it is missing or cannot be parsed."""
     try:
-        record = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return record if isinstance(record, dict) else {}
+    return manifest if isinstance(manifest, dict) else {}
 
 
-def last_whole(work: Path, tell: Callable[[str], None]) -> Path | None:
-    """The latest checkpoint that is as it was written; None where there is none.
+def latest_valid(work: Path, report: Callable[[str], None]) -> Path | None:
+    """The latest checkpoint whose files match its manifest; None if there is none.
 
     Args:
-        work: where the checkpoints are.
-        tell: is told of every later one that is not, and why.
+        work: the folder with the checkpoints.
+        report: called with a message for every later checkpoint that is rejected, with the reason.
     """
     for checkpoint in sorted(work.glob("checkpoint-*"), key=step_of, reverse=True):
-        fault = _fault(checkpoint)
-        if fault is None:
+        defect = _defect(checkpoint)
+        if defect is None:
             return checkpoint
-        tell(f"{checkpoint.name} is not used: {fault}")
+        report(f"{checkpoint.name} is not used: {defect}")
     return None
 
 
-def forget_others(work: Path, kept: Path | None) -> None:
-    """Remove the checkpoints after `kept`: those that are not whole."""
+def remove_later(work: Path, latest: Path | None) -> None:
+    """Remove the checkpoints after `latest`, which are invalid; all of them if it is None."""
     for checkpoint in work.glob("checkpoint-*"):
-        if kept is None or step_of(checkpoint) > step_of(kept):
+        if latest is None or step_of(checkpoint) > step_of(latest):
             remove(checkpoint)
 
 
-def best_states(work: Path) -> set[str]:
-    """Names of the files of best states that a checkpoint needs."""
-    seals = [read_seal(checkpoint) for checkpoint in work.glob("checkpoint-*")]
-    return {record["best"]["name"] for record in seals if record.get("best")}
+def referenced_best_states(work: Path) -> set[str]:
+    """Names of the best-state files that a checkpoint refers to."""
+    manifests = [read_manifest(checkpoint) for checkpoint in work.glob("checkpoint-*")]
+    return {manifest["best"]["name"] for manifest in manifests if manifest.get("best")}
 
 
-def _fault(checkpoint: Path) -> str | None:
-    record = read_seal(checkpoint)
-    if not record:
-        return "it was not written to its end"
-    wanted = {checkpoint / name: digest for name, digest in record["files"].items()}
-    if record["best"]:
-        wanted[checkpoint.parent / record["best"]["name"]] = record["best"]["sha256"]
-    for path, digest in wanted.items():
+def _defect(checkpoint: Path) -> str | None:
+    manifest = read_manifest(checkpoint)
+    if not manifest:
+        return "it is incomplete (its manifest is missing or damaged)"
+    expected = {checkpoint / name: digest for name, digest in manifest["files"].items()}
+    if manifest["best"]:
+        expected[checkpoint.parent / manifest["best"]["name"]] = manifest["best"]["sha256"]
+    for path, digest in expected.items():
         try:
-            found = file_sha256(path)
+            actual = file_sha256(path)
         except OSError as error:
             return f"{path.name} cannot be read ({error.strerror})"
-        if found != digest:
-            return f"{path.name} is not what was written (its SHA-256 differs)"
+        if actual != digest:
+            return f"{path.name} has changed since it was written (its SHA-256 differs)"
     return None

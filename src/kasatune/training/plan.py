@@ -1,51 +1,48 @@
-"""What a run would adapt, cost and trip over, from the model's configuration alone: no weight is read."""
+"""What a run would adapt, cost and fail on, from the model's configuration alone: no weight is read."""
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import AutoConfig
-
 from kasatune import methods
 from kasatune.data.tasks.table import TASKS
-from kasatune.errors import InputError, KasatuneError, ModelError
-from kasatune.io.library_noise import quiet
+from kasatune.errors import InputError, KasatuneError
 from kasatune.methods import METHODS
-from kasatune.methods.shared.method import Method
-from kasatune.methods.shared.model_parts import head_name
-from kasatune.models.load import find_model, model_family, require_causal, why_not
-from kasatune.training.plan_layers import LayerPlan, match
-from kasatune.training.plan_memory import estimate
+from kasatune.models.load import Pretrained, find_pretrained, require_causal
+from kasatune.recipes.schema import MethodSection
+from kasatune.training.parameter_count import LayerPlan, count_parameters
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig
 
     from kasatune.data.tasks.dataset import TaskData
     from kasatune.recipes.schema import Recipe
 
-_FLOAT32 = 4
+_FLOAT32_BYTES = 4
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_QUANTIZED_BYTES = {"nf4": 0.56, "int8": 1.0, "torchao-int8": 1.0}  # with the constants of each block
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run before it happens.
+    """What a run would do.
 
     Attributes:
-        model: architecture and number of its parameters, the head included.
-        layers: the adapted layers; empty for methods that adapt none by name.
-        trainable_parameters: without the head; None where it is known only once weights are loaded.
-        head_parameters: of the newly made head.
-        adapter_bytes: size of each adapter file, by its folder in the run directory.
-        memory_bytes: rough peak memory by what it holds, and in all; None where the architecture hides its sizes.
-        rows: training rows that are used; None where they are not here yet.
+        model: name, architecture, and number of parameters, including the head.
+        layers: the adapted layers; empty for a method that targets none by name.
+        trainable_parameters: without the head; None if unknown before the weights are loaded.
+        head_parameters: of the new head.
+        adapter_bytes: size of the adapter files, by their folder in the run directory.
+        memory_bytes: rough peak memory by content, with its total; None if the configuration lacks the sizes.
+        rows: training rows that are used; None if they are not on this machine yet.
         steps_per_epoch: optimizer steps.
-        steps: optimizer steps in all.
+        steps: optimizer steps in total.
         notes: what is assumed, defaulted or ignored.
-        problems: what would make the run fail.
+        problems: why the run would fail.
     """
 
     model: Mapping[str, Any]
@@ -71,70 +68,128 @@ class _Findings:
     problems: list[str] = field(default_factory=list)
 
 
-def make_plan(recipe: Recipe, *, read_data: bool = True) -> Plan:
+def make_plan(recipe: Recipe, pretrained: Pretrained | None = None, *, read_data: bool = True) -> Plan:
     """The plan of a recipe.
 
     Args:
-        recipe: checked.
-        read_data: also read the task's rows, where they are on this machine, to count steps and labels.
+        recipe: a validated recipe.
+        pretrained: the recipe's model, already located; None to locate it now.
+        read_data: also read the task's rows, if they are on this machine, to count steps and labels.
 
     Raises:
-        ModelError: the model's configuration cannot be had, or no model can be built from it.
+        ModelError: the model's configuration cannot be read, or no model can be built from it.
     """
-    found = _Findings()
-    data = _read(recipe, found) if read_data else None
-    config = _config(recipe)
+    findings = _Findings()
+    data = _read_data(recipe, findings) if read_data else None
+    pretrained = find_pretrained(recipe.model) if pretrained is None else pretrained
     kind = TASKS[recipe.task.name].kind
-    writes = kind == "generation"
-    if writes:
+    config = copy.deepcopy(pretrained.config)
+    if kind == "generation":
         require_causal(recipe.model.name, config)
     else:
-        config.num_labels = _labels(recipe, data)
-    model = _build(recipe, config, kind)
-    head = None if writes else head_name(model)
+        config.num_labels = _label_count(recipe, data)
     method = methods.load(recipe.method.name)
-    layers: tuple[LayerPlan, ...] = ()
-    unsuitable: list[str] = []
-    if "target_modules" in method.info.uses:
-        layers, unsuitable = match(model, recipe.method, head)
-    found.problems += unsuitable
-    total = sum(parameter.numel() for parameter in model.parameters())
-    head_parameters = sum(parameter.numel() for parameter in model.get_submodule(head).parameters()) if head else 0
-    trained = None if unsuitable else _trained(method, recipe, model, head, found)
-    numbers = method.stored_numbers(trained or 0, [layer.shape for layer in layers], recipe.method)
-    _check_limits(recipe, config, found)
+    count = count_parameters(pretrained, config, method, recipe.method, kind)
+    findings.problems += count.problems
+    if count.trained is None and not count.problems:
+        findings.notes.append(f"the number of parameters that {recipe.method.name} trains follows from the weights")
+    _check_limits(recipe, config, findings)
+    stored = method.stored_numbers(count.trained or 0, [layer.shape for layer in count.layers], recipe.method)
+    sizes = {folder: _FLOAT32_BYTES * (numbers + count.head) for folder, numbers in stored.items()}
+    trained = (count.trained or 0) + count.head
     rows, per_epoch, steps = _steps(recipe, data)
     return Plan(
-        model={"name": recipe.model.name, "architecture": type(model).__name__, "parameters": total},
-        layers=layers,
-        trainable_parameters=trained,
-        head_parameters=head_parameters,
-        adapter_bytes={} if trained is None else _bytes(numbers, head_parameters),
-        memory_bytes=estimate(recipe, config, layers, total, (trained or 0) + head_parameters),
+        model={"name": recipe.model.name, "architecture": count.architecture, "parameters": count.total},
+        layers=count.layers,
+        trainable_parameters=count.trained,
+        head_parameters=count.head,
+        adapter_bytes={} if count.trained is None else sizes,
+        memory_bytes=estimate_memory(recipe, config, count.layers, count.total, trained),
         rows=rows,
         steps_per_epoch=per_epoch,
         steps=steps,
-        notes=tuple(found.notes),
-        problems=tuple(found.problems),
+        notes=tuple(findings.notes),
+        problems=tuple(findings.problems),
     )
 
 
-def require_feasible(recipe: Recipe) -> Plan:
-    """The plan of a recipe that nothing speaks against, made without reading rows or weights.
+def require_feasible(recipe: Recipe, pretrained: Pretrained | None = None) -> Plan:
+    """The plan of a recipe that would not fail, made without reading rows or weights.
+
+    Args:
+        recipe: see `make_plan`.
+        pretrained: see `make_plan`.
 
     Raises:
         InputError: every reason why the run would fail.
     """
-    plan = make_plan(recipe, read_data=False)
+    plan = make_plan(recipe, pretrained, read_data=False)
     if plan.problems:
         raise InputError("the run would fail:\n" + "\n".join(f"  - {problem}" for problem in plan.problems))
     return plan
 
 
-def _read(recipe: Recipe, found: _Findings) -> TaskData | None:
+def estimate_memory(
+    recipe: Recipe, config: PreTrainedConfig, layers: Sequence[LayerPlan], parameters: int, trained: int
+) -> dict[str, int] | None:
+    """Rough peak memory of training: weights, gradients, optimizer state, activations, and their total.
+
+    activations = layers b (17 t h + 2.5 a t^2) width, for b rows of t tokens in a micro-batch, hidden size h and a
+    heads; Korthikanti et al. (arXiv 2205.05198, eq. 1) count 34 and 5 bytes of float16. With gradient checkpointing:
+    one layer in full and t h of every other. A language model adds its logits and their gradient, 2 b t v width, for
+    a vocabulary of size v. AdamW holds two float32 values per trained parameter.
+
+    Args:
+        recipe: recipe of the run.
+        config: the model's configuration.
+        layers: the adapted layers.
+        parameters: number of parameters of the model.
+        trained: number of trained parameters, including the head.
+
+    Returns:
+        Bytes by content; None if the configuration lacks the sizes.
+    """
+    sizes = [getattr(config, name, None) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")]
+    if not all(isinstance(size, int) for size in sizes):
+        return None
+    hidden, depth, heads = (int(size or 0) for size in sizes)
+    training = recipe.training
+    rows = training.batch_size // training.gradient_accumulation
+    tokens = recipe.task.max_length
+    width = min(_BYTES[recipe.model.dtype], _BYTES[training.precision])
+    one_layer = rows * (17 * tokens * hidden + 2.5 * heads * tokens**2) * width
+    checkpointed = one_layer + depth * rows * tokens * hidden * width
+    activations = checkpointed if training.gradient_checkpointing else depth * one_layer
+    if recipe.generation is not None:
+        activations += 2 * rows * tokens * int(getattr(config, "vocab_size", 0)) * width
+    parts = {
+        "weights": int(_weight_bytes(recipe, layers, hidden, depth, parameters, trained)),
+        "gradients": _FLOAT32_BYTES * trained,
+        "optimizer": 2 * _FLOAT32_BYTES * trained,
+        "activations": int(activations),
+    }
+    return {**parts, "total": sum(parts.values())}
+
+
+def _weight_bytes(
+    recipe: Recipe, layers: Sequence[LayerPlan], hidden: int, depth: int, parameters: int, trained: int
+) -> float:
+    width = _BYTES[recipe.model.dtype]
+    weights = float(parameters * width)
+    if recipe.model.quantization != "none":
+        blocks = min(parameters, 12 * hidden**2 * depth)  # quantizers skip embeddings, normalisations and head
+        weights -= blocks * (width - _QUANTIZED_BYTES[recipe.model.quantization])
+    info = METHODS[recipe.method.name]
+    if info.trains_base_weights:
+        return weights
+    frozen = info.frozen_rank * sum(layer.rank * sum(layer.shape) for layer in layers)
+    return weights + _FLOAT32_BYTES * (trained + frozen)
+
+
+def _read_data(recipe: Recipe, findings: _Findings) -> TaskData | None:
     if TASKS[recipe.task.name].reads_hub(recipe.task):
         key = "train" if TASKS[recipe.task.name].reads_own_files else "data"
-        found.notes.append(
+        findings.notes.append(
             f"the rows of {recipe.task.name} come from the hub: steps are counted once task.{key} is set"
         )
         return None
@@ -143,14 +198,14 @@ def _read(recipe: Recipe, found: _Findings) -> TaskData | None:
     try:
         data = load_task(recipe.task)
     except KasatuneError as error:
-        found.problems.append(str(error))
+        findings.problems.append(str(error))
         return None
-    found.notes += data.notes
+    findings.notes += data.notes
     return data
 
 
-def _labels(recipe: Recipe, data: TaskData | None) -> int:
-    """Outputs of the head; two if only the rows tell the labels and were not read."""
+def _label_count(recipe: Recipe, data: TaskData | None) -> int:
+    """Outputs of the head; two if only the rows tell the labels and they were not read."""
     info = TASKS[recipe.task.name]
     names = info.label_names if data is None else data.label_names
     if names is not None:
@@ -158,51 +213,8 @@ def _labels(recipe: Recipe, data: TaskData | None) -> int:
     return 2 if data is None and info.kind == "classification" else 1
 
 
-def _config(recipe: Recipe) -> PreTrainedConfig:
-    section = recipe.model
-    folder = find_model(section.name)
-    try:
-        with quiet():
-            return AutoConfig.from_pretrained(
-                folder, revision=section.revision, trust_remote_code=section.trust_remote_code
-            )
-    except Exception as error:  # transformers and the hub client raise dozens of unrelated types
-        raise ModelError(f"model.name: {section.name} cannot be loaded: {why_not(error, folder)}") from error
-
-
-def _build(recipe: Recipe, config: PreTrainedConfig, kind: str) -> PreTrainedModel:
-    """The model with its head, every weight without storage."""
-    try:
-        with quiet(), torch.device("meta"):
-            return model_family(kind).from_config(config, trust_remote_code=recipe.model.trust_remote_code)
-    except Exception as error:  # whatever an architecture's constructor raises for a configuration it cannot take
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(
-            f"model.name: {recipe.model.name}: no model for {recipe.task.name} can be built from it ({reason})"
-        ) from error
-
-
-def _trained(method: Method, recipe: Recipe, model: PreTrainedModel, head: str | None, found: _Findings) -> int | None:
-    """Trainable parameters without the head."""
-    try:
-        with quiet():
-            kind = TASKS[recipe.task.name].kind
-            trained = method.trained_parameters(model, recipe.method, kind, [head] if head else [])
-    except KasatuneError as error:
-        found.problems.append(str(error))
-        return None
-    if trained is None:
-        found.notes.append(f"the number of parameters that {recipe.method.name} trains follows from the weights")
-    return trained
-
-
-def _bytes(numbers: Mapping[str, int], head_parameters: int) -> dict[str, int]:
-    """The size of each folder of float32 files, the head included."""
-    return {folder: _FLOAT32 * (count + head_parameters) for folder, count in numbers.items()}
-
-
 def _steps(recipe: Recipe, data: TaskData | None) -> tuple[int | None, int | None, int | None]:
-    """(rows, steps per epoch, steps in all)."""
+    """(training rows, steps per epoch, steps in total); None if unknown."""
     training = recipe.training
     if data is None:
         return None, None, training.max_steps
@@ -211,19 +223,18 @@ def _steps(recipe: Recipe, data: TaskData | None) -> tuple[int | None, int | Non
     return rows, per_epoch, training.max_steps or math.ceil(training.epochs * per_epoch)
 
 
-def _check_limits(recipe: Recipe, config: PreTrainedConfig, found: _Findings) -> None:
-    for problem in _limits(recipe, config):
-        found.problems.append(problem)
+def _check_limits(recipe: Recipe, config: PreTrainedConfig, findings: _Findings) -> None:
+    findings.problems += _exceeded_positions(recipe, config)
     if recipe.training.max_steps is not None:
-        found.notes.append("training.max_steps is set: training.epochs is not used")
-    defaults = type(recipe.method)()
+        findings.notes.append("training.max_steps is set: training.epochs is not used")
+    defaults = MethodSection.model_validate({})
     used = {"name", "options", *METHODS[recipe.method.name].uses}
     for key in type(recipe.method).model_fields:
         if key not in used and getattr(recipe.method, key) != getattr(defaults, key):
-            found.notes.append(f"method.{key} is not used by {recipe.method.name}")
+            findings.notes.append(f"method.{key} is not used by {recipe.method.name}")
 
 
-def _limits(recipe: Recipe, config: PreTrainedConfig) -> Iterator[str]:
+def _exceeded_positions(recipe: Recipe, config: PreTrainedConfig) -> Iterator[str]:
     positions = getattr(config, "max_position_embeddings", None)
     if isinstance(positions, int) and recipe.task.max_length > positions:
         yield f"task.max_length: {recipe.task.max_length} received; the model has {positions} positions; lower it"

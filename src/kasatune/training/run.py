@@ -1,11 +1,11 @@
-"""A run under way, and the files that it leaves."""
+"""A run in progress: its data, model, examples and timings, and the files that it writes to the run directory."""
 
 from __future__ import annotations
 
 import gc
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from kasatune.data.tasks import load_task
 from kasatune.data.tasks.dataset import TaskData
 from kasatune.data.tokenize import Examples
 from kasatune.distributed.process_group import is_main
@@ -24,91 +25,120 @@ from kasatune.io.atomic import remove, write_json
 from kasatune.io.environment import peak_memory, versions
 from kasatune.io.progress import ProgressReporter, progress_listener
 from kasatune.metrics.generation import signatures
-from kasatune.models.device import find_device
 from kasatune.recipes.schema import Recipe
 from kasatune.runs import directory
 from kasatune.runs.directory import HISTORY, METRICS, PREDICTIONS, SPECTRUM, TENSORBOARD, WORK, History
 from kasatune.runs.provenance import trace
-from kasatune.training.cached_scores import Scored
-from kasatune.training.data_provider import Supplies
-from kasatune.training.trainer import load_state
+from kasatune.training.callback import CachedScores
+from kasatune.training.checkpoint_contents import load_trained_parameters
 
-SPLIT = "validation"
-_NO_ROOM = 1 << 20
+TRAIN_SPLIT, SPLIT = "train", "validation"
+_DISK_FULL_BYTES = 1 << 20
+
+
+class DataProvider:
+    """Gives a run its rows and tokenized examples, and takes further measurements of the trained model.
+
+    This one reads the rows for every run and measures nothing; a comparison shares one between its runs.
+    """
+
+    def data(self, recipe: Recipe) -> TaskData:
+        """The rows that a run trains on ("train") and is scored on ("validation").
+
+        Raises:
+            InputError: they are missing, unreadable or inconsistent.
+        """
+        return load_task(recipe.task)
+
+    def examples(self, task_model: TaskModel, data: TaskData, split: str) -> Examples:
+        """The rows of a split, tokenized for the model.
+
+        Raises:
+            DataError: the split does not exist or is empty.
+        """
+        return task_model.encode(data, split)
+
+    def measure(self, task_model: TaskModel, run_dir: Path) -> Mapping[str, Any]:
+        """Further entries of metrics.json, measured of the trained model, which was loaded from `run_dir`."""
+        return {}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training came to.
+    """The result of training.
 
     Attributes:
         rule: how the saved state was selected: "best", "last" or "fitted".
         selected: epoch, step and metrics of the saved state, as measured in training.
         last: the same of the last state.
-        scored: the saved state's scores, where this process measured them.
+        scores: the scores of the saved state, if this process measured them.
     """
 
     rule: str
     selected: dict[str, Any]
     last: dict[str, Any]
-    scored: Scored | None = None
+    scores: CachedScores | None = None
 
 
 @dataclass
 class Run:
-    """A run under way.
+    """A run in progress.
 
     Attributes:
-        recipe: what it does.
+        recipe: its recipe.
         out: the run directory.
-        display: who is told.
-        data: rows.
-        prepared: the model that is trained.
-        examples: its rows, tokenized, by split.
-        seconds: time spent, by part.
+        display: receives the progress.
+        device: where the run computes.
+        data: the rows.
+        task_model: the model that is trained.
+        examples: tokenized rows by split.
+        seconds: time spent, by phase.
         counts: numbers of trained parameters outside and within the newly made modules.
-        supplies: what else is measured at the end.
+        data_provider: gave the rows, and measures the trained model.
         details: further entries of metrics.json.
-        stays_in_memory: whether the whole model has no room on the device, where its shards are trained.
+        on_cpu: the unsharded model does not fit on the device and is kept in CPU memory.
     """
 
     recipe: Recipe
     out: Path
     display: ProgressReporter
+    device: torch.device
     data: TaskData
-    prepared: TaskModel
+    task_model: TaskModel
     examples: dict[str, Examples]
     seconds: dict[str, float]
     counts: tuple[int, int]
-    supplies: Supplies
+    data_provider: DataProvider
     details: dict[str, Any] = field(default_factory=dict)
-    stays_in_memory: bool = False
+    on_cpu: bool = False
 
     @property
     def title(self) -> str:
-        """The run in a few words, with the device that it computes on."""
-        rebuilt = " (reconstructed)" if self.prepared.method.info.reconstructed else ""
-        device = find_device(self.recipe.training)
-        where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        return f"{self.recipe.method.name}{rebuilt} on {self.data.name}, {where}"
+        """Method, task and device."""
+        reconstructed = " (reconstructed)" if self.task_model.method.info.reconstructed else ""
+        where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return f"{self.recipe.method.name}{reconstructed} on {self.data.name}, {where}"
 
     @property
     def work(self) -> Path:
-        """Where checkpoints are while the run goes on."""
+        """The folder for checkpoints while the run is in progress."""
         return self.out / WORK
 
     @property
     def history(self) -> History:
-        """Its history.jsonl; written by the first process alone."""
+        """Its history.jsonl, written by the first process only."""
         return History(self.out / HISTORY, writes=is_main())
 
-    def put_state(self, path: Path) -> None:
-        """Load trained parameters that `save_state` wrote into the model."""
-        load_state(self.prepared.model, path)
+    def load_state(self, path: Path) -> None:
+        """Load the trained parameters that `save_trained_parameters` wrote into the model."""
+        load_trained_parameters(self.task_model.model, path)
 
     def save(self, *, spectrum: bool = False) -> None:
-        """Put the model as it is into the run directory, and spectrum.json if asked for and the method has one."""
-        model, method = self.prepared.model, self.prepared.method
+        """Save the model in its current state to the run directory, and spectrum.json if asked and the method has one.
+
+        Files are written to a staging folder first and then moved into place.
+        """
+        model, method = self.task_model.model, self.task_model.method
         staged = self.work / "staged"
         remove(staged)
         staged.mkdir(parents=True)
@@ -119,43 +149,42 @@ class Run:
         directory.publish(staged, self.out)
 
     def finish(self, outcome: Outcome) -> None:
-        """Load the saved files as anyone would, score them, and write what came out.
+        """Load the saved files as any user would, score them, and write predictions.json and metrics.json.
 
-        Where they hold bit for bit what was scored in training, those scores are theirs.
+        If the files hold bit for bit a state that was scored in training, those scores are used.
         """
         start = time.perf_counter()
-        del self.prepared  # two models at once may be more than the memory holds
+        del self.task_model  # memory may not hold two models
         gc.collect()
-        self.prepared = TaskModel.for_saved_run(
-            self.recipe, self.data.label_names, self.out, on_cpu=self.stays_in_memory
-        )
-        scored, examples = outcome.scored, self.examples[SPLIT]
-        if scored is not None and scored.holds_for(self.prepared, examples):
-            scores = scored.scores
+        self.task_model = TaskModel.for_saved_run(self.recipe, self.data.label_names, self.out, on_cpu=self.on_cpu)
+        cached, examples = outcome.scores, self.examples[SPLIT]
+        if cached is not None and cached.valid_for(self.task_model, examples):
+            scores = cached.scores
         else:
             with progress_listener(self.display.progress):
-                scores = self.prepared.final_score(examples, self.data, SPLIT)
+                scores = self.task_model.final_score(examples, self.data, SPLIT)
         if self.data.kind == "generation":
-            self.details["generation"] = self.prepared.decoding()
+            self.details["generation"] = self.task_model.decoding()
         if settings := signatures(scores.metrics, scores.labels):
             self.details["signatures"] = settings
         seconds = time.perf_counter() - start
         self.seconds["evaluate"] = self.seconds.get("evaluate", 0.0) + seconds
-        if self.prepared.method.info.fitted:
+        if self.task_model.method.info.fitted:
             metrics = {"metrics": scores.metrics}
             outcome = replace(outcome, selected=outcome.selected | metrics, last=outcome.last | metrics)
             self.history.add("evaluate", **outcome.last, split=SPLIT, seconds=round(seconds, 3))
             self.display.evaluated(0.0, scores.metrics)
         write_json(self.out / PREDICTIONS, predictions(SPLIT, scores), indent=None)
-        if (self.work / "runs").is_dir():  # where the Trainer has TensorBoard write
+        if (self.work / "runs").is_dir():  # where the Trainer's TensorBoard callback writes
             remove(self.out / TENSORBOARD)
             (self.work / "runs").rename(self.out / TENSORBOARD)
-        self.write_metrics(outcome, scores.metrics, **self.supplies.measure(self.prepared, self.out))
+        self.write_metrics(outcome, scores.metrics, **self.data_provider.measure(self.task_model, self.out))
         remove(self.work)
 
     def write_metrics(self, outcome: Outcome, metrics: dict[str, float], **further: Any) -> None:
-        """Write metrics.json, which makes the run a finished one."""
+        """Write metrics.json, which marks the run as finished."""
         trained, head = self.counts
+        base = self.task_model.base
         content = {
             "task": self.data.name,
             "kind": self.data.kind,
@@ -166,7 +195,7 @@ class Run:
             "last": outcome.last,
             "trainable_parameters": trained,
             "head_parameters": head,
-            "new_modules": list(self.prepared.base.new_modules),
+            "new_modules": list(base.new_modules),
             "label_names": list(self.data.label_names) if self.data.label_names else None,
             "text_fields": self.data.text_fields,
             "data_source": self.data.source,
@@ -174,17 +203,17 @@ class Run:
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "peak_memory_bytes": peak_memory(),
             "versions": versions(),
-            **trace(self.recipe, self.prepared.base.revision, self.prepared.base.fingerprint),
+            **trace(self.recipe, base.revision, base.fingerprint),
         }
         write_json(self.out / METRICS, content | self.details | further)
 
 
 @contextmanager
-def failures_told(out: Path) -> Iterator[None]:
-    """What fails for want of disk or GPU memory, as an error that says so.
+def work_errors(out: Path) -> Iterator[None]:
+    """Raise a full disk or exhausted GPU memory as a WorkError with the remedy.
 
     Raises:
-        WorkError: a file could not be written, or the GPU's memory was exhausted.
+        WorkError: a file could not be written, or the GPU ran out of memory.
     """
     try:
         yield
@@ -192,12 +221,12 @@ def failures_told(out: Path) -> Iterator[None]:
         raise WorkError(f"{out}: {fault.strerror or fault} ({fault.filename or 'while writing'})") from fault
     except torch.OutOfMemoryError as fault:
         raise WorkError(
-            "the GPU's memory was exhausted: raise training.gradient_accumulation, lower training.eval_batch_size, "
+            "the GPU ran out of memory: raise training.gradient_accumulation, lower training.eval_batch_size, "
             "or set training.gradient_checkpointing"
         ) from fault
     except (RuntimeError, SafetensorError) as fault:  # torch and safetensors do not say which write failed, or why
-        if shutil.disk_usage(out).free < _NO_ROOM:
-            raise WorkError(f"{out}: the disk is full; make room, then use --resume") from fault
+        if shutil.disk_usage(out).free < _DISK_FULL_BYTES:
+            raise WorkError(f"{out}: the disk is full; free some space, then use --resume") from fault
         raise
 
 

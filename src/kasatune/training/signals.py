@@ -1,3 +1,5 @@
+"""Ctrl-C and SIGTERM during a run: the first stops it at a resumable step, the second at once."""
+
 from __future__ import annotations
 
 import signal
@@ -8,34 +10,37 @@ from typing import Any
 
 
 class Interrupt:
-    """The first Ctrl-C asks a run to stop at the next step that it can be resumed from; a second stops it at once.
+    """Context that turns the first Ctrl-C into a request to stop; the second raises KeyboardInterrupt at once.
 
-    A request to terminate, SIGTERM, which queues send before they kill, counts as the first Ctrl-C, where nobody else
-    answers it. Use as a context. Outside the main thread, where signals cannot be caught, `requested` stays false.
+    SIGTERM, which batch queues send before SIGKILL, counts as Ctrl-C unless another handler is installed for it.
+    Outside the main thread signals cannot be caught, and `requested` stays false.
 
     Args:
-        on_request: called once, when the first Ctrl-C comes.
+        on_request: called once, at the first signal.
+
+    Attributes:
+        requested: whether a signal has asked the run to stop.
     """
 
     def __init__(self, on_request: Callable[[], None]) -> None:
         self.requested = False
         self._on_request = on_request
-        self._before: dict[int, Any] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
             if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-                self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._request)
+                self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._request)
             if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-                self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._request)
+                self._previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._request)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
-        self._before = {}
+        self._previous = {}
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         first = not self.requested

@@ -1,9 +1,8 @@
-"""One run: from a recipe to a run directory."""
+"""Train a recipe and write a run directory; `train` is the entry point, from the command line and from Python."""
 
 from __future__ import annotations
 
 import gc
-import importlib
 import json
 import math
 import time
@@ -12,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
-from transformers import set_seed
+from transformers import TrainingArguments, set_seed
 
 from kasatune import methods
+from kasatune.data.tasks.table import TASKS
 from kasatune.distributed.fsdp import (
     deepspeed_requested,
     fits_on_device,
@@ -29,23 +29,30 @@ from kasatune.evaluation.task_model import TaskModel, deterministic, report_trun
 from kasatune.io.atomic import remove
 from kasatune.io.environment import reset_peak_memory
 from kasatune.io.library_noise import quiet
-from kasatune.io.locks import LOCK, directory_lock
 from kasatune.io.progress import NullProgress, ProgressReporter, progress_listener
 from kasatune.kasa.truncation.compute_tails import decompositions_shared
 from kasatune.methods.shared.trained_parameters import trainable
 from kasatune.models.device import find_device
-from kasatune.models.load import find_model
+from kasatune.models.load import Pretrained, find_pretrained
 from kasatune.recipes.schema import Recipe
 from kasatune.runs import directory
 from kasatune.runs.provenance import as_begun, pinned
-from kasatune.training.callback import Keeper, Progress
-from kasatune.training.checkpoints import forget_others, last_whole, read_seal, step_of
-from kasatune.training.data_provider import Supplies
-from kasatune.training.deepspeed import require_one_dtype, require_suitable
-from kasatune.training.run import SPLIT, Outcome, Run, failures_told
+from kasatune.training.callback import Progress, RunCallback
+from kasatune.training.checkpoint_contents import (
+    METHOD_STATE,
+    PROGRESS,
+    WEIGHTS,
+    process_count,
+    save_trained_parameters,
+)
+from kasatune.training.checkpoints import latest_valid, read_manifest, remove_later, step_of
+from kasatune.training.deepspeed_config import require_one_dtype, require_suitable
+from kasatune.training.engines import load_engine
+from kasatune.training.engines.engine import Engine
+from kasatune.training.engines.run_trainer import RunHooks, RunTrainer
+from kasatune.training.plan import require_feasible
+from kasatune.training.run import SPLIT, TRAIN_SPLIT, DataProvider, Outcome, Run, work_errors
 from kasatune.training.signals import Interrupt
-from kasatune.training.trainer import METHOD, PROGRESS, WEIGHTS, RunSteps, RunTrainer, save_state, training_arguments
-from kasatune.training.training_state import saved_processes
 
 _STOPPING = "stopping after this step; Ctrl-C again stops at once"
 
@@ -57,99 +64,115 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     display: ProgressReporter | None = None,
-    supplies: Supplies | None = None,
+    data_provider: DataProvider | None = None,
 ) -> Path:
-    """Train what `recipe` says and write a run directory.
+    """Train `recipe` and write a run directory.
 
-    Ctrl-C stops at the next optimizer step: what was reached is saved and can be used and resumed, and
-    KeyboardInterrupt is raised.
+    Ctrl-C stops at the next optimizer step: the state is saved, can be used and resumed, and KeyboardInterrupt is
+    raised.
 
     Args:
-        recipe: checked.
-        out: the run directory; must be empty or not exist yet, unless one of the next two says otherwise.
-        resume: go on with the run that `out` holds; with nothing there, begin it.
-        overwrite: begin anew, in the place of what an earlier run wrote to `out`.
-        display: is told the progress; None for nobody.
-        supplies: where the rows come from and what is measured at the end; None for what the recipe says.
+        recipe: a validated recipe.
+        out: the run directory; must be empty or not exist, unless `resume` or `overwrite` is given.
+        resume: continue the run in `out`; start it if there is none.
+        overwrite: start again, replacing what an earlier run wrote to `out`.
+        display: receives the progress; None for no output.
+        data_provider: gives the rows and measures the trained model; None to read the rows that the recipe names.
 
     Returns:
         `out`.
 
     Raises:
-        InputError: recipe, data, model or output is wrong; nothing has been written then.
+        InputError: the recipe, the data, the model or the output is wrong, or the run would fail. Nothing has been
+            written in that case.
         DivergedError: the loss or its gradient became NaN or infinite; the last good state is saved.
-        WorkError: a file could not be written, or the GPU's memory was exhausted.
+        WorkError: a file could not be written, or the GPU ran out of memory.
     """
     out = Path(out)
-    shown: ProgressReporter = display if display is not None and is_main() else NullProgress()
-    if is_main():
-        directory.check_output(out, recipe, resume=resume, overwrite=overwrite)
-    if resume:
-        recipe = as_begun(recipe, out)
-    if sharding_requested() and deepspeed_requested():
-        require_suitable(recipe, methods.load(recipe.method.name))
-    find_device(recipe.training)
-    find_model(recipe.model.name)
-    if resume and directory.is_finished(out):
+    reporter: ProgressReporter = display if display is not None and is_main() else NullProgress()
+    with ExitStack() as stack:
+        stack.callback(reporter.finish)
         if is_main():
-            for name in (directory.WORK, LOCK):
-                remove(out / name)  # a kill may have come just before the run removed them itself
-        shown.message(f"{out} is finished already; nothing is left to do")
-        return out
-    with quiet(shown.message), deterministic():
-        run = _begin(recipe, out, shown, supplies or Supplies())
-        try:
-            with failures_told(out), Interrupt(lambda: shown.message(_STOPPING)) as interrupt, ExitStack() as stack:
+            with work_errors(out):
+                stack.enter_context(directory.reserved(out, recipe, resume=resume, overwrite=overwrite))
+        if resume:
+            recipe = as_begun(recipe, out)
+            if directory.is_finished(out):
                 if is_main():
-                    out.mkdir(parents=True, exist_ok=True)
-                    stack.enter_context(directory_lock(out))
-                    # Loading took a while, in which another process may have come and gone.
-                    directory.check_output(out, run.recipe, resume=resume, overwrite=overwrite, held=True)
-                    directory.begin(out, run.recipe, resume=resume)
-                outcome = _fit(run) if run.prepared.method.info.fitted else _train(run, interrupt, resume=resume)
-                if is_main():
-                    run.finish(outcome)
-            if interrupt.requested:
-                raise KeyboardInterrupt
-        finally:
-            shown.finish()
+                    remove(out / directory.WORK)  # a kill may have come just before the run removed it
+                reporter.message(f"{out} is finished already; nothing is left to do")
+                return out
+        stack.enter_context(quiet(reporter.message))
+        stack.enter_context(deterministic())
+        run, engine, arguments = _set_up(recipe, out, reporter, data_provider or DataProvider())
+        interrupt = stack.enter_context(Interrupt(lambda: reporter.message(_STOPPING)))
+        with work_errors(out):
+            if is_main():
+                directory.begin(out, run.recipe, resume=resume)
+            if run.task_model.method.info.fitted:
+                outcome = _fit(run)
+            else:
+                outcome = _train(run, engine, arguments, interrupt, resume=resume)
+            if is_main():
+                run.finish(outcome)
+        if interrupt.requested:
+            raise KeyboardInterrupt
     return out
 
 
-def _begin(recipe: Recipe, out: Path, display: ProgressReporter, supplies: Supplies) -> Run:
-    """All that can fail for a fault of the input, before anything is written."""
+def _set_up(
+    recipe: Recipe, out: Path, display: ProgressReporter, data_provider: DataProvider
+) -> tuple[Run, Engine, TrainingArguments]:
+    """Everything that can fail because of the input, cheapest first, before anything is written."""
     start = time.perf_counter()
     reset_peak_memory()
-    training_arguments(recipe.training, out)
-    # An extra that is not installed is told before anything is read.
-    sft: Any = importlib.import_module("kasatune.training.sft") if recipe.task.name == "instruction" else None
-    data = supplies.data(recipe)
-    for note in data.notes:
+    if sharding_requested() and deepspeed_requested():
+        require_suitable(recipe, methods.load(recipe.method.name))
+    device = find_device(recipe.training)
+    engine = load_engine(TASKS[recipe.task.name].engine)
+    arguments = engine.training_arguments(recipe, out / directory.WORK, device)
+    pretrained = find_pretrained(recipe.model)
+    plan = require_feasible(recipe, pretrained)
+    data = data_provider.data(recipe)
+    for note in (*plan.notes, *data.notes):
         display.message(note)
-    with progress_listener(display.progress), decompositions_shared():
-        prepared = TaskModel.for_training(recipe, data, on_cpu=sharding_requested())
+    task_model = _load_model(recipe, pretrained, data, display)
     if deepspeed_requested():
-        require_one_dtype(prepared.model, recipe)
-    if sft is not None:
-        sft.require_plain_output(prepared.model)
-    examples = {split: supplies.examples(prepared, data, split) for split in ("train", SPLIT)}
+        require_one_dtype(task_model.model, recipe)
+    engine.check_model(task_model.model)
+    examples = {split: data_provider.examples(task_model, data, split) for split in (TRAIN_SPLIT, SPLIT)}
     for split, rows in examples.items():
         report_truncation(display, split, rows, recipe.task.max_length)
-    attach = prepared.attach_seconds
-    seconds = {"load": time.perf_counter() - start - attach, "attach": attach}
-    recipe = pinned(recipe, prepared.base.revision, data.pins)
-    return Run(recipe, out, display, data, prepared, examples, seconds, prepared.parameter_counts(), supplies)
+    attach = task_model.attach_seconds
+    run = Run(
+        recipe=pinned(recipe, pretrained.revision, data.pins),
+        out=out,
+        display=display,
+        device=device,
+        data=data,
+        task_model=task_model,
+        examples=examples,
+        seconds={"load": time.perf_counter() - start - attach, "attach": attach},
+        counts=task_model.parameter_counts(),
+        data_provider=data_provider,
+    )
+    return run, engine, arguments
+
+
+def _load_model(recipe: Recipe, pretrained: Pretrained, data: Any, display: ProgressReporter) -> TaskModel:
+    with progress_listener(display.progress), decompositions_shared():
+        return TaskModel.for_training(recipe, data, pretrained=pretrained, on_cpu=sharding_requested())
 
 
 def _fit(run: Run) -> Outcome:
-    """The methods that compute their weights in one go."""
+    """Compute the weights of a method that needs no gradient steps."""
     start = time.perf_counter()
-    model, method, examples = run.prepared.model, run.prepared.method, run.examples["train"]
+    model, method, examples = run.task_model.model, run.task_model.method, run.examples[TRAIN_SPLIT]
     run.display.start(1, run.title)
     before = {name for name, _ in model.named_parameters()}
-    chosen = method.fit(model, run.prepared.logits(examples), examples.labels, run.recipe.training.seed)
+    choices = method.fit(model, run.task_model.logits(examples), examples.labels, run.recipe.training.seed)
     run.counts = (0, sum(p.numel() for name, p in model.named_parameters() if name not in before))
-    run.details = {"fit": dict(chosen)}
+    run.details = {"fit": dict(choices)}
     run.seconds["train"] = time.perf_counter() - start
     run.display.step(1, 0.0, None, None)
     if is_main():
@@ -158,96 +181,86 @@ def _fit(run: Run) -> Outcome:
     return Outcome("fitted", state, state)
 
 
-def _train(run: Run, interrupt: Interrupt, *, resume: bool) -> Outcome:
-    """The methods that learn by gradient steps."""
-    checkpoint = _found_checkpoint(run) if resume else None
+def _train(run: Run, engine: Engine, arguments: TrainingArguments, interrupt: Interrupt, *, resume: bool) -> Outcome:
+    """Train by gradient steps, from the latest checkpoint if a run is resumed."""
+    checkpoint = _resumable_checkpoint(run) if resume else None
     run.history.rewind(step_of(checkpoint) if checkpoint else -1)
-    _ready(run, checkpoint)
+    _prepare_method(run, checkpoint)
     if sharding_requested() and not deepspeed_requested():
-        shard_model(run.prepared.model, run.prepared.base.model, find_device(run.recipe.training))
-    trainer, keeper = _trainer(run, interrupt)
+        shard_model(run.task_model.model, run.task_model.base.model, run.device)
+    callback = _make_callback(run, interrupt)
     if checkpoint:
-        keeper.progress = Progress(**json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")))
+        callback.progress = Progress(**json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")))
+    trainer = _make_trainer(run, engine, arguments, callback)
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if keeper.stopped:
+        if callback.stopped:
             raise KeyboardInterrupt
     except KeyboardInterrupt:
-        _stop(run, keeper, trainer, "interrupted")
+        _save_stopped(run, callback, trainer, "interrupted")
         raise
     except DivergedError:
-        _stop(run, keeper, trainer, "diverged", _gathered(run, trainer))
+        _save_stopped(run, callback, trainer, "diverged", _gather_state(run, trainer))
         raise
-    state = keeper.best_state
+    state = callback.best_state
     if state is None and sharding_requested():
         state = run.work / "last.safetensors"
-        save_state(run.prepared.model, state, writes=is_main())
+        save_trained_parameters(run.task_model.model, state, writes=is_main())
     if is_main():
-        _unshard(run)
+        _reload_unsharded(run)
         if state:
-            run.put_state(state)
+            run.load_state(state)
         run.save(spectrum=True)
-    progress = keeper.progress
+    progress = callback.progress
     run.seconds |= {"train": progress.train_seconds, "evaluate": progress.evaluate_seconds}
     best, last = progress.best or {}, progress.last or {}
     rule = run.recipe.training.select
     if rule == "best":
-        return Outcome(rule, best, last, keeper.best_scored)
-    return Outcome(rule, last, last, keeper.last_scored)
+        return Outcome(rule, best, last, callback.best_scores)
+    return Outcome(rule, last, last, callback.last_scores)
 
 
-def _found_checkpoint(run: Run) -> Path | None:
-    """The checkpoint to go on from, the same for every process.
+def _resumable_checkpoint(run: Run) -> Path | None:
+    """The latest valid checkpoint, the same for every process; None if there is none.
 
     Raises:
-        DataError: the run was begun with other rows.
+        DataError: the run was started with other rows.
     """
-    found, fault = None, ""
+    checkpoint, fault = None, ""
     if is_main():
-        found = last_whole(run.work, run.display.message)
-        if found and read_seal(found)["data"] != run.data.sha256:
-            fault = f"{run.data.source}: the run in {run.out} was begun with other rows; bring those back"
-        elif found and saved_processes(found) != world_size():
+        checkpoint = latest_valid(run.work, run.display.message)
+        if checkpoint and read_manifest(checkpoint)["data"] != run.data.sha256:
+            fault = f"{run.data.source}: the run in {run.out} was started with other rows; restore those"
+        elif checkpoint and process_count(checkpoint) != world_size():
             run.display.message(
-                f"{found.name} was written by {saved_processes(found)} processes and is resumed by {world_size()}: "
-                "the order of the rows stays, random draws such as dropout do not"
+                f"{checkpoint.name} was written by {process_count(checkpoint)} processes and is resumed by "
+                f"{world_size()}: "
+                "the order of the rows is the same, random draws such as dropout are not"
             )
-    found, fault = broadcast_from_first((found, fault))
+    checkpoint, fault = broadcast_from_first((checkpoint, fault))
     if fault:
-        raise DataError(f"{fault}, or begin anew with --overwrite")
+        raise DataError(f"{fault}, or start again with --overwrite")
     if is_main():
-        forget_others(run.work, found)
-    return found
+        remove_later(run.work, checkpoint)
+    return checkpoint
 
 
-def _ready(run: Run, checkpoint: Path | None) -> None:
-    """Do what the method needs before the first step, or before that after a checkpoint."""
-    prepared = run.prepared
+def _prepare_method(run: Run, checkpoint: Path | None) -> None:
+    """Do what the method needs before the first step, and restore its state from a checkpoint."""
+    task_model, method = run.task_model, run.task_model.method
     set_seed(run.recipe.training.seed)
-    prepared.method.prepare(prepared.model.eval(), run.recipe.method, prepared.batches(run.examples["train"]))
+    method.prepare(task_model.model.eval(), run.recipe.method, task_model.batches(run.examples[TRAIN_SPLIT]))
     if checkpoint:
-        prepared.method.restore_training_state(prepared.model, load_file(checkpoint / METHOD))
+        method.restore_training_state(task_model.model, load_file(checkpoint / METHOD_STATE))
 
 
-def _unshard(run: Run) -> None:
-    """Have the model whole in this process again, its trained parameters yet to be put in."""
-    if sharding_requested():
-        size = sum(full_numel(p) * p.element_size() for p in run.prepared.model.parameters())
-        run.prepared = None  # type: ignore[assignment]
-        gc.collect()
-        run.stays_in_memory = not fits_on_device(size, find_device(run.recipe.training))
-        run.prepared = TaskModel.for_training(run.recipe, run.data, on_cpu=run.stays_in_memory)
-        _ready(run, last_whole(run.work, run.display.message))
-
-
-def _trainer(run: Run, interrupt: Interrupt) -> tuple[RunSteps, Keeper]:
-    prepared, section = run.prepared, run.recipe.training
-    keeper = Keeper(
-        model=prepared.model,
-        method=prepared.method,
-        score=lambda: prepared.score(run.examples[SPLIT], run.data),
+def _make_callback(run: Run, interrupt: Interrupt) -> RunCallback:
+    return RunCallback(
+        model=run.task_model.model,
+        method=run.task_model.method,
+        score=lambda: run.task_model.score(run.examples[SPLIT], run.data),
         primary=run.data.primary,
-        keep_best=section.select == "best",
+        keep_best=run.recipe.training.select == "best",
         folder=run.work,
         history=run.history,
         display=run.display,
@@ -255,83 +268,93 @@ def _trainer(run: Run, interrupt: Interrupt) -> tuple[RunSteps, Keeper]:
         data_sha256=run.data.sha256,
         writes=is_main(),
     )
-    common: dict[str, Any] = {
-        "model": prepared.model,
-        "callbacks": [*prepared.method.callbacks(prepared.model, run.recipe.method), keeper],
-        "method": prepared.method,
-        "settings": run.recipe.method,
-        "new_modules": prepared.base.new_modules,
-        "head_learning_rate": section.head_learning_rate,
-        "scores": keeper.evaluate,
-        "progress": keeper.snapshot,
-    }
+
+
+def _make_trainer(run: Run, engine: Engine, arguments: TrainingArguments, callback: RunCallback) -> RunTrainer:
+    task_model, recipe = run.task_model, run.recipe
+    hooks = RunHooks(
+        method=task_model.method,
+        settings=recipe.method,
+        new_modules=task_model.base.new_modules,
+        head_learning_rate=recipe.training.head_learning_rate,
+        evaluate=callback.evaluate,
+        progress=callback.progress_record,
+    )
+    callbacks = [*task_model.method.callbacks(task_model.model, recipe.method), callback]
     with without_accelerate_fsdp():
-        trainer = _supervised(run, common) if run.recipe.task.name == "instruction" else _plain(run, common)
+        trainer = engine.make_trainer(task_model, run.examples, arguments, hooks, callbacks)
     rows: Any = trainer.train_dataset
+    section = recipe.training
     steps = section.max_steps or math.ceil(section.epochs * math.ceil(len(rows) / section.batch_size))
     run.display.start(steps, run.title)
-    return trainer, keeper
+    return trainer
 
 
-def _plain(run: Run, common: dict[str, Any]) -> RunSteps:
-    return RunTrainer(
-        args=training_arguments(run.recipe.training, run.work),
-        train_dataset=run.examples["train"],
-        eval_dataset=run.examples[SPLIT],
-        data_collator=run.prepared.collate,
-        **common,
-    )
-
-
-def _supervised(run: Run, common: dict[str, Any]) -> RunSteps:
-    from kasatune.training.sft import make_sft_trainer
-
-    return make_sft_trainer(run.recipe, run.work, run.examples, processing_class=run.prepared.base.tokenizer, **common)
-
-
-def _gathered(run: Run, trainer: RunSteps) -> Path | None:
-    """Where the weights before a step that all processes left out are, of a sharded model; None where not sharded."""
+def _gather_state(run: Run, trainer: RunTrainer) -> Path | None:
+    """The weights before a step that all processes skipped, gathered from their shards; None if not sharded."""
     if not sharding_requested() or trainer.undo_to is not None:
         return None
     path = run.work / "last.safetensors"
-    save_state(run.prepared.model, path, writes=is_main())
+    save_trained_parameters(run.task_model.model, path, writes=is_main())
     return path
 
 
-def _stop(run: Run, keeper: Keeper, trainer: RunSteps, why: str, gathered: Path | None = None) -> None:
-    """Leave a run directory that can be used, of a run that did not come to its end."""
+def _save_stopped(
+    run: Run, callback: RunCallback, trainer: RunTrainer, reason: str, gathered: Path | None = None
+) -> None:
+    """Leave a usable run directory of a run that stopped early, with its best, last or last good state.
+
+    Args:
+        run: the run.
+        callback: its callback.
+        trainer: its trainer.
+        reason: "interrupted" or "diverged"; becomes a key of metrics.json.
+        gathered: file with the gathered weights of a sharded model.
+    """
     if not is_main():
         return
     step = trainer.state.global_step
     good_step = step if trainer.undo_to is None else trainer.undo_to
     selected = {"epoch": round(trainer.state.epoch or 0.0, 6), "step": good_step, "metrics": {}}
-    last, rule = keeper.progress.last or selected, "last"
-    undone = trainer.undo_to is None or keeper.undo_step()
+    last, rule = callback.progress.last or selected, "last"
+    undone = trainer.undo_to is None or callback.undo_step()
     finite = _is_finite(run, gathered)
     state = gathered if finite else None
-    if keeper.best_state and keeper.progress.best:
-        state, selected, rule = keeper.best_state, keeper.progress.best, "best"
+    if callback.best_state and callback.progress.best:
+        state, selected, rule = callback.best_state, callback.progress.best, "best"
     elif not (undone and finite):
-        checkpoint = last_whole(run.work, run.display.message)
+        checkpoint = latest_valid(run.work, run.display.message)
         if checkpoint is not None:
             state, selected = checkpoint / WEIGHTS, last
-        elif finite:  # it may have been the rows' fault
-            run.display.message(f"no state before step {step} was saved: its weights are kept, which gave the fault")
+        elif finite:  # the rows may be at fault
+            run.display.message(f"no state before step {step} was saved: the weights that gave the fault are kept")
             selected["step"] = step
         else:
             run.display.message("no state before the fault was saved: the run directory holds no adapter")
             return
-    _unshard(run)
+    _reload_unsharded(run)
     if state:
-        run.put_state(state)
+        run.load_state(state)
     run.save()
-    progress = keeper.progress
+    progress = callback.progress
     run.seconds |= {"train": progress.train_seconds, "evaluate": progress.evaluate_seconds}
-    run.write_metrics(Outcome(rule, selected, last), selected["metrics"], **{why: True, "stopped_at": step})
+    run.write_metrics(Outcome(rule, selected, last), selected["metrics"], **{reason: True, "stopped_at": step})
+
+
+def _reload_unsharded(run: Run) -> None:
+    """If the model is sharded, load it again unsharded in this process; its trained parameters are yet to be loaded."""
+    if not sharding_requested():
+        return
+    size = sum(full_numel(p) * p.element_size() for p in run.task_model.model.parameters())
+    del run.task_model
+    gc.collect()
+    run.on_cpu = not fits_on_device(size, run.device)
+    run.task_model = TaskModel.for_training(run.recipe, run.data, on_cpu=run.on_cpu)
+    _prepare_method(run, latest_valid(run.work, run.display.message))
 
 
 def _is_finite(run: Run, gathered: Path | None) -> bool:
-    """Whether the trained weights are; of a sharded model those that were gathered, and none where none were."""
+    """Whether the trained weights are finite; false for a sharded model whose weights were not gathered."""
     if sharding_requested():
         return gathered is not None and all(bool(tensor.isfinite().all()) for tensor in load_file(gathered).values())
-    return all(bool(parameter.isfinite().all()) for parameter in trainable(run.prepared.model).values())
+    return all(bool(parameter.isfinite().all()) for parameter in trainable(run.task_model.model).values())

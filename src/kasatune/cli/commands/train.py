@@ -42,15 +42,12 @@ def command(
     """
     from kasatune.cli.run_summary import show_run, write_pages
     from kasatune.recipes.schema import load_recipe
-    from kasatune.runs.directory import check_output
 
     checked = load_recipe(find_recipe(recipe), overrides or (), check_inputs=True)
     if out is not None:
         checked = checked.model_copy(update={"output": str(out)})
     directory = Path(checked.output)
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, one writes and shows
-    if first:
-        check_output(directory, checked, resume=resume, overwrite=overwrite)
     with results_only():
         _train(checked, directory, resume=resume, overwrite=overwrite)
         if first:
@@ -61,15 +58,10 @@ def command(
 
 def _train(recipe: Recipe, directory: Path, *, resume: bool, overwrite: bool) -> None:
     with large_libraries():
-        from kasatune.training.plan import require_feasible
         from kasatune.training.train import train
 
-    display = make_progress()
-    plan = require_feasible(recipe)
-    for note in plan.notes:
-        display.message(note)
     try:
-        train(recipe, directory, resume=resume, overwrite=overwrite, display=display)
+        train(recipe, directory, resume=resume, overwrite=overwrite, display=make_progress())
     except KeyboardInterrupt as interrupt:
         kept = f"{directory} keeps what was done; go on with the same command and --resume"
         interrupt.add_note(kept if directory.is_dir() and any(directory.iterdir()) else "nothing was written")

@@ -44,7 +44,7 @@ def execute_run(run: PlannedRun, runs: Path, cache: ProcessCache, *, threads: in
     try:
         torch.set_num_threads(threads)
         with _without_tail_cache() if run.cold else nullcontext():
-            train(run.recipe, folder, supplies=cache.supplies(search=run.search))
+            train(run.recipe, folder, data_provider=cache.data_provider(search=run.search))
     except KeyboardInterrupt:
         shutil.rmtree(folder, ignore_errors=True)
         raise

@@ -16,7 +16,7 @@ from kasatune.experiments.compare.search_holdout import search_data
 from kasatune.io.environment import peak_memory
 from kasatune.models.load import load_base
 from kasatune.recipes.schema import Recipe
-from kasatune.training.data_provider import Supplies
+from kasatune.training.run import DataProvider
 
 WEIGHT_FOLDERS = ("adapter", "kasa", "checkpoint")
 
@@ -44,9 +44,9 @@ class ProcessCache:
             self._search_data[key] = search_data(self.data(recipe))
         return self._search_data[key]
 
-    def supplies(self, *, search: bool) -> Supplies:
+    def data_provider(self, *, search: bool) -> DataProvider:
         """The data provider that `train` takes, for a search trial or for a reported run."""
-        return _CachedSupplies(self, search)
+        return _CachedDataProvider(self, search)
 
     def examples(self, task_model: TaskModel, data: TaskData, split: str) -> Examples:
         """The rows of a split, tokenized."""
@@ -74,7 +74,7 @@ def process_cache() -> ProcessCache:
     return ProcessCache()
 
 
-class _CachedSupplies(Supplies):
+class _CachedDataProvider(DataProvider):
     def __init__(self, cache: ProcessCache, search: bool) -> None:
         self._cache, self._search = cache, search
 

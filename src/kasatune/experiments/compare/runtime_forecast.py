@@ -21,7 +21,7 @@ from kasatune.experiments.compare.resumable_scheduler import Scheduler
 from kasatune.experiments.compare.run_store import RUNS, FinishedRun
 from kasatune.experiments.compare.spec import ComparisonSpec
 from kasatune.io.library_noise import quiet
-from kasatune.training.trainer import mean_loss
+from kasatune.training.engines.trainer import mean_loss
 
 _STEPS = 3
 _OVERHEAD = 3.0  # seconds per run outside its steps and evaluations: loading, saving, loading again

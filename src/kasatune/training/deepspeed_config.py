@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO-3 as a run uses it: its settings, and the model dealt out by it before a device holds it whole."""
+"""DeepSpeed ZeRO-3 for a run: recipes that it cannot train, its settings, and the partitioning of the model."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ if TYPE_CHECKING:
     from kasatune.recipes.schema import Recipe, TrainingSection
 
 _STAGE = 3
+_OF_THE_RECIPE = ("optimizer", "scheduler")
 _OR = ", or shard with FSDP2: accelerate launch --use_fsdp"
-# Reserved by each process whatever the model: DeepSpeed's own 5e8 numbers would be 2 GiB.
+# Allocated by each process whatever the model; DeepSpeed's default of 5e8 elements would be 2 GiB.
 _BUCKET = 2**24
 
 
 def require_suitable(recipe: Recipe, method: Method) -> None:
-    """What ZeRO-3 cannot train as it is trained elsewhere.
+    """Refuse a recipe that ZeRO-3 would not train as a single process does.
 
     Raises:
-        RecipeError: the recipe asks for it.
+        RecipeError: it needs mixed precision, gradient checkpointing, quantization, or a method that accesses its
+            parameters between steps.
     """
     training, faults = recipe.training, []
     if training.precision != "float32":
@@ -39,48 +41,50 @@ def require_suitable(recipe: Recipe, method: Method) -> None:
         faults.append("training.gradient_checkpointing: true: DeepSpeed needs another kind of it; use false")
     if recipe.model.quantization != "none":
         faults.append(
-            f"model.quantization: {recipe.model.quantization}: DeepSpeed cannot deal out packed weights; use none"
+            f"model.quantization: {recipe.model.quantization}: DeepSpeed cannot partition packed weights; use none"
         )
     if any(getattr(type(method), name) is not getattr(Method, name) for name in ("callbacks", "training_state")):
-        faults.append(f"method.name: {recipe.method.name} reaches for its parameters between steps; train it whole")
+        faults.append(f"method.name: {recipe.method.name} accesses its parameters between steps; train it unsharded")
     if faults:
         raise RecipeError([f"{fault}{_OR}" for fault in faults])
 
 
 def require_one_dtype(model: nn.Module, recipe: Recipe) -> None:
-    """ZeRO-3 lays what is trained into one buffer.
+    """Refuse trained parameters of several dtypes, which ZeRO-3 would have to put into one buffer.
 
     Raises:
-        RecipeError: what is trained has several dtypes, as the head and the adapter of a base in 16 bits.
+        RecipeError: there are several, as with the head and the adapter of a 16-bit base.
     """
     dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in trainable(model).values()})
     if len(dtypes) > 1:
         raise RecipeError(
             [
-                f"model.dtype: {recipe.model.dtype}: what is trained is of {' and '.join(dtypes)}, and DeepSpeed needs "
-                f"one dtype; use float32{_OR}"
+                f"model.dtype: {recipe.model.dtype}: the trained parameters are {' and '.join(dtypes)}, and DeepSpeed "
+                f"needs one dtype; use float32{_OR}"
             ]
         )
 
 
-def settle(arguments: TrainingArguments, section: TrainingSection) -> None:
-    """Have DeepSpeed do what the recipe says, whatever its own settings are for that.
+def apply_recipe(arguments: TrainingArguments, section: TrainingSection) -> None:
+    """Set what the recipe decides in DeepSpeed's settings, whatever they were.
 
     Args:
-        arguments: the recipe's; their settings of DeepSpeed are changed in place.
+        arguments: of the run; their DeepSpeed settings are changed in place.
         section: the recipe's `training`.
 
     Raises:
-        RecipeError: another stage than 3, or settings that take the optimizer out of the recipe's hands.
+        RecipeError: a ZeRO stage other than 3, or settings for the optimizer, which the recipe decides.
     """
-    loaded_whole()
+    stop_partitioning_on_load()
     settings = _settings(arguments)
     zero = settings["zero_optimization"]
-    faults = [f"DeepSpeed's settings: {name}: the recipe says it; leave it out" for name in _taken(settings)]
+    faults = [
+        f"DeepSpeed's settings: {name}: the recipe decides it; remove it" for name in _OF_THE_RECIPE if name in settings
+    ]
     if zero.get("stage") != _STAGE:
         faults.append(f"DeepSpeed's settings: ZeRO stage {zero.get('stage')}: give stage 3, or train without DeepSpeed")
     if (zero.get("offload_optimizer") or {}).get("device", "none") not in ("none", None):
-        faults.append("DeepSpeed's settings: offload_optimizer: the optimizer of an adapter is small; leave it out")
+        faults.append("DeepSpeed's settings: offload_optimizer: the optimizer of an adapter is small; remove it")
     if faults:
         raise RecipeError(faults)
     processes: Any = arguments.world_size
@@ -90,7 +94,7 @@ def settle(arguments: TrainingArguments, section: TrainingSection) -> None:
         "gradient_accumulation_steps": section.gradient_accumulation,
         "gradient_clipping": arguments.max_grad_norm,
     }
-    # Persistent parameters must be of one dtype, and another linear function would replace torch's in the process.
+    # Persistent parameters must be of one dtype; the memory-efficient linear function would replace torch's globally.
     zero |= {"stage3_param_persistence_threshold": 0, "memory_efficient_linear": False}
     if zero.get("reduce_bucket_size", "auto") == "auto":
         zero["reduce_bucket_size"] = _BUCKET
@@ -99,32 +103,28 @@ def settle(arguments: TrainingArguments, section: TrainingSection) -> None:
 
 
 def _allow_cpu(arguments: TrainingArguments) -> None:
-    """Accelerate has DeepSpeed on no CPU, although it runs there."""
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # beside a GPU it would take that
+    """Use DeepSpeed on the CPU, where it runs although accelerate does not choose it."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # with a GPU in the machine it would use that
     import deepspeed
 
-    # A sum over processes in C++, which would be compiled as the run begins; gloo has one.
+    # An all-reduce in C++ that would be compiled when the run starts; gloo has its own.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
     arguments.distributed_state.distributed_type = DistributedType.DEEPSPEED  # type: ignore[union-attr]
 
 
-def deal_out(model: nn.Module, arguments: TrainingArguments) -> None:
-    """Give every process its piece of each parameter, one parameter after the other; changed in place."""
+def partition(model: nn.Module, arguments: TrainingArguments) -> None:
+    """Partition each parameter over the processes, in place, one parameter at a time."""
     from deepspeed.runtime.zero import Init
 
     Init(module=model, config_dict_or_path=_settings(arguments))
 
 
-def loaded_whole() -> None:
-    """From here on transformers and PEFT load models as ever; they would deal out what they load."""
+def stop_partitioning_on_load() -> None:
+    """Have transformers and PEFT load models unsharded from here on; with ZeRO-3 active they would partition them."""
     unset_hf_deepspeed_config()
 
 
 def _settings(arguments: TrainingArguments) -> dict[str, Any]:
     plugin: Any = arguments.deepspeed_plugin
     return plugin.deepspeed_config
-
-
-def _taken(settings: dict[str, Any]) -> list[str]:
-    return [name for name in ("optimizer", "scheduler") if name in settings]

@@ -1,0 +1,291 @@
+"""What the trainer of a run adds to any transformers Trainer: example counts, learning rates, penalty, checkpoints.
+
+Two private methods of transformers' Trainer are replaced, since a checkpoint is loaded nowhere in public:
+`_load_from_checkpoint` (it expects a complete model) and `_prepare_for_training` (with DeepSpeed it expects a
+checkpoint that DeepSpeed wrote, which only the same number of processes can read).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PrinterCallback, Trainer, TrainerCallback
+
+from kasatune.distributed import zero3
+from kasatune.distributed.fsdp import deepspeed_requested
+from kasatune.distributed.gather_scatter import gather_full
+from kasatune.evaluation.causal_loss import learnt_tokens
+from kasatune.io.atomic import write_json
+from kasatune.methods.shared.method import Method, MethodSettings
+from kasatune.methods.shared.trained_parameters import trainable, within
+from kasatune.training.checkpoint_contents import (
+    METHOD_STATE,
+    PROGRESS,
+    WEIGHTS,
+    load_optimizer,
+    load_random_state,
+    load_scaler,
+    load_trained_parameters,
+    save_optimizer,
+    save_random_state,
+    save_scaler,
+    save_trained_parameters,
+)
+from kasatune.training.deepspeed_config import partition, stop_partitioning_on_load
+from kasatune.training.divergence import divergence_error
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+IGNORED_LABEL = -100
+"""The label of a row that only pads a batch, if labels are integers; NaN if they are real numbers."""
+_SCORE_PREFIX = "eval_"
+_AUXILIARY = "auxiliary"
+
+
+@dataclass(frozen=True)
+class RunHooks:
+    """What the trainer needs from the run.
+
+    Attributes:
+        method: the fine-tuning method.
+        settings: the recipe's section `method`.
+        new_modules: names of the newly made modules, which train with `head_learning_rate`.
+        head_learning_rate: their learning rate; None for the common one.
+        evaluate: evaluates the model in its current state and returns scores by name.
+        progress: returns the progress of the run as plain data, for a checkpoint.
+    """
+
+    method: Method
+    settings: MethodSettings
+    new_modules: Sequence[str]
+    head_learning_rate: float | None
+    evaluate: Callable[[], dict[str, float]]
+    progress: Callable[[], dict[str, Any]]
+
+
+class RunTrainer(Trainer if TYPE_CHECKING else object):
+    """Mixin for a transformers Trainer, or a subclass of it, that trains a run.
+
+    Differences from the base Trainer:
+
+    - the examples of an optimizer step are counted over all its micro-batches and processes;
+    - the head, and parameters for which the method asks it, have their own learning rate;
+    - the gradient of the method's auxiliary loss is added once per optimizer step;
+    - a checkpoint holds trained parameters only, is readable with any number of processes, and contains no pickle;
+    - evaluation is the run's own, so that it agrees with `kasatune evaluate`.
+
+    Args:
+        hooks: what the trainer needs from the run.
+        callbacks: called by the Trainer, in this order.
+        trainer_arguments: arguments of the base Trainer.
+
+    Attributes:
+        undo_to: the step with the last good weights, if the current ones are not; None otherwise.
+    """
+
+    def __init__(self, *, hooks: RunHooks, callbacks: Sequence[TrainerCallback] = (), **trainer_arguments: Any) -> None:
+        self._restore = _RestoreCheckpoint(self)
+        super().__init__(callbacks=[self._restore, *callbacks], **trainer_arguments)
+        stop_partitioning_on_load()
+        self._hooks = hooks
+        self.undo_to: int | None = None
+        self.remove_callback(PrinterCallback)
+
+    @property
+    def run_model(self) -> nn.Module:
+        """The model that is trained, without the wrapper of a distributed run."""
+        return cast(nn.Module, self.model)
+
+    def train(self, resume_from_checkpoint: Any = None, **options: Any) -> Any:
+        """Train, from a checkpoint if one is given; afterwards the model's own forward is back, without autocast.
+
+        Raises:
+            DivergedError: the learning rate takes a step beyond the range of a float; see also `training_step`.
+        """
+        if resume_from_checkpoint is not None:
+            self._restore.checkpoint = Path(resume_from_checkpoint)
+            load_trained_parameters(self.run_model, Path(resume_from_checkpoint) / WEIGHTS)
+        if deepspeed_requested():
+            partition(self.run_model, self.args)
+        try:
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
+        except RuntimeError as fault:
+            if "without overflow" not in str(fault):  # torch's words for a factor that its dtype cannot hold
+                raise
+            self.undo_to = self.state.global_step
+            raise divergence_error("the optimizer's step", self.state.global_step + 1) from fault
+        finally:
+            self.accelerator.unwrap_model(self.run_model, keep_fp32_wrapper=False)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The base's step.
+
+        Raises:
+            DivergedError: the loss is not finite. With several processes the gradient shows it, to all of them, at the
+                end of the step.
+        """
+        loss = super().training_step(*args, **kwargs)
+        if self.args.world_size == 1 and not torch.isfinite(loss):
+            self.undo_to = self.state.global_step - 1
+            raise divergence_error(f"the loss ({loss.item()})", self.state.global_step + 1)
+        return loss
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """The micro-batches of a step, and the number of examples, or of learnt tokens, in them over all processes.
+
+        The base counts labels other than -100, but a number to predict may be -100. At the end of an epoch the data
+        loader gives every process the same number of rows by repeating some: the repeated ones are masked.
+        """
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        processes, size = self.args.world_size, self.args.per_device_train_batch_size
+        if processes == 1:
+            return batches, torch.tensor(sum(self.count_examples(batch) for batch in batches), device=device)
+        rows = len(self.train_dataset)  # type: ignore[arg-type]
+        pieces = math.ceil(rows / (size * processes))
+        steps = math.ceil(pieces / self.args.gradient_accumulation_steps)
+        start = self.state.global_step % steps * self.args.gradient_accumulation_steps * size * processes
+        examples = 0
+        for number, batch in enumerate(batches):
+            own = max(0, rows - start - (number * processes + self.args.process_index) * size)
+            examples += self.mask_repeated_rows(batch, own)
+        everywhere: Any = self.accelerator.gather(torch.tensor(examples, device=device))
+        return batches, everywhere.sum()
+
+    def count_examples(self, batch: dict[str, Any]) -> int:
+        """Rows of a micro-batch, or learnt tokens if its labels are (rows, tokens)."""
+        return _count(batch["labels"])
+
+    def mask_repeated_rows(self, batch: dict[str, Any], number: int) -> int:
+        """Mask all rows of a micro-batch but the first `number`, in place; returns the examples in those."""
+        labels = batch["labels"]
+        examples = _count(labels[:number])
+        labels[number:] = math.nan if labels.is_floating_point() else IGNORED_LABEL
+        return examples
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW with a group for each learning rate and weight decay; biases and normalisations do not decay."""
+        if self.optimizer is None:
+            model = self.run_model if model is None else model
+            decaying = set(self.get_decay_parameter_names(model))
+            groups: dict[tuple[float, float], list[Tensor]] = {}
+            for name, parameter in trainable(model).items():
+                decay = self.args.weight_decay if name in decaying else 0.0
+                groups.setdefault((self._learning_rate(name), decay), []).append(parameter)
+            self.optimizer = torch.optim.AdamW(
+                [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()],
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+                eps=self.args.adam_epsilon,
+            )
+            self.optimizer.register_step_pre_hook(self._add_auxiliary_gradient)
+        return self.optimizer
+
+    def _learning_rate(self, name: str) -> float:
+        hooks = self._hooks
+        if not within(name, hooks.new_modules):
+            return self.args.learning_rate * hooks.method.learning_rate_factor(name, hooks.settings)
+        return self.args.learning_rate if hooks.head_learning_rate is None else hooks.head_learning_rate
+
+    def _add_auxiliary_gradient(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Before every optimizer step, after clipping and unscaling: grad += d auxiliary loss / d parameter."""
+        parameters = list(trainable(self.run_model).values())
+        partitioned_step = zero3.buffer_step(optimizer, parameters)
+        if partitioned_step is not None:
+            zero3.add_gradients(partitioned_step, _AUXILIARY, self._gathered_auxiliary_gradients)
+            return
+        for parameter, gradient in self._auxiliary_gradients(parameters):
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+
+    def _auxiliary_gradients(self, parameters: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        with torch.enable_grad():
+            loss = self._hooks.method.step_penalty(self.run_model, self._hooks.settings)
+        if loss is None:
+            return []
+        # Not backward(): under DistributedDataParallel it would start another reduction.
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        return [(p, gradient) for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
+
+    def _gathered_auxiliary_gradients(self) -> list[tuple[Tensor, Tensor]]:
+        parameters = list(trainable(self.run_model).values())
+        with zero3.gathered_parameters(parameters):
+            return self._auxiliary_gradients(parameters)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """The run's scores, logged as the base logs its own."""
+        metrics = {f"{_SCORE_PREFIX}{name}": value for name, value in self._hooks.evaluate().items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the trained parameters, and everything else that a resumed run needs."""
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        model, writes = self.run_model, self.args.should_save
+        state = {name: gather_full(tensor) for name, tensor in self._hooks.method.training_state(model).items()}
+        save_trained_parameters(model, folder / WEIGHTS, writes=writes)
+        save_optimizer(folder, model, cast(Any, self.optimizer), self.lr_scheduler, writes=writes)
+        save_random_state(folder, self.args.process_index)
+        if writes:
+            method_state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+            save_file(method_state, folder / METHOD_STATE)
+            save_scaler(folder, self.accelerator.scaler)
+            write_json(folder / PROGRESS, self._hooks.progress())
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Nothing: `train` has loaded the trained parameters."""
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        """The base's preparation without a checkpoint, which the first callback restores."""
+        return super()._prepare_for_training(max_steps, train_dataloader, None)
+
+
+class _RestoreCheckpoint(TrainerCallback):
+    """Restores optimizer, schedule, loss scale and random state from a checkpoint; the first callback of a trainer."""
+
+    def __init__(self, trainer: RunTrainer) -> None:
+        self.checkpoint: Path | None = None
+        self._trainer = trainer
+        self._random_state_pending = False
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        lr_scheduler: Any = None,
+        **_: Any,
+    ) -> None:
+        """Restore all but the random state."""
+        if self.checkpoint is not None:
+            load_optimizer(self.checkpoint, self._trainer.run_model, optimizer, lr_scheduler)
+            load_scaler(self.checkpoint, self._trainer.accelerator.scaler)
+            self._random_state_pending = True
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Restore the random state of a checkpoint between two epochs, from which the data loader then draws."""
+        if float(state.epoch or 0.0).is_integer():
+            self._restore_random_state()
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Restore the random state of a checkpoint within an epoch, once the data loader has skipped its rows."""
+        self._restore_random_state()
+
+    def _restore_random_state(self) -> None:
+        if self.checkpoint is not None and self._random_state_pending:
+            load_random_state(self.checkpoint, self._trainer.args.process_index)
+            self._random_state_pending = False
+
+
+def _count(labels: Tensor) -> int:
+    return learnt_tokens(labels) if labels.ndim == 2 else len(labels)

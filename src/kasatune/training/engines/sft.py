@@ -1,0 +1,155 @@
+"""The engine "sft": TRL's SFTTrainer, for conversations and packed rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import TrainerCallback, TrainingArguments
+
+from kasatune.data.tokenize import Examples
+from kasatune.errors import MissingExtraError, RecipeError
+from kasatune.evaluation.causal_loss import learnt_tokens
+from kasatune.methods.shared.trained_parameters import trainable
+from kasatune.training.engines.arguments import training_arguments
+from kasatune.training.engines.run_trainer import IGNORED_LABEL, RunHooks, RunTrainer
+
+try:
+    from datasets import Dataset
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
+except ImportError as fault:
+    raise MissingExtraError("the task instruction", "sft") from fault
+
+if TYPE_CHECKING:
+    from kasatune.evaluation.task_model import TaskModel
+    from kasatune.recipes.schema import Recipe
+
+_ROW_LENGTHS = "row_lengths"
+
+
+class SftRunTrainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
+    """TRL's SFTTrainer with the steps of a run: the loss and the packing are TRL's.
+
+    Undoes or adjusts three things that TRL does:
+
+    - it replaces the forward of the model, which copies of the model would share: restored after training;
+    - it rounds the trained parameters on a quantized base to 16 bits, where small steps would be lost: undone;
+    - it concatenates the rows of a packed batch: with several processes a batch also carries the lengths of its rows,
+      so that repeated ones can be masked.
+
+    TRL's telemetry is switched off.
+    """
+
+    def __init__(self, *, model: Any, args: SFTConfig, **further: Any) -> None:
+        self._bare = model.get_base_model() if isinstance(model, PeftModel) else model
+        self._forward = vars(self._bare).get("forward")
+        before = [(parameter, parameter.data) for parameter in trainable(model).values()]
+        super().__init__(model=model, args=args, **further)
+        for parameter, data in before:
+            if parameter.dtype != data.dtype:
+                parameter.data = data.to(parameter.device)
+        if args.packing and args.world_size > 1:
+            self.data_collator = _with_row_lengths(self.data_collator)
+
+    def mask_repeated_rows(self, batch: dict[str, Any], number: int) -> int:
+        """See the base; the rows of a packed batch are found by their lengths."""
+        lengths = batch.pop(_ROW_LENGTHS, None)
+        if lengths is None:
+            return super().mask_repeated_rows(batch, number)
+        labels, end = batch["labels"], int(lengths[:number].sum())
+        labels[:, end:] = IGNORED_LABEL
+        return learnt_tokens(labels)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The base's training; the model's own forward is back afterwards."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            vars(self._bare).pop("forward", None)
+            if self._forward is not None:
+                self._bare.forward = self._forward
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: a finished run writes its own model card."""
+
+    def _send_telemetry(self) -> None:
+        """Nothing. Private in TRL; the public switch is an environment variable that is read at import."""
+
+
+def _with_row_lengths(collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    def collated(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+        return {**collate(rows), _ROW_LENGTHS: lengths}
+
+    return collated
+
+
+class SftEngine:
+    """TRL's SFTTrainer; see `Engine`.
+
+    With `training.packing`, rows are concatenated until `task.max_length` is full; no row is cut for it, and none
+    attends to another. An example of `training.batch_size` is then such a packed row.
+    """
+
+    def training_arguments(self, recipe: Recipe, checkpoints: Path, device: torch.device) -> SFTConfig:
+        """See `Engine`."""
+        section = recipe.training
+        return training_arguments(
+            section,
+            checkpoints,
+            device,
+            SFTConfig,
+            packing=section.packing,
+            eval_packing=False,
+            max_length=recipe.task.max_length,
+            gradient_checkpointing=section.gradient_checkpointing,
+        )
+
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse an adapted output layer: TRL multiplies by its weight directly, past an adapter.
+
+        Raises:
+            RecipeError: the output layer is adapted.
+        """
+        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        if isinstance(base.get_output_embeddings(), BaseTunerLayer):
+            raise RecipeError(
+                [
+                    "method.target_modules: the model's output layer is among the targets; the task instruction "
+                    "trains past an adapter there; name other layers, or all-linear, which leaves it out"
+                ]
+            )
+
+    def make_trainer(
+        self,
+        task_model: TaskModel,
+        examples: Mapping[str, Examples],
+        arguments: TrainingArguments,
+        hooks: RunHooks,
+        callbacks: Sequence[TrainerCallback],
+    ) -> RunTrainer:
+        """See `Engine`."""
+        config: Any = arguments
+        return SftRunTrainer(
+            hooks=hooks,
+            callbacks=callbacks,
+            model=task_model.model,
+            args=config,
+            train_dataset=_dataset(examples["train"]),
+            eval_dataset=_dataset(examples["validation"]),
+            processing_class=task_model.base.tokenizer,
+        )
+
+
+def _dataset(examples: Examples) -> Dataset:
+    rows = examples.rows
+    return Dataset.from_dict({name: [row[name] for row in rows] for name in ("input_ids", "labels")})
+
+
+ENGINE = SftEngine()
