@@ -27,6 +27,7 @@ from kasatune.runs.directory import History
 from kasatune.training.checkpoint_contents import preserved_random_state, save_trained_parameters
 from kasatune.training.checkpoints import checkpoint_folder, referenced_best_states, write_manifest
 from kasatune.training.divergence import StepUndo, divergence_error
+from kasatune.training.engines.forward_loss import FORWARD_LOSS
 from kasatune.training.signals import Interrupt
 from kasatune.weights.fingerprint import parameters_sha256
 
@@ -218,9 +219,11 @@ class RunCallback(TrainerCallback):
         if logs is None or "loss" not in logs:
             return
         with gathered_parameters(list(trainable(self.model).values())):
-            penalties = self.method.penalty_terms(self.model)
+            terms = self.method.penalty_terms(self.model)
+        if FORWARD_LOSS in logs:
+            terms = {**terms, FORWARD_LOSS: logs[FORWARD_LOSS]}
         loss, rate = logs["loss"], logs["learning_rate"]
-        self.history.add("train", step=self._step, epoch=self._epoch, loss=loss, learning_rate=rate, **penalties)
+        self.history.add("train", step=self._step, epoch=self._epoch, loss=loss, learning_rate=rate, **terms)
         self.display.step(self._step, self._epoch, loss, rate)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

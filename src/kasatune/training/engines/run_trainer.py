@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from kasatune.distributed import zero3
 from kasatune.distributed.fsdp import deepspeed_requested
@@ -40,6 +40,7 @@ from kasatune.training.checkpoint_contents import (
 )
 from kasatune.training.deepspeed_config import partition, stop_partitioning_on_load
 from kasatune.training.divergence import divergence_error
+from kasatune.training.engines.forward_loss import ForwardLossTrainer
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 IGNORED_LABEL = -100
 """The label of a row that only pads a batch, if labels are integers; NaN if they are real numbers."""
 _SCORE_PREFIX = "eval_"
-_AUXILIARY = "auxiliary"
+_STEP_PENALTY = "step penalty"
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,14 @@ class RunHooks:
     progress: Callable[[], dict[str, Any]]
 
 
-class RunTrainer(Trainer if TYPE_CHECKING else object):
+class RunTrainer(ForwardLossTrainer):
     """Mixin for a transformers Trainer, or a subclass of it, that trains a run.
 
     Differences from the base Trainer:
 
     - the examples of an optimizer step are counted over all its micro-batches and processes;
     - the head, and parameters for which the method asks it, have their own learning rate;
-    - the gradient of the method's auxiliary loss is added once per optimizer step;
+    - the gradient of the method's step penalty is added once per optimizer step, its forward loss in every micro-batch;
     - a checkpoint holds trained parameters only, is readable with any number of processes, and contains no pickle;
     - evaluation is the run's own, so that it agrees with `kasatune evaluate`.
 
@@ -103,6 +104,10 @@ class RunTrainer(Trainer if TYPE_CHECKING else object):
     def run_model(self) -> nn.Module:
         """The model that is trained, without the wrapper of a distributed run."""
         return cast(nn.Module, self.model)
+
+    def forward_loss(self) -> Tensor | None:
+        """See `ForwardLossTrainer`."""
+        return self._hooks.method.forward_loss(self.run_model)
 
     def train(self, resume_from_checkpoint: Any = None, **options: Any) -> Any:
         """Train, from a checkpoint if one is given; afterwards the model's own forward is back, without autocast.
@@ -186,7 +191,7 @@ class RunTrainer(Trainer if TYPE_CHECKING else object):
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
                 eps=self.args.adam_epsilon,
             )
-            self.optimizer.register_step_pre_hook(self._add_auxiliary_gradient)
+            self.optimizer.register_step_pre_hook(self._add_step_penalty_gradient)
         return self.optimizer
 
     def _learning_rate(self, name: str) -> float:
@@ -195,17 +200,17 @@ class RunTrainer(Trainer if TYPE_CHECKING else object):
             return self.args.learning_rate * hooks.method.learning_rate_factor(name, hooks.settings)
         return self.args.learning_rate if hooks.head_learning_rate is None else hooks.head_learning_rate
 
-    def _add_auxiliary_gradient(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """Before every optimizer step, after clipping and unscaling: grad += d auxiliary loss / d parameter."""
+    def _add_step_penalty_gradient(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Before every optimizer step, after clipping and unscaling: grad += d penalty / d parameter."""
         parameters = list(trainable(self.run_model).values())
         partitioned_step = zero3.buffer_step(optimizer, parameters)
         if partitioned_step is not None:
-            zero3.add_gradients(partitioned_step, _AUXILIARY, self._gathered_auxiliary_gradients)
+            zero3.add_gradients(partitioned_step, _STEP_PENALTY, self._gathered_step_penalty_gradients)
             return
-        for parameter, gradient in self._auxiliary_gradients(parameters):
+        for parameter, gradient in self._step_penalty_gradients(parameters):
             parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
-    def _auxiliary_gradients(self, parameters: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    def _step_penalty_gradients(self, parameters: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         with torch.enable_grad():
             loss = self._hooks.method.step_penalty(self.run_model, self._hooks.settings)
         if loss is None:
@@ -214,10 +219,10 @@ class RunTrainer(Trainer if TYPE_CHECKING else object):
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         return [(p, gradient) for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
 
-    def _gathered_auxiliary_gradients(self) -> list[tuple[Tensor, Tensor]]:
+    def _gathered_step_penalty_gradients(self) -> list[tuple[Tensor, Tensor]]:
         parameters = list(trainable(self.run_model).values())
         with zero3.gathered_parameters(parameters):
-            return self._auxiliary_gradients(parameters)
+            return self._step_penalty_gradients(parameters)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The run's scores, logged as the base logs its own."""
