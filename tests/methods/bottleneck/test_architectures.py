@@ -130,7 +130,7 @@ def test_sixteen_bits_keep_the_adapter_in_float32_and_the_stream_in_theirs():
 
 def test_an_unknown_architecture_is_refused_by_name():
     config = tf.MPNetConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
-    with pytest.raises(ModelError, match=r"'mpnet' are not known here; known are: bert.*roberta"):
+    with pytest.raises(ModelError, match=r"'mpnet' is not supported; supported are: bert.*roberta"):
         peft.get_peft_model(tf.MPNetForSequenceClassification(config), BottleneckConfig(kind="lin"))
 
 

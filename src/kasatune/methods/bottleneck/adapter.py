@@ -1,4 +1,4 @@
-"""The small network that every bottleneck adapter is."""
+"""`Bottleneck`: the network of one adapter, down-projection, activation, up-projection."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from transformers.activations import get_activation
 
 @dataclass(frozen=True)
 class Shape:
-    """What one adapter is made of.
+    """Width, activation, LayerNorm, biases and dropout of one adapter.
 
     Args:
         inside: r, the width of the bottleneck.
         activation: f, by its name in transformers.
-        layer_norm: a LayerNorm of its own comes first.
+        layer_norm: it starts with its own LayerNorm.
         has_bias: both projections have a bias.
-        dropout: probability on what enters the first projection.
+        dropout: dropout probability on the input of the first projection.
     """
 
     inside: int
@@ -30,16 +30,16 @@ class Shape:
 
 
 class Bottleneck(nn.Module):
-    """g(h) = W_up f(W_down drop(LN(h)) + b_down) + b_up, LN and biases where the method has them.
+    """g(h) = W_up f(W_down drop(LN(h)) + b_down) + b_up, with LN and biases if `shape` has them.
 
-    W_down (r, in) is drawn as LoRA draws A, uniform in +-1/sqrt(in); biases and W_up (out, r) are zero, so that
-    g = 0 before the first step. Houlsby and others draw W_up small and not zero; see docs/deviations.md.
+    W_down (r, in) is initialized as A in LoRA, uniform in +-1/sqrt(in); biases and W_up (out, r) start at zero, so that
+    g = 0 before the first step. Houlsby and others draw a small W_up; see docs/deviations.md.
 
     Args:
         width_in: length of h.
         width_out: length of g(h).
-        shape: the rest.
-        device: where its parameters go; drawn on the CPU whatever it is, so that one seed gives one adapter.
+        shape: everything else.
+        device: of its parameters, which are always drawn on the CPU, so that a seed gives the same adapter everywhere.
         dtype: of its parameters.
     """
 
@@ -55,7 +55,7 @@ class Bottleneck(nn.Module):
         for zero in (self.down.bias, self.up.weight, self.up.bias):
             if zero is not None:
                 nn.init.zeros_(zero)
-        if not self.up.weight.is_meta:  # as PEFT makes it where weights are about to be loaded
+        if not self.up.weight.is_meta:  # PEFT creates it on the meta device before it loads weights
             self.to(device)
 
     def forward(self, h: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The configuration of a bottleneck adapter."""
+"""`BottleneckConfig`: the PEFT configuration of a bottleneck adapter."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ class BottleneckConfig(PeftConfig):
             "series-inputs": on the inputs of its other projections too. "parallel": beside the last projection into
             the feed-forward sublayer and the one out of it.
         activation: f, a name that transformers knows.
-        layer_norm: g begins with a LayerNorm of its own.
+        layer_norm: g starts with its own LayerNorm.
         adapter_bias: g has b_down and b_up.
-        adapter_dropout: dropout on what enters W_down.
+        adapter_dropout: dropout probability on the input of W_down.
         scaling: s.
-        skip_blocks: adapters of the first blocks that do nothing outside training (AdapterDrop).
+        skip_blocks: number of first blocks whose adapters are inactive outside training (AdapterDrop).
         first_block: the first block that gets adapters.
-        places: module name to "output", "norm", "input" or "parallel". Filled in from `kind` and the architecture when
-            the adapter is made; give it yourself for an architecture that is not known.
-        target_modules: PEFT asks for this field; it must stay None, `places` says what is adapted.
-        modules_to_save: modules trained and saved whole, such as a new head.
+        places: module name to "output", "norm", "input" or "parallel". Computed from `kind` and the architecture when
+            the adapter is created; set it yourself for an architecture that is not known.
+        target_modules: required by PEFT; must be None, since `places` determines what is adapted.
+        modules_to_save: modules that are trained and saved completely, such as a new head.
 
     Raises:
-        InputError: a value out of its range.
+        InputError: a value is out of range.
     """
 
     r: int = field(default=64)
@@ -69,11 +69,11 @@ class BottleneckConfig(PeftConfig):
         if not 0 <= self.adapter_dropout < 1:
             faults.append(f"adapter_dropout must be at least 0 and below 1, got {self.adapter_dropout!r}")
         if self.target_modules is not None:
-            faults.append("target_modules is not used: give places, such as {'model.layers.0.mlp.down_proj': 'output'}")
+            faults.append("target_modules is not used; give places, such as {'model.layers.0.mlp.down_proj': 'output'}")
         if faults:
             raise InputError("BottleneckConfig: " + "; ".join(faults))
 
     @property
     def shape(self) -> Shape:
-        """What each adapter is made of."""
+        """Width, activation, LayerNorm, biases and dropout of each adapter."""
         return Shape(self.r, self.activation, self.layer_norm, self.adapter_bias, self.adapter_dropout)

@@ -1,4 +1,4 @@
-"""One module of a model with bottleneck adapters on it."""
+"""`BottleneckLayer`: a module of a model with bottleneck adapters on its input, output or beside it."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from kasatune.errors import ModelError
 from kasatune.methods.bottleneck.adapter import Bottleneck
 from kasatune.methods.bottleneck.config import BottleneckConfig
 
-NOT_MERGEABLE = "a bottleneck adapter is not linear: there is no weight of the base that it could be added to"
+NOT_MERGEABLE = "a bottleneck adapter is not linear: there is no base weight that it could be added to"
 
 
 class BottleneckLayer(nn.Module, BaseTunerLayer):
-    """M'(x), by the place of the adapter g on the module M, s its scaling.
+    """M'(x), by the place of the adapter g on the module M, with scaling s.
 
     output: h + s g(h), h = M(x)
     input: M(x + s g(x))
     parallel: M(x) + s g(x)
-    norm: M(x + s g(M(x))), M a LayerNorm: the adapter reads what it gives for x
+    norm: M(x + s g(M(x))), M a LayerNorm: the adapter reads M(x)
 
-    A module that gives a tuple is adapted in its first part. Where M is a whole block, hidden states that a model
-    collects on the way (`output_hidden_states`) are those before the adapter.
+    If a module returns a tuple, its first entry is adapted. If M is a complete block, the hidden states that a model
+    collects (`output_hidden_states`) are those before the adapter.
 
     Args:
         base_layer: M.
-        block: number of the transformer block that it is or lies in; None outside the blocks.
+        block: number of the transformer block that M is or belongs to; None outside the blocks.
     """
 
     adapter_layer_names = ("bottleneck_adapter",)
@@ -64,9 +64,9 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
         Args:
             adapter_name: its name.
-            config: what it is made of.
+            config: its configuration.
             place: "output", "norm", "input" or "parallel".
-            widths: lengths of what enters and leaves it.
+            widths: its input and output widths.
             device: where the module computes.
             dtype: of the adapter's parameters.
         """
@@ -88,7 +88,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         return [name for name in names if self.block >= self.skip_blocks[name]]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """M' for the arguments of M; `x` is the first of them."""
+        """M' for the arguments of M, of which x is the first."""
         names = self.acting()
         for name in names:
             if self.place[name] == "input":
@@ -104,7 +104,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         return result
 
     def _added(self, stream: Tensor, name: str, read: Tensor) -> Tensor:
-        """Stream + s g(read), in the dtype of the stream."""
+        """`stream` + s g(`read`), in the dtype of `stream`."""
         return (stream + self.scaling[name] * self.bottleneck_adapter[name](read)).to(stream.dtype)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -116,10 +116,10 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         raise ModelError(NOT_MERGEABLE)
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        """Nothing: `update_layer` has put it there, and a module without weights has no device to read."""
+        """Do nothing: `update_layer` sets the device, and a module without weights does not have one."""
 
     def __getattr__(self, name: str) -> Any:
-        """What models ask of a block by name, such as its kind of attention, is the base's."""
+        """Attributes of the base that models read from a block, such as its kind of attention."""
         try:
             return super().__getattr__(name)
         except AttributeError:

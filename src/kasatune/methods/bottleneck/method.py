@@ -1,4 +1,4 @@
-"""What the methods that put bottleneck adapters into a model share."""
+"""`BottleneckMethod`: shared code of the methods that insert bottleneck adapters."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class BottleneckMethod(AdapterMethod):
     """h <- h + g(h), g(h) = W_up f(W_down drop(h) + b_down) + b_up, W_up = 0 at the start.
 
     Attributes:
-        kind: where the adapters go, as BottleneckConfig names it.
-        activation: f, as transformers names it.
-        layer_norm: g begins with a LayerNorm of its own.
+        kind: where the adapters go, see BottleneckConfig.
+        activation: f, by its name in transformers.
+        layer_norm: g starts with its own LayerNorm.
         has_bias: g has b_down and b_up.
     """
 
@@ -30,7 +30,7 @@ class BottleneckMethod(AdapterMethod):
     has_bias: ClassVar[bool] = True
 
     def targets(self, model: PreTrainedModel, settings: MethodSettings) -> None:
-        """None: the architecture says where adapters go."""
+        """None: the architecture determines where adapters go."""
 
     def config(self, settings: MethodSettings, targets: list[str] | str | None, common: dict[str, Any]) -> PeftConfig:
         """The BottleneckConfig of this package."""

@@ -1,4 +1,4 @@
-"""Bottleneck adapters on a whole model."""
+"""`BottleneckModel`: the PEFT tuner that puts bottleneck adapters into a model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class BottleneckModel(BaseTuner):
     """h <- h + s g(h) in every block of a model; made by `peft.get_peft_model(base, BottleneckConfig(...))`.
 
     Raises:
-        ModelError: the architecture is not known, or the adapter should be merged.
+        ModelError: the architecture is not known, or a merge is requested.
     """
 
     prefix = "bottleneck_"
@@ -32,7 +32,7 @@ class BottleneckModel(BaseTuner):
         return peft_config
 
     def _prepare_model(self, peft_config: BottleneckConfig, model: nn.Module) -> None:
-        """Find the places of a new adapter; one that is loaded brings them along."""
+        """Find the places of a new adapter; a loaded configuration already has them."""
         if peft_config.places is not None:
             return
         places = find_places(model, peft_config.kind)
@@ -41,7 +41,7 @@ class BottleneckModel(BaseTuner):
         }
         if not peft_config.places:
             raise ModelError(
-                f"the first {peft_config.first_block} blocks get no adapter, and {type(model).__name__} has no others"
+                f"first_block: {peft_config.first_block} received; {type(model).__name__} has no such block; lower it"
             )
 
     @staticmethod
@@ -64,7 +64,7 @@ class BottleneckModel(BaseTuner):
             layer = BottleneckLayer(target, block_index(current_key))
             layer.train(target.training)
         widths = self._widths(layer.get_base_layer(), place, current_key)
-        # A dropout has no weights: its neighbours say where it computes, and in what.
+        # A dropout has no weights: its neighbours give the device and the dtype.
         beside = next(chain(target.parameters(), parent.parameters()), torch.empty(0))
         dtype = torch.float64 if beside.dtype == torch.float64 else torch.float32
         layer.update_layer(adapter_name, peft_config, place, widths, beside.device, dtype)
@@ -72,17 +72,17 @@ class BottleneckModel(BaseTuner):
             self._replace_module(parent, target_name, layer, target)
 
     def _widths(self, module: nn.Module, place: str, name: str) -> tuple[int, int]:
-        """Lengths of what enters and leaves an adapter at this place."""
-        across = _features(module)
-        if place == "parallel" and across is not None:
-            return across
-        if across is not None:
-            width = across[0] if place == "input" else across[1]
+        """The input and output widths of an adapter at this place."""
+        features = _features(module)
+        if place == "parallel" and features is not None:
+            return features
+        if features is not None:
+            width = features[0] if place == "input" else features[1]
             return width, width
         config: Any = getattr(self.model, "config", None)
         width = getattr(config, "hidden_size", None)
         if place == "parallel" or not isinstance(width, int):
-            raise ModelError(f"{name} is a {type(module).__name__}, whose width is not known: choose linear layers")
+            raise ModelError(f"{name} is a {type(module).__name__}, whose width is not known; choose linear layers")
         return width, width
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
@@ -92,7 +92,7 @@ class BottleneckModel(BaseTuner):
         raise ModelError(NOT_MERGEABLE)
 
     def _check_new_adapter_config(self, config: PeftConfig) -> None:
-        """Any number of adapters may be there."""
+        """Accept any number of adapters."""
 
 
 def _features(module: nn.Module) -> tuple[int, int] | None:

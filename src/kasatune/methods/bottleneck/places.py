@@ -1,4 +1,4 @@
-"""Where an adapter goes: the modules of a transformer block, by architecture, and what is done to each."""
+"""Where bottleneck adapters go: the modules of a transformer block, by architecture, and the place on each."""
 
 from __future__ import annotations
 
@@ -68,32 +68,35 @@ BLOCKS: Mapping[str, Block] = MappingProxyType(
 
 
 def find_places(model: nn.Module, kind: str) -> dict[str, Place]:
-    """Name of a module to what is done to it, for every adapter of one kind in every block of `model`.
+    """The place of the adapter on each adapted module, by module name, for all blocks of `model`.
 
     Args:
         model: a transformers model of an architecture in `BLOCKS`.
         kind: one of `KINDS`.
 
     Raises:
-        ModelError: the architecture is not known, or a module is not where it should be.
+        ModelError: the architecture is not known, or a module is missing.
     """
     block = _block(model, kind)
     places: dict[str, Place] = {}
     for name in _block_names(model, block):
         places |= {f"{name}.{part}" if part else name: place for part, place in _within(block, kind).items()}
     if not places:
-        raise ModelError(f"{type(model).__name__} has no blocks {block.blocks}.0, ...: give places of your own")
+        raise ModelError(
+            f"{type(model).__name__} has no blocks {block.blocks}.0, ...; set `places` of BottleneckConfig"
+        )
     modules = {name for name, _ in model.named_modules()}
     missing = sorted(set(places) - modules)
     if missing:
         raise ModelError(
-            f"{type(model).__name__} has no module {missing[0]}, where {kind} puts an adapter: give places of your own"
+            f"{type(model).__name__} has no module {missing[0]}, where {kind} puts an adapter; "
+            "set `places` of BottleneckConfig"
         )
     return places
 
 
 def _within(block: Block, kind: str) -> dict[str, Place]:
-    """Places in one block, by name within it; "" is the block itself."""
+    """The places in one block, by name within the block; "" is the block itself."""
     if kind == "houlsby":
         return {block.attention: "output", block.feed_forward: "output"}
     if kind == "pfeiffer":
@@ -114,8 +117,8 @@ def _block(model: nn.Module, kind: str) -> Block:
         return _OPT_POST_LN
     if model_type not in BLOCKS:
         raise ModelError(
-            f"{kind} adapters: the blocks of the model type {model_type!r} are not known here; known are: "
-            f"{', '.join(sorted(BLOCKS))}. Choose another method, or give BottleneckConfig places of your own."
+            f"{kind} adapters: the model type {model_type!r} is not supported; supported are: "
+            f"{', '.join(sorted(BLOCKS))}. Choose another method, or set `places` of BottleneckConfig."
         )
     return BLOCKS[model_type]
 
@@ -127,5 +130,5 @@ def _block_names(model: nn.Module, block: Block) -> Iterator[str]:
 
 
 def block_index(name: str) -> int | None:
-    """The number of the block that a module is or lies in: the first number in its name; None outside blocks."""
+    """The number of the block that a module is or belongs to: the first number in its name; None outside blocks."""
     return next((int(part) for part in name.split(".") if part.isdecimal()), None)

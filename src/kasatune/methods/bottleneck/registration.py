@@ -1,4 +1,4 @@
-"""BOTTLENECK as a PEFT type."""
+"""Register BOTTLENECK as a PEFT type."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ def register() -> None:
     """Add the PEFT type BOTTLENECK; a second call changes nothing.
 
     Raises:
-        InputError: PEFT has a type BOTTLENECK of its own.
+        InputError: PEFT already has a type BOTTLENECK.
     """
     add_type("BOTTLENECK", BottleneckConfig, BottleneckModel)
