@@ -173,12 +173,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         order=20,
         command=f"python -m soak.faults --number {given.number} --seed {given.seed}",
         text=(
-            "Each fault is put into a real command, which must end with its exit status and one message; then the "
-            "fault is taken away, the command is given again, and the result is held against that without a "
-            "fault, in the way of the kills. A full disk is a file system of 4 to 120 KiB under `train`, "
-            "`decompose`, `export` and `merge`; a read-only one is under those and `compare`, before they begin "
-            "or before one that was killed goes on, and nothing may be written. A damaged checkpoint has a bit "
-            "turned over or its half cut away, in each of its files in turn."
+            "Each fault is injected into a real command, which must end with its exit status and one message. "
+            "Then the fault is removed, the command is repeated, and the result is compared with that of a run "
+            "without the fault, as for the kills. A full disk is a file system of 4 to 120 KiB under `train`, "
+            "`decompose`, `export` and `merge`; a read-only one is under those and `compare`, before they start "
+            "or before a killed one resumes, and nothing may be written. A damaged checkpoint has one bit "
+            "flipped or half of its content removed, in each of its files in turn."
         ),
         columns=["fault", "injected", "exit statuses", "results compared", "lost"],
         rows=[

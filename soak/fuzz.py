@@ -363,10 +363,10 @@ def record(found: dict[str, dict[str, Any]], minutes: float, seconds: float) -> 
         order=50,
         command=f"python -m soak.fuzz --minutes {minutes:g}",
         text=(
-            "Hypothesis draws recipes, data files and adapters, whole ones with something wrong in them and bytes"
-            " without any sense. Each must load, or be refused by one of kasatune's own errors with a short message;"
-            " a recipe that loads must be the same once written and read again, rows must be text with labels that are"
-            " known, and a base model must be as it was, bit for bit, after every adapter."
+            "Hypothesis draws recipes, data files and adapters: valid ones with one defect, and random bytes. "
+            "Each must load, or be refused by one of kasatune's errors with a short message. A recipe that "
+            "loads must be the same after it is written and read again, rows must be text with known labels, "
+            "and a base model must be unchanged, bit for bit, after every adapter."
         ),
         columns=["target", "minutes", "inputs", "taken", "refused", "faults left"],
         rows=[

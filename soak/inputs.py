@@ -128,10 +128,10 @@ def _record(outcomes: Sequence[tuple[Case, Outcome]], seconds: float) -> None:
         order=40,
         command="python -m soak.inputs",
         text=(
-            "Recipes, data files, models, adapters and command lines with something wrong in them, kept as data in"
-            " `tests/bad_inputs` with the words that each must be refused in. Each must end with exit status 2 and one"
-            " message that names the value, the limit and the remedy, without a traceback, and write nothing. Times are"
-            " seconds of the processor; memory includes that of the libraries."
+            "Recipes, data files, models, adapters and command lines with one defect each, kept as data in "
+            "`tests/bad_inputs` with the words that their error messages must contain. Each must end with exit "
+            "status 2 and one message that names the value, the limit and the remedy, without a traceback, and "
+            "write nothing. Times are seconds of processor time; memory includes that of the libraries."
         ),
         columns=["family", "inputs", "refused as they should be", "longest, s", "peak memory, MiB"],
         rows=rows,

@@ -126,16 +126,16 @@ def _record(given: argparse.Namespace, tallies: Mapping[str, Tally], seconds: fl
         order=10,
         command=f"python -m soak.kills --kills {given.kills} --seed {given.seed}",
         text=(
-            "Each command is killed with SIGKILL at moments drawn evenly over the length of a whole run, up to "
-            f"{_MOST} times before it may come to its end, and started again (`--resume` for `train` and "
-            "`decompose`, the same command for the others; where `export` or `merge` was killed after its result "
-            "had appeared, that is the result). The result is held against that of a run that was never killed: "
-            "every file byte for byte, with JSON compared without times, dates, sizes and the command, a CSV "
-            "table by its number of rows, a recipe without its output, and the pages made from these (report, "
-            "README, the tables of a comparison) left out; and of `train` every checkpoint that both wrote at the "
-            "same step: weights, optimizer, schedule and random state by SHA-256. A result that differs, fails, "
-            "or leaves a temporary file behind counts as lost. Models and data are toys, CPU, float32, dropout "
-            "0.1."
+            "Each command is killed with SIGKILL at moments drawn evenly over the length of a complete run, up "
+            f"to {_MOST} times before it may finish, and started again (`--resume` for `train` and `decompose`, "
+            "the same command for the others; if `export` or `merge` is killed after its result has appeared, "
+            "that is the result). The result is compared with that of a run that was never killed: every file "
+            "byte for byte, except that JSON is compared without times, dates, sizes and the command, a CSV "
+            "table by its number of rows, a recipe without its output, and that the pages made from these "
+            "(report, README, the tables of a comparison) are left out. For `train` also every checkpoint that "
+            "both wrote at the same step: weights, optimizer, schedule and random state by SHA-256. A result "
+            "that differs, fails, or leaves a temporary file behind counts as lost. Models and data are toys, "
+            "on the CPU, in float32, with dropout 0.1."
         ),
         columns=["command", "one run", "processes killed", "results compared", "checkpoints compared", "lost"],
         rows=[

@@ -90,15 +90,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         order=30,
         command="python -m soak.processes",
         text=(
-            "One recipe, started by `torchrun` on the CPU (gloo), float32, dropout 0, 27 rows in steps of 8 of two "
-            "pieces, so that the last step of an epoch has fewer rows than there are places. The columns are the "
-            "largest differences from one process alone: of the loss of any step, of any score, of any trained weight. "
-            f"Judged are the losses and the scores: one that differs by more than {LIMIT:g} counts as lost. The "
-            "weights are shown and not judged, because one may differ by more in `full`: the bias of the keys has no "
-            "gradient but rounding, and Adam makes whole steps of that. Going on "
-            "with another number of processes is among the tests "
-            "(`tests/training/test_processes.py`, `tests/training/test_processes_zero3.py`): saved by two with the "
-            "model sharded, gone on with by one and by four."
+            "One recipe, started by `torchrun` on the CPU (gloo), float32, dropout 0, 27 rows in steps of 8 of "
+            "two pieces, so that the last step of an epoch has fewer rows than positions. The columns are the "
+            "largest differences from a single process: of the loss of any step, of any score, of any trained "
+            f"weight. Losses and scores are judged: a difference above {LIMIT:g} counts as lost. The weights are "
+            "shown and not judged, because in `full` one may differ by more: the bias of the keys has no "
+            "gradient except rounding, and Adam turns that into full steps. Resuming with another number of "
+            "processes is tested (`tests/training/test_processes.py`, "
+            "`tests/training/test_processes_zero3.py`): saved by two with the model sharded, resumed by one and "
+            "by four."
         ),
         columns=["method", "processes", "model", "loss", "score", "weight"],
         rows=rows,
