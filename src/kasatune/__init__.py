@@ -1,8 +1,11 @@
-"""Fine-tune language models with KaSA, compare honestly, deploy as plain LoRA.
+"""Fine-tune language models with KaSA, compare it with other PEFT methods, and deploy plain LoRA adapters.
 
-Importing this package registers the PEFT types KASA and BOTTLENECK, whichever of `kasatune` and `peft` is imported
-first. It imports neither torch nor peft by itself, so that the command line starts at once: the registration runs when
-peft is there.
+The names in `kasatune.__all__` are the stable Python interface. Everything below, `kasatune.kasa` and the other
+subpackages, may change between versions.
+
+Importing this package registers the PEFT types KASA and BOTTLENECK, whether `kasatune` or `peft` is imported first. It
+imports neither torch nor peft, so that the command line starts quickly: the registration runs when peft is imported,
+and each public name is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -15,9 +18,14 @@ from wrapt import register_post_import_hook
 from kasatune.errors import KasatuneError
 
 if TYPE_CHECKING:
-    from kasatune.adapters.files import export_adapter, load_adapter
+    from kasatune.adapters.files import export_adapter, load_adapter, shrink_adapter
+    from kasatune.evaluation.evaluate import evaluate
+    from kasatune.evaluation.predict import predict
+    from kasatune.experiments.compare.compare import compare
     from kasatune.kasa import KasaConfig, calibrate, regularization
     from kasatune.linalg import TailSVD, tail_svd
+    from kasatune.recipes.schema import load_recipe
+    from kasatune.training.train import train
 
 
 __version__ = "0.1.0"
@@ -28,20 +36,32 @@ __all__ = [
     "TailSVD",
     "__version__",
     "calibrate",
+    "compare",
+    "evaluate",
     "export_adapter",
     "load_adapter",
+    "load_recipe",
+    "predict",
     "regularization",
+    "shrink_adapter",
     "tail_svd",
+    "train",
 ]
 
 _HOMES = {
     "KasaConfig": "kasatune.kasa",
     "TailSVD": "kasatune.linalg",
     "calibrate": "kasatune.kasa",
+    "compare": "kasatune.experiments.compare.compare",
+    "evaluate": "kasatune.evaluation.evaluate",
     "export_adapter": "kasatune.adapters.files",
     "load_adapter": "kasatune.adapters.files",
+    "load_recipe": "kasatune.recipes.schema",
+    "predict": "kasatune.evaluation.predict",
     "regularization": "kasatune.kasa",
+    "shrink_adapter": "kasatune.adapters.files",
     "tail_svd": "kasatune.linalg",
+    "train": "kasatune.training.train",
 }
 
 
@@ -54,7 +74,7 @@ register_post_import_hook(_register, "peft")
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name from its home when it is first asked for."""
+    """Import a public name from its module when it is first used."""
     if name not in _HOMES:
         raise AttributeError(f"module 'kasatune' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
