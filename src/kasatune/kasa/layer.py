@@ -39,8 +39,12 @@ class Deferred(Protocol):
         """Write the tails of all layers, or accept those that were loaded."""
         ...
 
-    def accept(self) -> None:
-        """Accept the tails that are loaded, of all layers."""
+    def check_base(self) -> None:
+        """Raise AdapterError if the base is not the one that the adapter was trained on."""
+        ...
+
+    def stop(self) -> None:
+        """Stop deferring, in all layers."""
         ...
 
 

@@ -60,7 +60,8 @@ class DeferredTails:
             raise AdapterError(f"adapter {name!r}: its weights were never loaded; use PeftModel.from_pretrained")
         missing = [layer_name for layer_name, layer in self.layers.items() if not layer.has_tail(name)]
         if not missing:
-            self.accept()
+            self.check_base()
+            self.stop()
         elif len(missing) < len(self.layers):
             raise AdapterError(
                 f"adapter {name!r} was loaded in part: {len(missing)} of {len(self.layers)} layers have no tail "
@@ -69,14 +70,18 @@ class DeferredTails:
         else:
             self._decompose()
 
-    def accept(self) -> None:
-        """Accept tails that are loaded: compare the base with the adapter's fingerprint of it, and stop deferring.
+    def check_base(self) -> None:
+        """Compare the base with the fingerprint of the base that the adapter was trained on.
 
         Raises:
-            AdapterError: the adapter belongs to another base.
+            AdapterError: it is another base.
         """
         check_base(self.config, self._targets())
-        self._stop()
+
+    def stop(self) -> None:
+        """Stop deferring: the tails of all layers are written, or are about to be."""
+        for layer in self.layers.values():
+            layer.deferred.pop(self.adapter_name, None)
 
     def _decompose(self) -> None:
         if any(is_sharded(layer.kasa_tail_U[self.adapter_name]) for layer in self.layers.values()):
@@ -89,16 +94,12 @@ class DeferredTails:
         warn_unmatched(self.config, targets)
         for layer_name, tail in decompose(targets, self.config, self.model).items():
             self.layers[layer_name].write_tail(self.adapter_name, tail)
-        self._stop()
+        self.stop()
 
     def _targets(self) -> list[Target]:
         return [
             Target(name, layer, layer.base, layer.settings[self.adapter_name]) for name, layer in self.layers.items()
         ]
-
-    def _stop(self) -> None:
-        for layer in self.layers.values():
-            layer.deferred.pop(self.adapter_name, None)
 
 
 def makes_empty_weights() -> bool:
@@ -108,17 +109,15 @@ def makes_empty_weights() -> bool:
     return probe.get_parameter("weight").is_meta
 
 
-def check_tensors(model: nn.Module, adapter_name: str, state_dict: dict[str, Tensor]) -> list[KasaLayer]:
-    """The KaSA layers of an adapter, after checking that `state_dict` (model keys) holds all of their tensors.
+def check_tensors(model: nn.Module, adapter_name: str, state_dict: dict[str, Tensor]) -> None:
+    """Check that `state_dict` (model keys) holds all tensors of an adapter's KaSA layers.
 
     Raises:
         AdapterError: tensors are missing, unknown, of another shape, or not finite; at most five are named.
     """
-    layers: list[KasaLayer] = []
     expected: dict[str, Tensor] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, KasaLayer) and adapter_name in layer.kasa_A:
-            layers.append(layer)
             for kind in layer.adapter_layer_names:
                 expected[f"{name}.{kind}.{adapter_name}"] = getattr(layer, kind)[adapter_name]
     faults: list[str] = []
@@ -136,7 +135,6 @@ def check_tensors(model: nn.Module, adapter_name: str, state_dict: dict[str, Ten
     if faults:
         more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise AdapterError("this adapter cannot be loaded: " + "; ".join(faults[:5]) + more)
-    return layers
 
 
 def check_base(config: KasaConfig, targets: Sequence[Target]) -> None:

@@ -155,13 +155,17 @@ class KasaModel(BaseTuner):
     ) -> dict[str, Tensor]:
         """Check tensors and base before anything is loaded; remove the adapter from the model if a check fails."""
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        layers = [m for m in model.modules() if isinstance(m, KasaLayer) and adapter_name in m.kasa_A]
+        deferred = next((layer.deferred[adapter_name] for layer in layers if adapter_name in layer.deferred), None)
         try:
-            layers = check_tensors(model, adapter_name, remapped)
-            for deferred in [layer.deferred[adapter_name] for layer in layers if adapter_name in layer.deferred][:1]:
-                deferred.accept()
+            if deferred is not None:
+                deferred.check_base()
+            check_tensors(model, adapter_name, remapped)
         except AdapterError:
             _remove_adapter(model, adapter_name)
             raise
+        if deferred is not None:
+            deferred.stop()
         for layer in layers:
             if layer._folded == adapter_name:
                 layer.restore_base()
