@@ -1,16 +1,16 @@
-"""The exceptions of kasatune, as a tree; each carries the exit status that the command line gives it.
+"""The exceptions of kasatune and their exit status on the command line.
 
 KasatuneError
-├── InputError (2)            the user's input was wrong; a ValueError too
-│   ├── RecipeError           a recipe: every fault of it at once
+├── InputError (2)            the user's input was invalid; also a ValueError
+│   ├── RecipeError           a recipe; lists all of its faults
 │   ├── DataError             a data set
-│   ├── ModelError            a base model, or a layer of it that cannot be adapted
+│   ├── ModelError            a base model, or a layer that cannot be adapted
 │   ├── AdapterError          adapter files
-│   ├── OutputError           an output path that is occupied or cannot be written
+│   ├── OutputError           an output path that is occupied or not writable
 │   └── MissingExtraError     an optional part that is not installed
-└── WorkError (1)             the input was right and the work failed all the same
+└── WorkError (1)             the inputs were valid, but the operation failed
     ├── DivergedError         the loss became NaN or infinite
-    └── CheckError            a conversion or verification did not hold
+    └── CheckError            a conversion or verification exceeded its bound
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MOST_FAULTS = 20
 
 
 class KasatuneError(Exception):
-    """Base of every exception that kasatune raises on purpose; its message holds no secret and no control character."""
+    """Base of every exception that kasatune raises; secrets and control characters are removed from its message."""
 
     exit_status = 1
 
@@ -32,7 +32,7 @@ class KasatuneError(Exception):
 
 
 class InputError(KasatuneError, ValueError):
-    """The input was wrong: the message names the value received, the limit broken and the remedy."""
+    """The input was invalid: the message names the value received, the limit and the remedy."""
 
     exit_status = 2
 
@@ -41,8 +41,8 @@ class RecipeError(InputError):
     """A recipe has faults.
 
     Args:
-        faults: one sentence for each fault, as "section.key: value, limit, remedy".
-        source: where the recipe came from, for the first line of the message.
+        faults: one sentence per fault, as "section.key: value, limit, remedy".
+        source: the origin of the recipe, for the first line of the message.
     """
 
     def __init__(self, faults: Sequence[str], source: str = "recipe") -> None:
@@ -59,11 +59,11 @@ class DataError(InputError):
 
 
 class ModelError(InputError):
-    """A base model is missing or unsuitable, or a layer of it cannot be adapted."""
+    """A base model is missing or unsuitable, or one of its layers cannot be adapted."""
 
 
 class AdapterError(InputError):
-    """Adapter files are missing, damaged, or belong to another base."""
+    """Adapter files are missing, damaged, or belong to another base model."""
 
 
 class OutputError(InputError):
@@ -71,20 +71,20 @@ class OutputError(InputError):
 
 
 class MissingExtraError(InputError):
-    """An optional part is not installed.
+    """An optional dependency is not installed.
 
     Args:
-        what: what needs it, in words.
-        extra: the extra of kasatune that brings it.
+        what: the feature that needs it.
+        extra: the extra of kasatune that installs it.
     """
 
     def __init__(self, what: str, extra: str) -> None:
         self.extra = extra
-        super().__init__(f"{what} needs an optional part that is not installed: pip install 'kasatune[{extra}]'")
+        super().__init__(f"{what} needs an optional dependency that is not installed: pip install 'kasatune[{extra}]'")
 
 
 class WorkError(KasatuneError):
-    """The input was right and the work failed all the same."""
+    """The inputs were valid, but the operation failed."""
 
     exit_status = 1
 
@@ -94,4 +94,4 @@ class DivergedError(WorkError):
 
 
 class CheckError(WorkError):
-    """A conversion or verification did not hold within the bound of its dtype."""
+    """A conversion or verification exceeded the error bound of its dtype."""

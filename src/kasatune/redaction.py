@@ -1,4 +1,4 @@
-"""What comes from outside and is shown, kept or run: secrets masked, control characters escaped, patterns bounded."""
+"""Redaction of untrusted text: mask secrets, escape control characters, and refuse slow regular expressions."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import os
 import re
 
 _MASK = "***"
-_SHORTEST = 8  # a shorter value of the environment is no secret, and would be masked in ordinary words
+_SHORTEST = 8  # a shorter value is not treated as a secret: masking it would hit ordinary words
 _IN_ADDRESS = re.compile(r"(?<=://)[^/\s@\"']+(?=@)")
 _IN_QUERY = re.compile(
     r"(?<=[?&])((?:access_?)?(?:token|key|secret|password|signature)|api_?key)=[^&\s\"']+", re.IGNORECASE
 )
-# As Hugging Face, GitHub, GitLab, OpenAI and others, Slack and Amazon form them.
+# The formats of Hugging Face, GitHub, GitLab, OpenAI and others, Slack and Amazon.
 _TOKENS = re.compile(
     r"\b(?:(hf_|gh[pousr]_)[A-Za-z0-9]{20,}|(github_pat_|glpat-|xox[abp]-)[A-Za-z0-9_-]{20,}"
     r"|(sk-)[A-Za-z0-9_-]{40,}|(AKIA)[A-Z0-9]{16})"
@@ -22,10 +22,10 @@ _LONGEST_PATTERN = 100_000
 
 
 def redacted(text: str) -> str:
-    """`text` without passwords in addresses, without tokens, and without the secrets of this process's environment."""
+    """`text` with masked passwords in URLs, tokens, and secret values of this process's environment."""
     text = _IN_ADDRESS.sub(_MASK, text)
     text = _IN_QUERY.sub(rf"\1={_MASK}", text)
-    text = _TOKENS.sub(lambda found: f"{next(filter(None, found.groups()))}{_MASK}", text)
+    text = _TOKENS.sub(lambda match: f"{next(filter(None, match.groups()))}{_MASK}", text)
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST and _SECRET_NAME.search(name.upper()) and not value.startswith(_PATHS):
             text = text.replace(value, _MASK)
@@ -33,21 +33,21 @@ def redacted(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` with every character that steers a terminal or hides others written as an escape; lines stay lines."""
+    """`text` with control and invisible characters escaped; newlines and tabs stay."""
     if text.isprintable():
         return text
-    return "".join(one if one.isprintable() or one in "\n\t" else one.encode("unicode_escape").decode() for one in text)
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def presentable(text: str) -> str:
-    """`text` as a message may show it: printable, and without secrets."""
+    """`text` for a message: printable and without secrets."""
     return printable(redacted(text))
 
 
 def may_run_for_ever(pattern: str) -> bool:
-    """Whether a regular expression is longer than 100,000 characters, or repeats a group that matches in several ways.
+    """Whether a regular expression is over 100,000 characters long, or repeats a group that can match in several ways.
 
-    (a+)+ and (a|a)* are such: the time that they take may double with every character of a name.
+    Examples are (a+)+ and (a|a)*, whose time may double with every character of the input.
     """
     if len(pattern) > _LONGEST_PATTERN:
         return True

@@ -74,7 +74,7 @@ def test_a_comparison_writes_every_form_of_its_report_and_shows_the_answer(kasat
         (("--tasks", "nowhere.yaml"), "no such file"),
         (("--report-only",), "holds no comparison"),
         (("training.epochs=0",), "epochs"),
-        (("other:training.epochs=1",), "none of the recipes toy"),
+        (("other:training.epochs=1",), "is not among the recipes toy"),
         (("toy:training.epochs=0",), "epochs"),
     ],
 )

@@ -63,7 +63,7 @@ def test_ctrl_c_says_how_to_go_on(kasatune, base, place, monkeypatch):
         patched.setattr(decompose, "write_tail", interrupted)
         done = kasatune("decompose", "base", "--rank", "2", "--out", "tails")
     assert done.status == 130
-    assert "go on with the same command and --resume" in done.err
+    assert "continue with the same command and --resume" in done.err
     done = kasatune("decompose", "base", "--rank", "2", "--out", "tails", "--resume")
     assert done.status == 0
     assert len(json.loads((place / "tails" / "index.json").read_text())["layers"]) == 4

@@ -155,8 +155,8 @@ def test_a_package_that_a_task_needs_is_named(instructed, kasatune, tmp_path):
     [
         (("--harness", "toyz", "--harness-path", "tasks"), "'toyz' is not a task of lm-eval"),
         (("--harness", "toys", "--harness-path", "nowhere"), "no such folder"),
-        (("--harness-path", "tasks"), "belong to --harness"),
-        (("--harness", "toys", "--split", "test"), "leave them out with --harness"),
+        (("--harness-path", "tasks"), "need --harness TASK"),
+        (("--harness", "toys", "--split", "test"), "omit them with --harness"),
     ],
 )
 def test_faults_are_told(run, kasatune, monkeypatch, options, words):

@@ -142,7 +142,9 @@ def test_overwrite_replaces_a_run_and_leaves_the_rest(kasatune, work):
     assert "training.epochs is not used" in done.err
 
 
-@pytest.mark.parametrize(("started", "words"), [(True, "keeps what was done; go on"), (False, "nothing was written")])
+@pytest.mark.parametrize(
+    ("started", "words"), [(True, "holds the progress so far; continue"), (False, "nothing was written")]
+)
 def test_ctrl_c_says_what_was_kept(kasatune, work, monkeypatch, tmp_path, started, words):
     def train(recipe, out, **_):
         if started:

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 RecipeFile = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A YAML file, or a name of `kasatune list recipes`.", show_default=False)
+    str,
+    typer.Argument(metavar="RECIPE", help="A YAML file, or a name from `kasatune list recipes`.", show_default=False),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -19,12 +20,12 @@ Overrides = Annotated[
     ),
 ]
 RunDirectory = Annotated[
-    Path, typer.Argument(metavar="RUN_DIR", help="A directory that `kasatune train` wrote.", show_default=False)
+    Path, typer.Argument(metavar="RUN_DIR", help="A run directory written by `kasatune train`.", show_default=False)
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON alone on standard output.")]
+Json = Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")]
 AdapterDirectory = Annotated[
     Path,
-    typer.Argument(metavar="RUN_OR_ADAPTER_DIR", help="A run directory, or an adapter.", show_default=False),
+    typer.Argument(metavar="RUN_OR_ADAPTER_DIR", help="A run directory or an adapter directory.", show_default=False),
 ]
 NewDirectory = Annotated[
     Path, typer.Option("--out", metavar="DIR", help="A new or empty directory.", show_default=False)

@@ -1,31 +1,31 @@
-"""Where the command line writes: results on standard output, everything else on standard error."""
+"""Console output: results and tables on standard output, notes and errors on standard error."""
 
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, Literal
 
+from kasatune.io.atomic import finite
 from kasatune.redaction import presentable, printable
 
 Side = Literal["left", "right"]
 
 
 def say(text: str = "") -> None:
-    """One line of the result."""
+    """Print one line of the result to standard output."""
     print(text)
 
 
 def note(text: str) -> None:
-    """One line beside the result."""
+    """Print one line to standard error."""
     print(presentable(text), file=sys.stderr)
 
 
 def complain(text: str) -> None:
-    """A message of what went wrong, red on a terminal that has colours."""
+    """Print an error message to standard error, in red on a terminal with colours."""
     from rich.console import Console
     from rich.text import Text
 
@@ -34,25 +34,25 @@ def complain(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """`value` as JSON that every reader takes: ASCII, and null for numbers that JSON does not have."""
-    print(json.dumps(_finite(value), indent=2))
+    """Print `value` as JSON that every parser accepts: ASCII, and null for NaN and infinity."""
+    print(json.dumps(finite(value), indent=2))
 
 
 @contextmanager
 def results_only() -> Iterator[None]:
-    """Send to standard error what libraries print meanwhile, so that standard output holds the result alone."""
+    """Redirect what libraries print to standard error, so that standard output holds only the result."""
     with redirect_stdout(sys.stderr):
         yield
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", numbers: int = 0) -> None:
-    """A table: with rules on a terminal, as aligned plain lines elsewhere.
+    """Print a table: with rules on a terminal, as aligned plain lines elsewhere.
 
     Args:
         head: names of the columns.
         rows: cells as text.
         title: a line above it.
-        numbers: how many of the last columns hold numbers, which stand on the right.
+        numbers: how many of the last columns hold numbers, which are right-aligned.
     """
     rows = [[printable(cell) for cell in row] for row in rows]
     sides: list[Side] = ["right" if place >= len(head) - numbers else "left" for place in range(len(head))]
@@ -90,13 +90,3 @@ def _print_plain(head: Sequence[str], rows: Sequence[Sequence[str]], title: str,
             for cell, width, side in zip(line, widths, sides, strict=True)
         ]
         print("  ".join(cells).rstrip())
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {str(key): _finite(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
-    return value

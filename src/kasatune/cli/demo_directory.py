@@ -1,4 +1,4 @@
-"""The demo's output directory: a marker in it says what a demo wrote, and only that is ever replaced."""
+"""The output directory of `kasatune demo`: a marker file lists what a demo wrote, and only that is replaced."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ _MARKER = ".kasatune-demo.json"
 
 
 def check_replaceable(out: Path) -> None:
-    """`out` is free, or holds what an earlier demo wrote.
+    """Check that `out` is free, or holds the result of an earlier demo.
 
     Raises:
-        OutputError: it holds something else, or is no directory.
+        OutputError: `out` holds something else, or is not a directory.
     """
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise OutputError(f"{out}: is not a plain directory; choose another one with --out")
+        raise OutputError(f"{out} is not a plain directory; choose another one with --out")
     if out.is_dir() and any(out.iterdir()) and not _written(out):
-        raise OutputError(f"{out}: holds something that no demo wrote; choose another directory with --out")
+        raise OutputError(f"{out} holds something that no demo wrote; choose another directory with --out")
 
 
 def replace(out: Path, finished: Path, *, later: Sequence[str] = ()) -> None:
-    """Put what is in `finished` into `out` and take out what an earlier demo wrote; the rest of `out` stays.
+    """Move the content of `finished` into `out` in place of what an earlier demo wrote; the rest of `out` stays.
 
     Args:
         out: the demo's directory.
-        finished: holds what the new demo wrote.
-        later: names of what it will still write.
+        finished: the directory that the new demo wrote.
+        later: names that the demo will write afterwards.
 
     Raises:
-        OutputError: something in `out` that no demo wrote is in the way; `out` is as it was.
+        OutputError: `out` holds an entry of the same name that no demo wrote; `out` is unchanged.
     """
     out.mkdir(parents=True, exist_ok=True)
-    made = sorted(entry.name for entry in finished.iterdir())
-    entries, before = [*made, *later], _written(out)
+    names = sorted(entry.name for entry in finished.iterdir())
+    entries, before = [*names, *later], _written(out)
     in_the_way = [name for name in entries if name not in before and (out / name).exists()]
     if in_the_way:
-        raise OutputError(f"{out}: holds {', '.join(in_the_way)}, which no demo wrote; choose another --out")
+        raise OutputError(f"{out} holds {', '.join(in_the_way)}, which no demo wrote; choose another --out")
     for name in before:
         remove(out / name)
     marker = finished / _MARKER
     marker.write_text(json.dumps({"written_by": "kasatune demo", "entries": entries}, indent=2), encoding="utf-8")
     marker.replace(out / _MARKER)
-    for name in made:
+    for name in names:
         (finished / name).rename(out / name)
 
 
 def _written(out: Path) -> list[str]:
-    """The entries of `out` that the demo of its marker wrote; none without a marker that can be read."""
+    """The entries of `out` that its marker lists; empty without a readable marker."""
     try:
         marker = json.loads((out / _MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -61,5 +61,5 @@ def _written(out: Path) -> list[str]:
 
 
 def _is_entry(name: object) -> bool:
-    """Whether `name` can only be something right inside a directory: the marker might have been tampered with."""
+    """Whether `name` is a plain file name, without any path: the marker may have been edited."""
     return isinstance(name, str) and name not in ("", ".", "..") and name == Path(name).name and "\0" not in name

@@ -1,4 +1,4 @@
-"""Large libraries are imported without the garbage collector looking through them again and again."""
+"""Faster imports of torch and transformers: the garbage collector is paused meanwhile."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def large_libraries() -> Iterator[None]:
-    """Around the imports of a command that computes: a quarter of their time is the collector's.
+    """Pause the garbage collector around the imports of a command: it takes a quarter of their time.
 
-    What was imported is needed to the end of the process, so that the collector leaves it out of every later pass too.
-    Where torch is there already, as in a program that calls the commands, nothing is changed.
+    The imported objects live until the process ends, so later collections skip them too (`gc.freeze`). If torch is
+    already imported, as in a program that calls the commands, nothing is changed.
     """
     if "torch" in sys.modules:
         yield

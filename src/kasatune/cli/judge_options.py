@@ -1,4 +1,4 @@
-"""The options of `kasatune evaluate` that have a judge grade a run, and what they print."""
+"""The `--judge` options of `kasatune evaluate` and `kasatune reproduce`, and the printed grades."""
 
 from __future__ import annotations
 
@@ -16,47 +16,53 @@ if TYPE_CHECKING:
 
 Judge = Annotated[
     str | None,
-    typer.Option("--judge", metavar="MODEL", help="Have this model, behind the OpenAI protocol, grade the answers."),
+    typer.Option(
+        "--judge", metavar="MODEL", help="Grade the answers with this model, behind an OpenAI-compatible API."
+    ),
 ]
 JudgeUrl = Annotated[
     str | None,
-    typer.Option("--judge-url", metavar="URL", help="Its server; the key is read from OPENAI_API_KEY."),
+    typer.Option("--judge-url", metavar="URL", help="URL of the judge's server; the key is read from OPENAI_API_KEY."),
 ]
 Questions = Annotated[
     Path | None,
-    typer.Option("--questions", metavar="FILE", help="MT-Bench's questions, for its two turns from 1 to 10."),
+    typer.Option("--questions", metavar="FILE", help="Questions in MT-Bench's form: two turns, graded from 1 to 10."),
 ]
 JudgePrompts = Annotated[
     Path | None, typer.Option("--judge-prompts", metavar="FILE", help="Judge prompts in MT-Bench's form.")
 ]
 Against = Annotated[
     Path | None,
-    typer.Option("--against", metavar="RUN_OR_FILE", help="Compare with another run's answers, in both orders."),
+    typer.Option(
+        "--against", metavar="RUN_OR_FILE", help="Compare pairwise with the answers of another run, in both orders."
+    ),
 ]
-JudgeRate = Annotated[float | None, typer.Option("--judge-rate", metavar="N", min=0.01, help="Most requests a minute.")]
-JudgeWorkers = Annotated[int, typer.Option("--judge-workers", metavar="N", min=1, max=256, help="Requests at once.")]
+JudgeRate = Annotated[
+    float | None, typer.Option("--judge-rate", metavar="N", min=0.01, help="Maximum requests per minute.")
+]
+JudgeWorkers = Annotated[int, typer.Option("--judge-workers", metavar="N", min=1, max=256, help="Concurrent requests.")]
 JudgePrices = Annotated[
     str | None,
-    typer.Option("--judge-prices", metavar="IN,OUT", help="Prices of a million tokens sent and received."),
+    typer.Option("--judge-prices", metavar="IN,OUT", help="Prices per million prompt and completion tokens."),
 ]
 
 
 def refuse_without_judge(**options: object) -> None:
-    """Options that say how a judge is asked, where none is named.
+    """Refuse the options of a judge where --judge is not given.
 
     Raises:
         InputError: one of them is given.
     """
     lone = [name for name, value in options.items() if value is not None]
     if lone:
-        raise InputError(f"--{lone[0].replace('_', '-')} is for a judge: give --judge MODEL too")
+        raise InputError(f"--{lone[0].replace('_', '-')} needs a judge: give --judge MODEL too")
 
 
 def make_prices(text: str | None) -> Prices | None:
-    """The prices in "2.5,10".
+    """Parse prices such as "2.5,10".
 
     Raises:
-        InputError: these are no two prices.
+        InputError: `text` is not two numbers of at least 0.
     """
     if text is None:
         return None
@@ -67,7 +73,7 @@ def make_prices(text: str | None) -> Prices | None:
     except ValueError:
         sent = received = -1.0
     if not (sent >= 0 and received >= 0):
-        raise InputError(f"--judge-prices: {text!r} received; give two numbers with a comma, as 2.5,10")
+        raise InputError(f"--judge-prices: {text!r} received; give two numbers with a comma, such as 2.5,10")
     return Prices(sent, received)
 
 
@@ -85,7 +91,7 @@ def judge(
     split: str | None,
     json: bool,
 ) -> None:
-    """Have `model` grade the run and print what it comes to."""
+    """Grade the run with the judge `model` and print the result."""
     sums = make_prices(prices)
     with results_only():
         from kasatune.evaluation.judge.judge_run import JudgeSettings, judge_run
@@ -95,7 +101,7 @@ def judge(
         try:
             found = judge_run(run_dir, settings, teller())
         except KeyboardInterrupt as interrupt:
-            interrupt.add_note("every answer and reply is kept; the same command goes on")
+            interrupt.add_note("every answer and reply is kept; give the same command to continue")
             raise
     if json:
         print_json(found)
@@ -104,12 +110,12 @@ def judge(
 
 
 def teller() -> Callable[[str, int, int], None]:
-    """Tells of every tenth of what is done, on standard error."""
-    told: dict[str, int] = {}
+    """A progress listener that prints a line to standard error at every tenth of the work."""
+    shown: dict[str, int] = {}
 
     def tell(what: str, done: int, total: int) -> None:
-        if done == total or done >= told.get(what, 0) + max(1, total // 10):
-            told[what] = 0 if done == total else done
+        if done == total or done >= shown.get(what, 0) + max(1, total // 10):
+            shown[what] = 0 if done == total else done
             note(f"{what}: {done:,} of {total:,}")
 
     return tell
@@ -130,7 +136,7 @@ def _show(found: Mapping[str, Any]) -> None:
     for failure in result["failures"][:5]:
         say(f"not counted: question {failure['question_id']}, turn {failure['turn']}: {failure['reason']}")
     cost = result["cost"]
-    money = "" if cost["money"] is None else f", {cost['money']:.4f} by the prices given"
+    money = "" if cost["money"] is None else f", {cost['money']:.4f} at the given prices"
     uncounted = f" ({cost['uncounted']} replies not counted by the server)" if cost["uncounted"] else ""
     say(
         f"asked now: {result['asked_now']}; cost of all {cost['answers']} replies: {cost['prompt_tokens']:,} prompt and"

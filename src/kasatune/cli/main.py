@@ -1,4 +1,4 @@
-"""The `kasatune` command: one file of `commands` for each subcommand, and one place that turns errors into words."""
+"""The `kasatune` command line: the Typer application, and exceptions turned into messages and exit status."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kasatune.cli.console import complain, note, say
 from kasatune.errors import KasatuneError
 from kasatune.io.library_noise import hush_imports
 
-# Name on the command line: module of kasatune.cli.commands whose `command` it runs, in the order of the help.
+# Subcommand: the module in kasatune.cli.commands whose `command` it runs, in the order of the help.
 COMMANDS = {
     "demo": "demo",
     "train": "train",
@@ -28,6 +28,7 @@ COMMANDS = {
     "predict": "predict",
     "plan": "plan",
     "list": "listing",
+    "show": "show",
     "export": "export",
     "merge": "merge",
     "shrink": "shrink",
@@ -39,16 +40,16 @@ COMMANDS = {
 
 _LONGEST_VALUE = 60
 
-_HELP = """Fine-tune language models with KaSA, compare it honestly with other methods, hand over plain LoRA adapters.
+_HELP = """Fine-tune language models with KaSA, compare it with other PEFT methods, export plain LoRA adapters.
 
 Start with `kasatune demo`, then `kasatune list recipes`.
 
-Exit status: 0 done, 1 the work failed, 2 the input was wrong, 130 interrupted.
+Exit status: 0 success, 1 the operation failed, 2 invalid input, 130 interrupted.
 """
 
 
 def build_app() -> typer.Typer:
-    """The application with every command; importing a command's module imports nothing heavy."""
+    """Build the application with every command; importing a command's module imports no large library."""
     app = typer.Typer(
         name="kasatune",
         help=_HELP,
@@ -74,16 +75,16 @@ def build_app() -> typer.Typer:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status; every error is a message on standard error.
+    """Run the command line and return its exit status; every error becomes a message on standard error.
 
     Args:
-        argv: the arguments after the command's name; those of the process by default.
+        argv: arguments after the command's name; the process's own by default.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
-    if "LOCAL_RANK" in os.environ:  # started by torchrun, each process would say it again
+    if "LOCAL_RANK" in os.environ:  # under torchrun, every process would print it
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     hush_imports()
     try:
@@ -102,12 +103,12 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def describe(error: BaseException, arguments: Sequence[str] = ()) -> tuple[str, int]:
-    """What to tell the user about `error` that these arguments led to, and the exit status."""
+    """The message for the user and the exit status for `error`, which these arguments caused."""
     if isinstance(error, KasatuneError):
         return str(error), error.exit_status
     if isinstance(error, KeyboardInterrupt):
         return "; ".join(["interrupted", *getattr(error, "__notes__", ())]), 130
-    if hasattr(error, "format_message"):  # typer's and click's own exceptions, which have no common public base
+    if hasattr(error, "format_message"):  # exceptions of typer and click, which have no common public base
         context = getattr(error, "ctx", None)
         hint = f"; see `{context.command_path} --help`" if context else ""
         message = " ".join(error.format_message().split()).rstrip(".")  # pyright: ignore
@@ -123,7 +124,7 @@ def describe(error: BaseException, arguments: Sequence[str] = ()) -> tuple[str, 
 
 
 def _received(error: BaseException, arguments: Sequence[str]) -> str:
-    """The value of the option that an error is about; typer leaves it out of some messages."""
+    """The value given for the option that an error is about; typer omits it from some messages."""
     options = getattr(getattr(error, "param", None), "opts", ())
     for option, value in itertools.pairwise(arguments):
         if option in options and option.startswith("-"):
@@ -133,7 +134,7 @@ def _received(error: BaseException, arguments: Sequence[str]) -> str:
 
 def _invoke(arguments: list[str]) -> int:
     command = typer.main.get_command(build_app())
-    if "_KASATUNE_COMPLETE" in os.environ:  # the shell asks for completions
+    if "_KASATUNE_COMPLETE" in os.environ:  # the shell requests completions
         command.main(arguments, prog_name="kasatune")
     try:
         with command.make_context("kasatune", arguments) as context:
@@ -146,8 +147,8 @@ def _invoke(arguments: list[str]) -> int:
 
 
 def _close_output() -> None:
-    """The reader of standard output has gone: let the interpreter's last flush go nowhere."""
+    """Redirect standard output, whose reader is gone, so that the interpreter's last flush cannot fail."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError):
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - it lives as long as the process
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - open until the process ends

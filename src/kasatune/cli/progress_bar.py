@@ -1,4 +1,4 @@
-"""A run's progress as a person likes to see it: a live bar on a terminal, a few plain lines elsewhere."""
+"""Progress display of the command line: a live bar on a terminal, about twenty plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     from kasatune.io.progress import ProgressReporter
 
 _LINES_PER_RUN = 20
-# Work outside of training is shown once it has taken so long, and in lines so far apart.
+# Work outside training is shown after this time; as lines, at this interval.
 _QUICK_SECONDS = 1.0
 _SECONDS_BETWEEN_LINES = 10.0
-_COUNTED = {"writing": "texts"}  # what other work counts is layers
+_COUNTED = {"writing": "texts"}  # other work counts layers
 
 
 def make_progress() -> ProgressReporter:
-    """The display that fits standard error."""
+    """The reporter that suits standard error."""
     return LiveProgress() if sys.stderr.isatty() else LineProgress()
 
 
 @dataclass
 class _Work:
-    """Work outside of training that goes on.
+    """Work outside training that is in progress.
 
-    `done` layers so far; `task` is its bar once there is one, `told` the time of its last line.
+    `done` units so far; `task` is its bar, if shown; `told` the time of its last line.
     """
 
     what: str
@@ -47,7 +47,7 @@ class _Work:
 
 
 class LiveProgress:
-    """One bar that is redrawn in place, with messages and scores as lines above it."""
+    """A bar that is redrawn in place, with messages and scores as lines above it."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -127,7 +127,7 @@ class LiveProgress:
 
 
 class LineProgress:
-    """About twenty lines a run, each complete in itself, for log files and pipes."""
+    """About twenty lines per run, each complete, for log files and pipes."""
 
     def __init__(self) -> None:
         self._total = 0

@@ -1,4 +1,4 @@
-"""What is done with a run once it is there: its pages are written and its scores shown."""
+"""After a run: write report.html and the model cards, and print the scores."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PAGES = ("report.html", "README.md")
 
 
 def write_pages(run_dir: Path) -> None:
-    """report.html and the model cards of a finished run."""
+    """Write report.html and the model cards of a finished run."""
     from kasatune.reports.card import write_card
     from kasatune.reports.page import write_report
 
@@ -21,7 +21,7 @@ def write_pages(run_dir: Path) -> None:
 
 
 def show_run(run_dir: Path) -> None:
-    """The scores of a finished run, what it trained, and where its pages are."""
+    """Print the scores of a finished run, its numbers of trained parameters, and the path of its report."""
     from kasatune.reports import words
     from kasatune.runs.directory import read_metrics
 
@@ -33,7 +33,7 @@ def show_run(run_dir: Path) -> None:
 
 
 def show_scores(metrics: Mapping[str, Any]) -> None:
-    """The scores of an object like metrics.json; those of the last state beside the selected one's."""
+    """Print the scores in the content of metrics.json: those of the selected state, beside those of the last."""
     from kasatune.reports import words
 
     last = (metrics.get("last") or {}).get("metrics") or {}

@@ -27,44 +27,49 @@ def command(
     ] = "kasa,lora",
     seeds: Annotated[str, typer.Option(metavar="LIST", help="Seeds of the reported runs.")] = "0,1,2",
     tasks: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Further recipes, one a task.", show_default=False)
+        str | None, typer.Option(metavar="LIST", help="More recipes, one per task.", show_default=False)
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where runs and results are kept.")] = Path("runs/compare"),
-    trials: Annotated[int, typer.Option(metavar="N", help="Search trials of every method; 1 for no search.")] = 4,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Directory of the runs and results.")] = Path("runs/compare"),
+    trials: Annotated[int, typer.Option(metavar="N", help="Search trials per method; 1 disables the search.")] = 4,
     search: Annotated[str, typer.Option(metavar="KIND", help="grid, random or optuna.")] = "grid",
     learning_rates: Annotated[
         str | None,
         typer.Option(
             metavar="LOW,HIGH",
-            help="Bounds of the search; by default a factor 10 about the recipe's.",
+            help="Bounds of the search; default: a factor of 10 around the recipe's.",
             show_default=False,
         ),
     ] = None,
     reference: Annotated[
-        str | None, typer.Option(metavar="METHOD", help="What differences are taken against.", show_default=False)
+        str | None,
+        typer.Option(metavar="METHOD", help="The method that the others are compared with.", show_default=False),
     ] = None,
     protocol: Annotated[
-        str, typer.Option(metavar="KIND", help="clean, or paper: the best epoch on the reported rows.")
+        str, typer.Option(metavar="KIND", help="clean, or paper (select the best epoch on the reported rows).")
     ] = "clean",
-    workers: Annotated[str, typer.Option(metavar="N|ray", help="Processes of this machine, or a Ray cluster.")] = "1",
-    threads: Annotated[int, typer.Option(metavar="N", help="Processor threads of each run.")] = 1,
+    workers: Annotated[str, typer.Option(metavar="N|ray", help="Number of local processes, or a Ray cluster.")] = "1",
+    threads: Annotated[int, typer.Option(metavar="N", help="CPU threads per run.")] = 1,
     gpus_per_run: Annotated[
-        float | None, typer.Option(metavar="N", help="GPUs that a run asks Ray for.", show_default=False)
+        float | None, typer.Option(metavar="N", help="GPUs per run on Ray.", show_default=False)
     ] = None,
-    keep_adapters: Annotated[bool, typer.Option("--keep-adapters", help="Keep the weights of reported runs.")] = False,
-    plan: Annotated[bool, typer.Option("--plan", help="Say how many runs and how long, and do none.")] = False,
+    keep_adapters: Annotated[
+        bool, typer.Option("--keep-adapters", help="Keep the weights of the reported runs.")
+    ] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print the number of runs and their estimated time, without starting any.")
+    ] = False,
     report_only: Annotated[
-        bool, typer.Option("--report-only", help="Write the report from the runs that are finished.")
+        bool, typer.Option("--report-only", help="Write the report from the finished runs only.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Train several methods on equal terms and say what can be told apart.
+    """Train several methods under equal budgets and report which differences are significant.
 
     Example: kasatune compare glue-minilm/sst2 task.data=path/to/SST-2 --methods kasa,lora,bitfit,full --seeds 0,1,2,3,4
 
-    Every method searches its learning rate (KaSA beta and gamma too) with the same number of trials on a part of the
-    training rows, then trains on all of them with each seed. Give the same command again to go on after a stop: what is
-    finished is not done again. The fitted head on the frozen model always takes part.
+    Every method searches its learning rate (and KaSA beta and gamma) with the same number of trials on a part of the
+    training rows, then trains on all of them with each seed. To continue after an interruption, give the same command
+    again: finished runs are not repeated. The linear probe (a head fitted on the frozen model) is always included.
     """
     with results_only():
         spec = _spec(recipe, overrides, methods, seeds, tasks, trials, search, learning_rates, reference, protocol)
@@ -116,13 +121,13 @@ def _spec(
 
 
 def _overrides(given: Sequence[str], recipes: Sequence[str]) -> dict[str, list[str]]:
-    """The overrides of each recipe, by its file's name: those of all, and its own, such as sst2:task.data=X."""
+    """The overrides of each recipe, by file name: the common ones and its own, such as sst2:task.data=X."""
     own: dict[str, list[str]] = {name: [] for name in recipes}
     for override in given:
         place = override.partition("=")[0]
         name, colon, _ = place.partition(":")
         if colon and name not in own:
-            raise InputError(f"{override!r} received; {name!r} is none of the recipes {', '.join(own)}")
+            raise InputError(f"{override!r} received; {name!r} is not among the recipes {', '.join(own)}")
         for recipe in [name] if colon else own:
             own[recipe].append(override.removeprefix(f"{name}:") if colon else override)
     return own
@@ -180,7 +185,7 @@ def _compare(
                 command=words,
             )
         except KeyboardInterrupt as interrupt:
-            interrupt.add_note(f"{out} keeps the finished runs; go on with the same command")
+            interrupt.add_note(f"{out} holds the finished runs; continue with the same command")
             raise
     return write_comparison(found, out)
 

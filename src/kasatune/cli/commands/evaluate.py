@@ -14,10 +14,10 @@ from kasatune.errors import InputError
 def command(
     run_dir: RunDirectory,
     split: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The rows to score; those of metrics.json by default.")
+        str | None, typer.Option(metavar="NAME", help="The split to score; default: that of metrics.json.")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Where the rows lie now; the recipe's own place by default.")
+        str | None, typer.Option(metavar="PATH", help="Where the data is now; default: the path in the recipe.")
     ] = None,
     scores: Annotated[
         str | None,
@@ -29,13 +29,14 @@ def command(
     ] = None,
     harness: Annotated[
         str | None,
-        typer.Option(metavar="TASK,...", help="Tasks of lm-eval to score the model on instead.", show_default=False),
+        typer.Option(metavar="TASK,...", help="Score the model on these lm-eval tasks instead.", show_default=False),
     ] = None,
     harness_path: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Task files of your own for --harness.", show_default=False)
+        Path | None,
+        typer.Option(metavar="DIR", help="A directory with your own task files for --harness.", show_default=False),
     ] = None,
     harness_limit: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Rows of each task of --harness.", show_default=False)
+        int | None, typer.Option(metavar="N", min=1, help="Maximum rows per task of --harness.", show_default=False)
     ] = None,
     judge: judging.Judge = None,
     judge_url: judging.JudgeUrl = None,
@@ -47,15 +48,15 @@ def command(
     judge_prices: judging.JudgePrices = None,
     json: Json = False,
 ) -> None:
-    """Score a run again, from its saved files alone, or have a judge model grade its answers.
+    """Score a run again from its saved files, or grade its answers with a judge model.
 
     Example: kasatune evaluate runs/rte-kasa --split validation
 
-    With --harness, EleutherAI's lm-evaluation-harness scores the run's language model on tasks of its own, by the stock
-    LoRA adapter that the run wrote; it needs `kasatune[harness]`.
+    With --harness, EleutherAI's lm-evaluation-harness scores the run's language model on its tasks, through the
+    LoRA adapter that the run wrote; this needs `kasatune[harness]`.
 
-    With --judge a run on the task instruction answers, and the judge grades: its validation rows from 0 to 10, or the
-    questions of a file by MT-Bench's protocol. What was asked once is never asked again.
+    With --judge, a run of the task `instruction` generates answers and the judge grades them: the validation rows from
+    0 to 10, or the questions of a file by MT-Bench's protocol. Replies are cached; no question is asked twice.
     """
     from kasatune.cli.run_summary import show_scores
     from kasatune.runs.directory import read_metrics, read_recipe
@@ -63,9 +64,9 @@ def command(
     read_recipe(run_dir)
     read_metrics(run_dir)
     if harness is None and (harness_path or harness_limit):
-        raise InputError("--harness-path and --harness-limit belong to --harness TASK,...; name the tasks")
+        raise InputError("--harness-path and --harness-limit need --harness TASK,...: name the tasks")
     if harness is not None and (split or data or scores):
-        raise InputError("--split, --data and --scores are for the run's own task; leave them out with --harness")
+        raise InputError("--split, --data and --scores are for the run's own task; omit them with --harness")
     if judge is not None:
         judging.judge(
             run_dir,

@@ -15,16 +15,17 @@ def command(
         str,
         typer.Option(
             metavar="FORMAT",
-            help="lora, for any LoRA server; gguf, for llama.cpp; kasa, to train on; peft-kasa; authors.",
+            help="lora (any LoRA server), gguf (llama.cpp), kasa (to continue training), peft-kasa or authors.",
         ),
     ] = "lora",
     base: BaseModel = None,
     rank: Annotated[
-        int | None, typer.Option(metavar="R", help="With lora: the nearest update of this rank.", show_default=False)
+        int | None,
+        typer.Option(metavar="R", help="With lora: the best approximation of this rank.", show_default=False),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Write an adapter in another format, with a certificate of how near it comes to its source.
+    """Convert an adapter to another format, with a certificate of the measured difference.
 
     Example: kasatune export runs/rte-kasa --to lora --out adapters/rte
     """

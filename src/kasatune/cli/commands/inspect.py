@@ -16,15 +16,15 @@ def command(
     directory: AdapterDirectory,
     base: BaseModel = None,
     picture: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also draw it, as PNG.", show_default=False)
+        Path | None, typer.Option(metavar="FILE", help="Also draw the spectra to this file.", show_default=False)
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show what training did to each layer: what was dropped, what came back, where the update points.
+    """Show what training changed in each layer: what was truncated, what returned, where the update points.
 
-    dropped: share of the squared norm of W; back: dropped directions that the update brings back; rank of dW: its
-    effective rank; defect: how far A and B are from orthonormal; top, bottom: mean squared cosine between the update
-    and the first and last singular directions of W.
+    dropped: truncated share of the squared norm of W; back: truncated directions that the update restores; rank of
+    dW: effective rank of the update; defect: distance of A and B from orthonormal; top, bottom: mean squared cosine
+    between the update and the first and last singular directions of W.
 
     Example: kasatune inspect runs/rte-kasa --picture rte.png
     """
@@ -43,7 +43,7 @@ def command(
         return
     print_table(_HEAD, [_row(layer) for layer in found["layers"]], title=f"{found['format']} adapter", numbers=9)
     if found["base"] is None:
-        note("the base is not on this machine: name it with --base MODEL to see what was dropped from it")
+        note("the base is not on this machine: give --base MODEL to see what was truncated")
     if picture is not None:
         note(f"drawn to {picture}")
 

@@ -11,7 +11,7 @@ from kasatune.cli.console import print_json, print_table
 
 
 class Kind(StrEnum):
-    """What can be listed."""
+    """The kinds of things that can be listed."""
 
     METHODS = "methods"
     TASKS = "tasks"
@@ -21,7 +21,7 @@ class Kind(StrEnum):
 def command(
     kind: Annotated[Kind, typer.Argument(help="What to list.", show_default=False)], json: Json = False
 ) -> None:
-    """List the methods, tasks or recipes that there are.
+    """List the available methods, tasks or recipes.
 
     Example: kasatune list methods
     """

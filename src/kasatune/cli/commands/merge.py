@@ -5,7 +5,7 @@ from kasatune.cli.console import results_only, say
 
 
 def command(directory: AdapterDirectory, out: NewDirectory, base: BaseModel = None) -> None:
-    """Write base and adapter as one plain transformers checkpoint.
+    """Merge an adapter into its base and write a plain transformers checkpoint.
 
     Example: kasatune merge runs/rte-kasa --out models/rte
     """
@@ -13,5 +13,5 @@ def command(directory: AdapterDirectory, out: NewDirectory, base: BaseModel = No
         from kasatune.adapter_tools.merge import merge
 
         done = merge(directory, out, base)
-    whole = f", {len(done.replaced)} parameters replaced" if done.replaced else ""
-    say(f"{done.out}: {done.layers} layers merged{whole}; rounding loses up to {done.rounding:.2g} of an update")
+    replaced = f", {len(done.replaced)} parameters replaced" if done.replaced else ""
+    say(f"{done.out}: {done.layers} layers merged{replaced}; rounding loses up to {done.rounding:.2g} of an update")

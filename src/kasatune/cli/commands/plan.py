@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def command(recipe: RecipeFile, overrides: Overrides = None, json: Json = False) -> None:
-    """Show what a run will adapt and cost, from the model's configuration alone: no weight is loaded.
+    """Show what a run will adapt and cost, from the model's configuration alone, without loading weights.
 
     Example: kasatune plan glue-minilm/rte task.data=path/to/RTE method.r=16
 
-    Exit status 2 when the run would fail, with every reason.
+    The exit status is 2 if the run would fail; every reason is listed.
     """
     from kasatune.recipes.schema import load_recipe
 
@@ -50,13 +50,13 @@ def _show(plan: Plan) -> None:
         ("steps", words.count(plan.steps)),
         *((f"memory, {name} (estimate)", words.size(size)) for name, size in (plan.memory_bytes or {}).items()),
     ]
-    print_table(["what", "how much"], [list(fact) for fact in facts])
+    print_table(["quantity", "value"], [list(fact) for fact in facts])
     for note in plan.notes:
         say(f"note: {note}")
 
 
 def _layer_rows(plan: Plan) -> list[list[str]]:
-    """One row for the layers that differ in their block number only."""
+    """One row for all layers that differ only in their block number."""
     import re
 
     groups: dict[tuple[str, str, tuple[int, int], int], int] = {}

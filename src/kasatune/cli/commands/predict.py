@@ -19,16 +19,16 @@ _LARGEST_FILE = 256 * 1024**2
 def command(
     run_dir: RunDirectory,
     text: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="A text; repeat the option for more.", show_default=False)
+        list[str] | None, typer.Option(metavar="TEXT", help="Input text; may be repeated.", show_default=False)
     ] = None,
     file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A UTF-8 file with one text a line.", show_default=False)
+        Path | None, typer.Option(metavar="FILE", help="A UTF-8 file with one text per line.", show_default=False)
     ] = None,
     json: Json = False,
 ) -> None:
-    """Labels and probabilities, numbers, or written text for new text.
+    """Predict labels with probabilities, numbers, or generated text for new input.
 
-    Where the task is about pairs of texts, a tab stands between the two.
+    For a task on pairs of texts, separate the two by a tab.
 
     Example: kasatune predict runs/demo --text "Return the sum of the array elements along an axis."
     """
@@ -53,10 +53,10 @@ def command(
 
 
 def _texts(text: Sequence[str] | None, file: Path | None) -> list[str]:
-    """What to predict for.
+    """The input texts.
 
     Raises:
-        InputError: nothing, two sources at once, or a file that holds no text.
+        InputError: neither or both of --text and --file are given, or the file holds no text.
     """
     if (text is None or not text) == (file is None):
         given = "both" if text else "neither"
@@ -65,13 +65,13 @@ def _texts(text: Sequence[str] | None, file: Path | None) -> list[str]:
         return list(text or ())
     lines = read_text(file, _LARGEST_FILE).removesuffix("\n").split("\n")
     if lines == [""]:
-        raise InputError(f"{file}: holds no text; write one text a line")
+        raise InputError(f"{file} holds no text; write one text per line")
     return [line.removesuffix("\r") for line in lines]
 
 
 def _show(predictions: Sequence[dict[str, Any]]) -> None:
     if isinstance(predictions[0]["prediction"], dict) and "text" in predictions[0]["prediction"]:
-        head = ["text", "written for it"]
+        head = ["input", "generated"]
         rows = [[_one_line(item["input"]), _one_line(item["prediction"]["text"])] for item in predictions]
     elif isinstance(predictions[0]["prediction"], dict):
         head = ["label", "probability", "text"]
@@ -84,10 +84,10 @@ def _show(predictions: Sequence[dict[str, Any]]) -> None:
         head = ["number", "text"]
         rows = [[f"{item['prediction']:.4f}", _one_line(item["input"])] for item in predictions]
     print_table(head, rows)
-    lost = "beginnings" if head[0] == "text" else "ends"
+    lost = "beginnings" if head[0] == "input" else "ends"
     cut = sum(bool(item.get("truncated")) for item in predictions)
     if cut:
-        note(f"{cut} of {len(predictions)} texts are longer than the model was trained for; their {lost} were not read")
+        note(f"{cut} of {len(predictions)} texts exceed the maximum length of training; their {lost} were cut")
 
 
 def _one_line(text: str) -> str:

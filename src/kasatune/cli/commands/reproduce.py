@@ -22,25 +22,29 @@ def command(
     overrides: Overrides = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="M", help="A base model of the table, or any other in its place.", show_default=False),
+        typer.Option(metavar="M", help="A base model of the table, or another one in its place.", show_default=False),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="The scaled-down form: a small model, fewer rows, fewer epochs.")
+        bool, typer.Option("--quick", help="Scaled down: a small model, fewer rows, fewer epochs.")
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Where runs and results are kept; runs/reproduce-NAME by default."),
+        typer.Option(metavar="DIR", help="Directory of the runs and results; default: runs/reproduce-NAME."),
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder with the tasks' data; the hub by default.", show_default=False),
+        typer.Option(
+            metavar="DIR",
+            help="Directory with the data of the tasks; default: download from the hub.",
+            show_default=False,
+        ),
     ] = None,
     tasks: Annotated[
-        str | None, typer.Option(metavar="LIST", help="These tasks of the table alone.", show_default=False)
+        str | None, typer.Option(metavar="LIST", help="Only these tasks of the table.", show_default=False)
     ] = None,
     methods: Annotated[
         str | None,
-        typer.Option(metavar="LIST", help="As `compare` has them; the table's by default.", show_default=False),
+        typer.Option(metavar="LIST", help="Methods, as in `compare`; default: those of the table.", show_default=False),
     ] = None,
     seeds: Annotated[str, typer.Option(metavar="LIST", help="Seeds of the runs.")] = "0",
     judge: judging.Judge = None,
@@ -52,16 +56,16 @@ def command(
     judge_prices: judging.JudgePrices = None,
     json: Json = False,
 ) -> None:
-    """Build a table of the paper again, with the paper's number beside ours.
+    """Reproduce a table of the paper, with the paper's numbers beside ours.
 
     Example: kasatune reproduce glue --quick --data path/to/GLUE
 
-    Runs what DIR does not hold yet, by the built-in recipes; give the same command again to go on after a stop. Writes
-    reproduction.md and reproduction.json, which say for every number where it was published, what the authors' log
-    has, what came out here, and what can be said of the two.
+    Trains the runs that DIR does not hold yet, with the built-in recipes; to continue after an interruption, give the
+    same command again. Writes reproduction.md and reproduction.json, which give for every number where it was
+    published, the value in the authors' log, our value, and whether the two differ.
 
-    The answers of instruct are graded by the model that --judge names, those of MT-Bench to the questions of a file;
-    without them the runs are trained and answer, and their grades are missing.
+    For `instruct`, the model of --judge grades the answers, and with --questions those to MT-Bench's questions too;
+    without a judge the runs are trained and generate answers, and the grades are missing.
     """
     from kasatune.experiments.compare.variants import parse_seeds
     from kasatune.experiments.reproduce.judge_scores import Judging
@@ -96,7 +100,7 @@ def command(
     else:
         _show(found, place)
     if found["failed"]:
-        raise WorkError("not every run came to its end; the same command goes on")
+        raise WorkError("some runs did not finish; continue with the same command")
 
 
 def _reproduce(request: Any, place: Path) -> dict[str, Any]:
@@ -119,7 +123,7 @@ def _reproduce(request: Any, place: Path) -> dict[str, Any]:
             command=words,
         )
     except KeyboardInterrupt as interrupt:
-        interrupt.add_note(f"{place} keeps what was done; go on with the same command")
+        interrupt.add_note(f"{place} holds the progress so far; continue with the same command")
         raise
     write_json(place / "reproduction.json", found)
     write_text(place / "reproduction.md", markdown(found, date=datetime.now(UTC).date().isoformat()))

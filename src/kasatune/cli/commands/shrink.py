@@ -11,17 +11,17 @@ from kasatune.cli.console import print_json, print_table, results_only, say
 def command(
     directory: AdapterDirectory,
     out: NewDirectory,
-    rank: Annotated[
-        int | None, typer.Option(metavar="R", help="The largest rank of a layer.", show_default=False)
-    ] = None,
+    rank: Annotated[int | None, typer.Option(metavar="R", help="Maximum rank per layer.", show_default=False)] = None,
     energy: Annotated[
         float | None,
-        typer.Option(metavar="E", help="The share of each layer's update to keep, e.g. 0.99.", show_default=False),
+        typer.Option(
+            metavar="E", help="Share of the squared norm of each layer's update to keep, e.g. 0.99.", show_default=False
+        ),
     ] = None,
     base: BaseModel = None,
     json: Json = False,
 ) -> None:
-    """Write a smaller LoRA adapter: the largest singular triplets of each layer's update.
+    """Write a smaller LoRA adapter from the largest singular triplets of each layer's update.
 
     Example: kasatune shrink runs/rte-kasa --energy 0.99 --out adapters/rte-small
     """

@@ -13,17 +13,17 @@ def command(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file.", show_default=False)],
     out: NewDirectory,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what the directory holds.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the synthesis in the directory.")] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what an earlier synthesis wrote to the directory.")
+        bool, typer.Option("--overwrite", help="Replace an earlier synthesis in the directory.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Write instruction data with a teacher model that speaks the OpenAI protocol.
+    """Generate instruction data with a teacher model behind an OpenAI-compatible API.
 
     Example: kasatune synthesize closed_qa.yaml data.count=1000 --out data/closed_qa
 
-    The least that a recipe needs:
+    The minimum of a recipe:
 
     ```yaml
     teacher: {model: gpt-4o}
@@ -31,7 +31,8 @@ def command(
     data: {subject: closed_qa, count: 100}
     ```
 
-    The key is read from OPENAI_API_KEY; `teacher.url` names a server of your own. No reply is asked for twice.
+    The key is read from OPENAI_API_KEY; `teacher.url` names your own server. Replies are cached; no request is sent
+    twice.
     """
     from kasatune.synthesis.recipe import load_synthesis
     from kasatune.synthesis.synthesize import ROWS, synthesize
@@ -40,26 +41,26 @@ def command(
     try:
         report = synthesize(checked, out, resume=resume, overwrite=overwrite, progress=_tell())
     except KeyboardInterrupt as interrupt:
-        interrupt.add_note(f"{out} keeps every reply; go on with the same command and --resume")
+        interrupt.add_note(f"{out} holds every reply; continue with the same command and --resume")
         raise
     if json:
         print_json(report)
         return
     short = "" if report["rows"] >= report["wanted"] else f" of {report['wanted']:,} wanted"
-    told = f"{report['requests']:,} requests ({report['asked']:,} now)"
-    say(f"{report['rows']:,} rows{short} in {out / ROWS}, from {told}")
+    requests = f"{report['requests']:,} requests ({report['asked']:,} now)"
+    say(f"{report['rows']:,} rows{short} in {out / ROWS}, from {requests}")
     for reason, number in report["left_out"].items():
         say(f"left out: {number:,} {reason}")
     say(_cost(report["cost"]))
 
 
 def _tell() -> Any:
-    told = 0
+    shown = 0
 
     def tell(done: int, total: int) -> None:
-        nonlocal told
-        if done == total or done >= told + max(1, total // 20):
-            told = done
+        nonlocal shown
+        if done == total or done >= shown + max(1, total // 20):
+            shown = done
             note(f"{done:,} of {total:,} rows")
 
     return tell
@@ -70,5 +71,5 @@ def _cost(cost: dict[str, Any]) -> str:
     if cost["uncounted"]:
         parts.append(f"{cost['uncounted']:,} replies not counted by the server")
     if cost["money"] is not None:
-        parts.append(f"{cost['money']:.4f} by the prices given")
+        parts.append(f"{cost['money']:.4f} at the given prices")
     return f"cost: {', '.join(parts)}"

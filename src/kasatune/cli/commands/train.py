@@ -20,25 +20,23 @@ def command(
     recipe: RecipeFile,
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The run directory; the recipe's `output` by default.")
+        Path | None, typer.Option(metavar="DIR", help="The run directory; default: the recipe's `output`.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that the directory holds.")] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what an earlier run wrote to the directory.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the directory.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the directory.")] = False,
 ) -> None:
-    """Fine-tune as a recipe says and write a run directory.
+    """Fine-tune a model as a recipe describes and write a run directory.
 
     Example: kasatune train glue-minilm/rte task.data=path/to/RTE training.seed=1 --out runs/rte-seed1
 
-    A recipe is a YAML file. The least that it needs:
+    A recipe is a YAML file. The minimum:
 
     ```yaml
     model: {name: path/to/model}
     task: {name: classification, train: a.csv, validation: b.csv, text: sentence, label: class}
     ```
 
-    `kasatune plan RECIPE` shows what a run will cost before it starts.
+    `kasatune plan RECIPE` shows what a run will cost.
     """
     from kasatune.cli.run_summary import show_run, write_pages
     from kasatune.recipes.schema import load_recipe
@@ -47,7 +45,7 @@ def command(
     if out is not None:
         checked = checked.model_copy(update={"output": str(out)})
     directory = Path(checked.output)
-    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, one writes and shows
+    first = os.environ.get("RANK", "0") == "0"  # of the processes started by torchrun, one writes and prints
     with results_only():
         _train(checked, directory, resume=resume, overwrite=overwrite)
         if first:
@@ -63,6 +61,6 @@ def _train(recipe: Recipe, directory: Path, *, resume: bool, overwrite: bool) ->
     try:
         train(recipe, directory, resume=resume, overwrite=overwrite, display=make_progress())
     except KeyboardInterrupt as interrupt:
-        kept = f"{directory} keeps what was done; go on with the same command and --resume"
+        kept = f"{directory} holds the progress so far; continue with the same command and --resume"
         interrupt.add_note(kept if directory.is_dir() and any(directory.iterdir()) else "nothing was written")
         raise

@@ -9,7 +9,7 @@ _WORDS = {True: "pass", False: "FAIL", None: "-"}
 
 
 def command(directory: AdapterDirectory, base: BaseModel = None, json: Json = False) -> None:
-    """Check a run, an adapter or a comparison: files, hashes, base, scores, exports; exit status 1 if a line fails.
+    """Verify a run, an adapter or a comparison: files, hashes, base, scores, exports; exit status 1 if a check fails.
 
     Example: kasatune verify runs/rte-kasa
     """
