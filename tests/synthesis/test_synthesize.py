@@ -14,7 +14,7 @@ import yaml
 from kasatune.cli.main import run
 from kasatune.errors import RecipeError
 from kasatune.synthesis.recipe import load_synthesis
-from kasatune.synthesis.teacher_prompts import Row, rows_of
+from kasatune.synthesis.teacher_prompts import Row, parse_rows
 from tests.llm_client.scripted import Answer, ScriptedServer
 
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heath")
@@ -90,13 +90,13 @@ def test_what_is_left_out_is_counted(tmp_path):
     assert rows(tmp_path / "out") == [row(n) for n in range(4)]
     report = json.loads((tmp_path / "out" / "synthesis.json").read_text())
     assert report["left_out"] == {
-        "rows whose instruction is there already": 2,
-        "rows too much like another (ROUGE-L of 0.7 or more)": 1,
-        "replies without the JSON asked for": 1,
+        "rows whose instruction occurred before": 2,
+        "rows too similar to another (ROUGE-L of 0.7 or more)": 1,
+        "replies without the requested JSON": 1,
         "rows without instruction or output": 3,
         "replies cut off at max_tokens": 1,
         "replies refused by the server": 1,
-        "rows beyond the number wanted": 2,
+        "rows beyond the number requested": 2,
     }
 
 
@@ -113,10 +113,10 @@ def test_a_teacher_that_gives_too_little_is_told(tmp_path, capsys):
         assert run(["synthesize", recipe(tmp_path, server), "--out", str(tmp_path / "out")]) == 0
         assert len(server.bodies) == 8  # four times as many as would do
     assert "2 rows of 4 wanted" in capsys.readouterr().out
-    assert "(4 were wanted)" in (tmp_path / "out" / "README.md").read_text()
+    assert "(4 were requested)" in (tmp_path / "out" / "README.md").read_text()
     with ScriptedServer(lambda body, number: Answer("no")) as server:
         assert run(["synthesize", recipe(tmp_path, server), "--out", str(tmp_path / "none")]) == 1
-    assert "gave no row that can be used (8 replies without the JSON" in capsys.readouterr().err
+    assert "gave no valid row (8 replies without the requested JSON" in capsys.readouterr().err
     assert not (tmp_path / "none" / "train.jsonl").exists()
 
 
@@ -177,16 +177,16 @@ def test_after_a_kill_nothing_that_was_answered_is_asked_again(tmp_path):
     ],
 )
 def test_rows_are_found_in_a_reply(text):
-    assert rows_of(text) == ([Row("a", "b")], 0)
+    assert parse_rows(text) == ([Row("a", "b")], 0)
 
 
 def test_an_input_is_put_under_its_instruction():
-    assert rows_of('[{"instruction": "a", "input": "c", "output": "b"}, 1]') == ([Row("a\n\nc", "b")], 1)
+    assert parse_rows('[{"instruction": "a", "input": "c", "output": "b"}, 1]') == ([Row("a\n\nc", "b")], 1)
 
 
 @pytest.mark.parametrize("text", ["", "no", '{"rows": 1}', '{"instruction": "a"}', "[" * 5000, '{"rows": [{"a"'])
 def test_a_reply_without_rows(text):
-    assert rows_of(text) is None
+    assert parse_rows(text) is None
 
 
 def test_every_fault_of_a_recipe_is_told(tmp_path):
@@ -240,7 +240,7 @@ def test_a_real_server_of_the_protocol(tmp_path, real_server, capsys):
     out = tmp_path / "out"
     assert run(["synthesize", path, "--out", str(out)]) == 1
     told = capsys.readouterr().err
-    assert "2 requests gave no row that can be used" in told and "Traceback" not in told
+    assert "2 requests gave no valid row" in told and "Traceback" not in told
     kept = (out / "replies.jsonl").read_text()
     replies = [json.loads(line)["reply"] for line in kept.splitlines()]
     assert len(replies) == 2

@@ -1,3 +1,3 @@
-"""Instruction data from a teacher model: seeds shown, answers checked, near copies left out."""
+"""Generate instruction data with a teacher model: show it seeds, check its answers, drop near copies."""
 
 from __future__ import annotations

@@ -1,30 +1,30 @@
-"""Rows gathered from a teacher until there are enough: each reply checked, copies and near copies left out."""
+"""Collect rows from a teacher model until there are enough: check each reply, drop copies and near copies."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from kasatune.data.readers.conversations import Chat
-from kasatune.llm_client import CachedClient, Refusal, Reply
+from kasatune.llm_client import CachedClient, ProgressCallback, Refusal, Reply
 from kasatune.metrics.near_duplicates import NearDuplicates, words
 from kasatune.synthesis.recipe import SynthesisRecipe
-from kasatune.synthesis.teacher_prompts import Row, rows_of, seed_request, seed_text
+from kasatune.synthesis.teacher_prompts import Row, parse_rows, seed_request, seed_text
 
-_SLACK = 4
+_REQUESTS_PER_NEEDED = 4  # most requests, relative to the number needed if every row were accepted
 
 
 @dataclass
-class Gathered:
-    """What has come together.
+class CollectedRows:
+    """The rows of a synthesis so far.
 
     Attributes:
-        rows: that are kept, in the order of the requests.
-        replies: of the teacher, in that order.
-        requests: that were answered or refused.
-        left_out: how many rows, or whole replies, for which reason.
+        rows: accepted rows, in the order of the requests.
+        replies: replies of the teacher, in the same order.
+        requests: number of requests that were answered or refused.
+        left_out: number of rows, or of complete replies, that were left out, by reason.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -33,74 +33,74 @@ class Gathered:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-def gather(
+def collect_rows(
     recipe: SynthesisRecipe,
     seeds: Sequence[Chat],
     client: CachedClient,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Gathered:
-    """As many rows as the recipe wants, or as many as its requests give.
+    progress: ProgressCallback = lambda done, total: None,
+) -> CollectedRows:
+    """Collect the number of rows that the recipe requests, or as many as its requests yield.
 
-    The result depends on the recipe and the teacher's replies alone: begun again with replies that are known, it goes
-    on where it stopped.
+    The result depends only on the recipe and the teacher's replies: started again with cached replies, it resumes where
+    it stopped.
 
     Args:
-        recipe: checked.
-        seeds: rows to begin from; one at least.
-        client: of the teacher.
-        progress: is told how many rows there are, of how many.
+        recipe: a validated recipe.
+        seeds: rows to start from; at least one.
+        client: client of the teacher.
+        progress: called with the number of rows so far and the number requested.
 
     Raises:
-        InputError: as `CachedClient.ask` has it.
-        WorkError: the same.
+        InputError: see `CachedClient.ask`.
+        WorkError: see `CachedClient.ask`.
     """
-    found, wanted = Gathered(), recipe.data.count
+    collected, wanted = CollectedRows(), recipe.data.count
     filters = _Filters(recipe.filter.similarity, [seed_text(seed) for seed in seeds])
-    most = most_requests(recipe)
-    while len(found.rows) < wanted and found.requests < most:
-        missing = math.ceil((wanted - len(found.rows)) / recipe.data.per_request)
-        number = min(recipe.teacher.workers, missing, most - found.requests)
-        requests = [seed_request(recipe, seeds, found.requests + index) for index in range(number)]
+    limit = max_requests_of(recipe)
+    while len(collected.rows) < wanted and collected.requests < limit:
+        missing = math.ceil((wanted - len(collected.rows)) / recipe.data.per_request)
+        number = min(recipe.teacher.workers, missing, limit - collected.requests)
+        requests = [seed_request(recipe, seeds, collected.requests + index) for index in range(number)]
         for reply in client.ask_all(requests):
-            if len(found.rows) == wanted:
+            if len(collected.rows) == wanted:
                 break
-            found.requests += 1
-            _take(reply, found, filters, wanted)
-            progress(len(found.rows), wanted)
-    return found
+            collected.requests += 1
+            _take(reply, collected, filters, wanted)
+            progress(len(collected.rows), wanted)
+    return collected
 
 
-def most_requests(recipe: SynthesisRecipe) -> int:
-    """How many requests may be made."""
-    return recipe.data.max_requests or _SLACK * math.ceil(recipe.data.count / recipe.data.per_request)
+def max_requests_of(recipe: SynthesisRecipe) -> int:
+    """The largest number of requests."""
+    return recipe.data.max_requests or _REQUESTS_PER_NEEDED * math.ceil(recipe.data.count / recipe.data.per_request)
 
 
-def _take(reply: Reply | Refusal, found: Gathered, filters: _Filters, wanted: int) -> None:
+def _take(reply: Reply | Refusal, collected: CollectedRows, filters: _Filters, wanted: int) -> None:
     if isinstance(reply, Refusal):
-        found.left_out["replies refused by the server"] += 1
+        collected.left_out["replies refused by the server"] += 1
         return
-    found.replies.append(reply)
-    parsed = rows_of(reply.text)
+    collected.replies.append(reply)
+    parsed = parse_rows(reply.text)
     if parsed is None:
         cut = reply.finish_reason == "length"
-        found.left_out["replies cut off at max_tokens" if cut else "replies without the JSON asked for"] += 1
+        collected.left_out["replies cut off at max_tokens" if cut else "replies without the requested JSON"] += 1
         return
     rows, broken = parsed
-    found.left_out["rows without instruction or output"] += broken
+    collected.left_out["rows without instruction or output"] += broken
     for row in rows:
-        reason = filters.against(row) if len(found.rows) < wanted else "rows beyond the number wanted"
+        reason = filters.reject(row) if len(collected.rows) < wanted else "rows beyond the number requested"
         if reason:
-            found.left_out[reason] += 1
+            collected.left_out[reason] += 1
         else:
-            found.rows.append(row)
+            collected.rows.append(row)
 
 
 class _Filters:
-    """Remembers what was kept.
+    """Rejects copies and near copies of seeds and accepted rows.
 
     Args:
-        threshold: of ROUGE-L F1.
-        seeds: texts that no new row may be like.
+        threshold: ROUGE-L F1 from which on two texts are near copies.
+        seeds: texts that no new row may copy.
     """
 
     def __init__(self, threshold: float, seeds: Sequence[str]) -> None:
@@ -109,13 +109,13 @@ class _Filters:
         for text in seeds:
             self._similar.add(text)
 
-    def against(self, row: Row) -> str | None:
-        """Why the row is left out; one that is not is remembered."""
+    def reject(self, row: Row) -> str | None:
+        """The reason to leave the row out, or None; an accepted row is added to the filter."""
         plain = " ".join(words(row.instruction)) or row.instruction
         if plain in self._exact:
-            return "rows whose instruction is there already"
+            return "rows whose instruction occurred before"
         if self._similar.find(row.instruction) is not None:
-            return f"rows too much like another (ROUGE-L of {self._similar.threshold:g} or more)"
+            return f"rows too similar to another (ROUGE-L of {self._similar.threshold:g} or more)"
         self._exact.add(plain)
         self._similar.add(row.instruction)
         return None

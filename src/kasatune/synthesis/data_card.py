@@ -1,4 +1,4 @@
-"""The data card of a synthesis: what the rows are, how they were made, and what to beware of."""
+"""Write the data card of a synthesis: what the rows are, how they were made, and their limitations."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 from kasatune.synthesis.recipe import SynthesisRecipe
 from kasatune.synthesis.teacher_prompts import SUBJECTS, Row
 
-_LONGEST = 600
+_MAX_SHOWN_LENGTH = 600
 
 
 def data_card(recipe: SynthesisRecipe, report: Mapping[str, Any], first: Row) -> str:
     """Markdown with the front matter of the hub's data cards.
 
     Args:
-        recipe: of the synthesis.
-        report: what synthesis.json holds.
-        first: the row to show.
+        recipe: recipe of the synthesis.
+        report: content of synthesis.json.
+        first: the row to show as an example.
     """
     teacher, data = recipe.teacher, recipe.data
-    short = "" if report["rows"] >= data.count else f" ({data.count:,} were wanted)"
+    short = "" if report["rows"] >= data.count else f" ({data.count:,} were requested)"
     left_out = "".join(f"- {number:,} {reason}\n" for reason, number in report["left_out"].items()) or "- nothing\n"
     shown = json.dumps({"instruction": _cut(first.instruction), "output": _cut(first.output)}, ensure_ascii=False)
     return f"""---
@@ -31,10 +31,10 @@ tags: [synthetic, instruction]
 # {data.subject} rows written by {teacher.model}
 
 {report["rows"]:,} rows{short}, each an instruction and an output, made on {report["made"]} by `kasatune synthesize`.
-The kind of task: {data.describe or SUBJECTS[data.subject]}.
+Kind of task: {data.describe or SUBJECTS[data.subject]}.
 
-**Nobody has read these rows.** A model wrote them: outputs may be wrong, biased or copied from what it was trained on.
-Whether they may be used to train another model is for the terms of the teacher and of the seeds to say.
+**Nobody has read these rows.** A model wrote them: outputs may be wrong, biased or copied from its training data.
+Whether they may be used to train another model depends on the terms of the teacher and of the seeds.
 
 ## How they were made
 
@@ -49,7 +49,8 @@ with the seed {data.seed}
 Left out:
 
 {left_out}
-`recipe.yaml` is the recipe, `replies.jsonl` every request and reply. SHA-256 of `train.jsonl`: `{report["sha256"]}`.
+`recipe.yaml` is the recipe; `replies.jsonl` holds every request and reply.
+SHA-256 of `train.jsonl`: `{report["sha256"]}`.
 
 ## A row
 
@@ -66,11 +67,11 @@ task: {{name: instruction, train: train.jsonl, validation: 0.05}}
 
 
 def _tokens(cost: Mapping[str, Any]) -> str:
-    told = f"{cost['prompt_tokens']:,} prompt tokens and {cost['completion_tokens']:,} completion tokens"
+    words = f"{cost['prompt_tokens']:,} prompt tokens and {cost['completion_tokens']:,} completion tokens"
     if cost["uncounted"]:
-        told += f", without {cost['uncounted']:,} replies whose tokens the server did not count"
-    return told if cost["money"] is None else f"{told}, {cost['money']:.2f} in all by the prices given"
+        words += f", without {cost['uncounted']:,} replies whose tokens the server did not count"
+    return words if cost["money"] is None else f"{words}, {cost['money']:.2f} in total at the given prices"
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+    return text if len(text) <= _MAX_SHOWN_LENGTH else f"{text[:_MAX_SHOWN_LENGTH]} ..."

@@ -1,4 +1,4 @@
-"""Recipes of `kasatune synthesize`: the teacher, the seeds, what is wanted and what is left out."""
+"""Recipes of `kasatune synthesize`: the teacher, the seeds, the requested rows and the filter."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class _Section(BaseModel):
 
 
 class TeacherSection(_Section):
-    """The teacher, behind the OpenAI protocol; the key is read from OPENAI_API_KEY.
+    """The teacher model, served with the OpenAI protocol; the key is read from OPENAI_API_KEY.
 
-    `rate` is requests a minute at most, `workers` requests at once; prices are for a million tokens.
+    `rate` is the most requests a minute, `workers` the most at once; prices are per million tokens.
     """
 
     model: Text = Field(description="Teacher model, by the name that its server uses.")
@@ -37,16 +37,16 @@ class TeacherSection(_Section):
 
 
 class SeedsSection(_Section):
-    """Rows to begin from, and how many of them each request shows."""
+    """The seed rows, and how many of them each request shows."""
 
     file: Text = Field(description="File of instruction rows.")
     shown: Annotated[int, Field(ge=1, le=20)] = 1
 
 
 class DataSection(_Section):
-    """What is wanted: `count` rows, `per_request` of them at once, from `max_requests` requests at most.
+    """The requested rows: `count` in total, `per_request` in each request, from at most `max_requests` requests.
 
-    Without `max_requests`, four times as many as would do if every row were kept.
+    `max_requests` defaults to four times the number that is needed if every row is accepted.
     """
 
     subject: Subject = Field(description="Kind of rows: classification, summarization, coding or closed_qa.")
@@ -58,7 +58,7 @@ class DataSection(_Section):
 
 
 class FilterSection(_Section):
-    """What is left out: a row whose instruction has this ROUGE-L F1 or more with a seed's or an earlier row's."""
+    """The ROUGE-L F1 with the instruction of a seed or earlier row from which on a row is left out."""
 
     similarity: Annotated[float, Field(gt=0, le=1)] = 0.7
 
@@ -72,7 +72,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
 
 
 class SynthesisRecipe(_Section):
-    """Everything that decides what is made."""
+    """The complete recipe of a synthesis."""
 
     teacher: TeacherSection
     seeds: SeedsSection
@@ -84,12 +84,12 @@ def load_synthesis(path: Path, overrides: Sequence[str] = (), *, check_inputs: b
     """The recipe in the YAML file `path`, changed by "section.key=value" overrides.
 
     Args:
-        path: the file.
-        overrides: each with its value in YAML.
-        check_inputs: also look whether the file of seeds is there.
+        path: path of the file.
+        overrides: their values are parsed as YAML.
+        check_inputs: also check that the file of seeds exists.
 
     Raises:
-        RecipeError: every fault at once.
+        RecipeError: the recipe has faults; all are listed.
     """
     source = str(path)
     try:
@@ -117,7 +117,7 @@ def load_synthesis(path: Path, overrides: Sequence[str] = (), *, check_inputs: b
 
 
 def to_yaml(recipe: SynthesisRecipe) -> str:
-    """`recipe` as YAML, every default filled in."""
+    """`recipe` as YAML, with every default filled in."""
     return dump_yaml(recipe.model_dump())
 
 

@@ -1,4 +1,4 @@
-"""What a teacher is asked for, and the rows that its reply holds."""
+"""Requests to a teacher model for new rows, and parsing the rows in its replies."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Row:
 
 
 def seed_request(recipe: SynthesisRecipe, seeds: Sequence[Chat], number: int) -> ChatRequest:
-    """The number-th request, from 0: which seeds it shows is drawn from the recipe's seed and the number."""
+    """The request with this number, from 0; the seeds that it shows are drawn from the recipe's seed and the number."""
     draw = random.Random(f"{recipe.data.seed} {number}")
     chosen = draw.sample(range(len(seeds)), min(recipe.seeds.shown, len(seeds)))
     examples = [{"instruction": seed_text(seeds[index]), "output": seeds[index][-1][1]} for index in sorted(chosen)]
@@ -62,15 +62,15 @@ def seed_request(recipe: SynthesisRecipe, seeds: Sequence[Chat], number: int) ->
 
 
 def seed_text(chat: Chat) -> str:
-    """What the user says last."""
+    """The last message of the user."""
     return next(text for role, text in reversed(chat) if role == "user")
 
 
-def rows_of(reply: str) -> tuple[list[Row], int] | None:
-    """The rows in a reply, and how many of its items are none; None where it holds no JSON of the form asked for.
+def parse_rows(reply: str) -> tuple[list[Row], int] | None:
+    """The rows in a reply and the number of its invalid items; None if it has no JSON in the requested form.
 
-    Words and code fences around the JSON are passed over. An item is a row where it has an instruction and an output
-    that are texts and not empty; an `input` is put under the instruction.
+    Text and code fences around the JSON are ignored. A valid item has an instruction and an output that are texts and
+    not empty; an `input` is appended to the instruction.
     """
     content = _json_in(reply)
     items = content.get("rows") if isinstance(content, dict) else content
@@ -98,9 +98,9 @@ def _json_in(text: str) -> Any:
 def _row(item: Any) -> Row | None:
     if not isinstance(item, dict):
         return None
-    instruction, further, output = (item.get(name) for name in ("instruction", "input", "output"))
-    if not isinstance(instruction, str) or not isinstance(output, str) or not isinstance(further, str | None):
+    instruction, input_text, output = (item.get(name) for name in ("instruction", "input", "output"))
+    if not isinstance(instruction, str) or not isinstance(output, str) or not isinstance(input_text, str | None):
         return None
     if not instruction.strip() or not output.strip():
         return None
-    return Row(alpaca_message(instruction.strip(), (further or "").strip()), output.strip())
+    return Row(alpaca_message(instruction.strip(), (input_text or "").strip()), output.strip())
