@@ -1,4 +1,4 @@
-"""The base models that the contract is tried on: tiny ones, and the shapes of real ones without weights."""
+"""The base models of the contract tests: tiny ones, and the shapes of real ones without weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SHAPE: dict[str, Any] = {
 
 
 def tiny_config(base: str) -> PreTrainedConfig:
-    """The configuration of a tiny model without dropout, large enough in its weights for an update to be seen."""
+    """The configuration of a tiny model without dropout, with weights large enough for an update to show."""
     if base == "bert":
         return BertConfig(**_SHAPE, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     if base == "gpt2":
@@ -119,6 +119,6 @@ REAL: dict[str, PreTrainedConfig] = {
 
 
 def on_meta(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model of a configuration, every weight without storage."""
+    """The model of a configuration on the meta device, without storage."""
     with torch.device("meta"):
         return AutoModelForSequenceClassification.from_config(config)

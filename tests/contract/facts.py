@@ -1,4 +1,4 @@
-"""What the laws must be told of each method: how many parameters it trains, and on which bases it refuses to work."""
+"""Expected facts about each method: how many parameters it trains, and on which tiny bases it is refused."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class Shape:
 
     @property
     def norms(self) -> int:
-        """Numbers in all normalisations."""
+        """Number of parameters in all normalizations."""
         if self.base == "llama":
             return (2 * self.L + 1) * self.d
         return 2 * (2 * self.L + 1) * self.d  # two a block; the last of GPT-2, the first of BERT
 
     @property
     def block(self) -> int:
-        """Numbers in one block."""
+        """Number of parameters in one block."""
         d, f = self.d, self.f
         if self.base == "llama":
             return 4 * d * d + 3 * d * f + 2 * d
@@ -54,12 +54,12 @@ def lora(s: Shape) -> int:
 
 
 def rows(s: Shape) -> int:
-    """The outputs of all targets."""
+    """Sum of out over the targets."""
     return sum(out for out, _ in s.targets)
 
 
 def biases(s: Shape) -> int:
-    """A block has those of four or six layers and two norms; beside them one norm, and the pooler of BERT."""
+    """Biases of four or six layers and two norms in a block, plus one norm, plus the pooler of BERT."""
     if s.base == "gpt2":
         return s.L * (3 * s.d + s.d + s.f + s.d + 2 * s.d) + s.d
     return s.L * (5 * s.d + s.f + 2 * s.d) + (2 if s.base == "bert" else 1) * s.d
@@ -72,13 +72,13 @@ def bottleneck(s: Shape) -> int:
 
 @dataclass(frozen=True)
 class Facts:
-    """Of one method.
+    """Expected facts about one method.
 
     Attributes:
         trained: the number of trained parameters outside the head; None where it is every parameter of the model.
-        refuses: tiny bases that it refuses, with a part of what it says.
-        options: settings of its own to try it with.
-        steps: optimizer steps after which every tensor has had a gradient.
+        refuses: tiny bases that it refuses, with a part of the message.
+        options: its options in the tests.
+        steps: optimizer steps after which every tensor has had a nonzero gradient.
     """
 
     trained: Callable[[Shape], int] | None

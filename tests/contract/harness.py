@@ -1,4 +1,4 @@
-"""A method put to work: attached to a tiny base, and trained by the run's own trainer."""
+"""Attach a method to a tiny base and train it with the trainer of a run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Case:
 
     @property
     def settings(self) -> MethodSection:
-        """The method's settings in every law."""
+        """The settings of the method in all laws."""
         name = self.method.info.name
         return MethodSection(name=name, r=R, alpha=ALPHA, options=dict(FACTS[name].options))
 
@@ -47,14 +47,14 @@ class Case:
         return (HEAD[self.base],)
 
     def attached(self, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
-        """The method on a fresh base, prepared, in evaluation mode; every draw from `seed`."""
+        """The method on a fresh base, prepared, in evaluation mode; all random numbers come from `seed`."""
         set_seed(seed)
         model = self.method.attach(tiny_model(self.base, dtype), self.settings, "classification", self.new_modules)
         self.method.prepare(model.eval(), self.settings, [collate(tiny_rows()[:4]), collate(tiny_rows()[4:])])
         return model.eval()
 
     def shaken(self, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """`attached`, with every trained parameter moved, as training would."""
+        """`attached`, with every trained parameter changed, as training does."""
         model = self.attached(dtype)
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
@@ -63,7 +63,7 @@ class Case:
         return model
 
     def saved_and_loaded(self, model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """What `load` makes of what `save` wrote, on an untouched base, whatever the state of the random numbers."""
+        """The model that `load` builds from the files of `save` on an untouched base, with another random state."""
         with tempfile.TemporaryDirectory() as folder:
             self.method.save(model, Path(folder), "some/base")
             torch.manual_seed(99)
@@ -72,13 +72,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Trained:
-    """What training did.
+    """The result of training.
 
     Attributes:
-        model: as it was left.
-        before: every parameter that training began with, by name.
-        first: the gradients of the first step, the auxiliary loss's among them, by name.
-        reached: names of the parameters that had a gradient other than zero in some step.
+        model: after training.
+        before: all parameters before training, by name.
+        first: the gradients of the first step by name, those of the step penalty included.
+        reached: names of the parameters with a nonzero gradient in some step.
     """
 
     model: nn.Module
@@ -104,7 +104,7 @@ def trained(case: Case, *, pieces: int = 1, steps: int = 1, seed: int = 0) -> Tr
 
         def create_and_watch(*args: Any) -> torch.optim.Optimizer:
             optimizer = create(*args)
-            optimizer.register_step_pre_hook(keep)  # after the trainer's own, which adds the auxiliary gradient
+            optimizer.register_step_pre_hook(keep)  # after the hook that adds the step penalty's gradient
             return optimizer
 
         trainer.create_optimizer = create_and_watch
@@ -147,6 +147,6 @@ def _trainer(case: Case, model: nn.Module, folder: Path, pieces: int, steps: int
 
 @torch.no_grad()
 def logits(model: nn.Module) -> Tensor:
-    """The answers to all rows, float32."""
+    """The logits of all rows, float32."""
     batch = collate([{key: value for key, value in row.items() if key != "labels"} for row in tiny_rows()])
     return model(**batch).logits.float()

@@ -1,4 +1,4 @@
-"""The laws that every method obeys. Each raises AssertionError where a method breaks it."""
+"""The laws that every method obeys. Each raises AssertionError if a method breaks it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Law = Callable[[Case], None]
 _CLOSE = 2e-5
 
 
-def starts_as_the_base_or_says_how_it_differs(case: Case) -> None:
-    """Training begins with the base's outputs, unless `info.start` tells of a difference, which there is then."""
+def starts_as_the_base_unless_documented(case: Case) -> None:
+    """Training starts from the base's outputs, unless `info.start` names a difference, which must then exist."""
     same = bool(torch.allclose(logits(case.attached()), logits(tiny_model(case.base)), atol=_CLOSE, rtol=0))
     assert same == (case.method.info.start == "")
 
 
-def trains_exactly_what_it_says(case: Case) -> None:
-    """As many parameters outside the head as the formula says, all of the head, and not one other moves."""
+def trains_exactly_the_documented_parameters(case: Case) -> None:
+    """The formula's number of parameters outside the head, and the complete head, are trained; nothing else moves."""
     run = trained(case, steps=2)
     names = set(trainable(run.model))
     head = {name for name in names if within(name, case.new_modules)}
@@ -41,8 +41,8 @@ def trains_exactly_what_it_says(case: Case) -> None:
     assert moved <= names
 
 
-def plans_what_it_trains(case: Case) -> None:
-    """The count from shapes alone is the count of the model with weights, or is not given where weights decide it."""
+def plans_the_count_that_it_trains(case: Case) -> None:
+    """The count from shapes equals that of the model with weights; it is None only if the weights determine it."""
     real = case.attached()
     counted = sum(p.numel() for name, p in trainable(real).items() if not within(name, case.new_modules))
     config = tiny_config(case.base)
@@ -52,14 +52,14 @@ def plans_what_it_trains(case: Case) -> None:
 
 
 def gradients_reach_every_trained_tensor(case: Case) -> None:
-    """Within a few steps, every trained tensor has had a gradient."""
+    """Within a few steps, every trained tensor gets a nonzero gradient."""
     run = trained(case, steps=FACTS[case.method.info.name].steps)
     missing = set(trainable(run.model)) - run.reached
     assert not missing
 
 
-def disabled_it_is_the_base(case: Case) -> None:
-    """Switched off, the loaded model gives the base's outputs bit for bit and then its own again, or refuses."""
+def switched_off_it_equals_the_base(case: Case) -> None:
+    """Switched off, the loaded model gives the base's outputs bit for bit, and afterwards its own; or it refuses."""
     loaded = case.saved_and_loaded(case.shaken())
     own = logits(loaded)
     assert not torch.allclose(own, logits(tiny_model(case.base)), atol=1e-3)
@@ -75,27 +75,27 @@ def disabled_it_is_the_base(case: Case) -> None:
     assert torch.equal(logits(loaded), own)
 
 
-def saved_and_loaded_it_is_the_same(case: Case) -> None:
-    """The files and an untouched base give the model's outputs."""
+def loading_restores_the_outputs(case: Case) -> None:
+    """The saved files on an untouched base give the model's outputs."""
     model = case.shaken()
     torch.testing.assert_close(logits(case.saved_and_loaded(model)), logits(model), atol=_CLOSE, rtol=0)
 
 
-def stores_as_many_numbers_as_it_plans(case: Case) -> None:
-    """Each folder of files holds the planned number of values, and those of the head."""
+def stores_the_planned_numbers(case: Case) -> None:
+    """Each folder holds the planned number of values and those of the head."""
     shape = Shape(case.base, d=16, f=24, L=2)
     planned = case.method.stored_numbers(expected_count(case), shape.targets, case.settings)
     head = sum(p.numel() for p in tiny_model(case.base).get_submodule(case.new_modules[0]).parameters())
     with tempfile.TemporaryDirectory() as folder:
         case.method.save(case.shaken(), Path(folder), "some/base")
-        found: dict[str, int] = {}
+        stored: dict[str, int] = {}
         for path in Path(folder).rglob("*.safetensors"):
             values = sum(tensor.numel() for tensor in load_file(path).values())
-            found[path.parent.name] = found.get(path.parent.name, 0) + values - head
-    assert found == planned or case.method.info.name in RANKS_FROM_WEIGHTS
+            stored[path.parent.name] = stored.get(path.parent.name, 0) + values - head
+    assert stored == planned or case.method.info.name in RANKS_FROM_WEIGHTS
 
 
-def merged_it_computes_the_same(case: Case) -> None:
+def merging_keeps_the_outputs(case: Case) -> None:
     """The merged model is a plain transformers model with the same outputs, or merging is refused with the reason."""
     model = case.saved_and_loaded(case.shaken())
     expected = logits(model)
@@ -110,48 +110,48 @@ def merged_it_computes_the_same(case: Case) -> None:
     torch.testing.assert_close(logits(merged.eval()), expected, atol=5e-5, rtol=0)
 
 
-def same_seed_same_training(case: Case) -> None:
-    """Two runs of one seed end in the same bits."""
+def the_same_seed_gives_the_same_bits(case: Case) -> None:
+    """Two runs with the same seed give the same bits."""
     first, second = (dict(trained(case, steps=2).model.named_parameters()) for _ in range(2))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 def works_in_bfloat16(case: Case) -> None:
-    """Attached to a base in bfloat16: finite outputs and gradients, and the saved files give the outputs back."""
+    """On a base in bfloat16, outputs and gradients are finite, and the saved files reproduce the outputs."""
     model = case.shaken(torch.bfloat16)
     assert set(trainable(model)) == set(trainable(case.attached()))
-    found = logits(model)
-    assert bool(found.isfinite().all())
-    torch.testing.assert_close(found, logits(case.shaken()), atol=0.1, rtol=0.05)
+    outputs = logits(model)
+    assert bool(outputs.isfinite().all())
+    torch.testing.assert_close(outputs, logits(case.shaken()), atol=0.1, rtol=0.05)
     model.train()
     batch = torch.arange(3, 13).view(2, 5)
     model(input_ids=batch, attention_mask=torch.ones_like(batch)).logits.float().square().sum().backward()
     gradients = [p.grad for p in trainable(model).values() if p.grad is not None]
     assert gradients and all(bool(gradient.isfinite().all()) for gradient in gradients)
     again = logits(case.saved_and_loaded(model.eval(), torch.bfloat16))
-    torch.testing.assert_close(again, found, atol=0.1, rtol=0.05)
+    torch.testing.assert_close(again, outputs, atol=0.1, rtol=0.05)
 
 
-def a_step_is_a_step_however_it_is_cut(case: Case) -> None:
-    """The gradient of the first step of 1 x 8 rows is that of 2 x 4."""
-    whole, cut = (trained(case, pieces=pieces).first for pieces in (1, 2))
-    assert whole.keys() == cut.keys()
-    for name, gradient in whole.items():
-        torch.testing.assert_close(cut[name], gradient, atol=1e-5, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+def the_gradient_does_not_depend_on_the_accumulation(case: Case) -> None:
+    """The gradient of the first step is the same for 1 x 8 and 2 x 4 rows."""
+    one_piece, two_pieces = (trained(case, pieces=pieces).first for pieces in (1, 2))
+    assert one_piece.keys() == two_pieces.keys()
+    for name, gradient in one_piece.items():
+        torch.testing.assert_close(two_pieces[name], gradient, atol=1e-5, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
 
 
 LAWS: tuple[Law, ...] = (
-    starts_as_the_base_or_says_how_it_differs,
-    trains_exactly_what_it_says,
-    plans_what_it_trains,
+    starts_as_the_base_unless_documented,
+    trains_exactly_the_documented_parameters,
+    plans_the_count_that_it_trains,
     gradients_reach_every_trained_tensor,
-    disabled_it_is_the_base,
-    saved_and_loaded_it_is_the_same,
-    stores_as_many_numbers_as_it_plans,
-    merged_it_computes_the_same,
-    same_seed_same_training,
+    switched_off_it_equals_the_base,
+    loading_restores_the_outputs,
+    stores_the_planned_numbers,
+    merging_keeps_the_outputs,
+    the_same_seed_gives_the_same_bits,
     works_in_bfloat16,
-    a_step_is_a_step_however_it_is_cut,
+    the_gradient_does_not_depend_on_the_accumulation,
 )
 
 

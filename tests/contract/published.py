@@ -1,4 +1,4 @@
-"""Parameter counts that were published, by whom, and how to ask for them: configurations alone, no weight is loaded."""
+"""Published parameter counts with their sources, and the settings that reproduce them without loading weights."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _ADALORA = "AdaLoRA, arXiv 2303.10512, GLUE table"
 
 @dataclass(frozen=True)
 class Published:
-    """A count.
+    """A published count.
 
     Attributes:
         method: name.
         model: name in `bases.REAL`.
-        count: what is trained outside the head, to the last one.
-        printed: the figure as the source prints it.
-        source: of the figure.
-        settings: of the method.
+        count: the exact number of parameters trained outside the head.
+        printed: the number as printed in the source.
+        source: where it is printed.
+        settings: the settings of the method.
     """
 
     method: str

@@ -1,4 +1,4 @@
-"""Methods count their parameters as their papers do, from configurations alone."""
+"""Parameter counts from configurations equal the published ones and the formulas."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def count(name: str, config, **settings) -> int | None:
 
 @pytest.mark.parametrize("case", PUBLISHED, ids=lambda case: f"{case.method}-{case.model}-{case.printed}")
 def test_the_published_count(case: Published):
-    found = count(case.method, REAL[case.model], **case.settings)
-    assert found == case.count
+    counted = count(case.method, REAL[case.model], **case.settings)
+    assert counted == case.count
     number, unit = re.fullmatch(r"([\d.]+)(M?)", case.printed).groups()
     digits = len(number.partition(".")[2])
-    assert round(found / _UNITS[unit], digits) == float(number)
+    assert round(counted / _UNITS[unit], digits) == float(number)
 
 
 @pytest.mark.parametrize("model", SHAPES)
@@ -42,7 +42,7 @@ def test_the_published_count(case: Published):
     "name", [name for name, facts in FACTS.items() if facts.trained and name not in RANKS_FROM_WEIGHTS]
 )
 def test_the_formula_holds_at_the_width_of_real_models(name, model):
-    """Two blocks of them: what is trained grows with the blocks, or does not."""
+    """On two blocks of each model."""
     facts, config = FACTS[name], copy.copy(REAL[model])
     if {"gpt2-medium": "gpt2", "llama2-7b": "llama"}.get(model) in facts.refuses:
         pytest.skip(f"{name} refuses it")

@@ -12,25 +12,25 @@ from tests.contract.facts import FACTS
 from tests.contract.harness import Case, logits
 from tests.contract.laws import (
     LAWS,
-    disabled_it_is_the_base,
-    merged_it_computes_the_same,
-    saved_and_loaded_it_is_the_same,
-    starts_as_the_base_or_says_how_it_differs,
-    trains_exactly_what_it_says,
+    loading_restores_the_outputs,
+    merging_keeps_the_outputs,
+    starts_as_the_base_unless_documented,
+    switched_off_it_equals_the_base,
+    trains_exactly_the_documented_parameters,
 )
 
-BY_GRADIENT = [name for name in methods.METHODS if name != "head"]  # it is fitted in one go, and has tests of its own
-# Laws in which the architecture counts: other layers, other names, weights stored transposed.
-OF_THE_BASE = (
-    starts_as_the_base_or_says_how_it_differs,
-    trains_exactly_what_it_says,
-    saved_and_loaded_it_is_the_same,
-    disabled_it_is_the_base,
-    merged_it_computes_the_same,
+BY_GRADIENT = [name for name, info in methods.METHODS.items() if not info.fitted]
+# Laws that depend on the architecture: other layers, other names, weights stored transposed.
+ARCHITECTURE_LAWS = (
+    starts_as_the_base_unless_documented,
+    trains_exactly_the_documented_parameters,
+    loading_restores_the_outputs,
+    switched_off_it_equals_the_base,
+    merging_keeps_the_outputs,
 )
 
 
-def test_every_method_is_known_to_the_contract():
+def test_every_method_has_its_facts():
     assert set(FACTS) == set(BY_GRADIENT)
 
 
@@ -40,7 +40,7 @@ def test_on_an_encoder(name, law):
     law(Case(methods.load(name), "bert"))
 
 
-@pytest.mark.parametrize("law", OF_THE_BASE, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("law", ARCHITECTURE_LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize(
     ("name", "base"),
     [(name, base) for name in FACTS for base in TINY if base != "bert" and base not in FACTS[name].refuses],
@@ -50,13 +50,13 @@ def test_on_a_decoder(name, base, law):
 
 
 @pytest.mark.parametrize(("name", "base"), [(name, base) for name in FACTS for base in FACTS[name].refuses])
-def test_what_cannot_be_adapted_is_refused_by_name(name, base):
+def test_an_unsupported_base_is_refused_by_name(name, base):
     with pytest.raises(ModelError, match=FACTS[name].refuses[base]):
         Case(methods.load(name), base).attached()
 
 
-def test_the_tiny_bases_tell_a_change_from_none():
-    """What the laws rest on: outputs differ from row to row, and the head is not the whole of the model."""
+def test_the_tiny_bases_show_a_change():
+    """Assumptions of the laws: outputs differ from row to row, and the model has parameters outside the head."""
     for base in TINY:
         model = tiny_model(base)
         assert float(logits(model).std(0).min()) > 1e-2

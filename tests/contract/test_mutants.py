@@ -1,4 +1,4 @@
-"""Each law fails a method that breaks it: deliberately broken methods, which break one law each."""
+"""Deliberately broken methods, each of which must fail the law that it breaks."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.contract.harness import Case
 BASE = "base_model.model.bert."
 
 
-class BeginsElsewhere(Lora):
-    """B is not zero at first."""
+class StartsElsewhere(Lora):
+    """B does not start at zero."""
 
     def attach(self, *args: Any) -> nn.Module:
         model = super().attach(*args)
@@ -31,14 +31,14 @@ class BeginsElsewhere(Lora):
         return model
 
 
-class SaysThatItBeginsElsewhere(Lora):
-    """It claims a difference from the base that is not there."""
+class DocumentsAFalseDifference(Lora):
+    """It documents a difference from the base that does not exist."""
 
     info = MethodInfo(**{**vars(Lora.info), "start": "it does not"})
 
 
 class TrainsMore(Lora):
-    """A bias of the base is trained on the side."""
+    """A bias of the base is trained too."""
 
     def attach(self, *args: Any) -> nn.Module:
         model = super().attach(*args)
@@ -67,15 +67,15 @@ class MovesTheBase(Lora):
         return [Move()]
 
 
-class PlansOtherwise(Lora):
-    """The plan forgets a layer."""
+class PlansFewerParameters(Lora):
+    """The plan omits a layer."""
 
     def trained_parameters(self, *args: Any) -> int:
         return super().trained_parameters(*args) - 64
 
 
 class Saddle(Lora):
-    """A and B both begin as zero: neither ever has a gradient."""
+    """A and B both start at zero: neither ever gets a gradient."""
 
     def attach(self, *args: Any) -> nn.Module:
         model = super().attach(*args)
@@ -84,7 +84,7 @@ class Saddle(Lora):
         return model
 
 
-class LeavesATrace(Lora):
+class ChangesTheBaseOnAttach(Lora):
     """Attaching changes a weight of the base a little."""
 
     def attach(self, *args: Any) -> nn.Module:
@@ -95,15 +95,15 @@ class LeavesATrace(Lora):
 
 
 class StaysOff(Lora):
-    """Once switched off, it does not come back."""
+    """Once switched off, it stays off."""
 
     def disabled(self, model: nn.Module) -> Any:
         model.base_model.disable_adapter_layers()  # type: ignore[union-attr,operator]
         return contextlib.nullcontext()
 
 
-class ForgetsTheScaling(Lora):
-    """What is loaded has another scaling than what was saved."""
+class LoadsAnotherScaling(Lora):
+    """The loaded adapter has another scaling than the saved one."""
 
     def load(self, *args: Any) -> nn.Module:
         model = super().load(*args)
@@ -121,14 +121,14 @@ class WritesTwice(Lora):
 
 
 class MergesNothing(Lora):
-    """Merging throws the update away."""
+    """Merging discards the update."""
 
     def merge(self, model: nn.Module) -> nn.Module:
         return model.unload()  # type: ignore[operator]
 
 
-class MergesWhatCannotBe(Lora):
-    """It says that it cannot be merged, and merges."""
+class MergesDespiteRefusal(Lora):
+    """It claims that it cannot be merged, and merges."""
 
     info = MethodInfo(**{**vars(Lora.info), "merge": "it is not linear"})
 
@@ -136,8 +136,8 @@ class MergesWhatCannotBe(Lora):
         return model.merge_and_unload()  # type: ignore[operator]
 
 
-class Dice(Lora):
-    """A is drawn from a source that no seed reaches."""
+class UnseededDraw(Lora):
+    """A is drawn from a generator without a fixed seed."""
 
     def attach(self, *args: Any) -> nn.Module:
         model = super().attach(*args)
@@ -159,7 +159,7 @@ class TrainsMoreIn16Bits(Lora):
 
 
 class Overflows(Lora):
-    """Its numbers do not fit into a base in 16 bits."""
+    """It overflows on a base in 16 bits."""
 
     def attach(self, *args: Any) -> nn.Module:
         model = super().attach(*args)
@@ -170,8 +170,8 @@ class Overflows(Lora):
         return model
 
 
-class PenaltyInEveryPiece(Lora):
-    """Its penalty joins the gradient of every piece of a step, as one that is part of the model's loss would."""
+class PenaltyInEveryMicroBatch(Lora):
+    """Its penalty is added in every micro-batch, as one in the model's own loss would be."""
 
     def attach(self, *args: Any) -> nn.Module:
         model = super().attach(*args)
@@ -183,23 +183,23 @@ class PenaltyInEveryPiece(Lora):
 
 
 MUTANTS: list[tuple[type[Method], laws.Law]] = [
-    (BeginsElsewhere, laws.starts_as_the_base_or_says_how_it_differs),
-    (SaysThatItBeginsElsewhere, laws.starts_as_the_base_or_says_how_it_differs),
-    (TrainsMore, laws.trains_exactly_what_it_says),
-    (TrainsLess, laws.trains_exactly_what_it_says),
-    (MovesTheBase, laws.trains_exactly_what_it_says),
-    (PlansOtherwise, laws.plans_what_it_trains),
+    (StartsElsewhere, laws.starts_as_the_base_unless_documented),
+    (DocumentsAFalseDifference, laws.starts_as_the_base_unless_documented),
+    (TrainsMore, laws.trains_exactly_the_documented_parameters),
+    (TrainsLess, laws.trains_exactly_the_documented_parameters),
+    (MovesTheBase, laws.trains_exactly_the_documented_parameters),
+    (PlansFewerParameters, laws.plans_the_count_that_it_trains),
     (Saddle, laws.gradients_reach_every_trained_tensor),
-    (LeavesATrace, laws.disabled_it_is_the_base),
-    (StaysOff, laws.disabled_it_is_the_base),
-    (ForgetsTheScaling, laws.saved_and_loaded_it_is_the_same),
-    (WritesTwice, laws.stores_as_many_numbers_as_it_plans),
-    (MergesNothing, laws.merged_it_computes_the_same),
-    (MergesWhatCannotBe, laws.merged_it_computes_the_same),
-    (Dice, laws.same_seed_same_training),
+    (ChangesTheBaseOnAttach, laws.switched_off_it_equals_the_base),
+    (StaysOff, laws.switched_off_it_equals_the_base),
+    (LoadsAnotherScaling, laws.loading_restores_the_outputs),
+    (WritesTwice, laws.stores_the_planned_numbers),
+    (MergesNothing, laws.merging_keeps_the_outputs),
+    (MergesDespiteRefusal, laws.merging_keeps_the_outputs),
+    (UnseededDraw, laws.the_same_seed_gives_the_same_bits),
     (TrainsMoreIn16Bits, laws.works_in_bfloat16),
     (Overflows, laws.works_in_bfloat16),
-    (PenaltyInEveryPiece, laws.a_step_is_a_step_however_it_is_cut),
+    (PenaltyInEveryMicroBatch, laws.the_gradient_does_not_depend_on_the_accumulation),
 ]
 
 

@@ -79,7 +79,7 @@ def recipe(bert, folder, **training):
 
 
 @pytest.mark.parametrize("pieces", [1, 4])
-def test_the_auxiliary_gradient_acts_once_a_step(pieces, bert, tmp_path, monkeypatch):
+def test_the_step_penalty_acts_once_per_optimizer_step(pieces, bert, tmp_path, monkeypatch):
     chosen = recipe(bert, tmp_path, train=8, epochs=1, gradient_accumulation=pieces, max_grad_norm=1e-6)
     steps = []
     for weight in (0.0, WEIGHT):

@@ -191,7 +191,8 @@ def _files_are_tables(recipe: RecipeSections) -> Iterator[str]:
         if Path(name).suffix.lower() not in FILE_KINDS:
             yield f"task.{key}: {show(name)} received; must end in one of {', '.join(FILE_KINDS)}; convert the file"
     if recipe.task.train is not None and recipe.task.train == recipe.task.validation:
-        yield f"task.validation: {show(recipe.task.validation)} is the training file too; give other rows"
+        name = show(recipe.task.validation)
+        yield f"task.validation: {name} is the training file too; give rows that are not trained on"
 
 
 @_keys("task.text", "task.label")

@@ -1,7 +1,7 @@
-"""A recipe's YAML: read within fixed bounds, written so that every YAML reader reads the same values back.
+"""Read and write the YAML of recipes: bounded input, and output that every YAML reader reads the same way.
 
-The reader differs from PyYAML's safe loader where that loader surprises: `1e-4` is a number, `no` and `2024-01-01` are
-text, a key given twice is a fault, and aliases are refused, so that no short file expands into a long one.
+The reader differs from PyYAML's safe loader in what often surprises users: `1e-4` is a number, `no` and `2024-01-01`
+are text, a duplicate key is an error, and aliases are refused, so that a short file cannot expand into a long one.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _FLOAT = re.compile(
 
 
 class _Refused(yaml.MarkedYAMLError):
-    """Valid YAML that a recipe may not hold."""
+    """Valid YAML that is not allowed in a recipe."""
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader with YAML 1.2 scalars, without aliases, with a bounded depth and duplicate keys refused."""
+    """PyYAML's safe loader with YAML 1.2 scalars and limited depth; refuses aliases and duplicate keys."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own way of declaring them
 
@@ -38,7 +38,7 @@ class _Loader(yaml.SafeLoader):
         self._depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """PyYAML's node, refused where it is an alias or lies too deep."""
+        """PyYAML's node; refuses an alias, and a node that is nested too deeply."""
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
             raise _Refused(
@@ -55,7 +55,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """PyYAML's mapping, refused where a key appears twice."""
+        """PyYAML's mapping; refuses a duplicate key."""
         seen: set[str] = set()
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
@@ -68,7 +68,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
     def construct_integer(self, node: yaml.ScalarNode) -> int:
-        """The decimal integer that the scalar writes; `010` is ten."""
+        """The scalar as a decimal integer; `010` is ten."""
         digits = self.construct_scalar(node)
         if len(digits) > MAX_DIGITS:
             raise _Refused(
@@ -87,7 +87,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's safe dumper, which also quotes text that only the reader above would take for a number."""
+    """PyYAML's safe dumper, which also quotes text that only the reader above would read as a number."""
 
 
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:int", _INTEGER, list("-+0123456789"))
@@ -95,10 +95,10 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.012345
 
 
 def parse_yaml(text: str) -> Any:
-    """The value that `text` writes in YAML.
+    """Parse the YAML in `text`.
 
     Raises:
-        ValueError: not YAML, or YAML that a recipe may not hold; one sentence with the line and column.
+        ValueError: not YAML, or YAML that is not allowed in a recipe; one sentence with the line and column.
     """
     try:
         return _Loader(text).get_single_data()
@@ -121,12 +121,12 @@ def _hint(problem: str) -> str:
 
 
 def dump_yaml(value: dict[str, Any]) -> str:
-    """`value` as YAML in block style, keys in their own order, numbers that any YAML reader takes for numbers."""
+    """`value` as YAML in block style, with keys in their order and numbers that any YAML reader reads as numbers."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def read_recipe_text(path: Path) -> str:
-    """The text of a recipe file of at most 64 KiB.
+    """Read the text of a recipe file, at most 64 KiB.
 
     Raises:
         RecipeError: missing, not a regular file, too large, unreadable, or not UTF-8.
