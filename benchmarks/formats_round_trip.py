@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.harness import machine
 from kasatune import KasaConfig, export_adapter, load_adapter
 from kasatune.adapter_tools.export import convert_adapter
-from kasatune.adapters.formats import FORMATS
+from kasatune.adapters.recognize_format import FORMATS
 from kasatune.errors import InputError
 from kasatune.io.library_noise import quiet
 

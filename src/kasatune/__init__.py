@@ -18,7 +18,9 @@ from wrapt import register_post_import_hook
 from kasatune.errors import KasatuneError
 
 if TYPE_CHECKING:
-    from kasatune.adapters.files import export_adapter, load_adapter, shrink_adapter
+    from kasatune.adapter_tools.shrink import shrink_adapter
+    from kasatune.adapters.export import export_adapter
+    from kasatune.adapters.load import load_adapter
     from kasatune.evaluation.evaluate import evaluate
     from kasatune.evaluation.predict import predict
     from kasatune.experiments.compare.compare import compare
@@ -54,12 +56,12 @@ _HOMES = {
     "calibrate": "kasatune.kasa",
     "compare": "kasatune.experiments.compare.compare",
     "evaluate": "kasatune.evaluation.evaluate",
-    "export_adapter": "kasatune.adapters.files",
-    "load_adapter": "kasatune.adapters.files",
+    "export_adapter": "kasatune.adapters.export",
+    "load_adapter": "kasatune.adapters.load",
     "load_recipe": "kasatune.recipes.schema",
     "predict": "kasatune.evaluation.predict",
     "regularization": "kasatune.kasa",
-    "shrink_adapter": "kasatune.adapters.files",
+    "shrink_adapter": "kasatune.adapter_tools.shrink",
     "tail_svd": "kasatune.linalg",
     "train": "kasatune.training.train",
 }

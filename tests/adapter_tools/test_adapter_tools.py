@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from kasatune import KasaConfig
 from kasatune.adapter_tools.export import convert_adapter
 from kasatune.adapter_tools.inspect import inspect
-from kasatune.adapter_tools.shrink import shrink
+from kasatune.adapter_tools.shrink import shrink_adapter
 from kasatune.adapter_tools.verify import verify
 from kasatune.errors import InputError, ModelError
 from kasatune.linalg import energy_share, singular_values
@@ -171,7 +171,7 @@ def test_the_certificate_beside_a_run_s_adapter_knows_outputs_and_base(run):
 
 
 def test_a_smaller_adapter_of_a_run_comes_with_the_run_s_own_scores(run, tmp_path):
-    record = shrink(run, tmp_path / "small", rank=2)
+    record = shrink_adapter(run, tmp_path / "small", rank=2)
     before = json.loads((run / "metrics.json").read_text())
     assert record["scores"]["before"] == before["metrics"]
     assert record["scores"]["split"] == before["split"]
@@ -183,7 +183,7 @@ def test_a_smaller_adapter_of_a_run_comes_with_the_run_s_own_scores(run, tmp_pat
 
 
 def test_shrinking_to_the_full_rank_leaves_the_scores(run, tmp_path):
-    record = shrink(run, tmp_path / "same", rank=6)
+    record = shrink_adapter(run, tmp_path / "same", rank=6)
     for name, value in record["scores"]["before"].items():
         assert record["scores"]["after"][name] == pytest.approx(value, abs=1e-5)
 
@@ -191,7 +191,7 @@ def test_shrinking_to_the_full_rank_leaves_the_scores(run, tmp_path):
 @pytest.mark.parametrize("energy", [0.5, 0.9, 0.999])
 def test_each_layer_keeps_the_share_asked_for_and_no_rank_more(tmp_path, energy):
     adapted = adapter(tmp_path, llama, task_type="CAUSAL_LM")
-    record = shrink(tmp_path / "adapter", tmp_path / "small", energy=energy)
+    record = shrink_adapter(tmp_path / "adapter", tmp_path / "small", energy=energy)
     loaded = PeftModel.from_pretrained(llama(), tmp_path / "small")
     for name, layer in record["layers"].items():
         S = singular_values(adapted.get_base_model().get_submodule(name).change("default"))
@@ -209,7 +209,7 @@ def test_each_layer_keeps_the_share_asked_for_and_no_rank_more(tmp_path, energy)
 def test_a_rank_or_a_share_out_of_range_is_refused(tmp_path, options, said):
     adapter(tmp_path, llama)
     with pytest.raises(InputError, match=said):
-        shrink(tmp_path / "adapter", tmp_path / "small", **options)
+        shrink_adapter(tmp_path / "adapter", tmp_path / "small", **options)
     assert not (tmp_path / "small").exists()
 
 

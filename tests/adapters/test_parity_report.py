@@ -11,7 +11,7 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from kasatune import KasaConfig, export_adapter
-from kasatune.adapters import conversion, lora_export, recompress
+from kasatune.adapters import conversion, lora_export, reduce_rank
 from kasatune.errors import CheckError, InputError, OutputError
 from tests.kasa.models import bert, llama, shaken, token_ids
 
@@ -179,19 +179,19 @@ def test_a_rank_that_is_none_is_refused(tmp_path, rank):
 
 
 def test_a_smaller_rank_that_loses_more_than_it_says_is_not_written(tmp_path, monkeypatch):
-    original = recompress.lora_files
+    original = reduce_rank.lora_files
 
     def worse(config, layers, *further):
         return original(config, {name: lora._replace(B=0.9 * lora.B) for name, lora in layers.items()}, *further)
 
-    monkeypatch.setattr(recompress, "lora_files", worse)
+    monkeypatch.setattr(reduce_rank, "lora_files", worse)
     with pytest.raises(CheckError, match="loses"):
         export_adapter(trained(), tmp_path / "out", rank=3)
     assert not (tmp_path / "out").exists()
 
 
 def test_only_lora_takes_a_rank(tmp_path):
-    with pytest.raises(InputError, match="goes with to='lora' alone"):
+    with pytest.raises(InputError, match="requires to='lora'"):
         export_adapter(trained(), tmp_path / "out", to="kasa", rank=2)
 
 

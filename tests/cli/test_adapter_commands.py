@@ -103,7 +103,7 @@ def test_an_inspection_of_plain_lora_and_of_no_base_is_drawn_too(kasatune, train
     [
         (["export", "adapter", "--to", "onnx", "--out", "new"], "no adapter format"),
         (["export", "adapter", "--to", "authors", "--out", "new"], "4 here, 0 there"),
-        (["export", "adapter", "--to", "kasa", "--rank", "2", "--out", "new"], "goes with to='lora' alone"),
+        (["export", "adapter", "--to", "kasa", "--rank", "2", "--out", "new"], "requires to='lora'"),
         (["export", "adapter", "--out", "base"], "not empty"),
         (["export", "adapter", "--out", "new", "--base", "./nowhere"], "--base: ./nowhere is not a folder"),
         (["export", "adapter", "--to", "gguf", "--rank", "0", "--out", "new"], "at least 1"),

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification
 from kasatune import KasaConfig, export_adapter, load_adapter
 from kasatune.adapter_tools.inspect import inspect
 from kasatune.adapter_tools.merge import merge
-from kasatune.adapters.files import shrink_adapter
+from kasatune.adapters.export import export_smaller_lora
 from kasatune.errors import InputError
 from tests.kasa.models import shaken, squeezebert, token_ids
 
@@ -119,10 +119,10 @@ def test_it_is_saved_loaded_and_exported_to_lora_as_peft_has_it(trained, tmp_pat
 
 
 def test_a_smaller_rank_is_loaded_by_peft_too(trained, tmp_path):
-    shrink_adapter(tmp_path / "kasa", tmp_path / "small", rank=2, base=base_in(tmp_path))
+    export_smaller_lora(tmp_path / "kasa", tmp_path / "small", rank=2, base=base_in(tmp_path))
     small = logits(PeftModel.from_pretrained(base_in(tmp_path), tmp_path / "small"))
     assert (small - logits(trained)).abs().max() > 1e-4
-    shrink_adapter(tmp_path / "small", tmp_path / "same", rank=2)
+    export_smaller_lora(tmp_path / "small", tmp_path / "same", rank=2)
     close(logits(PeftModel.from_pretrained(base_in(tmp_path), tmp_path / "same")), small)
 
 

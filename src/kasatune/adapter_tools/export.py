@@ -1,10 +1,10 @@
-"""An adapter written in another format, and measured."""
+"""The command `kasatune export`: write an adapter in another format, including GGUF, and measure the result."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kasatune.adapter_tools.resolve import (
     Source,
@@ -14,13 +14,14 @@ from kasatune.adapter_tools.resolve import (
     load_base_model,
     read_config,
 )
-from kasatune.adapters.files import export_adapter, read_checked
-from kasatune.adapters.formats import FORMATS
+from kasatune.adapters.certificate import Certificate, read_certificate, write_certificate
+from kasatune.adapters.export import export_adapter
 from kasatune.adapters.gguf_export import FILE, architecture_of, read_gguf, write_gguf
+from kasatune.adapters.load import read_checked
 from kasatune.adapters.lora_export import stock_layers
 from kasatune.adapters.parity import UPDATE_LIMIT, update_difference
-from kasatune.adapters.parity_report import CERTIFICATE
-from kasatune.adapters.storage import file_sha256, read_json, read_tensors, write_json
+from kasatune.adapters.recognize_format import FORMATS
+from kasatune.adapters.storage import file_sha256, read_tensors
 from kasatune.errors import CheckError, InputError
 from kasatune.io.atomic import new_directory, require_free
 from kasatune.io.library_noise import quiet
@@ -31,29 +32,29 @@ if TYPE_CHECKING:
 
 def convert_adapter(
     directory: Path, out: Path, to: str, *, base: str | None = None, rank: int | None = None
-) -> dict[str, Any]:
-    """The adapter of a run, or an adapter, written in another format; see `kasatune.adapters.files.export_adapter`.
+) -> Certificate:
+    """Write the adapter of a run, or an adapter, in another format; see `kasatune.export_adapter`.
 
-    The outputs are measured on the base that `base` names; where it is None, on the one that the recipe or the adapter
-    names if that is on this machine, and else on the updates alone. "gguf" is written beside the formats of
-    `export_adapter`: adapter.gguf, a LoRA adapter for llama.cpp.
+    The outputs are measured on the base that `base` names; if it is None, on the one that the recipe or the adapter
+    names, if that is on this machine; otherwise only the updates are compared. Besides the formats of `export_adapter`
+    there is "gguf": adapter.gguf, a LoRA adapter for llama.cpp.
 
     Returns:
         The certificate.
 
     Raises:
-        InputError: no adapter, an unknown format, or one that cannot hold the adapter.
-        ModelError: the base that was named cannot be loaded.
-        OutputError: `out` holds something.
+        InputError: there is no adapter, the format is unknown, or it cannot hold the adapter.
+        ModelError: `base` cannot be loaded.
+        OutputError: `out` is not empty.
         CheckError: the result differs from its source by more than rounding explains; nothing is written.
         MissingExtraError: "gguf" without the gguf package.
     """
     if to not in (*FORMATS, "gguf"):
-        raise InputError(f"to={to!r} is no adapter format here; choose one of {', '.join(FORMATS)}, gguf")
+        raise InputError(f"to={to!r} is not a known adapter format; choose one of {', '.join(FORMATS)}, gguf")
     require_free(out)
     source = find_source(directory, base)
     if to == "gguf":
-        # Whether there can be one is known before the base is loaded.
+        # Fail before the base is loaded.
         architecture_of(read_config(checkpoint_folder(source)))
     model = load_base_model(source) if base is not None or is_at_hand(source) else None
     with quiet():
@@ -61,31 +62,31 @@ def convert_adapter(
             export_gguf(source, out, model, rank)
         else:
             export_adapter(source.adapter, out, to, rank=rank, base=model)
-    return read_json(out, CERTIFICATE)
+    return read_certificate(out)
 
 
 def export_gguf(source: Source, out: Path, model: PreTrainedModel | None, rank: int | None = None) -> None:
-    """Write the stock LoRA adapter of a source as adapter.gguf, read back and compared, with its certificate.
+    """Write the adapter of a source as adapter.gguf with a certificate; the file is read back and compared.
 
     Args:
-        source: of the adapter.
+        source: the resolved adapter.
         out: a directory that does not exist or is empty.
-        model: the base, on which the outputs of the LoRA adapter are measured; None where it is not at hand.
-        rank: the largest rank of a layer, None for all of it.
+        model: the base, on which the outputs of the LoRA adapter are measured; None if it is not on this machine.
+        rank: the largest rank of a layer; None keeps every layer exactly.
 
     Raises:
-        InputError: something that a GGUF adapter cannot hold, by name.
-        CheckError: what was written differs.
+        InputError: the adapter holds something that a GGUF adapter cannot, by name.
+        CheckError: the file differs from the adapter.
         MissingExtraError: the gguf package is not installed.
     """
     config = model.config.to_dict() if model is not None else read_config(checkpoint_folder(source))
     with tempfile.TemporaryDirectory(prefix="kasatune-") as folder:
         lora = export_adapter(source.adapter, Path(folder) / "lora", rank=rank, base=model)
         files = read_tensors(read_checked(lora)[0])
-        record = read_json(lora, CERTIFICATE)
-    with new_directory(out) as made:
-        names = write_gguf(files, config, made / FILE)
-        written = read_gguf(made / FILE, config)
+        certificate = read_certificate(lora)
+    with new_directory(out) as unfinished:
+        names = write_gguf(files, config, unfinished / FILE)
+        written = read_gguf(unfinished / FILE, config)
         worst = max(
             update_difference(
                 (B.double(), A.double()), (written[names[name]].B.double(), written[names[name]].A.double())
@@ -94,9 +95,7 @@ def export_gguf(source: Source, out: Path, model: PreTrainedModel | None, rank: 
         )
         if not worst <= UPDATE_LIMIT:
             raise CheckError(f"{FILE} changes an update by {worst:.2g} of its norm; nothing was written")
-        record |= {
-            "to": "gguf",
-            "files": {FILE: file_sha256(made / FILE)},
-            "gguf": {"largest_relative_difference": worst},
-        }
-        write_json(made / CERTIFICATE, record)
+        certificate["to"] = "gguf"
+        certificate["files"] = {FILE: file_sha256(unfinished / FILE)}
+        certificate["gguf"] = {"largest_relative_difference": worst}
+        write_certificate(unfinished, certificate)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kasatune.adapter_tools.resolve import find_source, is_at_hand, open_base
 from kasatune.adapters.conversion import as_native
-from kasatune.adapters.files import read_checked
+from kasatune.adapters.load import read_checked
 from kasatune.adapters.lora_export import stock_layers
 from kasatune.adapters.native_format import scaling_of, trained_factors
 from kasatune.adapters.storage import AdapterFiles, read_tensors

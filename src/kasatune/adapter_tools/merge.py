@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from kasatune.adapter_tools.resolve import Source, find_source, open_base, read_config
+from kasatune.adapters.certificate import CERTIFICATE, Certificate, library_versions, write_certificate
 from kasatune.adapters.conversion import as_native
-from kasatune.adapters.files import read_checked
+from kasatune.adapters.load import read_checked
 from kasatune.adapters.lora_export import stock_layers, to_lora
 from kasatune.adapters.native_format import scaling_of, trained_factors
-from kasatune.adapters.parity_report import CERTIFICATE, versions
 from kasatune.adapters.storage import PREFIX, AdapterFiles, listed, read_tensors, write_json
 from kasatune.errors import AdapterError, ModelError
 from kasatune.io.atomic import new_directory
@@ -89,18 +89,18 @@ def merge(directory: Path, out: Path, base: str | None = None) -> Merged:
         _write_config(unfinished, checkpoint, untied=untied)
         _copy_other_files(checkpoint.folder, unfinished)
         worst = max(plan.rounding, key=lambda name: plan.rounding[name])
-        write_json(unfinished / CERTIFICATE, _record(source, kind, plan, worst, digests))
+        write_certificate(unfinished, _certificate(source, kind, plan, worst, digests))
     return Merged(out, len(plan.updates), sorted(plan.replaced), plan.rounding[worst], worst)
 
 
-def _record(source: Source, kind: str, plan: MergePlan, worst: str, digests: dict[str, str]) -> dict[str, Any]:
+def _certificate(source: Source, kind: str, plan: MergePlan, worst: str, digests: dict[str, str]) -> Certificate:
     return {
         "from": kind,
         "to": "checkpoint",
         "base": {"name": source.base_name, "fingerprint": source.config.get("base_fingerprint")},
         "rounding": {"largest_relative_difference": plan.rounding[worst], "layer": worst},
         "files": digests,
-        "versions": versions(),
+        "versions": library_versions(),
     }
 
 

@@ -310,8 +310,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def _head_rows(source: Source) -> int | None:
     """The number of labels: the rows of the smallest matrix that the adapter carries beside its layers."""
-    from kasatune.adapters.files import read_checked
-    from kasatune.adapters.formats import split_key
+    from kasatune.adapters.load import read_checked
+    from kasatune.adapters.recognize_format import split_key
 
     header, kind, _ = read_checked(source.adapter)
     rows = [

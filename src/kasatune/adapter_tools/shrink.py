@@ -1,3 +1,5 @@
+"""The command `kasatune shrink`: write a smaller LoRA adapter of a run or an adapter, and score what that costs."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -5,9 +7,9 @@ from typing import Any
 
 from kasatune import methods
 from kasatune.adapter_tools.resolve import Source, find_source, is_at_hand, load_base_model
-from kasatune.adapters.files import load_adapter, shrink_adapter
-from kasatune.adapters.parity_report import CERTIFICATE
-from kasatune.adapters.storage import read_json, write_json
+from kasatune.adapters.certificate import Certificate, read_certificate, write_certificate
+from kasatune.adapters.export import export_smaller_lora
+from kasatune.adapters.load import load_adapter
 from kasatune.data.tasks import load_task
 from kasatune.errors import DataError
 from kasatune.evaluation.task_model import TaskModel, deterministic
@@ -18,39 +20,39 @@ from kasatune.models.load import load_base
 from kasatune.runs.directory import read_metrics, read_recipe
 
 
-def shrink(
+def shrink_adapter(
     directory: Path, out: Path, *, rank: int | None = None, energy: float | None = None, base: str | None = None
-) -> dict[str, Any]:
-    """A smaller stock LoRA adapter of a run or an adapter, and what it costs.
+) -> Certificate:
+    """Write a smaller stock LoRA adapter of a run or an adapter.
 
-    W' - W, the dropped tail included, is cut to its largest singular triplets in every layer. For a run, the scores of
-    the smaller adapter on the rows that metrics.json tells of are measured, and stand beside the run's own.
+    W' - W, including the truncated tail, is reduced to its largest singular triplets in every layer. For a run, the
+    smaller adapter is scored on the rows of metrics.json, beside the run's own scores.
 
     Args:
-        directory: a run, or an adapter in any of the formats that `load_adapter` reads.
-        out: a directory that does not exist or is empty.
+        directory: a run, or an adapter in any format that `load_adapter` reads.
+        out: a directory that does not exist or is empty; it is written completely or not at all.
         rank: the largest rank of a layer; or
         energy: the share of each layer's squared singular values to keep.
-        base: the base's name or folder; the recipe's or the adapter's by default, where it is on this machine.
+        base: name or folder of the base; by default the one of the recipe or the adapter, if it is on this machine.
 
     Returns:
-        The certificate, with "scores": {"split", "before", "after"} for a run whose data is to be had, or
-        {"reason"} where it is not.
+        The certificate; for a run with "scores": {"split", "before", "after"}, or {"reason"} if its data is not
+        available.
 
     Raises:
-        InputError: no adapter, or neither or both of rank and energy.
-        OutputError: `out` holds something.
+        InputError: there is no adapter, or neither or both of rank and energy are given.
+        OutputError: `out` is not empty.
     """
     require_free(out)
     source = find_source(directory, base)
     model = load_base_model(source) if base is not None or is_at_hand(source) else None
     with quiet():
-        shrink_adapter(source.adapter, out, rank=rank, energy=energy, base=model)
-    record = read_json(out, CERTIFICATE)
+        export_smaller_lora(source.adapter, out, rank=rank, energy=energy, base=model)
+    certificate = read_certificate(out)
     if source.run is not None:
-        record["scores"] = _scores(source, source.run, out)
-        write_json(out / CERTIFICATE, record)
-    return record
+        certificate["scores"] = _scores(source, source.run, out)
+        certificate = write_certificate(out, certificate)
+    return certificate
 
 
 def _scores(source: Source, run: Path, adapter: Path) -> dict[str, Any]:

@@ -15,14 +15,16 @@ import torch
 from kasatune.adapter_tools.export import export_gguf
 from kasatune.adapter_tools.merge import merge
 from kasatune.adapter_tools.resolve import Source, find_source, has_adapter, load_base_model, model_class
-from kasatune.adapters.attach import sketch_differences
-from kasatune.adapters.conversion import bare_twin, summary
-from kasatune.adapters.files import export_adapter, load_adapter, read_checked
-from kasatune.adapters.formats import FORMATS
+from kasatune.adapters.attach import sketch_distances
+from kasatune.adapters.certificate import CERTIFICATE, describe, read_certificate
+from kasatune.adapters.conversion import bare_twin
+from kasatune.adapters.export import export_adapter
 from kasatune.adapters.gguf_export import architecture_of
+from kasatune.adapters.load import load_adapter, read_checked
 from kasatune.adapters.parity import Outputs, fixed_outputs
-from kasatune.adapters.parity_report import CERTIFICATE, describe_base, output_parity
-from kasatune.adapters.storage import AdapterFiles, file_sha256, read_header, read_json, read_tensors
+from kasatune.adapters.parity_report import class_and_sha256, output_parity
+from kasatune.adapters.recognize_format import FORMATS
+from kasatune.adapters.storage import AdapterFiles, file_sha256, read_header, read_tensors
 from kasatune.errors import CheckError, InputError, KasatuneError
 from kasatune.evaluation.evaluate import check_recorded_scores, is_run
 from kasatune.experiments.compare.verify_comparison import is_comparison, verified
@@ -132,9 +134,9 @@ def _files(folder: Path) -> tuple[bool, str]:
 
 def _hashes(folder: Path) -> tuple[bool | None, str]:
     if not os.path.lexists(folder / CERTIFICATE):
-        return None, f"no {CERTIFICATE} to hold the files against"
-    recorded = read_json(folder, CERTIFICATE).get("files")
-    if not isinstance(recorded, dict):
+        return None, f"no {CERTIFICATE} to compare the files with"
+    recorded = read_certificate(folder)["files"]
+    if not recorded:
         return False, f"{CERTIFICATE} names no files"
     # A name out of a file is never a path: only those of the adapter's own files are looked at.
     own = {path.name: path for path in folder.iterdir() if path.is_file()}
@@ -152,13 +154,12 @@ def _load_base(source: Source, found: list[PreTrainedModel]) -> tuple[bool, str]
 
 def _fingerprint(folder: Path, files: AdapterFiles, base: PreTrainedModel) -> tuple[bool | None, str]:
     """The digest of the whole base where one was recorded for its class, and else samples of its adapted weights."""
-    recorded = read_json(folder, CERTIFICATE).get("base") if os.path.lexists(folder / CERTIFICATE) else None
-    recorded = recorded if isinstance(recorded, dict) else {}
-    wanted, found = recorded.get("sha256"), describe_base(base, files)
-    if isinstance(wanted, str) and found["sha256"] is not None and recorded.get("class") == found["class"]:
-        return found["sha256"] == wanted, f"sha256 {found['sha256'][:16]}, recorded {wanted[:16]}"
+    recorded: Any = read_certificate(folder)["base"] if os.path.lexists(folder / CERTIFICATE) else {}
+    expected, (base_class, sha256) = recorded.get("sha256"), class_and_sha256(base, files)
+    if isinstance(expected, str) and sha256 is not None and recorded.get("class") == base_class:
+        return sha256 == expected, f"sha256 {sha256[:16]}, recorded {expected[:16]}"
     sketches = read_header(folder).config.get("base_fingerprint") or recorded.get("fingerprint")
-    differences = list(sketch_differences(sketches, base))
+    differences = list(sketch_distances(sketches, base))
     if not differences:
         return None, "the adapter says nothing of the base's weights"
     name, distance, limit = max(differences, key=lambda entry: math.inf if entry[1] is None else entry[1] / entry[2])
@@ -203,7 +204,7 @@ def _export(subject: _Subject, to: str) -> tuple[bool | None, str]:
             export_adapter(subject.source.adapter, out, to, base=subject.base)
         except InputError as fault:
             return None, f"cannot hold it: {fault}"
-        return True, summary(read_json(out, CERTIFICATE))
+        return True, describe(read_certificate(out))
 
 
 def _export_gguf(subject: _Subject) -> tuple[bool | None, str]:
@@ -211,10 +212,10 @@ def _export_gguf(subject: _Subject) -> tuple[bool | None, str]:
         architecture_of(subject.base.config.to_dict())
         with tempfile.TemporaryDirectory(prefix="kasatune-") as folder:
             export_gguf(subject.source, Path(folder) / "gguf", None)
-            found = read_json(Path(folder) / "gguf", CERTIFICATE)["gguf"]["largest_relative_difference"]
+            difference = read_certificate(Path(folder) / "gguf").get("gguf", {})["largest_relative_difference"]
     except InputError as fault:
         return None, f"cannot hold it: {fault}"
-    return True, f"updates differ by at most {found:.2g} of their norm"
+    return True, f"updates differ by at most {difference:.2g} of their norm"
 
 
 def _merge(subject: _Subject) -> tuple[bool | None, str]:
@@ -236,6 +237,6 @@ def _merge(subject: _Subject) -> tuple[bool | None, str]:
 def _parity(before: Outputs, after: Outputs) -> tuple[bool, str]:
     if before.values.shape != after.values.shape:
         raise CheckError(f"outputs of shape {list(after.values.shape)} in the place of {list(before.values.shape)}")
-    parity: dict[str, Any] = output_parity(before, after)
+    parity = output_parity(before, after)
     figure = f"outputs differ by at most {parity['largest_difference']:.2g}, limit {parity['limit']:.2g}"
     return parity["largest_difference"] <= parity["limit"], figure

@@ -1,10 +1,11 @@
-"""Adapter files put on a base model: checked against it before, and the model as it was where that fails."""
+"""Attach adapter files to a base model: checked against the base first, and the model restored if loading fails."""
 
 from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +14,27 @@ from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from kasatune.adapters.formats import LayerShapes, split_key
 from kasatune.adapters.native_format import weight_in
+from kasatune.adapters.recognize_format import LayerShapes, split_key
 from kasatune.adapters.storage import PREFIX, AdapterFiles, Header, is_echo, listed, read_repeated, write
-from kasatune.adapters.undo import unchanged_on_failure
 from kasatune.errors import AdapterError, InputError, KasatuneError
 from kasatune.weights.fingerprint import sketch_distance, sketch_tolerance
 from kasatune.weights.quantized_weight import weight_of
 
-# PEFT trains these modules of every classifier whole, whatever the configuration says.
+# PEFT trains all of these modules in every classifier, whatever the configuration says.
 _ALWAYS_SAVED = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score")}
 
 
 def check_on_base(header: Header, layers: dict[str, LayerShapes], base: nn.Module, kind: str) -> None:
-    """Hold what an adapter claims to contain against a base, before anything is read or changed.
+    """Check the header of an adapter against a base, before tensors are read or the base is modified.
 
     Raises:
-        InputError: the base is adapted already.
-        AdapterError: a layer that the base does not have or has in another shape; a head of another size; a tensor
-            that would overwrite a weight of the base; a head that the adapter lacks.
+        InputError: the base has an adapter already.
+        AdapterError: a layer that the base lacks or has in another shape; a head of another size; a tensor that would
+            overwrite a weight of the base; a head that the adapter lacks.
     """
     if any(isinstance(module, BaseTunerLayer) for module in base.modules()):
-        raise InputError("the base model holds an adapter already; use model.load_adapter(directory, name) of PEFT")
+        raise InputError("the base model has an adapter already; use model.load_adapter(directory, name) of PEFT")
     for name, layer in layers.items():
         if kind != "lora" or all(len(shape) == 2 for shape in layer.parts.values()):
             weight_in(base, name, layer.shape)
@@ -66,10 +66,10 @@ def check_on_base(header: Header, layers: dict[str, LayerShapes], base: nn.Modul
 
 
 def check_repeated(header: Header, base: nn.Module) -> None:
-    """What an adapter repeats of its base must be what the base holds, since loading writes it there.
+    """Check that base weights which an adapter repeats equal those of the base, since loading overwrites them.
 
     Raises:
-        AdapterError: it is something else.
+        AdapterError: they differ.
     """
     for key, tensor in read_repeated(header).items():
         name = key.removeprefix(PREFIX).replace(".base_layer.", ".")
@@ -79,13 +79,13 @@ def check_repeated(header: Header, base: nn.Module) -> None:
 
 
 def check_fingerprint(fingerprint: Any, base: nn.Module, *, strict: bool) -> None:
-    """Hold the weights of a base against sketches by layer name, as a native adapter and a certificate carry them.
+    """Compare the weights of a base with sketches by layer name, as stored in native adapters and certificates.
 
     Raises:
-        AdapterError: the sketches are damaged, or of other weights and `strict`; else a warning.
+        AdapterError: the sketches are damaged, or of other weights with `strict`; without it, other weights warn.
     """
-    for name, found, limit in sketch_differences(fingerprint, base):
-        if found is None or found > limit:
+    for name, distance, limit in sketch_distances(fingerprint, base):
+        if distance is None or distance > limit:
             message = f"this is another base model than the adapter was made for: {listed([name])} differs"
             if strict:
                 raise AdapterError(f"{message}. Load the right base, or pass check_base=False to load it anyway.")
@@ -93,8 +93,8 @@ def check_fingerprint(fingerprint: Any, base: nn.Module, *, strict: bool) -> Non
             return
 
 
-def sketch_differences(fingerprint: Any, base: nn.Module) -> Iterator[tuple[str, float | None, float]]:
-    """Layer name, how far its weight is from its sketch (None for another shape), and how far it may be.
+def sketch_distances(fingerprint: Any, base: nn.Module) -> Iterator[tuple[str, float | None, float]]:
+    """Yield layer name, distance of its weight from its sketch (None for another shape), and the largest allowed one.
 
     Raises:
         AdapterError: the sketches are damaged.
@@ -102,14 +102,14 @@ def sketch_differences(fingerprint: Any, base: nn.Module) -> Iterator[tuple[str,
     for name, stored in fingerprint.items() if isinstance(fingerprint, dict) else ():
         try:
             weight = weight_of(base.get_submodule(name))
-            found = sketch_distance(weight.read(), stored)
+            distance = sketch_distance(weight.read(), stored)
         except AttributeError:
             continue
-        yield name, found, sketch_tolerance(weight.dtype, weight.bits, stored)
+        yield name, distance, sketch_tolerance(weight.dtype, weight.bits, stored)
 
 
-def place(base: nn.Module, directory: Path, written: set[str], **options: Any) -> PeftModel:
-    """The base with the adapter in `directory`, through PEFT; as it was where that fails.
+def attach_with_peft(base: nn.Module, directory: Path, written: set[str], **options: Any) -> PeftModel:
+    """Load the adapter in `directory` onto the base with PEFT; the base is restored if that fails.
 
     Args:
         base: the base model.
@@ -118,7 +118,7 @@ def place(base: nn.Module, directory: Path, written: set[str], **options: Any) -
         options: of `PeftModel.from_pretrained`.
 
     Raises:
-        AdapterError: PEFT cannot load it, or loads less than it holds.
+        AdapterError: PEFT cannot load it.
     """
     with unchanged_on_failure(base, written):
         try:
@@ -128,34 +128,66 @@ def place(base: nn.Module, directory: Path, written: set[str], **options: Any) -
                 return PeftModel.from_pretrained(base, str(directory), **options)  # pyright: ignore[reportArgumentType]
         except KasatuneError:
             raise
-        except Exception as fault:  # PEFT raises many unrelated types for a configuration that it cannot take
+        except Exception as fault:  # PEFT raises many unrelated types for a configuration that it cannot use
             reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
             raise AdapterError(f"{directory}: PEFT cannot load this adapter: {reason}") from fault
 
 
-def place_lora(base: nn.Module, header: Header, written: set[str], **options: Any) -> PeftModel:
-    """`place` for a stock LoRA adapter, of which every tensor must have found its layer and every layer its tensors."""
+def attach_lora(base: nn.Module, header: Header, written: set[str], **options: Any) -> PeftModel:
+    """`attach_with_peft` for a stock LoRA adapter, every tensor of which must belong to a layer, and vice versa."""
     with unchanged_on_failure(base, written):
-        model = place(base, header.folder, written, **options)
+        model = attach_with_peft(base, header.folder, written, **options)
         name = options.get("adapter_name", "default")
         state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-        expected, found = {key for key in state if not is_echo(key)}, set(header.shapes)
-        if expected != found:
-            lacking, stray = sorted(expected - found), sorted(found - expected)
-            what = f"lacks {listed(lacking)}" if lacking else f"holds {listed(stray)}, which belong to no layer"
-            raise AdapterError(f"{header.folder}: the adapter {what}, as its configuration and this base have it")
+        expected, stored = {key for key in state if not is_echo(key)}, set(header.shapes)
+        if expected != stored:
+            missing, extra = sorted(expected - stored), sorted(stored - expected)
+            what = f"lacks {listed(missing)}" if missing else f"holds {listed(extra)}, which belong to no layer"
+            raise AdapterError(f"{header.folder}: according to its configuration and this base, the adapter {what}")
     return model
 
 
-def place_native(base: nn.Module, files: AdapterFiles, written: set[str], **options: Any) -> PeftModel:
-    """`place` for a native adapter that lies in memory."""
+def attach_files(base: nn.Module, files: AdapterFiles, written: set[str], **options: Any) -> PeftModel:
+    """`attach_with_peft` for a native adapter in memory."""
     with tempfile.TemporaryDirectory(prefix="kasatune-") as folder:
         write(files, Path(folder))
-        return place(base, Path(folder), written, **options)
+        return attach_with_peft(base, Path(folder), written, **options)
+
+
+@contextmanager
+def unchanged_on_failure(model: nn.Module, written: Collection[str] = ()) -> Iterator[None]:
+    """Restore modules, parameters, hooks, flags and attributes of `model` if the body raises.
+
+    Args:
+        model: any model.
+        written: names of its parameters whose values the body may overwrite in place; they are copied beforehand.
+    """
+    modules = [(module, _copied(module.__dict__)) for module in model.modules()]
+    parameters = [(p, p.data, p.requires_grad) for p in model.parameters()]
+    values = {name: p.detach().clone() for name, p in model.named_parameters() if name in written}
+    named = dict(model.named_parameters())
+    try:
+        yield
+    except BaseException:
+        for module, attributes in modules:
+            module.__dict__.clear()
+            module.__dict__.update(_copied(attributes))
+        for parameter, data, flag in parameters:
+            parameter.data = data
+            parameter.requires_grad_(flag)
+        with torch.no_grad():
+            for name, value in values.items():
+                named[name].copy_(value)
+        raise
+
+
+def _copied(attributes: dict[str, Any]) -> dict[str, Any]:
+    """The attributes of a module, with its containers copied shallowly."""
+    return {key: value.copy() if isinstance(value, dict | set | list) else value for key, value in attributes.items()}
 
 
 def _saved_modules(config: dict[str, Any], base: nn.Module) -> list[str]:
-    """Names of the modules of the base that PEFT trains whole; a name matches by its end, as in PEFT."""
+    """Names of the modules that PEFT trains entirely; a name matches by its ending, as in PEFT."""
     endings = [*(config.get("modules_to_save") or ()), *_ALWAYS_SAVED.get(str(config.get("task_type")), ())]
     return [name for name, _ in base.named_modules() if name and any(name.endswith(end) for end in endings)]
 
@@ -169,4 +201,4 @@ def _adapted(name: str, layers: dict[str, LayerShapes]) -> bool:
 
 
 def _is_buffer(base: nn.Module, name: str) -> bool:
-    return any(found == name for found, _ in base.named_buffers())
+    return any(buffer == name for buffer, _ in base.named_buffers())

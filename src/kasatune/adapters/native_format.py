@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from peft.utils import get_quantization_kwargs
 from torch import Tensor, nn
 
-from kasatune.adapters.formats import configured
+from kasatune.adapters.recognize_format import configured
 from kasatune.adapters.storage import PREFIX, AdapterFiles, listed
 from kasatune.errors import AdapterError
 from kasatune.kasa.functional import Factors, drop_count, scaling
@@ -23,6 +24,8 @@ CARRIED = (
     *("modules_to_save", "layers_to_transform", "layers_pattern", "peft_version"),
 )
 _TAIL = ("kasa_tail_U", "kasa_tail_V")
+# Values of "held_as" for a pointwise convolution over one or two dimensions.
+POINTWISE = ("pointwise1d", "pointwise2d")
 
 
 class StoredLayer(NamedTuple):
@@ -122,6 +125,14 @@ def weight_in(base: nn.Module, name: str, shape: tuple[int, int]) -> BaseWeight:
             f"{name} has shape {list(found)} in this base, the adapter was made for {list(shape)}: load the right base"
         )
     return weight
+
+
+def held_as(config: Mapping[str, Any], name: str) -> str | None:
+    """What held the weight of a layer when the adapter was made; None where the adapter does not say."""
+    fingerprint = config.get("base_fingerprint")
+    entry = fingerprint.get(name) if isinstance(fingerprint, dict) else None
+    value = entry.get("held_as") if isinstance(entry, dict) else None
+    return value if isinstance(value, str) else None
 
 
 def _sorted(tensors: dict[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:

@@ -13,7 +13,7 @@ from peft import PeftModel
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from kasatune.adapters.diagonal import native_from_diagonal
+from kasatune.adapters.lora_diag_formats import native_from_diagonal
 from kasatune.adapters.lora_export import stack, stock_layers
 from kasatune.adapters.native_format import scaling_of, stored_layers, trained_factors
 from kasatune.adapters.storage import PREFIX, AdapterFiles

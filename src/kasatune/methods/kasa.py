@@ -8,9 +8,9 @@ import torch
 from peft import PeftConfig
 from torch import Tensor, nn
 
-from kasatune.adapters.files import export_adapter
-from kasatune.adapters.parity_report import CERTIFICATE, trained_certificate
-from kasatune.adapters.storage import read_json, write_json
+from kasatune.adapters.certificate import read_certificate, write_certificate
+from kasatune.adapters.export import export_adapter
+from kasatune.adapters.parity_report import trained_certificate
 from kasatune.distributed.gather_scatter import gather_full
 from kasatune.kasa import KasaConfig, KasaLayer, regularization_terms
 from kasatune.linalg.spectrum import singular_values
@@ -101,8 +101,8 @@ class Kasa(AdapterMethod):
         # If 16 bits round the outputs, the certificate compares the weights, which the files hold in float32.
         source = model if _computes_in_float32(model) else run_dir / self.folder
         export_adapter(source, run_dir / ADAPTER_FOLDER, to="lora")
-        base = read_json(run_dir / ADAPTER_FOLDER, CERTIFICATE)["base"]
-        write_json(run_dir / self.folder / CERTIFICATE, trained_certificate(run_dir / self.folder, base))
+        base = read_certificate(run_dir / ADAPTER_FOLDER)["base"]
+        write_certificate(run_dir / self.folder, trained_certificate(run_dir / self.folder, base))
 
     def penalty_terms(self, model: nn.Module) -> dict[str, float]:
         """See `Method.penalty_terms`: the two terms, weighted by beta and gamma."""

@@ -31,10 +31,10 @@ def command(
     """
     with results_only():
         from kasatune.adapter_tools.export import convert_adapter
-        from kasatune.adapters.conversion import summary
+        from kasatune.adapters.certificate import describe
 
         record = convert_adapter(directory, out, to, base=base, rank=rank)
     if json:
         print_json(record)
     else:
-        say(f"{out}: {to} adapter; {summary(record)}")
+        say(f"{out}: {to} adapter; {describe(record)}")

@@ -26,15 +26,15 @@ def command(
     Example: kasatune shrink runs/rte-kasa --energy 0.99 --out adapters/rte-small
     """
     with results_only():
-        from kasatune.adapter_tools.shrink import shrink
-        from kasatune.adapters.conversion import summary
+        from kasatune.adapter_tools.shrink import shrink_adapter
+        from kasatune.adapters.certificate import describe
 
-        record = shrink(directory, out, rank=rank, energy=energy, base=base)
+        record = shrink_adapter(directory, out, rank=rank, energy=energy, base=base)
     if json:
         print_json(record)
         return
-    ranks = [layer["rank"] for layer in record["layers"].values()]
-    say(f"{out}: lora adapter, ranks {min(ranks)} to {max(ranks)}; {summary(record)}")
+    ranks = [layer["rank"] for layer in record.get("layers", {}).values()]
+    say(f"{out}: lora adapter, ranks {min(ranks)} to {max(ranks)}; {describe(record)}")
     scores = record.get("scores") or {}
     if "after" in scores:
         before, after = scores["before"], scores["after"]

@@ -1,4 +1,4 @@
-"""An update of a given rank, or with a given share of the energy, that is as near as possible to a larger one."""
+"""Reduce the rank of a LoRA adapter: the nearest update of a given rank, or with a given share of the energy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kasatune.linalg import product_svd
 
 
 class LayerError(NamedTuple):
-    """What a layer lost: its rank before and after, ||dW||_F, and ||dW - dW'||_F / ||dW||_F."""
+    """The error of a layer: its rank before and after, ||dW||_F, and ||dW - dW'||_F / ||dW||_F."""
 
     rank_before: int
     rank: int
@@ -23,57 +23,58 @@ class LayerError(NamedTuple):
     relative_error: float
 
 
-class Recompressed(NamedTuple):
-    """A smaller stock LoRA adapter, what each layer lost, and the same over all layers together."""
+class ReducedAdapter(NamedTuple):
+    """A stock LoRA adapter of reduced rank, the error of each layer, and that of all layers together."""
 
     files: AdapterFiles
     layers: dict[str, LayerError]
     relative_error: float
 
 
-def recompress(files: AdapterFiles, choose_rank: Callable[[Tensor], int]) -> Recompressed:
-    """DW' = U_R S_R Vh_R, the R largest singular triplets of each layer's whole update dW: the nearest of rank R.
+def reduce_rank(files: AdapterFiles, choose_rank: Callable[[Tensor], int]) -> ReducedAdapter:
+    """DW' = U_R S_R Vh_R, the R largest singular triplets of each layer's complete update dW: the nearest of rank R.
 
     dW = B A is decomposed through its factors and never formed. S is split evenly over the new A and B, so that both
-    keep well within the range of 16-bit numbers.
+    stay well within the range of 16-bit numbers.
 
     Args:
         files: a stock LoRA adapter.
-        choose_rank: gives R for the singular values of a layer, descending.
+        choose_rank: returns R for the singular values of a layer, descending.
     """
     layers, rest = stock_layers(files)
-    made: dict[str, StackedLora] = {}
+    reduced: dict[str, StackedLora] = {}
     errors: dict[str, LayerError] = {}
     for name, (A, B) in layers.items():
         U, S, Vh = product_svd(B, A)
         rank = max(1, min(choose_rank(S), len(S)))
         root = S[:rank].sqrt()
-        made[name] = StackedLora((root[:, None] * Vh[:rank]).contiguous(), (U[:, :rank] * root).contiguous())
+        reduced[name] = StackedLora((root[:, None] * Vh[:rank]).contiguous(), (U[:, :rank] * root).contiguous())
         norm, lost = float(S.double().norm()), float(S[rank:].double().norm())
         errors[name] = LayerError(A.shape[0], rank, norm, lost / norm if norm else 0.0)
-    return Recompressed(lora_files(files.config, made, rest, trailing_dimensions(files)), errors, overall_error(errors))
+    files = lora_files(files.config, reduced, rest, trailing_dimensions(files))
+    return ReducedAdapter(files, errors, overall_error(errors))
 
 
 def overall_error(errors: Mapping[str, LayerError]) -> float:
     """sqrt(sum_l ||dW_l - dW'_l||^2) / sqrt(sum_l ||dW_l||^2)."""
-    whole = math.hypot(*(error.norm for error in errors.values()))
+    norm = math.hypot(*(error.norm for error in errors.values()))
     lost = math.hypot(*(error.norm * error.relative_error for error in errors.values()))
-    return lost / whole if whole else 0.0
+    return lost / norm if norm else 0.0
 
 
 def fixed_rank(rank: int) -> Callable[[Tensor], int]:
-    """The same rank for every layer, for `recompress`.
+    """The same rank for every layer, for `reduce_rank`.
 
     Raises:
-        InputError: it is no whole number of at least 1.
+        InputError: it is not a whole number of at least 1.
     """
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(f"rank is {rank!r}, must be a whole number of at least 1")
     return lambda S: rank
 
 
 def rank_for_energy(share: float) -> Callable[[Tensor], int]:
-    """The smallest R with sum_{i <= R} S_i^2 >= share * sum S_i^2 in each layer, for `recompress`.
+    """The smallest R with sum_{i <= R} S_i^2 >= share * sum S_i^2 in each layer, for `reduce_rank`.
 
     Raises:
         InputError: the share is not above 0 and at most 1.
@@ -85,7 +86,7 @@ def rank_for_energy(share: float) -> Callable[[Tensor], int]:
         energy = S.double().square().cumsum(0)
         if not len(S) or energy[-1] == 0:
             return 1
-        # Rounding must not ask for one more triplet than there are.
+        # Rounding must not require one triplet more than there are.
         return int((energy < share * energy[-1] * (1 - 1e-12)).sum()) + 1
 
     return choose
