@@ -1,4 +1,4 @@
-"""A hub of data sets on this machine: the parts of its HTTP protocol that datasets asks for, over files in memory."""
+"""A local hub of data sets: the part of its HTTP protocol that `datasets` uses, with files in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conversations as tokens: what is learnt, what is asked, and what a template may do."""
+"""Chat templates: labels of answers, prompts of generation, and templates that are refused."""
 
 import pytest
 from transformers import AutoTokenizer
@@ -30,7 +30,7 @@ def learnt(tokenizer, row):
     return tokenizer.decode([label for label in row["labels"] if label != IGNORED])
 
 
-def test_answers_and_their_ends_are_learnt_and_nothing_else(tokenizer):
+def test_only_answers_and_their_ends_have_labels(tokenizer):
     one, two = encode_chats(tokenizer, [ONE, TWO], 64).rows
     assert read(tokenizer, one["input_ids"]) == "say red blue : one two </s>"
     assert learnt(tokenizer, one) == "one two </s>"
@@ -43,7 +43,7 @@ def test_answers_and_their_ends_are_learnt_and_nothing_else(tokenizer):
     assert everything["labels"] == everything["input_ids"] == two["input_ids"]
 
 
-def test_what_is_asked_is_what_stood_before_the_answer(tokenizer):
+def test_generation_prompt_equals_the_training_row_before_the_answer(tokenizer):
     row = encode_chats(tokenizer, [TWO], 64).rows[0]
     for messages in (TWO[:2], TWO[:4]):
         asked = prompt_of_chat(tokenizer, messages)
@@ -51,7 +51,7 @@ def test_what_is_asked_is_what_stood_before_the_answer(tokenizer):
         assert row["labels"][len(asked)] != IGNORED
 
 
-def test_a_model_without_a_template_gets_a_plain_one(tokenizer):
+def test_plain_template_for_models_without_chat_template(tokenizer):
     tokenizer.chat_template = None
     row = encode_chats(tokenizer, [TWO], 64).rows[0]
     text = read(tokenizer, row["input_ids"])
@@ -61,7 +61,7 @@ def test_a_model_without_a_template_gets_a_plain_one(tokenizer):
     assert row["input_ids"][: len(asked)] == asked
 
 
-def test_a_long_row_keeps_an_answer_to_learn(tokenizer):
+def test_truncated_row_still_has_labels(tokenizer):
     long = (("user", "red " * 30), ("assistant", "one two three one"))
     examples = encode_chats(tokenizer, [ONE, long, (ONE[0], ("assistant", "one " * 30))], 12)
     assert examples.truncated == {1, 2} and [len(row["input_ids"]) for row in examples.rows] == [7, 12, 12]
@@ -70,13 +70,13 @@ def test_a_long_row_keeps_an_answer_to_learn(tokenizer):
     assert read(tokenizer, examples.rows[2]["input_ids"]).startswith("say red blue :")
 
 
-def test_a_template_that_refuses_is_told_with_its_words(tokenizer):
+def test_error_of_a_rejecting_template_is_reported(tokenizer):
     tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}x"
     with pytest.raises(ModelError, match="no system role"):
         encode_chats(tokenizer, [TWO], 64)
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer):
+def test_template_that_rewrites_earlier_turns_is_refused(tokenizer):
     tokenizer.chat_template = (
         "{% for m in messages %}{% if loop.last or m.role == 'user' %}{{ m.content }} {% endif %}{% endfor %}"
     )

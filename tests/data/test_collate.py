@@ -1,4 +1,4 @@
-"""A padded batch is the one that transformers makes."""
+"""Padded batches equal those of transformers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TEXTS = ["good fine bad", "bad", "good " * 9]
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("second", [None, ["sad", "nice " * 5, ""]])
 @pytest.mark.parametrize("labels", [None, [2, 0, 1], [0.5, -100.0, 3.0]])
-def test_a_batch_is_that_of_transformers(bert, side, second, labels):
+def test_batch_equals_transformers(bert, side, second, labels):
     tokenizer = AutoTokenizer.from_pretrained(bert, padding_side=side)
     rows = encode(tokenizer, TEXTS, second, labels, 8).rows
     expected = DataCollatorWithPadding(tokenizer, padding="longest")([dict(row) for row in rows])
@@ -25,7 +25,7 @@ def test_a_batch_is_that_of_transformers(bert, side, second, labels):
         assert found[key].dtype == tensor.dtype and torch.equal(found[key], tensor)
 
 
-def test_what_else_a_tokenizer_gives_is_padded_by_transformers(bert):
+def test_other_keys_are_padded_by_transformers(bert):
     tokenizer = AutoTokenizer.from_pretrained(bert)
     rows = [dict(tokenizer(text, return_special_tokens_mask=True)) for text in TEXTS]
     batch = LabelledCollator(tokenizer)(rows)

@@ -1,4 +1,4 @@
-"""Prompts and completions become the right tokens and labels, and their loss is the mean over learnt tokens."""
+"""Tokens and labels of prompts and completions, and their mean loss over labelled tokens."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ def ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     return [tokenizer.convert_tokens_to_ids(word) for word in text.split()]
 
 
-def test_only_the_completion_and_its_end_are_learnt(tokenizer):
+def test_only_the_completion_and_its_end_have_labels(tokenizer):
     row = encode_rows(tokenizer, ["say red :"], ["red blue"], 20)[0]
     prompt, completion = ids(tokenizer, "say red :"), ids(tokenizer, "red blue")
     assert row["input_ids"] == [BEGIN, *prompt, *completion, END]
@@ -33,18 +33,18 @@ def test_only_the_completion_and_its_end_are_learnt(tokenizer):
     assert row["attention_mask"] == [1] * 7
 
 
-def test_everything_is_learnt_when_asked(tokenizer):
+def test_loss_on_everything_labels_every_token(tokenizer):
     row = encode_rows(tokenizer, ["say red :"], ["red"], 20, "everything")[0]
     assert row["labels"] == row["input_ids"]
 
 
-def test_the_prompt_is_read_in_training_as_it_is_when_asked(tokenizer):
+def test_prompt_tokens_are_equal_in_training_and_generation(tokenizer):
     row = encode_rows(tokenizer, ["say red :"], ["red"], 20)[0]
     (asked,) = prompt_tokens(tokenizer, ["say red :"])
     assert row["input_ids"][: len(asked)] == asked
 
 
-def test_an_end_that_the_tokenizer_adds_is_not_part_of_a_prompt(tokenizer):
+def test_end_token_added_by_the_tokenizer_is_removed_from_prompts(tokenizer):
     class Ending:
         eos_token_id = END
 
@@ -54,14 +54,14 @@ def test_an_end_that_the_tokenizer_adds_is_not_part_of_a_prompt(tokenizer):
     assert prompt_tokens(Ending(), ["red"]) == [[BEGIN, 5]]
 
 
-def test_a_long_completion_loses_its_end_and_then_has_no_end_token(tokenizer):
+def test_long_completion_loses_its_end_and_end_token(tokenizer):
     examples = encode_rows(tokenizer, ["say :", "say :"], ["red blue green one two", "red"], 6)
     assert examples.truncated == {0}
     assert examples[0]["input_ids"] == [BEGIN, *ids(tokenizer, "say : red blue green")]
     assert examples[1]["input_ids"][-1] == END
 
 
-def test_a_long_prompt_loses_its_beginning_and_leaves_half_to_the_completion(tokenizer):
+def test_long_prompt_leaves_half_of_the_length_to_the_completion(tokenizer):
     examples = encode_rows(tokenizer, ["say red blue green one two three :"], ["red blue green one"], 6)
     assert examples[0]["input_ids"] == ids(tokenizer, "two three : red blue green")
     assert examples[0]["labels"][:3] == [IGNORED] * 3
@@ -76,7 +76,7 @@ def test_batches_are_padded_on_the_right(tokenizer):
     assert batch["labels"].dtype == torch.long
 
 
-def test_the_loss_of_pieces_adds_up_to_transformers_own(tokenizer):
+def test_sum_of_token_losses_equals_transformers_loss(tokenizer):
     torch.manual_seed(0)
     rows = encode_rows(tokenizer, ["say :", "say red blue :"], ["one two three", "two"], 20)
     batch = CausalCollator(tokenizer)(list(rows.rows))
@@ -93,7 +93,7 @@ def test_the_loss_of_pieces_adds_up_to_transformers_own(tokenizer):
     torch.testing.assert_close(token_losses(logits, batch["labels"]), expected * count)
 
 
-def test_the_loss_of_a_split_weighs_tokens_alike_whatever_the_batches(llama: Path):
+def test_split_loss_weights_tokens_equally_for_any_batch_size(llama: Path):
     from transformers import AutoTokenizer
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(llama), AutoTokenizer.from_pretrained(llama)

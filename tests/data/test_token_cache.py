@@ -1,4 +1,4 @@
-"""Equal texts are tokenized once a process, and nothing else is mistaken for them."""
+"""The token cache: equal texts are tokenized once per process, different ones are never confused."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def test_other_texts_are_tokenized_again(tokenizer, calls, texts, pairs, length)
     assert found == encode(tokenizer, texts, pairs, None, length)
 
 
-def test_another_tokenizer_tokenizes_again(tokenizer, calls):
+def test_changed_tokenizer_tokenizes_again(tokenizer, calls):
     encode(tokenizer, TEXTS, None, None, 8)
     tokenizer.add_tokens(["finer"])
     encode(tokenizer, TEXTS, None, None, 8)
     assert len(calls) == 2
 
 
-def test_only_the_last_data_sets_are_kept(tokenizer, calls):
+def test_cache_holds_only_the_last_data_sets(tokenizer, calls):
     for number in range(6):
         encode(tokenizer, [f"good {number}"], None, None, 8)
     assert len(tokenize._cache) == 4

@@ -1,4 +1,4 @@
-"""Batched decoding gives what one prompt at a time gives, and nothing but the recipe decides it."""
+"""Batched generation equals single prompts and depends on the recipe alone."""
 
 import warnings
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ def loaded(request: pytest.FixtureRequest):
 @pytest.mark.parametrize(
     "settings", [Settings(), Settings(num_beams=4, length_penalty=0.8), Settings(num_beams=3, no_repeat_ngram_size=2)]
 )
-def test_batches_of_any_size_write_the_same_in_the_order_of_the_prompts(loaded, settings):
+def test_any_batch_size_generates_the_same_texts_in_order(loaded, settings):
     model, tokenizer = loaded
     alone = [generate(model, tokenizer, [prompt], settings, 1, max_length=40)[0] for prompt in PROMPTS]
     assert len(set(alone)) > 3
@@ -49,7 +49,7 @@ def test_batches_of_any_size_write_the_same_in_the_order_of_the_prompts(loaded, 
         assert generate(model, tokenizer, PROMPTS, settings, size, max_length=40) == alone
 
 
-def test_a_trained_model_writes_the_same_in_batches():
+def test_trained_model_generates_the_same_texts_in_batches():
     model, tokenizer = load(shared("models/stories260K-hf"))
     prompts = list(dict.fromkeys(read_pairs(TASKS["e2e"], shared("e2e/valid.txt")).first))[:5]
     settings = Settings(max_new_tokens=12, num_beams=10, length_penalty=0.8)
@@ -71,7 +71,7 @@ def test_greedy_search_is_the_most_likely_token_each_time(loaded):
     assert generate(model, tokenizer, PROMPTS[:1], Settings(), 1, max_length=40) == [expected]
 
 
-def test_the_models_own_generation_config_has_no_say_and_comes_back(loaded):
+def test_generation_config_of_the_model_is_ignored_and_restored(loaded):
     model, tokenizer = loaded
     plain = generate(model, tokenizer, PROMPTS, Settings(), 4, max_length=40)
     assert unused_settings(model) == {}
@@ -84,7 +84,7 @@ def test_the_models_own_generation_config_has_no_say_and_comes_back(loaded):
     assert set(unused_settings(model)) >= {"do_sample", "temperature", "top_k", "repetition_penalty", "max_length"}
 
 
-def test_an_ngram_is_written_once_whatever_the_prompt_holds(loaded):
+def test_ngram_limit_applies_to_generated_text_only(loaded):
     model, tokenizer = loaded
     long = Settings(max_new_tokens=20)
     free = generate(model, tokenizer, PROMPTS, long, 4, max_length=40)
@@ -95,7 +95,7 @@ def test_an_ngram_is_written_once_whatever_the_prompt_holds(loaded):
     assert any(words), "words of the prompt may be written"
 
 
-def test_a_higher_length_penalty_writes_more(loaded):
+def test_higher_length_penalty_generates_longer_text(loaded):
     model, tokenizer = loaded
     short, long = (
         generate(model, tokenizer, PROMPTS, Settings(12, num_beams=4, length_penalty=penalty), 9, max_length=40)
@@ -120,7 +120,7 @@ def test_more_new_tokens_than_the_model_has_positions_are_refused(loaded):
         generate(model, tokenizer, PROMPTS, Settings(max_new_tokens=64), 4, max_length=40)
 
 
-def test_an_empty_prompt_is_refused_where_nothing_stands_before_a_text(loaded):
+def test_empty_prompt_is_refused_if_the_tokenizer_adds_no_token(loaded):
     class Bare:
         eos_token_id = 1
 
@@ -131,7 +131,7 @@ def test_an_empty_prompt_is_refused_where_nothing_stands_before_a_text(loaded):
         generate(loaded[0], Bare(), [""], Settings(), 1, max_length=4)
 
 
-def test_texts_that_did_not_end_are_told(loaded):
+def test_warning_counts_texts_cut_at_max_new_tokens(loaded):
     model, tokenizer = loaded
     with pytest.warns(UserWarning, match=r"of 9 texts were cut at generation\.max_new_tokens \(1\)") as told:
         generate(model, tokenizer, PROMPTS, Settings(max_new_tokens=1), 4, max_length=40)
@@ -142,7 +142,7 @@ def test_texts_that_did_not_end_are_told(loaded):
         generate(model, tokenizer, PROMPTS, Settings(), 4, max_length=40)
 
 
-def test_training_mode_comes_back(loaded):
+def test_training_mode_is_restored(loaded):
     model, tokenizer = loaded
     model.train()
     generate(model, tokenizer, PROMPTS[:1], Settings(), 1, max_length=40)

@@ -1,4 +1,4 @@
-"""Questions with a choice of answers: both protocols, counted row by row, and lm-eval as the witness of one."""
+"""Multiple choice: both protocols counted row by row, and log-likelihoods compared with lm-eval."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.data.tasks.commonsense_toys import BOOLQ, OPENBOOKQA, write_commonsen
 from tests.shared_data import shared
 
 
-def test_every_row_is_counted_and_what_is_no_answer_is_wrong():
+def test_every_row_counts_and_unparsed_text_is_wrong():
     prompts = [EVALUATION_PROMPT.format(OPENBOOKQA.format(index)) for index in range(3)]
     references = [[f"the correct answer is answer{one}" for one in own] for own in ("11", "2", "4")]
     texts = ["the correct answer is answer1", "who knows", "answer3, or answer4"]
@@ -38,7 +38,7 @@ def test_every_row_is_counted_and_what_is_no_answer_is_wrong():
     assert found.details[0]["acc_norm"] == "answer2"  # -6.1 / 4 letters
 
 
-def test_the_split_of_a_mixture_is_asked_in_its_own_form():
+def test_mixture_split_uses_the_question_form_of_its_task():
     asked = []
 
     def likelihoods(pairs):
@@ -67,7 +67,7 @@ def real_prompts(task: str, number: int) -> list[str]:
     return [EVALUATION_PROMPT.format(one["instruction"]) for one in rows[:number]]
 
 
-def test_the_log_likelihoods_are_lm_evals(real):
+def test_log_likelihoods_equal_lm_evals(real):
     lm_eval = pytest.importorskip("lm_eval")
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
@@ -89,7 +89,7 @@ def test_the_log_likelihoods_are_lm_evals(real):
     assert ours == pytest.approx([value for value, _ in theirs], abs=1e-3)
 
 
-def test_batches_answer_as_one_at_a_time_does(real):
+def test_batches_give_the_same_answers_as_single_prompts(real):
     class FourBeams:
         max_new_tokens, num_beams, length_penalty, no_repeat_ngram_size = 12, 4, 1.0, 0
 
@@ -102,7 +102,7 @@ def test_batches_answer_as_one_at_a_time_does(real):
     assert one == pytest.approx(many, abs=1e-4)
 
 
-def test_a_run_says_both_and_evaluate_repeats_it(llama, tmp_path):
+def test_run_reports_both_protocols_and_evaluate_repeats_them(llama, tmp_path):
     from kasatune.evaluation.evaluate import evaluate
 
     recipe = Recipe.model_validate(

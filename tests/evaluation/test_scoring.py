@@ -22,7 +22,7 @@ def base(bert):
     return load_base(section, kind="classification", label_names=("a", "b", "c"), seed=0, max_length=32)
 
 
-def test_logits_come_in_the_order_of_the_rows_whatever_shares_a_batch(base):
+def test_logits_are_in_row_order_for_any_batch_size(base):
     texts = [text for text, _ in rows(11, 2, seed=5)]
     examples = encode(base.tokenizer, texts, None, None, 32)
     one_by_one = []
@@ -34,7 +34,7 @@ def test_logits_come_in_the_order_of_the_rows_whatever_shares_a_batch(base):
         np.testing.assert_allclose(found, np.stack(one_by_one), atol=1e-5)
 
 
-def test_evaluating_leaves_the_mode_and_the_random_state_as_they_were(base):
+def test_evaluation_restores_training_mode_and_random_state(base):
     base.model.train()
     before = torch.get_rng_state()
     logits(base.model, encode(base.tokenizer, ["good"], None, None, 8), LabelledCollator(base.tokenizer), 1)
@@ -43,7 +43,7 @@ def test_evaluating_leaves_the_mode_and_the_random_state_as_they_were(base):
     base.model.eval()
 
 
-def test_pairs_are_cut_to_the_length_and_the_cut_rows_are_known(base):
+def test_pairs_are_truncated_and_truncated_rows_reported(base):
     first, second = ["good " * 3, "bad " * 20], ["nice", "sad " * 20]
     examples = encode(base.tokenizer, first, second, [1, 0], 10)
     assert [len(row["input_ids"]) for row in examples] == [7, 10]
@@ -54,7 +54,7 @@ def test_pairs_are_cut_to_the_length_and_the_cut_rows_are_known(base):
     assert {"bad", "sad"} < set(tail), "the longer text is cut first, not the second one away"
 
 
-def test_scores_are_those_of_the_logits():
+def test_scores_follow_from_the_logits():
     values = np.array([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]], dtype=np.float32)
     found = score(values, [0, 1, 1], "classification", ["accuracy"])
     assert found.metrics["accuracy"] == pytest.approx(2 / 3)
@@ -64,7 +64,7 @@ def test_scores_are_those_of_the_logits():
     assert [sum(row) for row in found.scores] == pytest.approx([1, 1, 1])
 
 
-def test_a_regressions_scores_are_its_numbers():
+def test_regression_scores_are_its_numbers():
     found = score(np.array([[1.0], [2.0], [4.0]], dtype=np.float32), [1.0, 2.0, 3.0], "regression", ["pearson"])
     assert found.metrics["loss"] == pytest.approx(1 / 3)
     assert found.metrics["pearson"] == pytest.approx(float(np.corrcoef([1, 2, 4], [1, 2, 3])[0, 1]))
@@ -72,7 +72,7 @@ def test_a_regressions_scores_are_its_numbers():
     assert answers(np.array([[7.0]]), "regression") == ([7.0], [7.0])
 
 
-def test_logits_that_are_not_finite_have_no_score():
+def test_non_finite_logits_raise():
     with pytest.raises(DivergedError):
         score(np.array([[float("nan"), 0.0]], dtype=np.float32), [0], "classification", ["accuracy"])
 
@@ -90,6 +90,6 @@ def test_logits_that_are_not_finite_have_no_score():
         (math.nan, math.nan, "pearson", False),
     ],
 )
-def test_an_epoch_is_the_best_when_its_primary_score_is(value, best, primary, better):
+def test_best_epoch_has_the_best_primary_score(value, best, primary, better):
     assert is_better({primary: value}, {primary: best}, primary) is better
     assert is_better({primary: value}, None, primary)

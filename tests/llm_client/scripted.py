@@ -1,4 +1,4 @@
-"""A server of the OpenAI protocol that answers as a test tells it, over real HTTP."""
+"""A scripted server with the OpenAI protocol, over real HTTP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Asking over HTTP: every answer once, what is sent again, and what stops the work."""
+"""Requests over HTTP: caching, retries, and errors that stop the work."""
 
 import json
 import threading
@@ -44,7 +44,7 @@ def echo(body, number):
 
 
 @pytest.mark.parametrize("workers", [1, 4])
-def test_each_request_is_asked_once_and_never_again(tmp_path, workers):
+def test_each_request_is_sent_once(tmp_path, workers):
     wanted = requests("a", "b", "a", "c")
     with ScriptedServer(echo) as server:
         first, asked = ask(server, tmp_path, wanted, workers=workers)
@@ -55,7 +55,7 @@ def test_each_request_is_asked_once_and_never_again(tmp_path, workers):
     assert sorted(body["messages"][0]["content"] for body in server.bodies) == ["a", "b", "c", "d"]
 
 
-def test_what_is_sent(tmp_path, monkeypatch):
+def test_body_of_a_request(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret-1")
     asked = [ChatRequest("m", (("system", "s"), ("user", "u")), 0.7, 32, seed=5)]
     with ScriptedServer(echo) as server:
@@ -83,13 +83,13 @@ def test_what_is_sent(tmp_path, monkeypatch):
     ],
     ids=["429", "500", "503", "dropped"],
 )
-def test_a_passing_fault_is_asked_again(tmp_path, fault):
+def test_temporary_errors_are_retried(tmp_path, fault):
     with ScriptedServer(lambda body, number: fault if number == 0 else Answer("x")) as server:
         (reply,), asked = ask(server, tmp_path, requests("a"))
     assert (reply.text, reply.retries, asked, len(server.bodies)) == ("x", 1, 1, 2)
 
 
-def test_a_lasting_fault_stops_the_work_and_keeps_what_was_answered(tmp_path):
+def test_permanent_error_stops_and_keeps_earlier_answers(tmp_path):
     wanted = requests("a", "b", "c")
 
     def fails_at_b(body, number):
@@ -104,7 +104,7 @@ def test_a_lasting_fault_stops_the_work_and_keeps_what_was_answered(tmp_path):
     assert asked == 2
 
 
-def test_a_server_that_is_not_there(tmp_path):
+def test_unreachable_server_is_a_work_error(tmp_path):
     with ScriptedServer(echo) as server:
         pass
     with pytest.raises(WorkError, match="no answer"):
@@ -112,14 +112,14 @@ def test_a_server_that_is_not_there(tmp_path):
 
 
 @pytest.mark.parametrize(("status", "word"), [(401, "the key was refused"), (403, "refused"), (404, "no model 'm'")])
-def test_a_wrong_key_or_model_is_the_users_fault_and_asked_once(tmp_path, status, word):
+def test_wrong_key_or_model_is_an_input_error_without_retries(tmp_path, status, word):
     with ScriptedServer(lambda body, number: Answer("what it says", status=status)) as server:
         with pytest.raises(InputError, match=rf"{word}.*what it says"):
             ask(server, tmp_path, requests("a", "b"))
         assert len(server.bodies) == 1
 
 
-def test_a_request_that_the_server_refuses_is_told_and_not_written_down(tmp_path):
+def test_refused_request_is_reported_and_not_cached(tmp_path):
     def too_long(body, number):
         return Answer("too long", status=400) if body["messages"][0]["content"] == "b" else echo(body, number)
 
@@ -134,20 +134,20 @@ def test_a_request_that_the_server_refuses_is_told_and_not_written_down(tmp_path
 @pytest.mark.parametrize(
     "raw", ["", "[]", "no json", '{"choices": []}', '{"choices": [{"message": {"content": [1]}}]}', "null", "{}"]
 )
-def test_what_is_no_chat_completion_is_refused(tmp_path, raw):
+def test_reply_other_than_a_chat_completion_is_a_refusal(tmp_path, raw):
     with ScriptedServer(lambda body, number: Answer(raw=raw)) as server:
         (reply,), _ = ask(server, tmp_path, requests("a"))
     assert isinstance(reply, Refusal), reply
     assert (tmp_path / "answers.jsonl").read_text() == ""
 
 
-def test_an_empty_answer_is_an_answer(tmp_path):
+def test_empty_answer_is_a_reply(tmp_path):
     with ScriptedServer(lambda body, number: Answer(None, finish_reason="content_filter", usage=None)) as server:
         (reply,), _ = ask(server, tmp_path, requests("a"))
     assert (reply.text, reply.finish_reason, reply.prompt_tokens) == ("", "content_filter", None)
 
 
-def test_the_rate_holds_for_retries_and_threads_too(tmp_path):
+def test_rate_limit_includes_retries_and_threads(tmp_path):
     def first_fails(body, number):
         return Answer(status=429, headers=AT_ONCE) if number == 0 else echo(body, number)
 
@@ -158,7 +158,7 @@ def test_the_rate_holds_for_retries_and_threads_too(tmp_path):
     assert server.times[-1] - begun >= 4 * 60 / 1200
 
 
-def test_a_line_that_was_cut_off_is_asked_again_and_the_file_is_whole(tmp_path):
+def test_truncated_last_line_is_removed_and_requested_again(tmp_path):
     path = tmp_path / "answers.jsonl"
     with ScriptedServer(echo) as server:
         ask(server, tmp_path, requests("a", "b"))
@@ -181,13 +181,13 @@ def test_one_process_at_a_time(tmp_path):
         pass
 
 
-def test_the_place_of_the_answers_must_be_writable(tmp_path):
+def test_unwritable_cache_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="give another directory"):
         AnswerCache(tmp_path / "file" / "x")
 
 
-def test_one_failure_among_many_threads_stops_them_all(tmp_path):
+def test_one_error_stops_all_threads(tmp_path):
     begun = threading.Event()
 
     def slow(body, number):
@@ -202,18 +202,18 @@ def test_one_failure_among_many_threads_stops_them_all(tmp_path):
 @pytest.mark.parametrize(
     ("endpoint", "word"), [(Endpoint("m"), "set OPENAI_API_KEY"), (Endpoint("m", "localhost:1"), "not the address")]
 )
-def test_an_endpoint_that_cannot_be(tmp_path, endpoint, word):
+def test_invalid_endpoint_is_refused(tmp_path, endpoint, word):
     with AnswerCache(tmp_path / "x") as ledger, pytest.raises(InputError, match=word):
         CachedClient(endpoint, ledger)
 
 
-def test_equal_content_is_one_request():
+def test_equal_requests_have_equal_keys():
     one, same = requests("a", "a")
     assert one.key == same.key
     assert len({one.key, requests("b")[0].key, requests("a", seed=1)[0].key}) == 3
 
 
-def test_the_cost_counts_what_the_server_counted():
+def test_cost_sums_the_tokens_counted_by_the_server():
     replies = [Reply("", None, 1000, 500, 2), Reply("", None, 2000, 0, 0), Reply("", None, None, None, 1)]
     assert total_cost(replies) == Cost(3, 3000, 500, 1, 3, None)
     assert total_cost(replies, Prices(10.0, 30.0)).money == pytest.approx(0.03 + 0.015)

@@ -1,4 +1,4 @@
-"""Rows from a scripted teacher over HTTP: what is kept, what is left out, and nothing asked twice."""
+"""Rows from a scripted teacher over HTTP: accepted rows, rows left out, and no request sent twice."""
 
 import json
 import re
@@ -73,7 +73,7 @@ def test_rows_card_and_cost(tmp_path, capsys):
     assert re.search(r"4 rows in .*train.jsonl, from 2 requests \(2 now\)", capsys.readouterr().out)
 
 
-def test_what_is_left_out_is_counted(tmp_path):
+def test_rows_left_out_are_counted_by_reason(tmp_path):
     near = {"instruction": row(0)["instruction"].replace("amber0", "other"), "output": "x"}
     script = {
         0: reply(row(0), {"instruction": row(0)["instruction"].upper() + "!", "output": "again"}, near),
@@ -100,7 +100,7 @@ def test_what_is_left_out_is_counted(tmp_path):
     }
 
 
-def test_the_threshold_is_an_option(tmp_path):
+def test_similarity_threshold_is_configurable(tmp_path):
     near = {"instruction": row(0)["instruction"].replace("amber0", "other"), "output": "x"}
     with ScriptedServer(lambda body, number: reply(row(0), near)) as server:
         path = recipe(tmp_path, server, data={"count": 2}, filter={"similarity": 0.9})
@@ -108,7 +108,7 @@ def test_the_threshold_is_an_option(tmp_path):
     assert rows(tmp_path / "out") == [row(0), near]
 
 
-def test_a_teacher_that_gives_too_little_is_told(tmp_path, capsys):
+def test_too_few_rows_are_reported(tmp_path, capsys):
     with ScriptedServer(lambda body, number: reply(row(number % 2))) as server:
         assert run(["synthesize", recipe(tmp_path, server), "--out", str(tmp_path / "out")]) == 0
         assert len(server.bodies) == 8  # four times as many as would do
@@ -121,7 +121,7 @@ def test_a_teacher_that_gives_too_little_is_told(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_it_goes_on_and_makes_more_without_asking_again(tmp_path, workers):
+def test_resume_adds_rows_without_repeating_requests(tmp_path, workers):
     out = tmp_path / "out"
     seen = {}
 
@@ -140,7 +140,7 @@ def test_it_goes_on_and_makes_more_without_asking_again(tmp_path, workers):
         assert len(server.bodies) == 8 and rows(out) == [row(n) for n in range(4)]
 
 
-def test_after_a_kill_nothing_that_was_answered_is_asked_again(tmp_path):
+def test_after_a_kill_no_answered_request_is_sent_again(tmp_path):
     out, free = tmp_path / "out", threading.Event()
 
     def script(body, number):
@@ -176,11 +176,11 @@ def test_after_a_kill_nothing_that_was_answered_is_asked_again(tmp_path):
         'Sure. {"rows": [{"instruction": "a", "output": "b"}]} Anything else?',
     ],
 )
-def test_rows_are_found_in_a_reply(text):
+def test_rows_are_parsed_from_a_reply(text):
     assert parse_rows(text) == ([Row("a", "b")], 0)
 
 
-def test_an_input_is_put_under_its_instruction():
+def test_input_is_appended_to_its_instruction():
     assert parse_rows('[{"instruction": "a", "input": "c", "output": "b"}, 1]') == ([Row("a\n\nc", "b")], 1)
 
 
@@ -189,7 +189,7 @@ def test_a_reply_without_rows(text):
     assert parse_rows(text) is None
 
 
-def test_every_fault_of_a_recipe_is_told(tmp_path):
+def test_every_fault_of_a_recipe_is_listed(tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text(
         "teacher: {temperature: 3, price: 1}\nseeds: {file: none.json}\ndata: {subject: closedqa, count: 0}\n"
@@ -214,7 +214,7 @@ def test_every_fault_of_a_recipe_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", "teacher: 3\nseeds: null\n"])
-def test_what_is_no_recipe(tmp_path, text):
+def test_file_that_is_not_a_recipe_is_refused(tmp_path, text):
     (tmp_path / "r.yaml").write_text(text)
     with pytest.raises(RecipeError):
         load_synthesis(tmp_path / "r.yaml")

@@ -1,4 +1,4 @@
-"""Instruction rows in every form, and every fault of them."""
+"""Reading conversations in every form, and each fault of a row."""
 
 import json
 
@@ -75,12 +75,12 @@ def test_messages_in_parquet(tmp_path):
         ({"question": "A", "answer": "B"}, "the columns are 'question', 'answer'"),
     ],
 )
-def test_faults_are_told_with_their_place(tmp_path, row, fault):
+def test_faults_name_their_place(tmp_path, row, fault):
     with pytest.raises(DataError, match=fault):
         rows_in(write(tmp_path / "x.jsonl", [row]))
 
 
-def test_all_faults_are_told(tmp_path):
+def test_all_faults_are_listed(tmp_path):
     rows = [{"messages": CHAT}, {"messages": []}, {"messages": CHAT}, {"messages": CHAT[:1]}]
     with pytest.raises(DataError, match=r"2 faults[\s\S]*row 2 \(line 2\)[\s\S]*row 4 \(line 4\)"):
         rows_in(write(tmp_path / "x.jsonl", rows))

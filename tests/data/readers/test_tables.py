@@ -1,4 +1,4 @@
-"""Files in five formats give the same columns, and every fault is named with its place."""
+"""Table files in five formats give the same columns, and every fault names its place."""
 
 import csv
 import json
@@ -57,21 +57,21 @@ def test_places_count_rows_and_lines(tmp_path):
     assert table.place(1, "text") == "row 2 (line 6), column 'text'"
 
 
-def test_long_values_are_read_and_the_csv_module_is_left_as_it_was(tmp_path):
+def test_long_values_are_read_and_csv_field_size_limit_is_restored(tmp_path):
     csv.field_size_limit(131_072)  # its default
     long = "x" * 1_000_000
     assert read_table(write(tmp_path / "a.csv", f"text\n{long}\n"), ["text"]).columns["text"] == [long]
     assert csv.field_size_limit() == 131_072
 
 
-def test_missing_column_names_the_nearest_and_all(tmp_path):
+def test_missing_column_error_names_the_nearest_and_all_columns(tmp_path):
     message = refusal(tmp_path / "a.csv", "Text,lable\na,b\n")
     assert "no column 'text'; did you mean 'Text'? (columns: 'Text', 'lable')" in message
     assert "did you mean 'sentence'" in refusal(tmp_path / "a.jsonl", '{"sentence": "a"}\n', ["sentense"])
     assert "values seem to be separated by ';'" in refusal(tmp_path / "a.csv", "text;label\na;b\n")
 
 
-def test_a_column_twice(tmp_path):
+def test_duplicate_column_is_refused(tmp_path):
     assert "the column 'label' occurs 2 times (columns 2, 3)" in refusal(
         tmp_path / "a.csv", "text,label,label\na,b,c\n"
     )
@@ -87,13 +87,13 @@ def test_ragged_rows_are_counted(tmp_path):
     assert "and 3 more" in message
 
 
-def test_quotes_that_do_not_close(tmp_path):
+def test_unclosed_quotes_are_refused(tmp_path):
     message = refusal(tmp_path / "a.csv", 'text,label\na,b\n"open,b\nc,d\n')
     assert "line 3: a quoted value that begins in the row of line 3 is not closed" in message
     assert "line 2" in refusal(tmp_path / "a.csv", 'text,label\n"a"b,c\n')
 
 
-def test_old_line_ends(tmp_path):
+def test_carriage_return_line_ends_are_refused(tmp_path):
     assert "carriage return alone" in refusal(tmp_path / "a.csv", "text,label\ra,b\r")
 
 
@@ -127,7 +127,7 @@ def test_files_without_rows(tmp_path):
     assert "no column 'text'" in refusal(tmp_path / "a.csv", "\n\n")
 
 
-def test_json_that_is_no_list_of_objects(tmp_path):
+def test_json_other_than_a_list_of_objects_is_refused(tmp_path):
     assert "one object where a list of objects" in refusal(tmp_path / "a.json", '{"text": ["a"]}')
     assert "row 2: 'b' where an object" in refusal(tmp_path / "a.json", '[{"text": "a", "label": 1}, "b"]')
     assert "line 2: [1] where an object" in refusal(tmp_path / "a.jsonl", '{"text": "a", "label": 1}\n[1]\n')
@@ -137,7 +137,7 @@ def test_json_that_is_no_list_of_objects(tmp_path):
     assert "a.jsonl" in refusal(tmp_path / "a.jsonl", '{"text": ' + "1" * 10_000 + "}\n")
 
 
-def test_keys_that_some_objects_lack_are_missing_values(tmp_path):
+def test_absent_json_keys_are_missing_values(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"text": "a"}\n\n{"text": "b", "label": 1}\n')
     assert read_table(path, ["text", "label"]).columns == {"text": ["a", "b"], "label": [None, 1]}
 
@@ -160,7 +160,7 @@ def refusal_of_parquet(path, columns):
     return refusal(path, path.read_bytes())
 
 
-def test_parquet_that_unpacks_to_too_much(tmp_path, monkeypatch):
+def test_parquet_above_the_unpacked_limit_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": ["x" * 1000] * 5000}), path, use_dictionary=False)
     monkeypatch.setattr(tables, "MAX_FILE_BYTES", 1_000_000)
@@ -168,7 +168,7 @@ def test_parquet_that_unpacks_to_too_much(tmp_path, monkeypatch):
     assert "once unpacked" in refusal(path, path.read_bytes(), ["text"])
 
 
-def test_paths_that_are_no_files(tmp_path):
+def test_paths_other_than_regular_files_are_refused(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         read_table(tmp_path / "none.csv", ["text"])
     with pytest.raises(DataError, match="File name too long"):
@@ -183,7 +183,7 @@ def test_paths_that_are_no_files(tmp_path):
         read_table(write(tmp_path / "a.xlsx", "x"), ["text"])
 
 
-def test_files_over_the_limit(tmp_path):
+def test_files_over_the_size_limit_are_refused(tmp_path):
     path = tmp_path / "a.csv"
     with path.open("wb") as file:
         file.truncate(text_files.MAX_FILE_BYTES + 1)
@@ -195,7 +195,7 @@ def test_files_over_the_limit(tmp_path):
         read_table(tmp_path / "a.json", ["text"])
 
 
-def test_a_line_of_100_megabytes_is_not_read_whole(tmp_path):
+def test_line_of_100_megabytes_is_refused_without_reading_it_completely(tmp_path):
     path = tmp_path / "a.jsonl"
     with path.open("wb") as file:
         file.truncate(100_000_000)

@@ -1,4 +1,4 @@
-"""Rows in LLM-Adapters' form, made up."""
+"""Made-up rows in LLM-Adapters' form."""
 
 from __future__ import annotations
 

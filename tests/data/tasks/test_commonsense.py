@@ -21,7 +21,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("inner", [False, True])
-def test_a_task_trains_by_one_prompt_and_is_asked_by_the_other(folder, inner):
+def test_training_and_evaluation_use_their_own_prompts(folder, inner):
     data = load_task(Settings("commonsense/openbookqa", data=str(folder / "openbookqa" if inner else folder)))
     assert {name: len(rows) for name, rows in data.splits.items()} == {"train": 18, "validation": 2, "test": 6}
     every = [TRAINING_PROMPT.format(OPENBOOKQA.format(index)) for index in range(20)]
@@ -32,7 +32,7 @@ def test_a_task_trains_by_one_prompt_and_is_asked_by_the_other(folder, inner):
     assert again.sha256 == data.sha256
 
 
-def test_the_mixture_trains_on_all_and_has_a_split_for_each_task(folder):
+def test_mixture_trains_on_all_tasks_and_has_a_split_for_each(folder):
     data = load_task(Settings("commonsense", data=str(folder)))
     assert {name: len(rows) for name, rows in data.splits.items()} == {
         "train": 36,
@@ -47,13 +47,13 @@ def test_the_mixture_trains_on_all_and_has_a_split_for_each_task(folder):
     assert 0 < sum("true or false" in prompt for prompt in part) < 12
 
 
-def test_the_file_of_the_mixture_counts_where_it_is_there(folder):
+def test_mixture_file_takes_precedence_over_task_files(folder):
     (folder / "commonsense_170k.json").write_text(json.dumps(openbookqa(5) + boolq(5)), encoding="utf-8")
     data = load_task(Settings("commonsense", data=str(folder)))
     assert len(data.splits["train"]) + len(data.splits["validation"]) == 10
 
 
-def test_a_trained_model_is_asked_about_another_file(folder):
+def test_evaluation_reads_another_file(folder):
     data = load_evaluation(Settings("commonsense/boolq"), folder / "boolq", None)
     assert list(data.splits) == ["validation"] and len(data.splits["validation"]) == 6
 
@@ -69,7 +69,7 @@ def test_a_trained_model_is_asked_about_another_file(folder):
         (json.dumps([{**row(OPENBOOKQA.format(1), "answer1"), "input": "more"}]), "row 1: it has an input"),
     ],
 )
-def test_a_file_of_another_form_is_refused_with_its_row(folder, content, words):
+def test_malformed_file_is_refused_with_its_row(folder, content, words):
     (folder / "openbookqa" / "train.json").write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=words):
         load_task(Settings("commonsense/openbookqa", data=str(folder)))

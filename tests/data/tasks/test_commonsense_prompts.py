@@ -36,7 +36,7 @@ WINOGRANDE = (
 ALL = (BOOLQ, PIQA, SIQA, HELLASWAG, WINOGRANDE)
 
 
-def test_the_prompts_are_llm_adapters_to_the_letter():
+def test_prompts_equal_llm_adapters_to_the_letter():
     # commonsense_evaluate.py and finetune.py at commit 8166572, the output left out of the second
     asked = (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request. \n"
@@ -61,7 +61,7 @@ def test_the_prompts_are_llm_adapters_to_the_letter():
 
 
 @pytest.mark.parametrize("instruction", ALL)
-def test_an_instruction_is_had_back_from_either_prompt(instruction):
+def test_instruction_is_recovered_from_either_prompt(instruction):
     assert instruction_of(EVALUATION_PROMPT.format(instruction)) == instruction
     assert instruction_of(TRAINING_PROMPT.format(instruction)) == instruction
     assert instruction_of("something else") == "something else"
@@ -83,11 +83,11 @@ def test_an_instruction_is_had_back_from_either_prompt(instruction):
         ("no such form", "true", ""),
     ],
 )
-def test_answers_are_read_as_llm_adapters_reads_them(instruction, written, answer):
+def test_answers_are_parsed_as_in_llm_adapters(instruction, written, answer):
     assert extract(EVALUATION_PROMPT.format(instruction), written) == answer
 
 
-def test_the_questions_are_lm_evals():
+def test_questions_equal_lm_evals():
     asked = {
         "commonsense/boolq": (
             BOOLQ,
@@ -121,7 +121,7 @@ def test_the_questions_are_lm_evals():
 
 
 @pytest.mark.parametrize(("task", "options"), [("boolq", 0), ("openbookqa", 4), ("social_i_qa", 3), ("winogrande", 2)])
-def test_every_real_row_is_taken_apart(task, options):
+def test_every_real_row_is_parsed(task, options):
     rows = json.loads(shared(f"commonsense/{task}/test.json").read_text(encoding="utf-8"))
     for row in rows:
         question = read_instruction(row["instruction"])

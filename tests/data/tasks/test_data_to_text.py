@@ -1,4 +1,4 @@
-"""E2E, WebNLG and DART in their files' forms, and your own prompts."""
+"""E2E, WebNLG and DART in the forms of their files, and the user's own prompts."""
 
 import json
 
@@ -20,7 +20,7 @@ def e2e_folder(path, lines=("name : A | Type : pub||A is a pub . ", "name : B||B
     return path
 
 
-def test_the_prompt_is_the_authors_to_the_letter():
+def test_prompt_equals_the_authors_to_the_letter():
     assert TASKS["e2e"].render("name : A") == "### Context : name : A\n### Completion : "
     assert TASKS["text-generation"].render("name : A") == "name : A"
 
@@ -56,7 +56,7 @@ def test_the_challenges_facts_in_loras_form(meaning, facts):
     assert e2e_facts(meaning) == facts
 
 
-def test_both_forms_of_the_real_set_give_the_same_prompts():
+def test_both_forms_of_the_real_data_give_the_same_prompts():
     for ours, theirs, groups in (("valid.txt", "devset.csv", 547), ("test.txt", "testset_w_refs.csv", 630)):
         lora, challenge = (read_pairs(TASKS["e2e"], shared(f"e2e/{name}")) for name in (ours, theirs))
         assert lora.first == challenge.first
@@ -72,7 +72,7 @@ def test_the_challenges_csv_without_a_test_set(tmp_path):
     assert "test" not in data.splits and any("no split test" in note for note in data.notes)
 
 
-def test_webnlg_keeps_the_sentences_found_good(tmp_path):
+def test_webnlg_reads_only_sentences_marked_good(tmp_path):
     triples = [
         {"subject": "Aarhus", "property": "cityOf", "object": "Denmark"},
         {"subject": "X", "property": "p", "object": "Y"},
@@ -111,7 +111,7 @@ def test_faulty_files_are_named_with_the_place(tmp_path, name, content, message)
         read_pairs(TASKS["e2e"], tmp_path / name)
 
 
-def test_a_broken_release_is_a_fault_of_the_data(tmp_path):
+def test_malformed_release_is_a_data_error(tmp_path):
     (tmp_path / "a.json").write_text('{"entries": [{"1": {}}]}')
     with pytest.raises(DataError, match="not in the form of the webnlg release"):
         read_pairs(TASKS["webnlg"], tmp_path / "a.json")
@@ -122,7 +122,7 @@ def test_a_folder_without_the_files_says_which(tmp_path):
         load_task(Settings("e2e", data=str(tmp_path)))
 
 
-def test_the_hubs_rows_take_the_same_form(data_hub):
+def test_hub_rows_have_the_same_form(data_hub):
     e2e = {"meaning_representation": "name[A], eatType[pub]", "human_reference": "A pub."}
     commit = put(data_hub, "tuetschek/e2e_nlg", [e2e], [e2e])
     told = {"target": "A pub.", "references": ["A pub."]}
@@ -142,7 +142,7 @@ def test_the_hubs_rows_take_the_same_form(data_hub):
     assert any("2017" in note for note in found["webnlg"].notes)
 
 
-def test_rows_of_the_hub_in_another_form_are_refused(data_hub):
+def test_hub_rows_in_another_form_are_refused(data_hub):
     put(data_hub, "tuetschek/e2e_nlg", [{"mr": "A"}], [{"mr": "A"}])
     with pytest.raises(WorkError, match=r"tuetschek/e2e_nlg@.* is not in the form .*task\.data"):
         load_task(Settings("e2e"))
@@ -155,7 +155,7 @@ def test_rows_of_the_hub_in_another_form_are_refused(data_hub):
         ("dart", "GEM/dart", "default", {"tripleset": [["A", "IS_IN", "B"]]}, PROMPT.format("A : is_in : B")),
     ],
 )
-def test_the_hubs_rows_of_evaluation_hold_every_reference(data_hub, task, name, config, facts, prompt):
+def test_hub_evaluation_rows_have_every_reference(data_hub, task, name, config, facts, prompt):
     trained = [{**facts, "target": text, "references": [""]} for text in ("A in B.", "B holds A.")]
     judged = [
         {**facts, "target": "A in B.", "references": ["A in B.", "B holds A.", ""]},
@@ -181,7 +181,7 @@ def own(tmp_path, rows, **further):
     )
 
 
-def test_your_own_prompts_stand_as_they_are(tmp_path):
+def test_own_prompts_are_unchanged(tmp_path):
     settings = own(tmp_path, [{"q": f"What is {n}? ", "a": str(n) + "!"} for n in range(4)])
     data = load_task(settings)
     assert sorted(data.splits["train"].first + data.splits["validation"].first) == [f"What is {n}? " for n in range(4)]
@@ -189,7 +189,7 @@ def test_your_own_prompts_stand_as_they_are(tmp_path):
     assert len(load_evaluation(settings, tmp_path / "rows.jsonl", None).splits["validation"]) == 4
 
 
-def test_a_prompt_or_completion_that_is_no_text_is_named(tmp_path):
+def test_prompt_or_completion_that_is_not_text_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"row 2 .line 2., column 'a': no text"):
         load_task(own(tmp_path, [{"q": "x", "a": "y"}, {"q": "x", "a": ""}]))
     with pytest.raises(DataError, match="column 'a': 3 is not text"):

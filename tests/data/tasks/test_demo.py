@@ -1,4 +1,4 @@
-"""The demo's rows: real, equal from run to run, without the answer in them, and fairly parted."""
+"""The demo's rows: real, repeatable, without their label in the text, and split without copies."""
 
 import json
 import os
@@ -75,7 +75,7 @@ def test_no_held_out_text_is_nearly_a_training_text(real):
         assert all(len(own & other) < 0.5 * len(own) for other in trained)
 
 
-def test_source_and_limits_are_told(real):
+def test_source_and_limits_are_reported(real):
     assert "numpy 2" in real[1]
     assert any(note.startswith("validation: the first 500 of 5") for note in real[2])
 
@@ -144,7 +144,7 @@ def files(held_out, name, count):
     return found[:count]
 
 
-def test_held_out_rows_come_from_other_files_and_are_no_copies(two_libraries):
+def test_held_out_rows_come_from_other_files_and_are_not_copies(two_libraries):
     for number, name in enumerate(("lib_one", "lib_two")):
         seen, unseen = files(False, name, 3), files(True, name, 2)
         base = 1000 * number

@@ -1,4 +1,4 @@
-"""GLUE from folders in the release's form, from the release itself where it is at hand, and from the hub's tables."""
+"""GLUE from folders in the release's form, from the real release if available, and from the hub."""
 
 import dataclasses
 
@@ -96,7 +96,7 @@ def test_mrpc_in_both_forms(tmp_path, mark):
         load("mrpc", str(whole))
 
 
-def test_rows_of_qqp_that_the_release_cuts_short_are_counted(tmp_path):
+def test_truncated_rows_of_qqp_are_skipped_and_counted(tmp_path):
     rows = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n1\t2\t3\ta\tb\t1\n4\t5\t6\thalf\n7\t8\t9\tc\td\t0\n"
     data = load("qqp", folder(tmp_path, train=rows, dev=rows.replace("4\t5\t6\thalf\n", "")))
     assert data.splits["train"].first == ["a", "c"]
@@ -114,7 +114,7 @@ def test_qnli_and_sst2_and_wnli(tmp_path):
     assert (data.splits["train"].labels, data.label_names) == ([1], ("not_entailment", "entailment"))
 
 
-def test_the_folder_above_will_do(tmp_path):
+def test_parent_folder_is_accepted(tmp_path):
     (tmp_path / "RTE").mkdir()
     folder(tmp_path / "RTE", train=RTE, dev=RTE)
     assert len(load("rte", str(tmp_path)).splits["train"]) == 2
@@ -140,7 +140,7 @@ def test_faults_of_files(tmp_path, content, expected):
     assert expected in str(caught.value)
 
 
-def test_label_numbers_are_named_in_the_refusal(tmp_path):
+def test_error_names_the_label_numbers(tmp_path):
     with pytest.raises(DataError, match=r"column 'label': '2'; expected 0 \(unacceptable\) or 1 \(acceptable\)"):
         load("cola", folder(tmp_path, train="a\t2\t\tb\n", dev="a\t1\t\tb\n"))
 
@@ -177,7 +177,7 @@ def test_the_release_itself(name, path, sizes, share_of_ones):
     assert sum(labels) / len(labels) == pytest.approx(share_of_ones, abs=1e-4)
 
 
-def test_quotes_in_the_release_are_letters():
+def test_quotation_marks_in_the_release_are_text():
     texts = load("rte", str(shared("glue/RTE"))).splits["train"].texts()
     lines = (shared("glue/RTE") / "train.tsv").read_text().splitlines()[1:]
     assert texts == [tuple(line.split("\t")[1:3]) for line in lines]
@@ -201,13 +201,13 @@ def test_from_the_hub(data_hub, name):
     assert data.splits["train"].labels == labels
 
 
-def test_hub_and_release_give_equal_sums(data_hub, tmp_path):
+def test_hub_and_release_give_equal_checksums(data_hub, tmp_path):
     rows = [{"sentence1": "A.", "sentence2": "B.", "label": 1}, {"sentence1": "C.", "sentence2": "D.", "label": 0}]
     data_hub.put_splits("nyu-mll/glue", {"train": rows, "validation": rows}, config="rte")
     assert load("rte", None).sha256 == load("rte", folder(tmp_path, train=RTE, dev=RTE)).sha256
 
 
-def test_a_hub_out_of_reach_is_work_that_failed(data_hub, no_network):
+def test_unreachable_hub_is_a_work_error(data_hub, no_network):
     with pytest.raises(
         WorkError, match=r"nyu-mll/glue could not be read: ConnectionError: .*give a folder of the GLUE"
     ):

@@ -32,7 +32,7 @@ def test_a_share_and_limits(tmp_path):
     assert not set(data.splits["train"].first) & set(data.splits["validation"].first)
 
 
-def test_several_turns_stand_before_the_last_answer(tmp_path):
+def test_all_turns_before_the_last_answer_are_the_prompt(tmp_path):
     turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
     messages = [{"role": role, "content": text} for role, text in turns]
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
@@ -60,7 +60,7 @@ def test_the_hub(data_hub):
         load_task(Settings("instruction", train="hub:name", validation=0.1))
 
 
-def test_a_revision_in_the_name_is_read(data_hub):
+def test_revision_in_the_hub_name_is_read(data_hub):
     first = data_hub.put_splits("a/b", {"train": [chat("first"), chat("more")]})
     second = data_hub.put_splits("a/b", {"train": [chat("second"), chat("more")]})
     for revision, commit, answer in (
@@ -75,6 +75,6 @@ def test_a_revision_in_the_name_is_read(data_hub):
 
 
 @pytest.mark.parametrize("settings", [{"validation": 0.1}, {"train": "x.json"}])
-def test_what_is_missing_is_told(settings):
+def test_missing_settings_are_reported(settings):
     with pytest.raises(DataError, match="missing"):
         load_task(Settings("instruction", **settings))

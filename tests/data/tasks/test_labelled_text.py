@@ -1,4 +1,4 @@
-"""Your own labelled text: what is taken, and what is refused with row and column."""
+"""The user's labelled text: accepted forms, and errors with row and column."""
 
 import json
 
@@ -48,7 +48,7 @@ def test_labels_of_many_digits_are_words(load):
     assert data.label_names == ("1" * 5000, "2")
 
 
-def test_nearest_labels_are_sought_for_the_faults_that_are_shown(load, monkeypatch):
+def test_nearest_labels_are_computed_only_for_listed_faults(load, monkeypatch):
     sought = []
     monkeypatch.setattr(own, "nearest", lambda word, known: sought.append(word) or "")
     with pytest.raises(DataError, match="2,000 faults"):
@@ -57,7 +57,7 @@ def test_nearest_labels_are_sought_for_the_faults_that_are_shown(load, monkeypat
 
 
 @pytest.mark.parametrize("values", [[1, 0], [1.0, 0.0], ["1", "0"], [" 1", "0 "]])
-def test_equal_labels_of_any_type_have_one_name(load, values):
+def test_equal_labels_of_different_types_have_the_same_name(load, values):
     rows = json.dumps([{"text": f"t{i}", "label": values[i % 2]} for i in range(4)])
     data = load(rows, json.dumps([{"text": "x", "label": "1"}], indent=1), ".json")
     assert data.label_names == ("0", "1")
@@ -76,7 +76,7 @@ def test_numbers(load):
     assert (data.label_names, data.kind, data.metric_names) == (None, "regression", ("pearson", "spearman"))
 
 
-def test_limits_keep_the_first_rows_and_are_told(load):
+def test_limits_use_the_first_rows_and_are_reported(load):
     data = load(max_train=5, max_eval=99)
     assert data.splits["train"].first == [f"text {i}" for i in range(5)]
     assert "train: the first 5 of 12 rows (max_train)" in data.notes
@@ -89,7 +89,7 @@ def test_label_names_do_not_depend_on_the_limit(load):
     assert "train: no row with the label 'yes'" in data.notes
 
 
-def test_sum_is_that_of_the_rows(load):
+def test_checksum_depends_on_the_rows_alone(load):
     first = load()
     assert len(first.sha256) == 64
     assert load(TRAIN.replace(",yes\n", ", yes\r\n")).sha256 == first.sha256
@@ -97,7 +97,7 @@ def test_sum_is_that_of_the_rows(load):
     assert load(max_train=5).sha256 != first.sha256
 
 
-def test_a_share_is_kept_for_validation(load):
+def test_share_is_held_out_for_validation(load):
     rows = "text,label\n" + "".join(f"text {i},{i // 50}\n" for i in range(100))
     data, again = load(rows, 0.2), load(rows, "0.2")
     train, validation = data.splits["train"], data.splits["validation"]
@@ -121,7 +121,7 @@ def test_a_share_of_too_few_rows(load):
         load("text,label\na,1\nb,2\n", 0.1)
 
 
-def test_texts_seen_in_training_are_told(load):
+def test_overlap_with_training_texts_is_reported(load):
     data = load(validation="text,label\ntext 3,no\nnew,yes\n")
     assert "validation: 1 of 2 rows have the text of a training row" in data.notes
 
@@ -141,7 +141,7 @@ def test_faults_of_training_rows(load, train, expected):
     assert expected in str(caught.value)
 
 
-def test_a_label_that_training_has_not(load):
+def test_validation_label_unknown_in_training_is_refused(load):
     with pytest.raises(DataError) as caught:
         load(validation="text,label\na,Yes\nb,maybe\n")
     message = str(caught.value)
@@ -176,7 +176,7 @@ def test_numbers_that_are_all_equal(load):
     ("value", "expected"),
     [(5, "5 is not text"), (None, "no text"), (["a"], "['a'] is not text"), ("a\0", "a NUL"), ("\ud800", "surrogate")],
 )
-def test_values_that_are_no_text(load, value, expected):
+def test_values_that_are_not_text_are_refused(load, value, expected):
     rows = [{"text": "a", "label": 1}, {"text": value, "label": 2}]
     with pytest.raises(DataError) as caught:
         load(json.dumps(rows), ending=".json")
@@ -184,7 +184,7 @@ def test_values_that_are_no_text(load, value, expected):
     assert expected in str(caught.value)
 
 
-def test_labels_that_are_no_words(load):
+def test_labels_that_are_not_words_are_refused(load):
     rows = [{"text": "a", "label": 1}, {"text": "b", "label": 2}, {"text": "c", "label": {"x": 1}}]
     with pytest.raises(DataError, match=r"row 3, column 'label': \{'x': 1\} is not a label"):
         load(json.dumps(rows), ending=".json")
@@ -202,7 +202,7 @@ def test_labels_that_are_no_words(load):
         ({"text": ("a", "b", "c")}, "one or two columns"),
     ],
 )
-def test_settings_that_lack_something(change, expected):
+def test_incomplete_settings_are_refused(change, expected):
     settings = {"train": "a.csv", "validation": "b.csv", "text": "text", "label": "label"} | change
     with pytest.raises(DataError) as caught:
         load_task(Settings("classification", **settings))

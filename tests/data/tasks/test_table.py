@@ -1,4 +1,4 @@
-"""The table of tasks is consistent and light."""
+"""The table of tasks is consistent, and importing it is cheap."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import pytest
 from kasatune.data.tasks.table import TASKS
 
 
-def test_names_and_scores_fit():
+def test_names_and_scores_are_consistent():
     for name, info in TASKS.items():
         assert info.name == name
         assert info.primary in info.metrics or (info.primary, info.kind) == ("loss", "generation")
@@ -41,6 +41,6 @@ def test_importing_the_package_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
-def test_the_table_cannot_be_changed():
+def test_table_is_read_only():
     with pytest.raises(TypeError):
         TASKS["other"] = None

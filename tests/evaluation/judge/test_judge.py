@@ -1,4 +1,4 @@
-"""A judge's grades over HTTP, against a server that says what it is told: exact scores, orders, and failures."""
+"""A judge's grades over HTTP from a scripted server: exact scores, both orders, and failures."""
 
 import json
 import re
@@ -113,7 +113,7 @@ def test_mt_bench_grades_both_turns_exactly(tmp_path):
         ("[[ten]]", None),
     ],
 )
-def test_a_rating_is_one_number_on_the_scale_or_nothing(reply, value):
+def test_rating_is_one_number_on_the_scale_or_none(reply, value):
     assert parse_rating(reply, 0, 10) == value
 
 
@@ -128,7 +128,7 @@ def test_a_rating_is_one_number_on_the_scale_or_nothing(reply, value):
         ("[[D]]", None),
     ],
 )
-def test_a_verdict_is_one_letter_or_nothing(reply, value):
+def test_verdict_is_one_letter_or_none(reply, value):
     assert parse_verdict(reply) == value
 
 
@@ -148,7 +148,7 @@ def test_failures_are_counted_and_never_scored(tmp_path):
     assert summary["by_turn"] == {"1": 4.0}
 
 
-def test_nothing_graded_has_no_mean():
+def test_no_grades_give_no_mean():
     assert summarize_grades([])["mean"] is None
     assert summarize_matches([])["win_rate"] is None
 
@@ -163,7 +163,7 @@ def test_single_answers_are_scored_from_0_to_10_against_their_reference(tmp_path
     assert all("from 0 (" in body["messages"][0]["content"] for body in bodies)
 
 
-def test_pairs_are_asked_in_both_orders_and_a_verdict_needs_both(tmp_path):
+def test_pairs_are_judged_in_both_orders_and_a_win_needs_both(tmp_path):
     other = {
         key: Conversation(key, tuple(text.replace("A", "B") for text in one.turns)) for key, one in ANSWERS.items()
     }
@@ -209,7 +209,7 @@ def _rival(answer):
     return ("B" if answer[0] == "A" else "A") + answer[1:]
 
 
-def test_braces_in_an_answer_stay_what_they_are(tmp_path):
+def test_braces_in_an_answer_are_not_fields(tmp_path):
     question = Question("1", "coding", ("{answer}",))
     _, (body,) = judged(
         lambda body, number: Answer("[[5]]"),
@@ -248,7 +248,7 @@ def test_the_published_questions_references_and_prompts_can_be_read(tmp_path):
         (["[1]"], ["an object is expected"]),
     ],
 )
-def test_faults_of_a_question_file_are_all_told(tmp_path, lines, faults):
+def test_all_faults_of_a_question_file_are_listed(tmp_path, lines, faults):
     path = tmp_path / "q.jsonl"
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(DataError) as caught:
@@ -256,7 +256,7 @@ def test_faults_of_a_question_file_are_all_told(tmp_path, lines, faults):
     assert all(fault in str(caught.value) for fault in faults), str(caught.value)
 
 
-def test_faults_of_answers_and_prompts_are_told(tmp_path):
+def test_faults_of_answers_and_prompts_are_listed(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text('{"question_id": 1}\n{"question_id": 2, "choices": [{"turns": [3]}]}\n')
     with pytest.raises(DataError, match=r"2 faults[\s\S]*line 1: no question_id, or no choices[\s\S]*line 2: turns"):
@@ -280,7 +280,7 @@ with AnswerCache(path) as ledger, CachedClient(Endpoint("judge", url, workers=wo
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_after_a_kill_nothing_that_was_answered_is_asked_again(tmp_path, workers):
+def test_after_a_kill_no_answered_request_is_sent_again(tmp_path, workers):
     path, free = tmp_path / "judge.jsonl", threading.Event()
     answered: list[str] = []
 

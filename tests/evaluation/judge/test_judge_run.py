@@ -1,4 +1,4 @@
-"""A run judged from the command line over HTTP: its answers, the grades, and nothing asked or written twice."""
+"""Judging a run from the command line over HTTP: answers, grades, and no request sent twice."""
 
 import json
 import re
@@ -80,7 +80,7 @@ def test_mt_bench_from_answers_to_scores(run, questions, capsys):
     assert "mt_bench" in shown and "counted: 5, not counted: 0" in shown and "asked now: 0" in shown
 
 
-def test_the_second_turn_answers_in_the_light_of_the_first(run, questions):
+def test_second_turn_sees_the_first_answer(run, questions):
     with ScriptedServer(seven) as server:
         evaluate(run, server, "--questions", str(questions))
     lines = [json.loads(line) for line in (run / "judge" / "answers.jsonl").read_text().splitlines()]
@@ -127,7 +127,7 @@ def test_against_another_run_and_against_a_file(run, questions, tmp_path, capsys
     assert found["metrics"] == {"win_rate": 0.5} and found["judge"]["swayed"] == 5
 
 
-def test_replies_that_cannot_be_counted(run, questions, capsys):
+def test_replies_without_a_valid_grade_are_counted_as_failed(run, questions, capsys):
     with ScriptedServer(lambda body, number: Answer("[[4]]" if number == 2 else "fine")) as server:
         assert evaluate(run, server, "--questions", str(questions)) == 0
         shown = capsys.readouterr().out
@@ -139,7 +139,7 @@ def test_replies_that_cannot_be_counted(run, questions, capsys):
     assert len((run / "judge" / "replies.jsonl").read_text().splitlines()) == 5
 
 
-def test_a_kill_while_judging_and_nothing_is_asked_twice(run, questions):
+def test_kill_while_judging_sends_no_request_twice(run, questions):
     free = threading.Event()
 
     def script(body, number):
@@ -188,7 +188,7 @@ def test_a_kill_while_judging_and_nothing_is_asked_twice(run, questions):
         (["--judge", "m", "--judge-url", "http://127.0.0.1:9/v1", "--judge-prompts", "none"], "no such file"),
     ],
 )
-def test_faults_of_the_user_are_told(run, options, word, capsys):
+def test_user_errors_are_reported(run, options, word, capsys):
     assert command_line(["evaluate", str(run), *options]) == 2
     assert re.search(re.escape(word), capsys.readouterr().err)
     assert not (run / "judge").exists()
