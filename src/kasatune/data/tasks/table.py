@@ -135,18 +135,18 @@ def _data_to_text(name: str, title: str, source: str, paper_metric: str | None =
 _DATA_TO_TEXT = (
     _data_to_text(
         "e2e",
-        "facts about a restaurant, told in a sentence",
+        "facts about a restaurant, stated in a sentence",
         "the hub (tuetschek/e2e_nlg), or a folder with LoRA's or the challenge's files as `data`",
         "bleu",
     ),
     _data_to_text(
         "webnlg",
-        "facts of a knowledge base, told in sentences",
+        "facts of a knowledge base, stated in sentences",
         "the hub (GEM/web_nlg), or a folder with the challenge's files as `data`",
     ),
     _data_to_text(
         "dart",
-        "rows of tables, told in sentences",
+        "rows of tables, stated in sentences",
         "the hub (GEM/dart), or a folder with the release's files as `data`",
     ),
 )

@@ -40,7 +40,7 @@ class TaskInfo:
         keys: keys of the recipe's `task` section that say where the rows are. ("data", "revision"): a benchmark, from a
             folder or the hub. With "train" and "validation": the user's files. (): the task makes its rows itself.
         hub_names: whether `train` and `validation` also take a data set of the hub, as hub:NAME:SPLIT.
-        label_names: the labels in the order of their numbers; None if there are none or only the rows tell them.
+        label_names: the labels in the order of their numbers; None if there are none or they follow from the rows.
         rows: form of the rows, which decides how batches are made: "labelled" text (`tokenize.encode`), a prompt with
             its "completion" (`prompt_completion.encode_rows`), or a "chat" (`chat_template.encode_chats`).
         prompt: prompt of the task as a format string with one {} for the input; None if the input is the prompt.
