@@ -51,7 +51,7 @@ soak: $(STAMP) ## runs killed, faults, several processes, bad inputs, fuzzing: a
 
 tree: $(STAMP) ## write docs/layout.md and docs/methods.md again
 	@$(BIN)/python scripts/write_layout_page.py
-	@$(BIN)/python scripts/methods_page.py
+	@$(BIN)/python scripts/write_methods_page.py
 
 install: $(STAMP) ## .venv with everything at the pinned versions
 
