@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# First: importing peft runs the registration, which imports the modules below from this half-made package.
+# First: importing peft runs the registration, which imports the modules below from this partly initialized package.
 import peft  # noqa: F401  # isort: skip
 
 from kasatune.kasa.calibration import calibrate

@@ -1,4 +1,4 @@
-"""The adapted linear layer as one autograd function: fewer passes over the wide tensors than plain autograd takes."""
+"""The adapted linear layer as one fused autograd function: fewer passes over the wide tensors than plain autograd."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def adapted_linear(
         x: (..., in).
         base_layer: gives W x + b.
         factors: A (r, in), sigma (r,) or (r, r), B (out, r).
-        tail: None where nothing is dropped, or where W has it folded in.
+        tail: None if nothing is dropped, or if the tail is folded into W.
         scaling: s.
-        args: passed on to the base layer.
-        kwargs: passed on to the base layer.
+        args: passed to the base layer.
+        kwargs: passed to the base layer.
 
     Returns:
         (..., out), in the dtype of the base layer's output; saved for backward are x and the (tokens, r) activation.
@@ -51,7 +51,7 @@ def adapted_linear(
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Whether calling the layer's module does nothing but W x + b with frozen W and b."""
+    """Whether calling the layer's module computes W x + b with frozen W and b, and nothing else."""
     return (
         type(layer) in (nn.Linear, Conv1D)
         and "forward" not in layer.__dict__
@@ -87,7 +87,7 @@ class _AdaptedLinear(torch.autograd.Function):
         if weight is None:
             assert result is not None
             base = result.reshape(-1, result.shape[-1])
-            # Somebody else's output is left as it was.
+            # `result` belongs to the caller and is not modified.
             common = torch.promote_types(base.dtype, B.dtype)
             wide, rows = wide.to(common), rows.to(common)
             out = (
@@ -99,8 +99,8 @@ class _AdaptedLinear(torch.autograd.Function):
             base = torch.addmm(bias, tokens, weight.mT) if bias is not None else tokens @ weight.mT
             out = base.addmm_(wide, rows)
         else:
-            # The small part goes in first: the product with W adds to it before it rounds to 16 bits, where W x
-            # rounded by itself would swallow most of the tail.
+            # The small part comes first: the product with W is added to it before rounding to 16 bits. W x rounded
+            # by itself would lose most of the tail.
             out = (wide @ rows).to(weight.dtype).addmm_(tokens, weight.mT)
             out = out if bias is None else out.add_(bias)
         ctx.save_for_backward(x, hidden, weight, A, sigma, B, U, V)
@@ -147,12 +147,12 @@ def _stacked(trained: Tensor, frozen: Tensor | None, dim: int) -> Tensor:
 
 
 def _core(sigma: Tensor, scaling: float) -> Tensor:
-    """S sigma in float32 or wider, even where a trainer has cast the adapter to 16 bits."""
+    """Scaling times sigma in float32 or wider, even where a trainer has cast the adapter to 16 bits."""
     return sigma.to(torch.promote_types(sigma.dtype, torch.float32)) * scaling
 
 
 def _through_core(activation: Tensor, core: Tensor, r: int) -> Tensor:
-    """(tokens, r + q): the first r columns through the core, the others, of the tail, negated."""
+    """(tokens, r + q): the first r columns times the core; the others, which are the tail's, negated."""
     if core.ndim == 1:
         factor = (
             core if activation.shape[1] == r else torch.cat([core, core.new_full((activation.shape[1] - r,), -1.0)])

@@ -1,4 +1,4 @@
-"""The paper's equations as they are written, in float64: slow and plain, for the tests of every other function."""
+"""The paper's equations written literally, in float64: a slow reference for the tests of `kasa.functional`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kasatune.kasa.functional import Factors
 
 
 def kept_count(W: Tensor, r: int, convention: str) -> int:
-    """How many leading singular triplets stay: min(out, in) - r in the paper, in - r (of all there are) in the code."""
+    """The number of leading singular triplets kept: min(out, in) - r in the paper, min(in - r, out) in the code."""
     out_features, in_features = W.shape
     if convention == "paper":
         return min(out_features, in_features) - r
@@ -48,7 +48,7 @@ def sigma_penalty(factors: Factors) -> Tensor:
 
 
 def orthogonality_penalty(factors: Factors, convention: str) -> Tensor:
-    """L3 = ||dU^T dU - I_r||_F + ||dV^T dV - I_r||_F (Eq. 11); the code has dU dU^T - I_out and dV dV^T - I_in."""
+    """L3 = ||dU^T dU - I_r||_F + ||dV^T dV - I_r||_F (Eq. 11); the code uses dU dU^T - I_out and dV dV^T - I_in."""
     dU, dVt = factors.B.double(), factors.A.double()
     r_grams, n_grams = (dU.T @ dU, dVt @ dVt.T), (dU @ dU.T, dVt.T @ dVt)
     grams = r_grams if convention == "paper" else n_grams

@@ -1,4 +1,4 @@
-"""beta sum(sigma^2) + gamma (||A A^T - I|| + ||B^T B - I||) of a model, and its gradient once per optimizer step."""
+"""The penalty beta sum(sigma^2) + gamma (||A A^T - I|| + ||B^T B - I||) of a model, and its optimizer-step hook."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from kasatune.kasa.layer import LIVE_LAYERS, KasaLayer
 _KEY = "penalty"
 
 
-class _Weights(NamedTuple):
-    """What layers must share to be penalized together."""
+class _GroupKey(NamedTuple):
+    """What layers must have in common to be penalized together."""
 
     beta: float
     gamma: float
@@ -34,22 +34,22 @@ class _Weights(NamedTuple):
 def regularization(model: nn.Module, adapter_name: str | None = None) -> Tensor:
     """Beta sum(sigma^2) + gamma (||A A^T - I|| + ||B^T B - I||) over the layers of the active adapter.
 
-    The paper's eq. 12 without the task loss. Sum over layers in the convention "paper", mean in "authors".
+    Eq. 12 of the paper without the task loss. A sum over layers in the convention "paper", a mean in "authors".
 
     Args:
         model: a model with KaSA layers, wrapped (DDP, PeftModel) or not.
-        adapter_name: another adapter than the active one.
+        adapter_name: the adapter; None for the active one.
 
     Returns:
-        A scalar with gradient, float32 or wider whatever the model's dtype. In the mode penalty="step" it is there to
-        be looked at: a backward pass through it doubles the penalty, and says so.
+        A scalar with gradient, in float32 or wider whatever the model's dtype. With penalty="step" it is for
+        monitoring: a backward pass through it would apply the penalty twice, and warns.
 
     Raises:
-        InputError: no layer of the model has such an adapter; or penalty="loss" where ZeRO-3 deals the factors out.
+        InputError: no layer of the model has such an adapter; or penalty="loss" under ZeRO-3.
     """
     layers = _adapters(model, adapter_name)
     if any(layer.settings[name].penalty == "loss" and is_partitioned(layer.kasa_A[name]) for layer, name in layers):
-        raise InputError("penalty='loss': no gradient reaches factors that ZeRO-3 deals out; use penalty='step'")
+        raise InputError("penalty='loss': no gradient reaches factors that ZeRO-3 has partitioned; use penalty='step'")
     terms = _weighted_terms(layers)
     total = terms.sigma + terms.orthogonality
     if total.requires_grad and any(layer.settings[name].penalty == "step" for layer, name in layers):
@@ -70,7 +70,7 @@ def regularization_terms(model: nn.Module, adapter_name: str | None = None) -> P
 
 
 def install_step_hook() -> None:
-    """Have every optimizer of the process add the penalty's gradient just before it steps."""
+    """Make every optimizer of the process add the gradient of the penalty just before it steps."""
     register_optimizer_step_pre_hook(_before_step)
 
 
@@ -80,7 +80,7 @@ def _before_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple
         return None
     step = zero3.buffer_step(optimizer, (p for layer in layers for p in _active(layer)))
     if step is not None:
-        # Every process must gather in the same order, and a weak set has none.
+        # Every process must gather in the same order, and a weak set has no order.
         layers = sorted((layer for layer in layers if step.holds(_active(layer).A)), key=_zero3_id)
         zero3.add_gradients(step, _KEY, lambda: _gradients(layers))
         for layer in layers:
@@ -88,14 +88,14 @@ def _before_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple
         return None
     held = {id(p): place for place, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     served = [layer for layer in layers if any(id(p) in held for p in _active(layer) if p.requires_grad)]
-    # A weak set has no order of its own; the optimizer's makes two runs do the same sums in the same order.
+    # A weak set has no order; with the optimizer's order two runs add the same numbers in the same order.
     served.sort(key=lambda layer: min(held.get(id(p), len(held)) for p in _active(layer)))
     if not served:
         _report_missed(optimizer, layers)
         return None
     for layer in served:
         layer.needs_step = False
-    # PyTorch hands the hook the arguments of the unbound method: the optimizer itself comes first.
+    # PyTorch passes the hook the arguments of the unbound method: the optimizer itself comes first.
     closure = args[1] if len(args) > 1 else kwargs.get("closure")
     if closure is None:
         _add_gradients(optimizer, served, held)
@@ -108,7 +108,7 @@ def _before_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple
 
 
 def _in_step_mode(layer: KasaLayer) -> bool:
-    # A layer that is being built is alive already and has no settings yet.
+    # A layer under construction is in LIVE_LAYERS already and has no settings yet.
     settings = layer.__dict__.get("settings")
     if not settings or layer._disable_adapters or layer.merged_adapters or not layer.active_adapters:
         return False
@@ -125,7 +125,7 @@ def _zero3_id(layer: KasaLayer) -> int:
 
 
 def _add_gradients(optimizer: Optimizer, served: Iterable[KasaLayer], held: dict[int, int]) -> None:
-    # Fused optimizers divide by the loss scale themselves, after this hook.
+    # Fused optimizers divide by the loss scale after this hook.
     scale = getattr(optimizer, "grad_scale", None)
     for parameter, gradient in _gradients(served):
         if id(parameter) in held:
@@ -133,12 +133,12 @@ def _add_gradients(optimizer: Optimizer, served: Iterable[KasaLayer], held: dict
 
 
 def _gradients(served: Iterable[KasaLayer]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every trained factor of the layers' active adapters with its gradient, whole."""
+    """Every trained factor of the layers' active adapters, and the full gradient of its penalty."""
     for weights, members in _grouped([(layer, layer.active_adapters[0]) for layer in served]).items():
         factors = [layer.factors(name) for layer, name in members]
         share = _share(weights, len(members))
         gradients = penalty_gradients(
-            [_whole(f) for f in factors],
+            [_full(f) for f in factors],
             weights.beta * share,
             weights.gamma * share,
             weights.convention,
@@ -151,7 +151,7 @@ def _gradients(served: Iterable[KasaLayer]) -> Iterator[tuple[Tensor, Tensor]]:
 
 @torch.no_grad()
 def _accumulate(parameter: Tensor, gradient: Tensor) -> None:
-    # An optimizer that wraps another runs this hook for both: a gradient that nobody touched since holds the penalty.
+    # A wrapped optimizer runs this hook twice: a gradient that is unchanged since already contains the penalty.
     if getattr(parameter.grad, "_kasa_version", None) == getattr(parameter.grad, "_version", -1):
         return
     gradient = shard_like(gradient, parameter)
@@ -180,15 +180,15 @@ def _penalized_closure(
 
 @torch.no_grad()
 def _added_to(loss: Any, served: list[KasaLayer]) -> Any:
-    """What a closure returned, a tensor or a number, with the penalty of the layers served."""
+    """The return value of a closure, a tensor or a number, plus the penalty of the layers."""
     terms = _weighted_terms([(layer, layer.active_adapters[0]) for layer in served])
     penalty = terms.sigma + terms.orthogonality
     return loss + (penalty.to(loss.device) if isinstance(loss, Tensor) else penalty.item())
 
 
-def _weights(layer: KasaLayer, adapter_name: str) -> _Weights:
+def _weights(layer: KasaLayer, adapter_name: str) -> _GroupKey:
     settings = layer.settings[adapter_name]
-    return _Weights(
+    return _GroupKey(
         settings.beta,
         settings.gamma,
         settings.convention,
@@ -198,7 +198,7 @@ def _weights(layer: KasaLayer, adapter_name: str) -> _Weights:
 
 
 def _adapters(model: nn.Module, adapter_name: str | None) -> list[tuple[KasaLayer, str]]:
-    """The layers that have the adapter, or an active one where none is named, with its name."""
+    """The layers that hold the named adapter, or an active one if None, each with the adapter's name."""
     layers = [
         (layer, adapter_name or layer.active_adapters[0])
         for layer in model.modules()
@@ -207,15 +207,15 @@ def _adapters(model: nn.Module, adapter_name: str | None) -> list[tuple[KasaLaye
     layers = [(layer, name) for layer, name in layers if name in layer.kasa_A]
     if not layers:
         wanted = "an active KaSA adapter" if adapter_name is None else f"a KaSA adapter named {adapter_name!r}"
-        raise InputError(f"regularization: no layer of the model has {wanted}; make one with peft.get_peft_model")
+        raise InputError(f"regularization: no layer of the model has {wanted}; create one with peft.get_peft_model")
     return layers
 
 
 def _weighted_terms(layers: Iterable[tuple[KasaLayer, str]]) -> PenaltyTerms:
-    """Both terms times beta and gamma, over adapters that differ in them; on the device of the first one."""
+    """Both terms times beta and gamma, which may differ between layers; on the device of the first layer."""
     sigma, orthogonality = [], []
     for weights, members in _grouped(layers).items():
-        terms = penalty_terms([_whole(layer.factors(name)) for layer, name in members], weights.convention)
+        terms = penalty_terms([_full(layer.factors(name)) for layer, name in members], weights.convention)
         share = _share(weights, len(members))
         sigma.append(weights.beta * share * terms.sigma)
         orthogonality.append(weights.gamma * share * terms.orthogonality)
@@ -225,20 +225,20 @@ def _weighted_terms(layers: Iterable[tuple[KasaLayer, str]]) -> PenaltyTerms:
     )
 
 
-def _grouped(layers: Iterable[tuple[KasaLayer, str]]) -> dict[_Weights, list[tuple[KasaLayer, str]]]:
-    groups: dict[_Weights, list[tuple[KasaLayer, str]]] = {}
+def _grouped(layers: Iterable[tuple[KasaLayer, str]]) -> dict[_GroupKey, list[tuple[KasaLayer, str]]]:
+    groups: dict[_GroupKey, list[tuple[KasaLayer, str]]] = {}
     for layer, name in layers:
         groups.setdefault(_weights(layer, name), []).append((layer, name))
     return groups
 
 
-def _share(weights: _Weights, members: int) -> float:
-    """What a mean over `members` layers is of a mean over all layers of the adapter; 1 where terms are summed."""
+def _share(weights: _GroupKey, members: int) -> float:
+    """Members / layer_count in a mean over the adapter's layers ("authors"); 1 in a sum ("paper")."""
     return members / weights.layer_count if weights.convention == "authors" else 1.0
 
 
-def _whole(factors: Factors) -> Factors:
-    """The factors as plain tensors, gathered where they are sharded."""
+def _full(factors: Factors) -> Factors:
+    """The factors as full tensors, gathered where they are sharded."""
     return Factors(*(gather_full(factor) for factor in factors))
 
 
@@ -249,8 +249,8 @@ def _report_missed(optimizer: Optimizer, layers: list[KasaLayer]) -> None:
     optimizer._kasa_reported = True  # pyright: ignore[reportAttributeAccessIssue]
     warnings.warn(
         f"{type(optimizer).__name__} steps and holds no KaSA parameter of the {len(missed)} layers that were just "
-        "trained: the penalty does not act. Where an engine flattens parameters, use KasaConfig(penalty='loss') and "
-        "add regularization(model) to the loss; where another optimizer holds them, this can be ignored.",
+        "trained: the penalty does not act. If the training engine flattens parameters, use KasaConfig(penalty='loss') "
+        "and add regularization(model) to the loss; if another optimizer holds them, ignore this warning.",
         stacklevel=4,
     )
 
@@ -270,6 +270,6 @@ def _report_closure(optimizer: Optimizer) -> None:
 def _report_doubled(gradient: Tensor) -> None:
     warnings.warn(
         "regularization(model) is part of the loss, and KasaConfig(penalty='step') adds the same gradient at the "
-        "optimizer step: the KaSA penalty acts twice. Leave it out of the loss, or use penalty='loss'.",
+        "optimizer step: the KaSA penalty acts twice. Remove it from the loss, or use penalty='loss'.",
         stacklevel=2,
     )

@@ -1,7 +1,7 @@
-"""Types of adapters that PEFT lacks, KASA first: the only place that reaches into PEFT's enum.
+"""Register adapter types with PEFT (KASA, BOTTLENECK): the only module that modifies PEFT's enum.
 
-PEFT keeps its types in an enum and offers no public way to add one, so the member is added by hand. The test
-`tests/kasa/test_registration.py` fails by name when PEFT changes what is used here.
+PEFT keeps its types in an enum and has no public way to add one, so the member is added by hand.
+`tests/kasa/test_registration.py` fails by name if PEFT changes what is used here.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ NAME = "KASA"
 
 
 def register() -> None:
-    """Add the PEFT type KASA with its configuration and model; a second call changes nothing.
+    """Add the PEFT type KASA with its configuration and model; a second call has no effect.
 
     Raises:
-        InputError: PEFT has a type KASA of its own.
+        InputError: this version of PEFT defines a type KASA itself.
     """
     if add_type(NAME, KasaConfig, KasaModel):
         install_step_hook()
 
 
 def add_type(name: str, config_class: type[PeftConfig], model_class: type[BaseTuner]) -> bool:
-    """Add a PEFT type with its configuration and its tuner; False where it is there already.
+    """Add a PEFT type with its configuration and tuner; return False if it is registered already.
 
     Args:
         name: in capitals.
-        config_class: its instances may name the type only once it is there.
+        config_class: its instances may use the type only after this call.
         model_class: the tuner; its `prefix` begins the names of its parameters.
 
     Raises:
-        InputError: PEFT has a type of this name of its own.
+        InputError: this version of PEFT defines a type of this name itself.
     """
     if name not in PeftType.__members__:
         _add_member(name)
@@ -48,7 +48,7 @@ def add_type(name: str, config_class: type[PeftConfig], model_class: type[BaseTu
         return False
     if registered is not None:
         raise InputError(
-            f"PEFT {peft.__version__} has a type {name} of its own ({registered.__module__}); this version of kasatune "
+            f"PEFT {peft.__version__} defines a type {name} itself ({registered.__module__}); this version of kasatune "
             "works with PEFT 0.21: pip install 'peft>=0.21.2,<0.22'"
         )
     register_peft_method(name=name.lower(), config_cls=config_class, model_cls=model_class, prefix=model_class.prefix)

@@ -1,3 +1,5 @@
+"""The r smallest singular triplets of a small matrix, from eigenvectors of W W^T (tridiagonal reduction)."""
+
 from __future__ import annotations
 
 import math
@@ -19,30 +21,30 @@ def direct_triplets(W: Tensor, r: int) -> Triplets | None:
     if W.device.type != "cpu":
         return triplets_by_eigh(W, r)
     # numpy, because its calls cost a third of torch's and there are many, on matrices as small as 64 x 64, and
-    # because it computes but half of a product that it sees to be symmetric
+    # because it computes only half of a product that it recognizes as symmetric
     array = W.numpy()
     with one_blas_thread:
         _, vectors = smallest_eigenpairs(array @ array.T, r + 1)
-        found = _normalized(array, vectors, r)
-    if found is None:
+        triplets = _normalized(array, vectors, r)
+    if triplets is None:
         U = torch.from_numpy(vectors)
-        found = rayleigh_ritz(W, U, W.mT @ U, r)
-    return found
+        triplets = rayleigh_ritz(W, U, W.mT @ U, r)
+    return triplets
 
 
 def triplets_by_eigh(W: Tensor, r: int) -> Triplets | None:
-    """The same through all eigenvectors of W W^T: for devices out of LAPACK's reach."""
+    """The same triplets from all eigenvectors of W W^T: for devices that LAPACK does not support."""
     U = torch.linalg.eigh(W @ W.mT).eigenvectors[:, : r + 1]
     return rayleigh_ritz(W, U, W.mT @ U, r)
 
 
 def _normalized(W: np.ndarray, U: np.ndarray, r: int) -> Triplets | None:
-    """V = W^T U / S with S = ||W^T U||: exact, unless S is so small that V loses its orthogonality."""
+    """V = W^T U / S with S = ||W^T U||: exact, unless S is so small that V is not orthogonal; then None."""
     V = W.T @ U
     S = np.sqrt(np.einsum("ij,ij->j", V, V))
     if S.min() == 0:
         return None
-    # equal values may come in any order, but are handed over in descending order to the last digit
+    # equal values may come in any order, but are returned in descending order to the last digit
     order = np.argsort(-S)
     S_next, order = float(S[order[0]]), order[1:]
     U, S = U[:, order], S[order]
@@ -61,6 +63,6 @@ def _defect(Q: np.ndarray) -> float:
 
 
 def _norm(X: np.ndarray) -> float:
-    """||X||_F, in a third of the time that numpy's own function takes on a small matrix."""
-    entries = X.ravel(order="K")  # as they lie in memory: np.vdot copies a transposed matrix
+    """||X||_F, in a third of the time of numpy's own function on a small matrix."""
+    entries = X.ravel(order="K")  # in memory order: np.vdot copies a transposed matrix
     return math.sqrt(np.vdot(entries, entries))

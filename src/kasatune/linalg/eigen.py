@@ -1,3 +1,5 @@
+"""The m smallest eigenpairs of a symmetric matrix, by LAPACK: tridiagonal reduction and inverse iteration."""
+
 from __future__ import annotations
 
 import functools
@@ -8,14 +10,14 @@ import scipy.linalg
 
 EPS = np.finfo(np.float64).eps
 
-lapack: Any = scipy.linalg.lapack  # its functions are generated when it is built, out of sight of type checkers
+lapack: Any = scipy.linalg.lapack  # its functions are generated at build time, so type checkers do not see them
 
 
 def smallest_eigenpairs(G: np.ndarray, m: int) -> tuple[np.ndarray, np.ndarray]:
     """G x = lambda x for the m smallest lambda of a symmetric float64 G (k, k), k >= 2, given by its upper triangle.
 
     Householder reduction to a tridiagonal T, the eigenvalues of T, inverse iteration for m of its eigenvectors, and
-    back: far cheaper than all k eigenvectors. G is overwritten. To be called within `one_blas_thread`.
+    the back-transformation: far cheaper than all k eigenvectors. G is overwritten. Call it within `one_blas_thread`.
 
     Returns:
         lambda (m,) in ascending order, x (k, m) with orthonormal columns.
@@ -27,7 +29,7 @@ def smallest_eigenpairs(G: np.ndarray, m: int) -> tuple[np.ndarray, np.ndarray]:
     if scale == 0:
         return np.zeros(m), np.eye(k, m)
     diagonal, off_diagonal = diagonal / scale, off_diagonal / scale  # dstein has absolute thresholds
-    # an entry below rounding is as good as zero; lifted to rounding it keeps T one block, as dstein is told it is
+    # an entry below rounding counts as zero; raised to rounding it keeps T one block, as dstein is called for
     negligible = np.abs(off_diagonal) < EPS
     if negligible.any():
         off_diagonal[negligible] = EPS
@@ -39,5 +41,5 @@ def smallest_eigenpairs(G: np.ndarray, m: int) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def _one_block(k: int) -> tuple[np.ndarray, np.ndarray]:
-    """To which block each eigenvalue belongs, and where each block ends: one of size k."""
+    """The block of each eigenvalue, and the end of each block, for one block of size k."""
     return np.ones(k, dtype=np.int32), np.full(k, k, dtype=np.int32)

@@ -1,3 +1,5 @@
+"""Block Golub-Kahan-Lanczos iteration with an inverse: the left space of the smallest singular values."""
+
 from __future__ import annotations
 
 import math
@@ -11,16 +13,16 @@ from kasatune.linalg.eigen import smallest_eigenpairs
 from kasatune.linalg.threads import one_blas_thread
 
 GUARD = 4
-"""Fewest vectors iterated beyond the r wanted: they bring the (r + 1)th value and shorten the way to convergence."""
+"""Minimum of vectors iterated beyond r: they give the (r + 1)th value and speed up convergence."""
 
 LANES = 12
-"""Blocks hold a multiple of that many vectors: other products of such narrow matrices take up to four times as long."""
+"""Block sizes are multiples of this: products of narrow matrices of other widths take up to four times as long."""
 
 BOUND_BY_MEMORY = 4096
-"""From that k on a solve takes as long for two such multiples as for one: reading the triangle is what it waits for."""
+"""From this k on, a solve takes as long for 2 * LANES vectors as for LANES: it is bound by reading the triangle."""
 
 SMALL_BASIS = 1600
-"""Bases may hold that many vectors, or half the space if that is more: convergence comes far earlier, or not at all."""
+"""Bases may hold this many vectors, or k / 2 if that is more: convergence comes far earlier, or not at all."""
 
 
 def smallest_left_space(
@@ -28,20 +30,20 @@ def smallest_left_space(
 ) -> Tensor:
     """M^T U = V S for the r smallest S of a square M, from M^-1 P = Q B: block Golub-Kahan, fully reorthogonalized.
 
-    M^-1 is taken as it is, never M^-T M^-1, so that tiny and middling singular values stand side by side. The start is
-    a block of at least r + GUARD Gaussian vectors of a fixed seed: independent directions, so that no singular vector
-    is missed by chance, whatever its multiplicity, and the same input gives the same bytes.
+    M^-1 itself is used, never M^-T M^-1, so that tiny and moderate singular values can be resolved together. The
+    iteration starts from a block of at least r + GUARD Gaussian vectors of a fixed seed: independent directions, so
+    that no singular vector is missed by chance, whatever its multiplicity, and equal inputs give equal bytes.
 
     Args:
         solve: X (k, b) to M^-1 X.
         solve_adjoint: X (k, b) to M^-T X.
-        like: a vector of length k of the dtype and on the device of the work.
+        like: a vector of length k with the dtype and device of the computation.
         r: number of singular vectors that must converge.
 
     Returns:
         (k, b), b >= r + GUARD: U in ascending order of S, not normalized; the first r have converged, unless the bases
-        were full. They are Ritz vectors with M^-T M^-1 applied once more, which takes from them what is left of
-        large S.
+        were full. They are Ritz vectors with M^-T M^-1 applied once more, which removes the remaining components
+        of large S.
     """
     k = len(like)
     lanes = LANES if k < BOUND_BY_MEMORY else 2 * LANES
@@ -72,7 +74,7 @@ def smallest_left_space(
 
 
 class _Schedule:
-    """The steps at which convergence is tested, since a test costs as much as a step or two."""
+    """The steps at which convergence is tested; a test costs as much as one or two steps."""
 
     def __init__(self) -> None:
         self._next, self._last = 3, (0, math.inf)
@@ -81,11 +83,11 @@ class _Schedule:
         return step >= self._next
 
     def missed(self, step: int, excess: float) -> None:
-        """Take note that the residual at this step is still `excess` times too large."""
+        """Record that the residual at this step is still `excess` times too large."""
         last_step, last_excess = self._last
         gained = math.log(last_excess / excess) / (step - last_step)
         wanted = math.log(excess) / gained if gained > 0 else math.inf
-        # convergence quickens as it goes: a little less than foretold, and never far ahead
+        # convergence accelerates: wait for a little less than predicted, and never for long
         self._next = step + max(1, int(min(0.9 * wanted, 1 + step / 3)))
         self._last = step, excess
 
@@ -94,13 +96,13 @@ def _orthogonalized(Y: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """Y - basis C and C, where C = basis^T Y."""
     coefficients = basis.mT @ Y
     Y = Y - basis @ coefficients
-    # once is not enough: what is left of Y may be far smaller than what was taken out
+    # once is not enough: the rest of Y may be far smaller than what was removed
     correction = basis.mT @ Y
     return Y - basis @ correction, coefficients + correction
 
 
 def _upper_triangular(columns: list[np.ndarray]) -> np.ndarray:
-    """The blocks of columns, each down to its diagonal, as one square matrix."""
+    """One square matrix from blocks of columns, each stored down to its diagonal."""
     size = len(columns[-1])
     B = np.zeros((size, size))
     stop = 0
@@ -123,6 +125,6 @@ def _largest_triplets(B: np.ndarray, m: int) -> tuple[np.ndarray, np.ndarray, np
 
 
 def _largest_residual(values: np.ndarray, r: int) -> float:
-    """What turns the space of the first r vectors by 1e-6; where they have no gap, what is small beside the values."""
+    """The residual that rotates the space of the first r vectors by 1e-6; without a gap, a small one."""
     gap = values[r - 1] - values[r]
     return 1e-6 * gap if gap > 8e-4 * values[r - 1] else 5e-7 * values[r - 1]

@@ -1,4 +1,4 @@
-"""The r smallest singular triplets of a matrix W (k, n), k <= n, in float64, by the method that suits its shape."""
+"""The r smallest singular triplets of a matrix W (k, n), k <= n, in float64, by the fastest method for its shape."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from kasatune.linalg.triplets import Triplets, full_triplets, panels, rayleigh_r
 logger = logging.getLogger("kasatune")
 
 KRYLOV_ROOM = 12
-"""Krylov bases come to hold that many times r vectors; where k has no room for them the full SVD is as good."""
+"""Krylov bases grow to about this many times r vectors; if k is smaller, the full SVD is as fast."""
 
 SMALLEST_PIVOT = 1e-11
-"""Pivots of an LU factorization are raised to this share of the largest one."""
+"""Pivots of an LU factorization are raised to this fraction of the largest one."""
 
 
 def smallest_triplets(W: Tensor, r: int, layer: str) -> Triplets:
-    """W V = U S: the r smallest triplets, checked; the full SVD, with a line in the log, when no check is passed."""
+    """W V = U S: the r smallest triplets, verified; from the full SVD, with a line in the log, if no method passes."""
     for method in _methods(W.shape, r):
-        found = method(W if method is triplets_by_gram else W.double(), r)
-        if found is not None:
-            return found
+        triplets = method(W if method is triplets_by_gram else W.double(), r)
+        if triplets is not None:
+            return triplets
     logger.info(
-        "%s, shape %s: no partial decomposition held its checks for r = %d, taking the full SVD",
+        "%s, shape %s: no partial decomposition passed its checks for r = %d, using the full SVD",
         *(layer, tuple(W.shape), r),
     )
     return full_triplets(W.double(), r)
 
 
 def _methods(shape: tuple[int, ...], r: int) -> list[Callable[[Tensor, int], Triplets | None]]:
-    """The fastest method for the shape, then one that bears ill-conditioned weights."""
+    """The fastest method for the shape, then one that tolerates ill-conditioned weights."""
     k, n = shape
     by_factors = triplets_by_lu if k == n else triplets_by_lq
     if KRYLOV_ROOM * r > k:
@@ -49,8 +49,8 @@ def _methods(shape: tuple[int, ...], r: int) -> list[Callable[[Tensor, int], Tri
 def direct_limit(square: bool, r: int) -> int:
     """The k up to which reducing W W^T to a tridiagonal is faster than a factorization with Krylov iterations.
 
-    Straight lines through the shapes where both took the same time on one and two cores of an x86-64 server. Square
-    weights have the better separated small singular values, and need a third of the iterations.
+    Straight lines through the shapes where both took the same time on one and two cores of an x86-64 server. The small
+    singular values of square weights are better separated and need a third of the iterations.
     """
     return 230 + 19 * r if square else 680 + 32 * r
 
@@ -58,10 +58,10 @@ def direct_limit(square: bool, r: int) -> int:
 def triplets_by_gram(W: Tensor, r: int) -> Triplets | None:
     """W W^T = C^T C and Krylov iterations on C^-T: the fastest for k < n, but the condition number is squared.
 
-    W may be of any floating dtype, and is never in float64 as a whole.
+    W may be of any floating dtype; no full float64 copy of it is made.
     """
     C, info = _gram(W), torch.empty((), dtype=torch.int32, device=W.device)
-    # in place: rows of the upper triangle are columns of the lower one, as LAPACK wants them
+    # in place: rows of the upper triangle are columns of the lower one, as LAPACK requires
     torch.linalg.cholesky_ex(C.mT, out=(C.mT, info))
     if info.item() != 0:
         return None
@@ -76,13 +76,13 @@ def triplets_by_gram(W: Tensor, r: int) -> Triplets | None:
 
 def triplets_by_lu(W: Tensor, r: int) -> Triplets | None:
     """Krylov iterations on W^-1 through the LU factors of a square W: any condition number, and singular too."""
-    # of W^T, whose columns lie as LAPACK wants them
+    # of W^T, whose columns are contiguous, as LAPACK requires
     LU, pivots, _ = torch.linalg.lu_factor_ex(W.mT)
     diagonal = LU.diagonal()
     largest = diagonal.abs().max()
     if largest.item() == 0:
         return None
-    # the inverse singular value of a null vector need not be infinite to be found, only large
+    # a null vector is found if its inverse singular value is large; it need not be infinite
     floor = SMALLEST_PIVOT * largest
     diagonal.copy_(torch.where(diagonal.abs() < floor, floor, diagonal))
 
@@ -100,8 +100,8 @@ def triplets_by_lu(W: Tensor, r: int) -> Triplets | None:
 def triplets_by_lq(W: Tensor, r: int) -> Triplets | None:
     """W^T = Q R, and the triplets of the square R^T by its LU factors: for k < n and an ill-conditioned W."""
     Q, R = torch.linalg.qr(W.mT)
-    found = triplets_by_lu(R.mT.contiguous(), r)
-    return found and found._replace(V=Q @ found.V)
+    triplets = triplets_by_lu(R.mT.contiguous(), r)
+    return triplets and triplets._replace(V=Q @ triplets.V)
 
 
 def _gram(W: Tensor) -> Tensor:

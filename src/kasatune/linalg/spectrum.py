@@ -1,3 +1,5 @@
+"""Spectra of weights and updates: singular values, energy shares, effective rank, SVD of products, alignment."""
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -19,9 +21,9 @@ class ThinSVD(NamedTuple):
 def singular_values(W: Tensor) -> Tensor:
     """All min(out, in) singular values of W (out, in), descending, float64, to eight digits or more.
 
-    S_i = sqrt(lambda_i(W W^T)) in float64 whatever W's dtype, or W^T W where that is the smaller: an eigenvalue is off
-    by about eps S_1^2, hence S_i by eps / 2 (S_1 / S_i)^2 of itself. Where the smallest is too small for that, and
-    where W holds NaN or infinity, they come from the SVD.
+    S_i = sqrt(lambda_i(W W^T)) in float64 whatever W's dtype, or W^T W if that is smaller: the error of an
+    eigenvalue is about eps S_1^2, hence the relative error of S_i is eps / 2 (S_1 / S_i)^2. If the smallest value is
+    too small for that, or W holds NaN or infinity, the SVD is used.
     """
     W = W.detach().double()
     wide = W if W.shape[0] <= W.shape[1] else W.mT
@@ -33,7 +35,7 @@ def singular_values(W: Tensor) -> Tensor:
 
 
 def energy_share(S: Tensor, first: int, count: int) -> float:
-    """sum_{i = first}^{first + count - 1} S_i^2 / sum_i S_i^2: the part of ||W||_F^2 that those triplets hold.
+    """sum_{i = first}^{first + count - 1} S_i^2 / sum_i S_i^2: the share of ||W||_F^2 in those triplets.
 
     0 for a weight that is zero.
     """
@@ -65,7 +67,8 @@ def product_svd(left: Tensor, right: Tensor) -> ThinSVD:
 def subspace_alignment(X: Tensor, Y: Tensor) -> float:
     """||Q_X^T Q_Y||_F^2 / min(p, q): the mean squared cosine of the principal angles between two column spaces.
 
-    X (n, p) and Y (n, q) need not be orthonormal, but of full column rank. 1: one space holds the other; 0: orthogonal.
+    X (n, p) and Y (n, q) need not be orthonormal, but must have full column rank. 1: one space contains the other; 0:
+    they are orthogonal.
     """
     Q_X, _ = torch.linalg.qr(X.detach().double())
     Q_Y, _ = torch.linalg.qr(Y.detach().double())

@@ -1,3 +1,5 @@
+"""Compute the r smallest singular triplets of weights (`tail_svd`), one weight or many: what KaSA truncates."""
+
 from __future__ import annotations
 
 import contextlib
@@ -15,9 +17,9 @@ from kasatune.linalg.threads import one_torch_thread, side_by_side
 from kasatune.linalg.triplets import full_triplets
 
 SMALL = 5 * 2**19
-"""Weights of up to so many entries are decomposed on one thread each: several at once make better use of the cores.
+"""Weights of up to this many entries are decomposed on one thread each; several at once use the cores better.
 
-A weight by itself goes the same way, so that its bytes do not depend on its company."""
+A single weight is decomposed in the same way, so that its bytes do not depend on how many are decomposed with it."""
 
 
 class TailSVD(NamedTuple):
@@ -29,16 +31,16 @@ class TailSVD(NamedTuple):
 
 
 def tail_svd(W: Tensor, r: int, *, name: str | None = None) -> TailSVD:
-    """W = U S Vh, its r smallest singular triplets of min(out, in): what KaSA drops from a weight.
+    """W = U S Vh, its r smallest singular triplets of min(out, in): the component that KaSA drops from a weight.
 
     Args:
-        W: weight (out, in), of any floating dtype. Left as it is.
+        W: weight (out, in), of any floating dtype. Not modified.
         r: number of triplets, 1 <= r < min(out, in).
-        name: of the layer, for the error messages.
+        name: of the layer, for error messages.
 
     Returns:
         U (out, r), S (r,) in descending order, Vh (r, in), on W's device; float64 for a float64 weight, otherwise
-        float32. The same weight gives the same bytes.
+        float32. Equal weights give equal bytes.
 
     Raises:
         ModelError: W is not a matrix of finite floating-point numbers in memory, or r is out of range.
@@ -60,7 +62,7 @@ def tail_svd_many(
     Args:
         weights: matrices, of any shapes.
         r: number of triplets of each weight.
-        names: of the layers, for the error messages.
+        names: of the layers, for error messages.
         progress: called as progress(done, total) after each weight.
 
     Raises:
@@ -79,14 +81,14 @@ def tail_svd_many(
 
     small = [job for job in jobs if _is_small(job[0])]
     tails = iter(side_by_side(lambda job: _decompose(*job), small, advance))
-    found = []
+    results: list[TailSVD] = []
     for job in jobs:
         if _is_small(job[0]):
-            found.append(next(tails))
+            results.append(next(tails))
         else:
-            found.append(_decompose(*job))
+            results.append(_decompose(*job))
             advance()
-    return found
+    return results
 
 
 def _is_small(W: Tensor) -> bool:
@@ -126,7 +128,7 @@ def _check(W: Tensor, r: int, name: str | None) -> None:
             f"{layer} of shape {tuple(W.shape)} cannot drop r = {r} singular triplets, r must lie between 1 and "
             f"{limit}: choose another rank, or leave the layer out of target_modules"
         )
-    # a sum is far cheaper than a test of every value, and cannot be finite when one of them is not
+    # a sum is far cheaper than a test of every value, and cannot be finite if one value is not
     if not math.isfinite(W.sum(dtype=W.dtype if W.dtype == torch.float64 else torch.float32).item()):
         bad = int((~torch.isfinite(W.double())).sum())
         if bad:

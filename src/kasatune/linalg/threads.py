@@ -1,4 +1,4 @@
-"""How many threads the linear algebra of a decomposition takes, and how many decompositions go on at once."""
+"""Threads of a decomposition: limit BLAS and torch to one thread, and run several decompositions in parallel."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _Result = TypeVar("_Result")
 
 
 class _BlasLimit:
-    """One thread for numpy's and scipy's BLAS while anybody asks for it; the first comes, the last restores."""
+    """One thread for numpy's and scipy's BLAS while any user is inside; the first limits it, the last restores it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -41,22 +41,22 @@ class _BlasLimit:
 
 
 one_blas_thread = _BlasLimit()
-"""Context: numpy's and scipy's linear algebra on one thread; torch keeps its own.
+"""Context manager: numpy's and scipy's linear algebra on one thread; torch keeps its threads.
 
-Their threads and torch's wait for work by spinning and take each other's cores: on two cores the reduction of a
-128 x 128 matrix takes twelve times as long as on one thread alone, of a 1024 x 1024 one twice.
+Their threads and torch's spin while they wait for work and compete for the cores: on two cores the reduction of a
+128 x 128 matrix takes twelve times as long as on one thread, of a 1024 x 1024 matrix twice as long.
 """
 
 
 @functools.cache
 def _blas_libraries() -> list[Any]:
-    # looking for the libraries takes a millisecond, limiting one a microsecond, which counts on a 64 x 64 matrix
+    # finding the libraries takes a millisecond, limiting one a microsecond, which matters for a 64 x 64 matrix
     return ThreadpoolController().select(user_api="blas").lib_controllers
 
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """Torch's operations of this thread on one core meanwhile."""
+    """Run torch's operations of this thread on one core within the context."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -66,15 +66,15 @@ def one_torch_thread() -> Iterator[None]:
 
 
 def side_by_side(work: Callable[[_Job], _Result], jobs: Sequence[_Job], done: Callable[[], None]) -> list[_Result]:
-    """`work` of every job, as many at once as torch has threads, each on one thread; in the order given.
+    """Results of `work` for every job, in order; as many jobs at once as torch has threads, each on one thread.
 
     Args:
-        work: what to do.
-        jobs: with what.
-        done: called in this thread after each job, in the order given.
+        work: computes one result.
+        jobs: its arguments.
+        done: called in this thread after each job, in order.
     """
     threads = torch.get_num_threads()
-    results = []
+    results: list[_Result] = []
     if threads == 1 or len(jobs) < 2:
         for job in jobs:
             with one_torch_thread():
@@ -88,5 +88,5 @@ def side_by_side(work: Callable[[_Job], _Result], jobs: Sequence[_Job], done: Ca
                 results.append(result)
                 done()
     finally:
-        torch.set_num_threads(threads)  # threads that are made later take what was set last
+        torch.set_num_threads(threads)  # threads created later inherit the value set last
     return results

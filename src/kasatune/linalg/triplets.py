@@ -1,3 +1,5 @@
+"""Singular triplets of a wide matrix: the full SVD, Rayleigh-Ritz, and the accuracy that a tail must have."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -9,7 +11,7 @@ from torch import Tensor
 ORTHOGONALITY_BOUND = 1e-8
 
 PANEL = 512
-"""Columns of a weight that are in float64 at once: a whole copy takes twice the memory of a float32 weight."""
+"""Columns of a weight in float64 at once: a full copy would take twice the memory of a float32 weight."""
 
 
 class Triplets(NamedTuple):
@@ -27,28 +29,28 @@ def panels(W: Tensor) -> Iterator[Tensor]:
 
 
 def full_triplets(W: Tensor, r: int) -> Triplets:
-    """The last r of all the triplets of W: the reference, and the last resort."""
+    """The r smallest triplets from the full SVD of W: the reference, and the fallback."""
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)
     return Triplets(U[:, -r:], S[-r:], Vh[-r:].mT)
 
 
 def largest_residual(S_next: float, S_r: float, norm: float) -> float:
-    """How large ||W V - U S|| and ||W^T U - V S|| may be for a tail whose largest value is S_r, the next above S_next.
+    """The largest admissible ||W V - U S|| and ||W^T U - V S||, for a tail with largest value S_r and S_next above it.
 
-    A residual of norm rho turns the tail's singular spaces by rho / (S_next - S_r) at most (Wedin): the component is
-    then right to 4e-5. Where that gap is below 1e-3 of S_next no single tail is right, and a small residual is all
-    that can be asked. What the full SVD in float64 leaves, a few eps ||W||_F (`norm`), is always good enough.
+    A residual of norm rho rotates the tail's singular spaces by rho / (S_next - S_r) at most (Wedin): the component is
+    then accurate to 4e-5. If that gap is below 1e-3 of S_next, the tail is not unique, and a small residual is all that
+    can be required. The residual of the full float64 SVD, a few eps ||W||_F (`norm`), is always accepted.
     """
     gap = S_next - S_r
     return max(2e-5 * gap if gap > 8e-4 * S_next else 1e-6 * S_r, 1e-15 * norm)
 
 
 def rayleigh_ritz(W: Tensor, U: Tensor, V: Tensor, r: int) -> Triplets | None:
-    """The r smallest triplets of W within the spans of U (k, q) and V (n, q), q > r, if they are the tail of W.
+    """The r smallest triplets of W within the spans of U (k, q) and V (n, q), q > r; None if inaccurate.
 
-    W may be of any floating dtype, U and V are float64. Their error is of second order in that of the spans. None if
-    the residuals or the orthogonality are not good enough; that nothing smaller lies outside the spans is for the
-    caller to know.
+    W may be of any floating dtype, U and V are float64. Their error is of second order in that of the spans. None
+    is returned if the residuals or the orthogonality are not good enough. The caller must know that no smaller triplet
+    lies outside the spans.
     """
     if not torch.isfinite(U.sum() + V.sum()):
         return None
@@ -69,7 +71,7 @@ def rayleigh_ritz(W: Tensor, U: Tensor, V: Tensor, r: int) -> Triplets | None:
 
 
 def _products(W: Tensor, U: Tensor, V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """W V, W^T U and the norm of each panel of W, W being read once."""
+    """W V, W^T U and the norm of each panel of W, reading W once."""
     WV, WtU, norms = torch.zeros_like(U), [], []
     for panel, rows in zip(panels(W), V.split(PANEL), strict=True):
         WV.addmm_(panel, rows)

@@ -1,1 +1,1 @@
-"""The truncated triplets of base weights: computed, taken from a source, and kept in files."""
+"""Truncated singular triplets (tails) of base weights: choose the weight, compute the tails, store them on disk."""

@@ -1,4 +1,4 @@
-"""Which weight a tail is taken from: the float base's own, the full-precision checkpoint's, or the dequantized one."""
+"""Choose the weight that a tail is computed from: float base, full-precision checkpoint, or dequantized weight."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class SourceWeight(NamedTuple):
 
     Args:
         W: (out, in), float.
-        source: "checkpoint" or "dequantized"; None for a float base, which has no choice.
-        bits: of an entry, where W went through a quantization; None where it is exact.
+        source: "checkpoint" or "dequantized"; None for a float base.
+        bits: of an entry, if W went through a quantization; None if it is exact.
     """
 
     W: Tensor
@@ -32,10 +32,10 @@ class SourceWeight(NamedTuple):
 
 
 class TailSource:
-    """Gives the weight to decompose, layer by layer, so that one float copy of a quantized weight exists at a time.
+    """Supplies the weight to decompose, layer by layer, so that one float copy of a quantized weight exists at a time.
 
-    A checkpoint's tensor is taken only when it is the weight that was quantized: its distance to the dequantized
-    weight must be what that quantization explains.
+    A checkpoint's tensor is used only if it is the weight that was quantized: its distance to the dequantized weight
+    must be within the error of that quantization.
 
     Args:
         config: of the adapter; `tail_source` and `tail_checkpoint` are read.
@@ -43,7 +43,7 @@ class TailSource:
         quantized: whether any layer to adapt is quantized.
 
     Raises:
-        ModelError: tail_source="checkpoint" and there is none, naming what was looked for.
+        ModelError: tail_source="checkpoint" and none was found; the message names what was looked for.
     """
 
     def __init__(self, config: KasaConfig, model: nn.Module, *, quantized: bool) -> None:
@@ -72,7 +72,7 @@ class TailSource:
             original: its float matrix (out, in) without any adapter.
 
         Raises:
-            ModelError: the checkpoint is required and its tensor is missing or another.
+            ModelError: the checkpoint is required, and its tensor is missing or is another weight.
         """
         if weight.backend is None or weight.bits is None:
             return SourceWeight(original, None, None)
@@ -107,7 +107,7 @@ class TailSource:
             logger.info("the tail comes from the dequantized weight: %s", reason)
 
     def used(self) -> str | dict[str, str] | None:
-        """Which source each layer had: one word where all had the same, None on a float base; mismatches are warned."""
+        """The source of each layer: one word if all have the same, None on a float base; warns of mismatches."""
         if self._reasons:
             warnings.warn(
                 f"tail_source='auto': the checkpoint is not the base that was quantized, so {len(self._reasons)} tails "
