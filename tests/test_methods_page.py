@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from scripts.methods_page import PAGE, page
+from scripts.write_methods_page import PAGE, page
 
 from kasatune.methods.table import METHODS
 

@@ -8,7 +8,7 @@ import sys
 from textwrap import dedent
 
 import pytest
-from scripts.methods_page import page
+from scripts.write_methods_page import page
 
 from kasatune import methods
 from kasatune.cli.commands.listing import Kind, command
