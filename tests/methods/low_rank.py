@@ -1,4 +1,4 @@
-"""A method on a small model in float64, every trained tensor drawn, and what its layers were told."""
+"""Attach a method to a small model in float64 with random trained tensors, and call its callbacks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def attached(name, architecture="bert", *, r=4, alpha=8, drawn=True, seed=0, **o
 
 
 def state(step: int, seed: int = 0) -> SimpleNamespace:
-    """What a trainer hands to a callback at a step."""
+    """The arguments that a trainer passes to a callback at a step."""
     return SimpleNamespace(
         args=SimpleNamespace(seed=seed), state=SimpleNamespace(global_step=step), control=tf.TrainerControl()
     )

@@ -1,4 +1,4 @@
-"""KaSA taken apart: without truncation, without sigma, and without either."""
+"""Ablations of KaSA: without truncation, without sigma, and without both."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def prepared(bert, folder, **method):
     return made, made.logits(made.encode(data, "validation"))
 
 
-def test_without_truncation_it_begins_as_the_base(bert, tmp_path):
+def test_without_truncation_it_starts_as_the_base(bert, tmp_path):
     whole, logits = prepared(bert, tmp_path, options={"truncate": False})
     _, cut = prepared(bert, tmp_path)
     assert (logits == prepared(bert, tmp_path, name="lora")[1]).all()

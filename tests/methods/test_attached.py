@@ -1,4 +1,4 @@
-"""What each method trains, saves and finds again."""
+"""Attaching, saving and loading of every method."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def attach(name, model, **values):
 
 
 def shaken(model):
-    """The model with every trained parameter moved, as training would."""
+    """The model with every trained parameter changed, as training does."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in trainable(model).values():
@@ -34,7 +34,7 @@ def shaken(model):
 
 
 @pytest.mark.parametrize("name", GRADIENT)
-def test_saved_and_loaded_it_gives_the_same_logits(name, bert, tmp_path):
+def test_loading_restores_the_logits(name, bert, tmp_path):
     method, model = methods.load(name), shaken(attach(name, classifier(bert)))
     method.save(model, tmp_path, "some/base")
     again = method.load(classifier(bert), tmp_path, settings(name)).eval()
@@ -43,7 +43,7 @@ def test_saved_and_loaded_it_gives_the_same_logits(name, bert, tmp_path):
 
 
 @pytest.mark.parametrize("name", [*GRADIENT, "head"])
-def test_files_that_are_missing_or_cut_are_the_adapters_fault(name, bert, tmp_path):
+def test_missing_or_truncated_files_raise_adapter_error(name, bert, tmp_path):
     method = methods.load(name)
     with pytest.raises(AdapterError, match="run directory"):
         method.load(classifier(bert), tmp_path, settings(name))
@@ -56,7 +56,7 @@ def test_files_that_are_missing_or_cut_are_the_adapters_fault(name, bert, tmp_pa
         method.load(classifier(bert), tmp_path, settings(name))
 
 
-def test_bitfit_trains_the_biases_and_the_head_alone(bert):
+def test_bitfit_trains_only_the_biases_and_the_head(bert):
     model = classifier(bert)
     names = set(trainable(attach("bitfit", model)))
     every = {name for name, _ in model.named_parameters()}
@@ -64,7 +64,7 @@ def test_bitfit_trains_the_biases_and_the_head_alone(bert):
     assert "bert.encoder.layer.0.output.LayerNorm.bias" in names
 
 
-def test_bitfit_has_nothing_to_do_in_a_model_without_biases(tmp_path):
+def test_bitfit_refuses_a_model_without_biases(tmp_path):
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
     config = LlamaConfig(
@@ -76,10 +76,10 @@ def test_bitfit_has_nothing_to_do_in_a_model_without_biases(tmp_path):
         )
 
 
-def test_bitfit_is_not_put_on_another_base(bert, tmp_path):
+def test_bitfit_refuses_to_load_on_another_base(bert, tmp_path):
     method = methods.load("bitfit")
     method.save(attach("bitfit", classifier(bert)), tmp_path, "some/base")
-    with pytest.raises(AdapterError, match=r"classifier.* has shape \(2.*the base model has \(5"):
+    with pytest.raises(AdapterError, match=r"classifier.* has shape \(2.*the base model has shape \(5"):
         method.load(classifier(bert, labels=5), tmp_path, settings("bitfit"))
 
 
@@ -98,7 +98,7 @@ class TestAdapters:
         model = attach(name, classifier(bert))
         assert {layer.rsplit(".", 1)[1] for layer in model.base_model.targeted_module_names} == {"query", "value"}
 
-    def test_all_linear_leaves_new_modules_whole(self, name, bert):
+    def test_all_linear_does_not_adapt_new_modules(self, name, bert):
         model = methods.load(name).attach(
             classifier(bert),
             settings(name, target_modules="all-linear"),
@@ -119,7 +119,7 @@ class TestAdapters:
         with pytest.raises(ModelError, match="nothing_like_it"):
             attach(name, classifier(bert), target_modules="nothing_like_it")
 
-    def test_the_base_and_the_settings_are_in_the_saved_configuration(self, name, bert, tmp_path):
+    def test_the_saved_configuration_holds_the_base_and_the_settings(self, name, bert, tmp_path):
         method = methods.load(name)
         model = attach(name, classifier(bert), r=3, alpha=5, dropout=0.25, use_rslora=True)
         method.save(model, tmp_path, "package:thing")
@@ -148,7 +148,7 @@ def test_a_dense_core_is_shown_by_its_singular_values(bert):
         assert values == pytest.approx(torch.linalg.svdvals(core.double()).tolist(), rel=1e-5)
 
 
-def test_the_head_is_the_last_module_beside_the_body(bert):
+def test_head_name_is_the_last_module_besides_the_body(bert):
     from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
     assert head_name(classifier(bert)) == "classifier"

@@ -1,4 +1,4 @@
-"""DyLoRA, SARA, CLoRA, LoRA-Mini and LoRA-XS against their equations, written out in float64."""
+"""DyLoRA, SARA, CLoRA, LoRA-Mini and LoRA-XS compared with their equations in float64."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def parts(model, *names):
 
 
 def update_of(model, x):
-    """What the adapter adds to the layer's output for x."""
+    """The adapter's contribution to the layer's output for x."""
     layer = model.get_submodule(LAYER)
     with torch.no_grad():
         return layer(x) - layer.base_layer(x)
@@ -60,7 +60,7 @@ class TestDyLora:
         assert seen == {1, 2, 3, 4}
         torch.testing.assert_close(update_of(model, x), (8 / 4) * x @ A.T @ B.T)
 
-    def test_every_rank_is_as_likely(self):
+    def test_all_ranks_are_equally_likely(self):
         model = attached("dylora")
         (callback,) = methods.load("dylora").callbacks(model, MethodSection(name="dylora", r=4))
         drawn = []
@@ -133,7 +133,7 @@ class TestSara:
 
 
 class TestLoraMini:
-    def test_it_is_the_product_of_four_of_which_two_are_trained(self):
+    def test_it_is_a_product_of_four_matrices_of_which_two_are_trained(self):
         model = attached("lora-mini", inner=6)
         A, A_aux, B, B_aux = parts(
             model, "lora_A.default.train_part", "lora_A.default.aux", "lora_B.default.train_part", "lora_B.default.aux"
@@ -144,13 +144,13 @@ class TestLoraMini:
         names = [name for name in trainable(model) if LAYER in name]
         assert sum(trainable(model)[name].numel() for name in names) == 4 * (6 + 6)
 
-    def test_it_can_leave_its_start(self):
+    def test_both_trained_matrices_get_a_gradient(self):
         model = attached("lora-mini", inner=6, drawn=False)
         model(input_ids=IDS, labels=torch.tensor([0, 1])).loss.backward()
         gradients = {name: bool(p.grad.any()) for name, p in trainable(model).items() if LAYER in name}
         assert sorted(gradients.values()) == [False, True]
 
-    def test_the_frozen_matrices_keep_lengths(self):
+    def test_the_frozen_matrices_preserve_lengths(self):
         model = attached("lora-mini", inner=64)
         aux = parts(model, "lora_A.default.aux", "lora_B.default.aux")
         spread = [float(matrix.std()) for matrix in aux]
@@ -173,14 +173,14 @@ class TestLoraXs:
         expected = (2 * U[:, :3] * signs) @ R @ ((S[:3] * signs)[:, None] * Vh[:3]) @ inputs().T
         torch.testing.assert_close(update_of(model, inputs()), expected.T, atol=1e-5, rtol=0)
 
-    def test_nothing_but_the_core_is_trained_and_it_is_drawn_small(self):
+    def test_only_the_core_is_trained_and_it_starts_small(self):
         model = attached("lora-xs", drawn=False)
         names = [name for name in trainable(model) if "classifier" not in name]
         assert all(name.endswith("lora_B.default.R") for name in names)
         values = torch.cat([trainable(model)[name].flatten() for name in names])
         assert float(values.std()) == pytest.approx(1e-5, rel=0.3)
 
-    def test_it_counts_as_the_paper_does(self):
+    def test_its_parameter_count_is_the_published_one(self):
         """60K, table 1 of the paper: r = 25 on queries, values and the outputs of both sublayers of RoBERTa-large."""
         config = tf.RobertaConfig(
             hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
@@ -236,7 +236,7 @@ class TestCLora:
         other = attached("clora", k=5, seed=1)
         assert not torch.equal(next(m for m in other.modules() if hasattr(m, "clora_V")).clora_V, layers[0].clora_V)
 
-    def test_it_pushes_on_a_from_the_start_and_on_b_once_there_is_one(self):
+    def test_the_penalty_acts_on_a_from_the_start_and_on_b_once_it_is_nonzero(self):
         model = attached("clora", k=5, drawn=False)
         subspace_penalty(model).backward()
         pushed = {name: bool(p.grad.any()) for name, p in trainable(model).items() if p.grad is not None}
@@ -244,7 +244,7 @@ class TestCLora:
 
 
 @pytest.mark.parametrize("name", COMPUTED)
-def test_what_is_saved_is_a_stock_lora(name, tmp_path):
+def test_the_saved_adapter_is_a_stock_lora(name, tmp_path):
     model = attached(name).float()
     method = methods.load(name)
     method.save(model, tmp_path, "some/base")

@@ -19,7 +19,7 @@ def attached(folder, labels=2, **options):
 
 
 def data(number=200, features=32, classes=3, seed=0):
-    """Features of many scales, the first few of which make the class."""
+    """Features of different scales; the first few determine the class."""
     draw = np.random.default_rng(seed)
     z = draw.normal(size=(number, features))
     y = (z[:, :classes] + 0.5 * draw.normal(size=(number, classes))).argmax(1)
@@ -31,7 +31,7 @@ def logits_of(model, x):
     return head(torch.from_numpy(x)).numpy()
 
 
-def test_before_fitting_the_logits_are_what_the_head_saw(bert):
+def test_before_fitting_the_logits_are_the_features(bert):
     plain, model = classifier(bert), attached(bert)
     with torch.no_grad():
         pooled = plain.bert(**INPUTS).pooler_output
@@ -66,13 +66,13 @@ def test_a_class_without_examples_is_never_predicted(bert):
     assert float((probabilities.argmax(-1) == torch.from_numpy(2 * y + 1)).float().mean()) > 0.7
 
 
-def test_one_class_alone_cannot_be_fitted(bert):
+def test_a_single_class_cannot_be_fitted(bert):
     x, _ = data(number=10)
     with pytest.raises(WorkError, match="one class only"):
         HEAD.fit(attached(bert), x, [1] * 10, seed=0)
 
 
-def test_a_single_example_of_a_class_goes_without_cross_validation(bert):
+def test_a_class_with_one_example_is_fitted_without_cross_validation(bert):
     x, _ = data(number=10)
     chosen = HEAD.fit(attached(bert), x, [1] + [0] * 9, seed=0)
     assert (chosen["C"], chosen["folds"]) == (1.0, 1)
@@ -88,7 +88,7 @@ def test_a_regression_is_ridge_at_the_chosen_strength(bert):
     np.testing.assert_allclose(logits_of(model, x)[:, 0], reference, atol=1e-3)
 
 
-def test_saved_and_loaded_it_gives_the_same_logits(bert, tmp_path):
+def test_loading_restores_the_logits(bert, tmp_path):
     x, y = data()
     model = attached(bert, 3)
     HEAD.fit(model, x, y.tolist(), seed=0)
@@ -99,7 +99,7 @@ def test_saved_and_loaded_it_gives_the_same_logits(bert, tmp_path):
         assert model(**INPUTS).logits.shape == (3, 3)
 
 
-def test_newly_made_modules_before_the_head_are_saved_with_it(bert, tmp_path):
+def test_new_modules_before_the_head_are_saved_with_it(bert, tmp_path):
     x, y = data()
     first = HEAD.attach(classifier(bert), settings("head"), "classification", ["bert.pooler", "classifier"])
     HEAD.fit(first, x, (y % 2).tolist(), seed=0)

@@ -58,7 +58,7 @@ def test_the_scores_follow_the_equation():
     assert updated_scores(scores, sets, losses, rate).tolist() == pytest.approx(expected)
 
 
-def test_a_block_that_can_be_spared_is_scored_up_and_trained_less():
+def test_a_dispensable_block_gets_a_higher_score_and_less_training():
     scores = updated_scores(torch.zeros(4).double(), [[0, 1], [2, 3]], [0.1, 2.0], 10.0)
     assert float(scores[0]) > 0 > float(scores[2])
     generator = torch.Generator().manual_seed(0)
@@ -109,7 +109,7 @@ def test_blocks_that_are_not_trained_do_not_move_with_weight_decay_and_momentum(
 
 
 @pytest.mark.parametrize("over", OVER)
-def test_a_trial_switches_blocks_down_and_back(over):
+def test_a_trial_suppresses_blocks_and_restores_them(over):
     model = attached("ist", over=over)
     blocks = adapted_blocks(model)
     with torch.no_grad():
@@ -172,7 +172,7 @@ def test_random_choice_makes_no_trials():
     assert not model.ist_scores.any()
 
 
-def test_the_draws_are_those_of_the_seed_and_the_step():
+def test_draws_depend_on_seed_and_step_only():
     found = []
     for seed in (0, 0, 1):
         model = attached("ist")
@@ -194,7 +194,7 @@ def test_the_scores_are_part_of_a_checkpoint():
 
 
 @pytest.mark.parametrize("over", ["lora", "kasa", "pfeiffer"])
-def test_a_run_saves_what_the_method_underneath_does(over, bert, tmp_path):
+def test_a_run_saves_the_files_of_the_method_underneath(over, bert, tmp_path):
     method = {"name": "ist", "r": 2, "options": {"over": over, "interval": 1}}
     run = train(make_recipe(bert, tmp_path, train=8, method=method, epochs=2), tmp_path / "run")
     folders = {path.name for path in run.iterdir() if path.is_dir()}

@@ -1,4 +1,4 @@
-"""The methods that PEFT computes: their initialisation, and the calls that they need beside their layers."""
+"""Methods computed by PEFT: their initialization, callbacks and saved adapters."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_part_of_the_spectrum_moves_into_the_factors(name, kept, bert):
     torch.testing.assert_close(B.norm(dim=0), A.norm(dim=1), atol=1e-5, rtol=1e-4)
 
 
-def test_olora_takes_the_first_columns_of_a_qr_decomposition(bert):
+def test_olora_starts_from_the_first_columns_of_a_qr_decomposition(bert):
     wrapped, W = attach("olora", bert)
     A, B, residual, s = factors(wrapped)
     torch.testing.assert_close(B.T @ B, torch.eye(2), atol=1e-5, rtol=0)
@@ -56,7 +56,7 @@ def test_olora_takes_the_first_columns_of_a_qr_decomposition(bert):
     torch.testing.assert_close(residual, W - s * B @ A, atol=1e-5, rtol=0)
 
 
-def test_olora_refuses_the_layers_that_peft_would_decompose_transposed():
+def test_olora_refuses_conv1d_layers():
     from transformers import GPT2Config, GPT2ForSequenceClassification
 
     config = GPT2Config(vocab_size=13, n_embd=16, n_layer=1, n_head=2, n_positions=16, pad_token_id=0)
@@ -93,7 +93,7 @@ def test_corda_decomposes_the_weight_times_the_covariance_of_real_inputs(compone
     assert float(B.norm()) > 0
 
 
-def test_corda_needs_rows(bert):
+def test_corda_refuses_an_empty_training_set(bert):
     from kasatune.errors import DataError
 
     wrapped, _ = attach("corda", bert)
@@ -103,7 +103,7 @@ def test_corda_needs_rows(bert):
 
 @pytest.mark.parametrize("name", ["pissa", "milora", "olora", "corda"])
 @pytest.mark.parametrize("use_rslora", [False, True])
-def test_what_is_saved_is_a_plain_lora_of_twice_the_rank(name, use_rslora, bert, tmp_path):
+def test_the_saved_adapter_is_a_plain_lora_of_twice_the_rank(name, use_rslora, bert, tmp_path):
     from peft import PeftModel
 
     wrapped, _ = attach(name, bert, use_rslora=use_rslora)
@@ -126,12 +126,12 @@ def test_what_is_saved_is_a_plain_lora_of_twice_the_rank(name, use_rslora, bert,
             assert torch.equal(loaded(**INPUTS).logits, before)
 
 
-def test_rslora_scales_by_the_root_of_the_rank_whatever_the_recipe_says(bert):
+def test_rslora_ignores_use_rslora_of_the_recipe(bert):
     assert factors(attach("rslora", bert, r=4, alpha=6)[0])[3] == 3.0
     assert factors(attach("lora", bert, r=4, alpha=6)[0])[3] == 1.5
 
 
-def test_ia3_leaves_the_projection_after_the_attention_alone(bert):
+def test_ia3_does_not_scale_the_attention_output_projection(bert):
     names = [name for name in trainable(attach("ia3", bert)[0]) if "ia3" in name]
     assert {name.partition("layer.0.")[2] for name in names if "layer.0." in name} == {
         "attention.self.key.ia3_l.default",
@@ -140,7 +140,7 @@ def test_ia3_leaves_the_projection_after_the_attention_alone(bert):
     }
 
 
-def test_top_layers_trains_whole_blocks_from_the_top(bert):
+def test_top_layers_trains_complete_blocks_from_the_top(bert):
     model, _ = attach("top-layers", bert, options={"layers": 1})
     names = set(trainable(model))
     assert {name for name in names if "layer.1." in name} == {
@@ -173,7 +173,7 @@ class TestAdaLora:
         events = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
         return [event["rank"] for event in events if event["event"] == "train"]
 
-    def test_rank_is_taken_step_by_step_down_to_the_target(self, bert, tmp_path):
+    def test_ranks_decrease_to_the_target(self, bert, tmp_path):
         train(self.recipe(bert, tmp_path, select="last"), tmp_path / "run")
         ranks = self.ranks(tmp_path / "run")
         assert ranks[:2] == [16, 16]
@@ -181,7 +181,7 @@ class TestAdaLora:
         assert ranks[-3:] == [8, 8, 8]
         assert len(set(ranks)) > 3
 
-    def test_only_what_is_in_use_is_saved(self, bert, tmp_path):
+    def test_only_nonzero_singular_values_are_saved(self, bert, tmp_path):
         from safetensors.torch import load_file
 
         train(self.recipe(bert, tmp_path, select="last"), tmp_path / "run")
@@ -189,7 +189,7 @@ class TestAdaLora:
         assert sum(len(value) for name, value in tensors.items() if "lora_E" in name) == 8
         assert sum(len(value) for name, value in tensors.items() if "lora_A" in name) == 8
 
-    def test_a_resumed_run_is_the_run_that_was_never_stopped(self, bert, tmp_path):
+    def test_a_resumed_run_equals_an_uninterrupted_one(self, bert, tmp_path):
         recipe = self.recipe(bert, tmp_path)
         train(recipe, tmp_path / "whole")
         with pytest.raises(KeyboardInterrupt):

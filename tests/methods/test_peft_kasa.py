@@ -1,4 +1,4 @@
-"""The penalty of PEFT's own KaSA acts, once per optimizer step."""
+"""The penalty of PEFT's KaSA acts once per optimizer step."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def first_step(recipe, folder):
 
 
 @pytest.mark.parametrize("pieces", [1, 4])
-def test_its_gradient_is_added_once_a_step(pieces, bert, tmp_path):
+def test_its_gradient_is_added_once_per_optimizer_step(pieces, bert, tmp_path):
     steps = {}
     for beta, gamma in ((0.0, 0.0), (0.5, 0.25)):
         recipe = make_recipe(

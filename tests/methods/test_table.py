@@ -10,7 +10,7 @@ from kasatune.errors import InputError
 from kasatune.methods.shared.method import Method
 
 
-def test_the_table_is_light():
+def test_importing_the_table_imports_no_large_library():
     script = (
         "import sys, kasatune.methods; print(sorted({'torch', 'transformers', 'peft', 'sklearn'} & set(sys.modules)))"
     )
@@ -18,13 +18,20 @@ def test_the_table_is_light():
 
 
 @pytest.mark.parametrize("name", list(methods.METHODS))
-def test_every_row_leads_to_its_method(name):
+def test_every_row_names_its_method_module(name):
     method = methods.load(name)
     assert isinstance(method, Method)
     assert method.info is methods.METHODS[name]
     assert method.info.name == name
 
 
-def test_an_unknown_method_is_answered_with_those_that_exist():
+def test_an_unknown_method_lists_the_existing_ones():
     with pytest.raises(InputError, match=r"'loras' does not exist.*lora"):
         methods.load("loras")
+
+
+@pytest.mark.parametrize("info", methods.METHODS.values(), ids=lambda info: info.name)
+def test_the_words_of_a_row_agree_with_its_facts(info):
+    assert info.needs_float_base == ("not quantized" in info.bases)
+    assert info.kinds == ("classification", "regression", "generation") or info.unable
+    assert set(info.searched) <= set(info.uses)

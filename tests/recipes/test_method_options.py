@@ -1,4 +1,4 @@
-"""Settings that one method alone has: checked when the recipe is read, complete once it is."""
+"""Options of methods in recipes: defaults, checks, overrides, aliases."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def faults(path, overrides=(), **options) -> tuple[str, ...]:
     return caught.value.faults
 
 
-def test_the_least_recipe_has_every_published_default(write):
+def test_a_minimal_recipe_has_all_published_defaults(write):
     assert load_recipe(write(LEAST)).model_dump() == {
         "model": {
             "name": "some/model",
@@ -93,7 +93,7 @@ def test_the_least_recipe_has_every_published_default(write):
 
 
 @pytest.mark.parametrize("value", ["1e-4", "1E-4", "1.0e-4", "0.0001", ".1e-3", "+1e-4"])
-def test_a_number_is_a_number_however_it_is_written(write, value):
+def test_all_spellings_of_a_number_are_numbers(write, value):
     recipe = load_recipe(write(LEAST + f"training: {{learning_rate: {value}}}"), [f"training.weight_decay={value}"])
     assert recipe.training.learning_rate == recipe.training.weight_decay == pytest.approx(1e-4)
 
@@ -115,7 +115,7 @@ def test_words_of_yaml_1_1_stay_text(write):
     assert yaml.safe_load(to_yaml(recipe))["task"]["label"] == "2024-01-01"
 
 
-def test_to_yaml_is_read_back_the_same_by_this_reader_and_by_any_other(write):
+def test_to_yaml_round_trips_through_this_reader_and_pyyaml(write):
     recipe = load_recipe(
         write(LEAST),
         [
@@ -235,12 +235,12 @@ def test_one_fault_gives_one_sentence(write, line, words):
         (b"\x00", "not text"),
     ],
 )
-def test_what_is_not_a_recipe_is_refused_in_one_sentence(write, text, words):
+def test_a_file_that_is_not_a_recipe_is_refused_in_one_sentence(write, text, words):
     (fault,) = faults(write(text))
     assert words in fault
 
 
-def test_laughs_depth_and_size_end_in_bounded_time(write):
+def test_aliases_depth_and_size_are_refused_in_bounded_time(write):
     laughs = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
     )
@@ -296,7 +296,7 @@ def test_own_data_needs_its_keys(write):
         ("name: instruction, train: 'hub:a/b:train', validation: 0.1", "hub:NAME@REVISION:SPLIT"),
     ],
 )
-def test_a_revision_is_of_a_benchmark_on_the_hub(write, task, words):
+def test_a_revision_is_only_for_benchmarks_on_the_hub(write, task, words):
     (fault,) = faults(write(f"model: {{name: m}}\ntask: {{{task}, revision: v1}}"))
     assert fault.startswith("task.revision: ") and words in fault
     assert load_recipe(write("model: {name: m}\ntask: {name: glue/rte, revision: v1}")).task.revision == "v1"
@@ -333,7 +333,7 @@ def test_validation_may_be_a_share_of_the_training_rows(write):
         assert fault.startswith(f"task.validation: {share} received")
 
 
-def test_quantized_bases_are_refused_where_they_cannot_work(write):
+def test_methods_that_need_a_float_base_refuse_a_quantized_one(write):
     assert "attach" in faults(write(LEAST), ["model.quantization=nf4", "method.truncation=fold"])[0]
     for method in ("full", "peft-kasa"):
         (fault,) = faults(write(LEAST), ["model.quantization=nf4", f"method.name={method}"])
@@ -341,7 +341,7 @@ def test_quantized_bases_are_refused_where_they_cannot_work(write):
     load_recipe(write(LEAST), ["model.quantization=nf4"])
 
 
-def test_inputs_are_looked_for_only_when_asked(write, tmp_path):
+def test_inputs_are_checked_only_on_request(write, tmp_path):
     text = """
 model: {name: ./no/such/model, quantization: nf4}
 task: {name: classification, train: no.csv, validation: none.csv, text: a, label: b}
@@ -352,7 +352,7 @@ task: {name: classification, train: no.csv, validation: none.csv, text: a, label
     assert all("check the path" in fault for fault in found if "no such" in fault)
 
 
-def test_missing_packages_folders_and_files_are_told_apart(write, tmp_path, monkeypatch):
+def test_missing_packages_folders_and_files_have_different_messages(write, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
@@ -376,14 +376,14 @@ def test_a_mapping_is_checked_like_a_file():
         Recipe.model_validate([1])
 
 
-def test_checking_does_not_change_the_mapping_it_is_given():
+def test_validation_does_not_change_its_argument():
     given = {"model": {"name": "m"}, "task": {"name": "glue/sst2"}, "training": {"schedule": "constant"}}
     recipe = Recipe.model_validate(given)
     assert recipe.training.warmup_ratio == 0.0
     assert given == {"model": {"name": "m"}, "task": {"name": "glue/sst2"}, "training": {"schedule": "constant"}}
 
 
-def test_another_method_by_an_override_leaves_the_options_of_the_first_behind(write):
+def test_overriding_the_method_drops_its_options(write):
     path = write("model: {name: some/model}\ntask: {name: glue/rte}\nmethod: {name: kasa, options: {sigma: one}}\n")
     assert load_recipe(path, ["method.name=lora"]).method.options == {}
     assert load_recipe(path, ["method.name=kasa"]).method.options["sigma"] == "one"

@@ -1,4 +1,4 @@
-"""One small model of every architecture that adapters know, made from a configuration."""
+"""A small model of every architecture that bottleneck adapters support."""
 
 from __future__ import annotations
 

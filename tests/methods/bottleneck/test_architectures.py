@@ -1,4 +1,4 @@
-"""Adapters in every architecture: where they are, that the base is there when they are off, files and counts."""
+"""Bottleneck adapters in every architecture: places, switching off, files and parameter counts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def logits(model):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_it_starts_as_the_base_and_gives_it_back_when_off(architecture, kind):
+def test_it_starts_as_the_base_and_restores_it_when_off(architecture, kind):
     base = logits(make(architecture))
     model = adapted(architecture, kind)
     assert torch.equal(logits(model), base)
@@ -57,7 +57,7 @@ def test_every_block_is_adapted_the_same_number_of_times(kind):
 
 @pytest.mark.parametrize("architecture", ["bert", "llama"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_saved_and_loaded_by_peft_alone_it_gives_the_same(architecture, kind, tmp_path):
+def test_peft_alone_loads_the_saved_adapter(architecture, kind, tmp_path):
     model = shaken(adapted(architecture, kind))
     model.save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -78,7 +78,7 @@ def test_post_layer_norm_decides_where_pfeiffer_reads():
     assert places["gpt2"] == {f"transformer.h.{index}": "output" for index in range(BLOCKS)}
 
 
-def test_a_block_still_answers_for_its_own_attributes():
+def test_an_adapted_block_keeps_its_attributes():
     block = adapted("qwen2", "lin").base_model.model.model.layers[1]
     assert isinstance(block, BottleneckLayer)
     assert block.self_attn is block.base_layer.self_attn
@@ -86,7 +86,7 @@ def test_a_block_still_answers_for_its_own_attributes():
         _ = block.nothing_like_it
 
 
-def test_two_adapters_live_side_by_side():
+def test_two_adapters_on_one_model():
     model = shaken(adapted("bert"))
     first = logits(model)
     model.add_adapter("second", BottleneckConfig(r=2, kind="lin"))
@@ -120,7 +120,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(kind):
         torch.testing.assert_close(plain, checkpointed)
 
 
-def test_sixteen_bits_keep_the_adapter_in_float32_and_the_stream_in_theirs():
+def test_on_a_16_bit_base_the_adapter_is_float32_and_the_outputs_16_bit():
     torch.manual_seed(0)
     model = peft.get_peft_model(make("bert").to(torch.bfloat16), BottleneckConfig(r=4)).eval()
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
@@ -134,7 +134,7 @@ def test_an_unknown_architecture_is_refused_by_name():
         peft.get_peft_model(tf.MPNetForSequenceClassification(config), BottleneckConfig(kind="lin"))
 
 
-def test_places_can_be_given_for_one():
+def test_places_support_an_unknown_architecture():
     config = tf.MPNetConfig(
         vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24
     )
@@ -167,6 +167,6 @@ def test_a_setting_out_of_its_range_is_named(fields, named):
         BottleneckConfig(**fields)
 
 
-def test_nothing_is_left_when_the_first_block_is_past_the_last():
-    with pytest.raises(ModelError, match="first 3 blocks"):
+def test_first_block_past_the_last_block_is_refused():
+    with pytest.raises(ModelError, match="first_block: 3 received"):
         adapted("bert", first_block=BLOCKS)

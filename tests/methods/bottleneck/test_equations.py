@@ -1,4 +1,4 @@
-"""Each kind of adapter against its equation, written out in float64."""
+"""Each kind of bottleneck adapter compared with its equation in float64."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_parallel_adapter_is_added_to_the_projection():
         torch.testing.assert_close(ours.get_submodule(name)(x), expected)
 
 
-def test_dropout_is_on_what_enters_the_first_projection():
+def test_dropout_acts_on_the_input_of_the_first_projection():
     _, model = pair("llama", kind="parallel", adapter_dropout=0.5)
     layer = model.base_model.model.model.layers[0].mlp.up_proj
     assert isinstance(layer.bottleneck_adapter["default"].dropout, nn.Dropout)

@@ -54,7 +54,7 @@ def count(name, base, r, options):
 
 
 @pytest.mark.parametrize(("name", "base", "r", "options", "exact", "printed", "source"), PUBLISHED)
-def test_it_counts_as_the_papers_do(name, base, r, options, exact, printed, source):
+def test_the_parameter_count_is_the_published_one(name, base, r, options, exact, printed, source):
     found = count(name, base, r, options)
     assert found == exact
     decimals = len(printed.partition(".")[2])
@@ -62,7 +62,7 @@ def test_it_counts_as_the_papers_do(name, base, r, options, exact, printed, sour
 
 
 @pytest.mark.parametrize(("name", "base", "r", "options", "exact", "printed"), DIFFERENT)
-def test_where_a_paper_prints_another_number_it_is_near(name, base, r, options, exact, printed):
+def test_the_parameter_count_is_near_an_inexact_published_one(name, base, r, options, exact, printed):
     found = count(name, base, r, options)
     assert found == exact
     assert f"{found / 1e6:.{len(printed.partition('.')[2])}f}" != printed
@@ -84,7 +84,7 @@ def attach(name, architecture="bert", r=4, **options):
     return methods.load(name).attach(make(architecture), section, "classification", ["classifier"])
 
 
-def test_houlsby_trains_the_layer_norms_when_asked_and_the_base_keeps_its_own():
+def test_houlsby_trains_copies_of_the_layer_norms():
     model, plain = attach("houlsby", layer_norms=True), attach("houlsby")
     more = set(trainable(model)) - set(trainable(plain))
     assert len(more) == BLOCKS * 2 * 2
@@ -142,13 +142,13 @@ def test_sampled_adapterdrop_draws_the_number_of_dropped_blocks_uniformly_at_eac
     assert min(kept.count(number) for number in range(1, BLOCKS + 1)) > 200 / BLOCKS * 0.7
 
 
-def test_the_draws_are_those_of_the_seed_and_the_step():
+def test_draws_depend_on_seed_and_step_only():
     model = attach("adapterdrop")
     assert draws(model, steps=20) == draws(model, steps=20)
     assert draws(model, steps=20) != draws(model, seed=1, steps=20)
 
 
-def test_a_dropped_block_is_not_reached_by_the_gradient():
+def test_a_dropped_block_gets_no_gradient():
     model = attach("adapterdrop").train()
     for layer in model.modules():
         if isinstance(layer, BottleneckLayer):
