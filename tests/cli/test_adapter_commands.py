@@ -80,11 +80,11 @@ def test_verify_passes_a_good_adapter_and_fails_a_bad_one_with_status_one(kasatu
 
 
 def test_inspect_prints_a_table_json_and_a_picture(kasatune, trained, place):
-    done = kasatune("inspect", "adapter", "--picture", "layers.png")
+    done = kasatune("inspect", "adapter", "--picture", "layers.svg")
     assert done.status == 0
     assert done.out.splitlines()[0] == "kasa adapter"
     assert len(done.out.splitlines()) == 2 + 4
-    assert (place / "layers.png").read_bytes().startswith(b"\x89PNG")
+    assert (place / "layers.svg").read_text(encoding="utf-8").startswith("<svg xmlns=")
     found = json.loads(kasatune("inspect", "adapter", "--json").out)
     assert {layer["name"] for layer in found["layers"]} >= {"model.layers.0.self_attn.q_proj"}
 
@@ -92,10 +92,10 @@ def test_inspect_prints_a_table_json_and_a_picture(kasatune, trained, place):
 def test_an_inspection_of_plain_lora_and_of_no_base_is_drawn_too(kasatune, trained, place):
     kasatune("export", "adapter", "--out", "lora")
     (place / "base").rename(place / "elsewhere")
-    done = kasatune("inspect", "lora", "--picture", "lora.png")
+    done = kasatune("inspect", "lora", "--picture", "lora.svg")
     assert done.status == 0
     assert "--base MODEL" in done.err
-    assert (place / "lora.png").stat().st_size > 1000
+    assert (place / "lora.svg").stat().st_size > 1000
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,8 @@ def test_an_inspection_of_plain_lora_and_of_no_base_is_drawn_too(kasatune, train
         (["shrink", "adapter", "--energy", "2", "--out", "new"], "at most 1"),
         (["verify", "nowhere"], "no such directory"),
         (["inspect", "adapter", "--base", "./nowhere"], "not a folder"),
-        (["inspect", "adapter", "--picture", "no/such/folder.png"], "no such directory"),
+        (["inspect", "adapter", "--picture", "no/such/folder.svg"], "no such directory"),
+        (["inspect", "adapter", "--picture", "layers.png"], "name a file that ends in .svg"),
         (["inspect", "adapter", "--picture", "."], "is a directory"),
     ],
 )

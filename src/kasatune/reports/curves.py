@@ -75,7 +75,10 @@ def score_chart(run: RunRecord) -> Chart | None:
         for place, name in enumerate(names[:4])
     ]
     first = lines[0]
+    ranges = [words.metric_range(name) for name in names[:4]]
+    known = [bounds for bounds in ranges if bounds is not None]
     return Chart(
+        y_bounds=(min(low for low, _ in known), max(high for _, high in known)) if len(known) == len(ranges) else None,
         title=f"Scores on {split}",
         description=f"{words.sentence(first.label)}: {first.y[0]:.4f} at epoch {first.x[0]:g}, "
         f"{first.y[-1]:.4f} at epoch {first.x[-1]:g}.",

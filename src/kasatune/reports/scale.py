@@ -16,9 +16,19 @@ class Scale:
         stop: pixel of the largest value.
         log: logarithmic.
         margin: share of the range to leave free at both ends.
+        bounds: (smallest, largest) possible value; a linear axis never extends beyond them.
     """
 
-    def __init__(self, values: Iterable[float], start: float, stop: float, *, log: bool, margin: float = 0.0) -> None:
+    def __init__(
+        self,
+        values: Iterable[float],
+        start: float,
+        stop: float,
+        *,
+        log: bool,
+        margin: float = 0.0,
+        bounds: tuple[float, float] | None = None,
+    ) -> None:
         self._log, self._start, self._stop = log, start, stop
         places = [place for value in values if (place := self._place(value)) is not None]
         low, high = min(places, default=0.0), max(places, default=1.0)
@@ -27,6 +37,8 @@ class Scale:
             room = 0.5 if log or largest < 1e-100 else 0.5 * largest
             low, high = low - room, high + room
         self._low, self._high = low - margin * (high - low), high + margin * (high - low)
+        if bounds is not None and not log:
+            self._low, self._high = max(self._low, bounds[0]), min(self._high, bounds[1])
 
     def __call__(self, value: float) -> float | None:
         """The pixel of `value`; None where it cannot be shown."""

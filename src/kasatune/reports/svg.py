@@ -73,7 +73,8 @@ class Chart:
         log_x, log_y: logarithmic axes; values that are not positive are left out.
         reverse_x: largest position at the left.
         from_zero: the vertical axis holds zero.
-        whole_x: the horizontal axis counts: no ticks between whole numbers.
+        whole_x: the horizontal axis counts: ticks only at integers.
+        y_bounds: smallest and largest possible value, beyond which the vertical axis does not extend.
         note: a remark below the chart.
         width, height: in CSS pixels before scaling.
     """
@@ -89,6 +90,7 @@ class Chart:
     reverse_x: bool = False
     from_zero: bool = False
     whole_x: bool = False
+    y_bounds: tuple[float, float] | None = None
     note: str = ""
     width: int = 400
     height: int = 230
@@ -131,7 +133,7 @@ def _draw(chart: Chart) -> Markup:
     ys += [0.0] if chart.from_zero else []
     across = (chart.width - right, left) if chart.reverse_x else (left, chart.width - right)
     x_scale = Scale(xs, *across, log=chart.log_x)
-    y_scale = Scale(ys, chart.height - bottom, top, log=chart.log_y, margin=0.06)
+    y_scale = Scale(ys, chart.height - bottom, top, log=chart.log_y, margin=0.06, bounds=chart.y_bounds)
     parts = [
         Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
             chart.width, chart.height, f"{chart.title}. {chart.description}"

@@ -26,12 +26,23 @@ _TITLES = {
     "perplexity": "perplexity",
 }
 
+_RANGES = {
+    **dict.fromkeys(("accuracy", "f1", "bleu", "meteor", "meteor_exact_stem", "rouge_l", "unparsed"), (0.0, 1.0)),
+    **dict.fromkeys(("acc", "acc_norm"), (0.0, 1.0)),
+    **dict.fromkeys(("matthews_correlation", "pearson", "spearman"), (-1.0, 1.0)),
+}
+
 ABSENT = "-"
 
 
 def metric_title(name: str) -> str:
     """The field's name of a score; the name itself where it is not known."""
     return _TITLES.get(name, name.replace("_", " "))
+
+
+def metric_range(name: str) -> tuple[float, float] | None:
+    """The smallest and largest possible value of a score; None if it has no upper bound or is not known."""
+    return _RANGES.get(name)
 
 
 def sentence(text: str) -> str:

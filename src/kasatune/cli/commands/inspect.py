@@ -26,7 +26,7 @@ def command(
     dW: effective rank of the update; defect: distance of A and B from orthonormal; top, bottom: mean squared cosine
     between the update and the first and last singular directions of W.
 
-    Example: kasatune inspect runs/rte-kasa --picture rte.png
+    Example: kasatune inspect runs/rte-kasa --picture rte.svg
     """
     with results_only():
         from kasatune.reports.inspection import check_picture, draw_inspection

@@ -72,12 +72,16 @@ def measure(folders: Sequence[Path], metric: str, number: int, split: str | None
         if not all(path.is_file() for path in files):
             return None
         told = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+        if any(metric not in one["metrics"] for one in told):
+            return None
         return Measured(
             values=tuple(one["metrics"][metric] for one in told),
             resampled=_resampled(told, metric, number),
             folders=tuple(map(str, folders)),
         )
     found = [read_metrics(folder) for folder in folders]
+    if any(metric not in one["metrics"] for one in found):
+        return None
     curves = [_curve(folder, metric) for folder in folders]
     long = [curve for curve in curves if len(curve) > _LAST]
     last = [value for one in found if (value := (one.get("last") or {}).get("metrics", {}).get(metric)) is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from kasatune.reports.svg import Chart, Line
 from kasatune.reports.words import compact
 
 _WIDTH = 400
-_ROW = 24
+_ROW = 26
 _LABEL = 146
 _RADIUS = 8.5
 _LETTERS = 23
@@ -25,16 +26,28 @@ _SHOWN_CURVES = 4
 Entry = Mapping[str, Any]
 
 
-def numbers(task: Mapping[str, Any]) -> dict[str, int]:
-    """The number of each method in the charts of a task: its place by mean score."""
-    return {entry["method"]: place for place, entry in enumerate(ordered(task), 1) if entry["mean"] is not None}
+def letters(task: Mapping[str, Any]) -> dict[str, str]:
+    """The letter that identifies each method in the charts of a task; letters, since a number would read as a rank."""
+    scored = [entry for entry in ordered(task) if entry["mean"] is not None]
+    return {entry["method"]: _letter(index) for index, entry in enumerate(scored)}
+
+
+def _letter(index: int) -> str:
+    """A to Z, then AA, AB and so on."""
+    first, last = divmod(index, 26)
+    return (chr(64 + first) if first else "") + chr(65 + last)
+
+
+def _label_lines(label: str) -> list[str]:
+    """The label of a row, in lines that fit beside the chart."""
+    return textwrap.wrap(label, _LETTERS) or [label]
 
 
 def interval_chart(task: Mapping[str, Any], reference: str) -> Markup:
     """Mean and 95 % interval of every method on one axis, the majority class as a line."""
     entries = [entry for entry in ordered(task) if entry["mean"] is not None]
     values = [v for entry in entries for v in (entry["mean"], *(entry["interval"] or ()))] + [task["majority"]]
-    scale = Scale(values, _LABEL + 8, _WIDTH - 12, log=False, margin=0.04)
+    scale = Scale(values, _LABEL + 8, _WIDTH - 12, log=False, margin=0.04, bounds=words.metric_range(task["primary"]))
     height = _ROW * len(entries) + 48
     floor = height - 34
     said = "; ".join(f"{entry['title']} {words.score(entry['mean'])}" for entry in entries)
@@ -45,13 +58,13 @@ def interval_chart(task: Mapping[str, Any], reference: str) -> Markup:
     for row, entry in enumerate(entries):
         y = _ROW * row + 17
         style = _style(entry, reference)
-        label = f"{row + 1} {entry['title']}"
-        short = label if len(label) <= _LETTERS else f"{label[: _LETTERS - 1]}\u2026"
-        parts.append(
-            Markup('<text class="name" x="{}" y="{}" text-anchor="end">{}<title>{}</title></text>').format(
-                _LABEL, y + 4, short, entry["title"]
+        lines = _label_lines(f"{_letter(row)} {entry['title']}")
+        for number, line in enumerate(lines):
+            parts.append(
+                Markup('<text class="name" x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(
+                    _LABEL, y + 4 + 11 * (number - (len(lines) - 1) / 2), line
+                )
             )
-        )
         if entry["interval"]:
             low, high = (scale(value) for value in entry["interval"])
             parts.append(Markup('<path class="whisker {}" d="M{:.1f} {}L{:.1f} {}"/>').format(style, low, y, high, y))
@@ -68,7 +81,7 @@ def trade_off_chart(
 ) -> Markup | None:
     """The mean score of every method against a cost on a logarithmic axis, with those that no other beats in both.
 
-    Methods carry the numbers of the table. None where fewer than two have the cost.
+    Methods carry the letters of the table. None if fewer than two have the cost.
     """
     points = [
         (entry, float(value))
@@ -79,7 +92,9 @@ def trade_off_chart(
         return None
     height, floor = 280, 246
     x_scale = Scale([value for _, value in points], 62, _WIDTH - 20, log=True, margin=0.06)
-    y_scale = Scale([entry["mean"] for entry, _ in points], floor - 12, 18, log=False)
+    y_scale = Scale(
+        [entry["mean"] for entry, _ in points], floor - 12, 18, log=False, bounds=words.metric_range(task["primary"])
+    )
     front = pareto([(value, entry["mean"]) for entry, value in points])
     named = ", ".join(points[index][0]["title"] for index in front)
     parts = [_open(height, f"{words.metric_title(task['primary'])} against {label}. Beaten by none in both: {named}.")]
@@ -90,7 +105,7 @@ def trade_off_chart(
         for place, index in enumerate(front)
     )
     parts.append(Markup('<path class="front" d="{}"/>').format(line))
-    names = numbers(task)
+    names = letters(task)
     placed: list[tuple[float, float]] = []
     for entry, value in points:
         x, y = _apart(x_scale(value) or 0.0, y_scale(entry["mean"]) or 0.0, placed)
@@ -122,6 +137,7 @@ def curve_chart(task: Mapping[str, Any], reference: str) -> Chart | None:
         lines=lines,
         x_label="epoch",
         whole_x=True,
+        y_bounds=words.metric_range(task["primary"]),
         height=280,
     )
 

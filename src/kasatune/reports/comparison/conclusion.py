@@ -1,4 +1,4 @@
-"""The answer of a comparison in one paragraph: what was shown, what was not, and what was not tested."""
+"""The conclusion of a comparison in words: significant differences, ties, and what was not tested."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NO_DIFFERENCE = "no difference shown"
 
 
 def conclusion(found: Mapping[str, Any]) -> str:
-    """The paragraph that stands on top of every form of the report."""
+    """The paragraph at the top of every report."""
     parts = [
         _unfinished(found),
         _differences(found),
@@ -24,12 +24,12 @@ def conclusion(found: Mapping[str, Any]) -> str:
 
 
 def begun(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The tasks on which any run is finished that is reported."""
+    """The tasks that have at least one finished reported run."""
     return [task for task in found["tasks"] if any(entry["mean"] is not None for entry in task["results"])]
 
 
 def title_of(found: Mapping[str, Any], method: str) -> str:
-    """The shown name of a method of the comparison."""
+    """The title of a method of the comparison."""
     for task in found["tasks"]:
         for entry in task["results"]:
             if entry["method"] == method:
@@ -38,23 +38,23 @@ def title_of(found: Mapping[str, Any], method: str) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """The names in words: a; a and b; a, b and c."""
+    """The names as text: a; a and b; a, b and c."""
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
 
 
 def _unfinished(found: Mapping[str, Any]) -> str:
     progress = found["progress"]
-    failed = f" {progress['failed']} runs failed; they are named below." if progress["failed"] else ""
+    failed = f" {progress['failed']} runs failed; they are listed below." if progress["failed"] else ""
     if found["complete"]:
         return failed.strip()
     return (
-        f"Not finished: {progress['there']} of {progress['planned']} runs are done, and what follows is about these "
-        f"alone.{failed}"
+        f"Not finished: {progress['there']} of {progress['planned']} runs are done, and the results below cover only "
+        f"these.{failed}"
     )
 
 
 def _verdicts(found: Mapping[str, Any], verdict: str) -> dict[str, list[str]]:
-    """Tasks by method, of the trained methods with this verdict."""
+    """The tasks on which each trained method has this verdict."""
     by_method: dict[str, list[str]] = {}
     for task in found["tasks"]:
         for entry in task["results"]:
@@ -70,7 +70,7 @@ def _verdicts(found: Mapping[str, Any], verdict: str) -> dict[str, list[str]]:
 
 
 def _grouped(by_method: Mapping[str, list[str]]) -> list[tuple[list[str], str]]:
-    """(tasks, methods in words) of the methods that share their tasks; the most tasks first."""
+    """(tasks, methods as text), for methods with the same tasks; most tasks first."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for name, tasks in by_method.items():
         groups.setdefault(tuple(tasks), []).append(name)
@@ -90,31 +90,32 @@ def _differences(found: Mapping[str, Any]) -> str:
     same, untested = _verdicts(found, NO_DIFFERENCE), _verdicts(found, "not tested")
     if not better and not worse:
         if not same:
-            return f"Nothing could be tested against {reference} yet."
+            return f"No difference to {reference} could be tested yet."
         seeds = _seeds_compared(found)
-        who = f"of {listed(list(same))}, none was" if len(same) > 1 else f"{listed(list(same))} was not"
+        many = "seed" if seeds == 1 else "seeds"
+        names = f"none of {listed(list(same))} differs" if len(same) > 1 else f"{listed(list(same))} does not differ"
         text = (
-            f"No difference shown: {who} told apart from {reference} on any task with {seeds} "
-            f"{'seed' if seeds == 1 else 'seeds'}. That is not a proof that they are equal."
+            f"No significant difference: with {seeds} {many}, {names} significantly from {reference} on any task. "
+            "This does not prove that they are equal."
         )
     else:
         sentences = [
-            f"Shown to be {verdict} than {reference} on {_on(found, tasks)}: {name}."
+            f"Significantly {verdict} than {reference} on {_on(found, tasks)}: {name}."
             for verdict, group in (("better", better), ("worse", worse))
             for tasks, name in _grouped(group)
         ]
         sentences += [
-            f"No difference shown between {reference} and {name} on {_on(found, tasks)}."
+            f"No significant difference between {reference} and {name} on {_on(found, tasks)}."
             for tasks, name in _grouped(same)
         ]
         text = " ".join(sentences)
     if untested:
-        text += f" Not tested for want of seeds or runs: {listed(list(untested))}."
+        text += f" Not tested, because seeds or runs are missing: {listed(list(untested))}."
     return text
 
 
 def _seeds_compared(found: Mapping[str, Any]) -> int:
-    """The largest number of seeds that a difference was taken over."""
+    """The largest number of paired seeds of any difference."""
     differences = [entry["difference"] for task in found["tasks"] for entry in task["results"] if not entry["fitted"]]
     return max((one["seeds"] for one in differences if one), default=0)
 
@@ -131,7 +132,8 @@ def _ranks(found: Mapping[str, Any]) -> str:
     ties = [row for row in ranked if row["average_rank"] == first["average_rank"]]
     names = listed([title_of(found, row["method"]) for row in ties])
     return (
-        f"The best average rank over {most} tasks, {first['average_rank']:.2f}, is that of {names}; a rank is no test."
+        f"{names} {'have' if len(ties) > 1 else 'has'} the best average rank over {most} tasks, "
+        f"{first['average_rank']:.2f}; ranks are not tested for significance."
     )
 
 
@@ -141,13 +143,13 @@ def _tasks_that_count(found: Mapping[str, Any]) -> str:
         return ""
     plural = len(no) > 1
     return (
-        f"{listed(no)} {'do' if plural else 'does'} not count: even the best method did not beat both the fitted head "
-        f"and the majority class there by an interval that excludes zero."
+        f"{listed(no)} {'do' if plural else 'does'} not distinguish methods: even the best method does not "
+        "significantly beat both the fitted head and the majority class."
     )
 
 
 def _at_the_edge(found: Mapping[str, Any]) -> str:
-    """The methods whose search may have ended too early."""
+    """The methods whose best learning rate is at the edge of the searched range."""
     by_method: dict[str, list[str]] = {}
     for task in found["tasks"]:
         for entry in task["results"]:
@@ -156,9 +158,7 @@ def _at_the_edge(found: Mapping[str, Any]) -> str:
     if not by_method:
         return ""
     places = listed([f"{names} on {_on(found, tasks)}" for tasks, names in _grouped(by_method)])
-    return (
-        f"The best learning rate was the smallest or the largest that was tried, so a better one may exist: {places}."
-    )
+    return f"A better learning rate may lie outside the searched range, since the best was at its edge: {places}."
 
 
 def _not_tested(found: Mapping[str, Any]) -> str:
@@ -170,9 +170,9 @@ def _not_tested(found: Mapping[str, Any]) -> str:
     amount = f"{min(rows):,}" if min(rows) == max(rows) else f"{min(rows):,} to {max(rows):,}"
     ranks = sorted({task["shared_method_settings"]["r"] for task in tasks})
     search = found["search"]
-    how = f"more than {search['trials']} search trials a method" if search["applies"] else "any search of settings"
+    how = f"more than {search['trials']} search trials per method" if search["applies"] else "a hyperparameter search"
     without = [entry["title"] for entry in tasks[0]["results"] if not _has_runs(tasks, entry["method"])]
-    methods = f"{listed(without)} (no run is finished), " if without else ""
+    methods = f"{listed(without)} (no finished run), " if without else ""
     seeds = sorted({run["seed"] for task in tasks for entry in task["results"] for run in entry["runs"]})
     return (
         f"Not tested: {methods}models other than {listed(models)}, tasks other than "
@@ -186,21 +186,22 @@ def _has_runs(tasks: Sequence[Mapping[str, Any]], method: str) -> bool:
 
 
 def protocol_sentence(found: Mapping[str, Any]) -> str:
-    """How the reported score was come by."""
+    """How the reported scores were obtained."""
     search = found["search"]
     if found["protocol"] == "paper":
         return (
             "Protocol of the paper: the best epoch and the searched settings were both chosen on the rows that are "
-            "reported, which flatters every score."
+            "reported, so every score is biased upwards."
         )
     searched = (
-        f"Settings were searched with {search['trials']} trials a method ({search['kind']}) on a fifth of the training "
-        "rows, kept back for that"
+        f"Settings were searched with {search['trials']} trials per method ({search['kind']}), scored on a held-out "
+        "fifth of the training rows"
         if search["applies"]
-        else "Settings are the recipe's; nothing was searched"
+        else "All settings are those of the recipe; nothing was searched"
     )
     seeds = len(found["seeds"])
     return words.sentence(
-        f"{searched}; then {seeds} fresh {'seed' if seeds == 1 else 'seeds'} trained on all training rows, and the "
-        "state after the last epoch was scored on the validation rows, on which nothing was chosen."
+        f"{searched}. Then each method was trained on all training rows with {seeds} new "
+        f"{'seed' if seeds == 1 else 'seeds'}, and its state after the last epoch was scored on the validation rows, "
+        "on which nothing was chosen."
     )

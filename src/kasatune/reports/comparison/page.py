@@ -10,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from kasatune.reports import words
-from kasatune.reports.comparison.charts import curve_chart, interval_chart, numbers, trade_off_chart
+from kasatune.reports.comparison.charts import curve_chart, interval_chart, letters, trade_off_chart
 from kasatune.reports.comparison.conclusion import begun, conclusion, protocol_sentence, title_of
 from kasatune.reports.comparison.tables import (
     NOTHING,
@@ -54,7 +54,7 @@ def render(found: Mapping[str, Any]) -> str:
 def _task(found: Mapping[str, Any], task: Mapping[str, Any]) -> dict[str, Any]:
     reference = found["reference"]
     scored = task in begun(found)
-    places = {entry["title"]: numbers(task).get(entry["method"]) for entry in task["results"]}
+    places = {entry["title"]: letters(task).get(entry["method"]) for entry in task["results"]}
     return {
         "name": task["name"],
         "begun": scored,

@@ -30,7 +30,7 @@ class Table(NamedTuple):
 
 
 def task_table(found: Mapping[str, Any], task: Mapping[str, Any]) -> Table:
-    """Scores, differences against the reference and the most telling costs of every method on a task."""
+    """Scores, differences to the reference and main costs of every method on a task."""
     against = f"minus {title_of(found, found['reference'])}"
     head = [
         "method",
@@ -49,7 +49,7 @@ def task_table(found: Mapping[str, Any], task: Mapping[str, Any]) -> Table:
 
 
 def cost_table(task: Mapping[str, Any]) -> Table:
-    """What every method costs on a task."""
+    """The costs of every method on a task."""
     kind = next((e["costs"]["retention"]["kind"] for e in task["results"] if e["costs"].get("retention")), None)
     head = ["method", "trained", "head", "file", "peak memory", "attach", "s/step", "a run"]
     head += [RETENTION[kind]] if kind else []
@@ -89,11 +89,11 @@ def overall_table(found: Mapping[str, Any]) -> Table:
         for row in sorted(found["overall"], key=lambda row: (row["average_rank"] is None, row["average_rank"] or 0))
     ]
     head = ["method", "wins", "ties", "losses", "not tested", "average rank", "tasks"]
-    return Table(f"Over the tasks, against {reference}; a tie is no difference shown", head, rows)
+    return Table(f"Over all tasks, against {reference}; a tie is a task without a significant difference", head, rows)
 
 
 def search_table(task: Mapping[str, Any]) -> Table:
-    """What was tried for every method on a task, and what was chosen."""
+    """The trials of every method on a task, and the chosen settings."""
     rows = []
     for entry in ordered(task):
         found = entry["search"]
@@ -106,7 +106,7 @@ def search_table(task: Mapping[str, Any]) -> Table:
             settings = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in trial["settings"].items())
             rows.append([entry["title"], settings, note, words.score(trial["score"]), words.score(trial["loss"])])
     return Table(
-        f"Search: {words.metric_title(task['primary'])} on training rows that were kept back",
+        f"Hyperparameter search: {words.metric_title(task['primary'])} on held-out training rows",
         ["method", "settings", "", "score", "loss"],
         rows,
     )
@@ -128,15 +128,15 @@ def failures(found: Mapping[str, Any]) -> list[str]:
 
 
 def ordered(task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The methods of a task, the best mean first; those without a score last."""
+    """The methods of a task by mean score, best first; those without a score last."""
     return sorted(task["results"], key=lambda entry: (entry["mean"] is None, -(entry["mean"] or 0.0)))
 
 
 def counts_sentence(task: Mapping[str, Any]) -> str:
-    """Whether the task tells anything."""
+    """Whether the task can distinguish methods."""
     counts = task["counts"]
     if counts["counts"] is None:
-        return "Whether this task counts cannot be said yet."
+        return "It is not yet known whether this task can distinguish methods."
     best = next(entry["title"] for entry in task["results"] if entry["method"] == counts["best"])
     parts = [
         f"{'beats' if interval[1] > 0 else 'does not beat'} {name} ({_signed_interval(interval)})"
@@ -145,16 +145,16 @@ def counts_sentence(task: Mapping[str, Any]) -> str:
             ("the majority class", counts["against_majority"]),
         )
     ]
-    verdict = "This task counts" if counts["counts"] else "This task does not count"
+    verdict = "This task counts" if counts["counts"] else "This task does not distinguish methods"
     return f"{verdict}: the best method, {best}, {' and '.join(parts)}."
 
 
 def as_markdown(found: Mapping[str, Any]) -> str:
-    """The whole comparison as a Markdown page."""
+    """The comparison as a Markdown page."""
     names = ", ".join(task["name"] for task in found["tasks"])
     parts = [f"# Comparison on {text(names)}", text(conclusion(found)), text(protocol_sentence(found))]
     if len(found["tasks"]) > 1 and found["overall"]:
-        parts += ["## Over the tasks", _markdown(overall_table(found))]
+        parts += ["## Over all tasks", _markdown(overall_table(found))]
     for task in found["tasks"]:
         parts.append(f"## {text(task['name'])}")
         parts += (
@@ -165,15 +165,15 @@ def as_markdown(found: Mapping[str, Any]) -> str:
                 parts += [f"### {text(table.caption)}", _markdown(table, caption=False)]
     failed = failures(found)
     if failed:
-        parts += ["## Runs that failed", "\n".join(f"- {text(line)}" for line in failed)]
+        parts += ["## Failed runs", "\n".join(f"- {text(line)}" for line in failed)]
     machine = found["machine"]
     software = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     parts += [
-        "## How it was made",
+        "## Command and environment",
         "\n".join(
             [
                 f"- {code(found['command'])}" if found["command"] else "- from Python",
-                f"- {text(machine['processor'])}, {machine['threads_per_run']} threads a run; {text(software)}",
+                f"- {text(machine['processor'])}, {machine['threads_per_run']} threads per run; {text(software)}",
                 *(f"- {text(task['name'])}: {text(settings_sentence(task))}" for task in found["tasks"]),
             ]
         ),
@@ -182,7 +182,7 @@ def as_markdown(found: Mapping[str, Any]) -> str:
 
 
 def settings_sentence(task: Mapping[str, Any]) -> str:
-    """What all methods share on a task."""
+    """The settings that all methods share on a task."""
     training, method = task["training"], task["shared_method_settings"]
     length = f"{training['max_steps']} steps" if training["max_steps"] else f"{training['epochs']:g} epochs"
     targets = method["target_modules"]
@@ -196,7 +196,7 @@ def settings_sentence(task: Mapping[str, Any]) -> str:
 
 
 def as_csv(found: Mapping[str, Any]) -> str:
-    """One line a method and task, with numbers as they are."""
+    """One line per method and task, with unrounded numbers."""
     columns = (
         *("task", "metric", "method", "title", "seeds", "mean", "sd", "low", "high", "best_epoch_mean"),
         *("difference", "difference_low", "difference_high", "p", "p_holm", "verdict"),
@@ -241,7 +241,7 @@ def as_latex(found: Mapping[str, Any]) -> str:
 
 
 def file_bytes(costs: Mapping[str, Any]) -> int | None:
-    """Size of the weights that a run needs to be loaded again: the method's own form, without other exports."""
+    """Size of the weights needed to load a run: the method's native format, without other exports."""
     sizes = costs.get("file_bytes") or {}
     return next((sizes[name] for name in ("kasa", "adapter", "checkpoint") if name in sizes), None)
 
