@@ -8,10 +8,13 @@ PYTEST_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# The rooms whose tests take milliseconds each, and the checks of the layout of the code.
+FAST := $(addprefix tests/, io kasa linalg metrics recipes reports runs weights) \
+  tests/test_rooms.py tests/test_private_names.py tests/test_upstream_contract.py
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo tiny-llama test check site docs notebooks pictures bench soak tree install clean
+.PHONY: help demo tiny-llama test test-fast check site docs notebooks pictures bench soak tree install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,7 +25,10 @@ demo: $(STAMP) ## fine-tune a small real encoder with KaSA, evaluate it, write r
 tiny-llama: $(STAMP) ## a Llama of one million parameters with rows and a recipe, in runs/tiny-llama
 	@$(BIN)/python scripts/make_tiny_llama.py runs/tiny-llama
 
-test: $(STAMP) ## the tests
+test-fast: $(STAMP) ## unit tests without training runs or subprocesses, in under two minutes
+	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 $(FAST) $(PYTEST_FLAGS)
+
+test: $(STAMP) ## every test
 	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 $(PYTEST_FLAGS)
 
 check: $(STAMP) ## format, lint, types, direction of imports

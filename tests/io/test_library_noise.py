@@ -13,7 +13,7 @@ from kasatune.training.train import train
 from tests.toys import Recorder, make_recipe
 
 
-def test_warnings_of_kasatune_are_told_once_and_no_others():
+def test_warnings_of_kasatune_are_passed_on_once_and_no_others():
     told = []
     with quiet(told.append):
         for _ in range(2):
@@ -23,7 +23,7 @@ def test_warnings_of_kasatune_are_told_once_and_no_others():
     assert "pearson is undefined" in told[0]
 
 
-def test_without_a_listener_they_are_python_warnings():
+def test_without_a_listener_they_are_shown_as_python_warnings():
     with pytest.warns(UserWarning, match="pearson is undefined") as found, quiet():
         regression_scores(["pearson"], [1.0, 1.0], [1.0, 2.0])
         warnings.warn("of another library", stacklevel=1)
@@ -46,20 +46,18 @@ def test_without_a_listener_they_are_python_warnings():
         ),
     ],
 )
-def test_what_is_not_deterministic_is_told_once_in_our_words_and_recorded(monkeypatch, warning, operation):
+def test_nondeterministic_operations_are_reported_once_rephrased_and_recorded(monkeypatch, warning, operation):
     monkeypatch.setattr("kasatune.io.library_noise._warned_of", {})
     assert "that it warned of (none)" in deterministic_words()
     told = []
     with quiet(told.append):
         for _ in range(2):
             warnings.warn(warning, stacklevel=1)
-    assert told == [
-        f"{operation} is not deterministic on this device: made again, the run may differ in its last digits"
-    ]
+    assert told == [f"{operation} is not deterministic on this device: a repeated run may differ in its last digits"]
     assert f"that it warned of ({operation})" in deterministic_words()
 
 
-def test_why_no_gpu_is_used_is_told_without_the_place_in_torch():
+def test_the_reason_why_no_gpu_is_used_is_reported_without_the_place_in_torch():
     told = []
     with quiet(told.append):
         warnings.warn(
@@ -78,7 +76,7 @@ def test_a_worker_process_is_hushed_before_it_imports_libraries():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
-def test_settings_are_put_back():
+def test_settings_are_restored():
     from transformers.utils import logging
 
     before = (logging.get_verbosity(), logging.is_progress_bar_enabled(), warnings.showwarning)
@@ -88,7 +86,7 @@ def test_settings_are_put_back():
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled(), warnings.showwarning) == before
 
 
-def test_what_the_method_warns_of_reaches_the_display(bert, tmp_path):
+def test_warnings_of_a_method_reach_the_progress_reporter(bert, tmp_path):
     display = Recorder()
     method = {"truncation": "fold"}
     recipe = make_recipe(bert, tmp_path, method=method, model_options={"dtype": "bfloat16"}, epochs=1)

@@ -1,1 +1,1 @@
-"""Files written whole or not at all, locks, progress, library output and the software environment."""
+"""Atomic writes, locks, progress reporting, output of other libraries, and the software environment."""

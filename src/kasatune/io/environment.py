@@ -1,4 +1,4 @@
-"""What a run says of the machine and the software that it ran on."""
+"""The environment of a run: package versions, processor and peak memory."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _RESET = Path("/proc/self/clear_refs")  # 5 resets the largest resident size (Vm
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of the packages that affect a result."""
+    installed = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def reset_peak_memory() -> None:
-    """Forget the peak so far, where the system lets one, with what earlier work no longer needs given back to it."""
+    """Reset the peak memory, where the system allows it, after returning unused memory to the system."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return
@@ -38,21 +38,21 @@ def reset_peak_memory() -> None:
         try:
             ctypes.CDLL(None).malloc_trim(0)
             _RESET.write_text("5", encoding="ascii")
-        except (AttributeError, OSError):  # another C library; a system that keeps the file closed
+        except (AttributeError, OSError):  # another C library; a file that cannot be written
             return
 
 
 def peak_memory() -> int | None:
-    """Bytes: the GPU's peak since `reset_peak_memory`, or else the process's largest resident size since then.
+    """Peak memory in bytes since `reset_peak_memory`: of the GPU if there is one, else the process's resident size.
 
-    Where the system does not reset it, the largest since the process began; None where it does not tell.
+    Where the system cannot reset it, the peak since the process began; None where the system does not report it.
     """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     if _STATUS.is_file():
-        found = re.search(r"^VmHWM:\s+(\d+) kB$", _STATUS.read_text(encoding="ascii", errors="replace"), re.MULTILINE)
-        if found:
-            return int(found[1]) * 1024
+        peak_kb = re.search(r"^VmHWM:\s+(\d+) kB$", _STATUS.read_text(encoding="ascii", errors="replace"), re.MULTILINE)
+        if peak_kb:
+            return int(peak_kb[1]) * 1024
     try:
         import resource
     except ImportError:  # Windows
@@ -62,7 +62,7 @@ def peak_memory() -> int | None:
 
 
 def processor() -> str:
-    """The processor's name as the system gives it."""
+    """The processor's name as the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

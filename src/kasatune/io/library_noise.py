@@ -1,3 +1,5 @@
+"""Keep the progress bars, logs and warnings of other libraries off the terminal, and rephrase those that matter."""
+
 from __future__ import annotations
 
 import logging
@@ -9,10 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# The tokenizers library warns on standard error when a process that has tokenized is forked.
+# The tokenizers library prints a warning when a process that has tokenized is forked.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# They warn, when they are imported, of things that no user of this command can act on.
+# On import these libraries warn of things that no user of the command line can act on.
 _TALKATIVE = ("bitsandbytes", "torch.utils._pytree", "torchao")
 _NOT_DETERMINISTIC = (
     re.compile(r"^(?P<operation>\S+) does not have a deterministic implementation"),
@@ -29,12 +31,12 @@ _warned_of: dict[str, None] = {}
 
 
 def not_deterministic() -> tuple[str, ...]:
-    """The operations that torch has warned of in this process; of some it does so once a process and no more."""
+    """The nondeterministic operations that torch has warned of in this process; for some it warns only once."""
     return tuple(_warned_of)
 
 
 def hush_imports() -> None:
-    """Have the libraries beneath be quiet while they are imported; for a process of kasatune's own, before it does."""
+    """Silence libraries during their import; for processes that kasatune starts, before they import them."""
     for library in _TALKATIVE:
         logging.getLogger(library).setLevel(logging.ERROR)
 
@@ -43,13 +45,12 @@ def hush_imports() -> None:
 def quiet(tell: Callable[[str], None] | None = None) -> Iterator[None]:
     """Keep the progress bars, reports and warnings of other libraries off the terminal.
 
-    Warnings of kasatune itself are passed on, each once, and of others those that matter, in its own words: an
-    operation that is not deterministic, a GPU that cannot be used. Errors are raised as ever. Settings are put back
-    at the end.
-    The module is light: importing the heavy ones within this context keeps what they say at import off the terminal.
+    Warnings of kasatune are passed on, each once, and so are two kinds of others, rephrased: an operation that is not
+    deterministic, a GPU that cannot be used. Exceptions are not affected. The previous settings are restored at the
+    end. This module imports no large library, so that large ones can be imported within the context.
 
     Args:
-        tell: receives the text of a warning; None leaves it to Python's own way of showing warnings.
+        tell: receives the text of each warning; None shows it as Python shows warnings.
     """
     import datasets
     import torch
@@ -67,7 +68,7 @@ def quiet(tell: Callable[[str], None] | None = None) -> Iterator[None]:
     try:
         with _own_warnings(tell):
             if not torch.accelerator.is_available():
-                os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, which accelerate imports, asks for a GPU
+                os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, imported by accelerate, looks for a GPU
             yield
     finally:
         transformers_logging.set_verbosity(verbosity)
@@ -84,8 +85,8 @@ def _own_warnings(tell: Callable[[str], None] | None) -> Iterator[None]:
     seen: set[str] = set()
     show = warnings.showwarning
 
-    def passed_on(message: Warning | str, category: type[Warning], *place: Any, **further: Any) -> None:
-        text = _in_our_words(str(message))
+    def show_once(message: Warning | str, category: type[Warning], *place: Any, **further: Any) -> None:
+        text = _rephrased(str(message))
         if text is None and _is_ours(sys._getframe(1)):
             text = str(message)
         if text is None or text in seen:
@@ -98,25 +99,25 @@ def _own_warnings(tell: Callable[[str], None] | None) -> Iterator[None]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        warnings.showwarning = passed_on
+        warnings.showwarning = show_once
         yield
 
 
-def _in_our_words(message: str) -> str | None:
-    """What matters to a user of a library's warning; None where it is noise."""
+def _rephrased(message: str) -> str | None:
+    """A library's warning in words for the user; None if it is noise."""
     for wording in _NOT_DETERMINISTIC:
-        if found := wording.match(message):
-            _warned_of[found["operation"]] = None
+        if match := wording.match(message):
+            _warned_of[match["operation"]] = None
             return (
-                f"{found['operation']} is not deterministic on this device: "
-                "made again, the run may differ in its last digits"
+                f"{match['operation']} is not deterministic on this device: "
+                "a repeated run may differ in its last digits"
             )
-    found = _NO_GPU.match(message)
-    return f"no GPU is used: {found['reason'].strip()}" if found else None
+    match = _NO_GPU.match(message)
+    return f"no GPU is used: {match['reason'].strip()}" if match else None
 
 
 def _is_ours(frame: Any) -> bool:
-    """Whether the code that warned is kasatune's; a warning's own file name is often that of its caller."""
+    """Whether kasatune's code issued the warning; the file name in a warning is often that of the caller."""
     while frame is not None and frame.f_globals.get("__name__") == "warnings":
         frame = frame.f_back
     return frame is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] == "kasatune"
