@@ -180,7 +180,7 @@ ROWS = (
     Row(
         "peft",
         "_maybe_include_all_linear_layers",
-        ("kasa/model.py", "kasa/matching.py"),
+        ("kasa/model.py", "kasa/targets.py"),
         "target_modules='all-linear' names the layers that PEFT names",
         NO_PUBLIC,
         takes("peft.tuners.tuners_utils:_maybe_include_all_linear_layers", "peft_config", "model"),
