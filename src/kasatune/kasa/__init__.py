@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # First: importing peft runs the registration, which imports the modules below from this partly initialized package.
-import peft  # noqa: F401  # isort: skip
+import peft  # noqa: F401  # isort: skip  # pyright: ignore[reportUnusedImport]
 
 from kasatune.kasa.calibration import calibrate
 from kasatune.kasa.config import KasaConfig

@@ -55,7 +55,12 @@ def _is_plain(layer: nn.Module) -> bool:
     return (
         type(layer) in (nn.Linear, Conv1D)
         and "forward" not in layer.__dict__
-        and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
+        and not (
+            layer._forward_hooks  # pyright: ignore[reportPrivateUsage]
+            or layer._forward_pre_hooks  # pyright: ignore[reportPrivateUsage]
+            or layer._backward_hooks  # pyright: ignore[reportPrivateUsage]
+            or layer._backward_pre_hooks  # pyright: ignore[reportPrivateUsage]
+        )
         and type(layer.weight) is nn.Parameter
         and not any(p.requires_grad for p in layer.parameters(recurse=False))
     )
@@ -109,7 +114,9 @@ class _AdaptedLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor | None, ...]:
         x, hidden, weight, A, sigma, B, U, V = ctx.saved_tensors
         r = A.shape[0]
         core = _core(sigma, ctx.scaling)

@@ -101,7 +101,7 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         self.needs_step = False
         self._disable_adapters = False
         self._active_adapter = []
-        self._folded: str | None = None
+        self.folded: str | None = None
         self._original: Original | None = None
 
     # Adapters and their tensors
@@ -128,7 +128,7 @@ class KasaLayer(nn.Module, BaseTunerLayer):
             tail: the triplets to drop; None to defer.
             deferred: supplies the tail later.
         """
-        if adapter_name in (self._folded, *self.merged_adapters):
+        if adapter_name in (self.folded, *self.merged_adapters):
             self.restore_base()
         device = self.base.device
         dtype = torch.float64 if self.base.dtype == torch.float64 else torch.float32
@@ -234,8 +234,8 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         if adapter in self.deferred:
             self.resolve_tail(adapter)
         folded = self.settings[adapter].truncation == "fold"
-        if folded and self._folded != adapter:
-            self._sync_fold()
+        if folded and self.folded != adapter:
+            self.sync_fold()
         if self.training and torch.is_grad_enabled():
             self.needs_step = True
         tail = None
@@ -280,13 +280,13 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         """Restore the original weight, bit for bit."""
         if self._original is not None:
             self.base.restore(self._original, self)
-        self._original, self._folded = None, None
+        self._original, self.folded = None, None
         self.merged_adapters = []
 
     def _replace_base(self, matrix: Tensor) -> None:
         self._original = self.base.replace(matrix, self)
 
-    def _sync_fold(self) -> None:
+    def sync_fold(self) -> None:
         """Fold the active adapter's tail into W where its settings say so, and restore W otherwise."""
         adapter = self.active_adapters[0] if self.active_adapters else None
         wanted = (
@@ -297,7 +297,7 @@ class KasaLayer(nn.Module, BaseTunerLayer):
             and self.settings[adapter].truncation == "fold"
             else None
         )
-        if self.merged_adapters or wanted == self._folded:
+        if self.merged_adapters or wanted == self.folded:
             return
         self.restore_base()
         tail_U = None if wanted is None else self.kasa_tail_U[wanted]
@@ -305,13 +305,13 @@ class KasaLayer(nn.Module, BaseTunerLayer):
             return
         W = self.base.read()
         self._replace_base(W.to(self._wide(W)) - self.tail(wanted).detach().to(self._wide(W)))
-        self._folded = wanted
+        self.folded = wanted
 
     def fold_error(self) -> float | None:
         """|| rounded(W - tail) - (W - tail) || / || tail ||: the error of folding; None if nothing is folded."""
-        if self._folded is None:
+        if self.folded is None:
             return None
-        tail = self.tail(self._folded).detach().double()
+        tail = self.tail(self.folded).detach().double()
         exact = self.original_weight().double() - tail
         return float((self.base.read().double() - exact).norm() / tail.norm().clamp_min(1e-300))
 
@@ -343,7 +343,7 @@ class KasaLayer(nn.Module, BaseTunerLayer):
     def unmerge(self) -> None:
         """Restore the original weight, bit for bit; the adapter is attached again."""
         self.restore_base()
-        self._sync_fold()
+        self.sync_fold()
 
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool = False, adapter_names: list[str] | None = None
@@ -352,7 +352,7 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         if merge:
             if not self.merged_adapters:
                 self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
-            self._original, self._folded, self.merged_adapters = None, None, []
+            self._original, self.folded, self.merged_adapters = None, None, []
         else:
             self.restore_base()
         return self.base_layer
@@ -364,7 +364,7 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         super().enable_adapters(enabled)
         if not enabled:
             self.restore_base()
-        self._sync_fold()
+        self.sync_fold()
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Activate one adapter.
@@ -376,11 +376,11 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         if len(names) > 1:
             raise InputError(f"one KaSA adapter can be active at a time, got {names}; {COMBINE}")
         super().set_adapter(names, inference_mode=inference_mode)
-        self._sync_fold()
+        self.sync_fold()
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter; the base and the other adapters are unchanged."""
-        if adapter_name in (self._folded, *self.merged_adapters):
+        if adapter_name in (self.folded, *self.merged_adapters):
             self.restore_base()
         self.deferred.pop(adapter_name, None)
         super().delete_adapter(adapter_name)

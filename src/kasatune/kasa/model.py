@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
+from peft.tuners.tuners_utils import (
+    BaseTuner,
+    _maybe_include_all_linear_layers,  # pyright: ignore[reportPrivateUsage]
+)
 from torch import Tensor, nn
 
 from kasatune.errors import AdapterError, InputError, ModelError
@@ -35,7 +38,7 @@ class KasaModel(BaseTuner):
 
     prefix = "kasa_"
     tuner_layer_cls = KasaLayer
-    target_module_mapping = DEFAULT_TARGETS
+    target_module_mapping: Any = DEFAULT_TARGETS
 
     # Creating and loading adapters
 
@@ -49,7 +52,8 @@ class KasaModel(BaseTuner):
     ) -> None:
         for config in peft_config.values() if isinstance(peft_config, dict) else [peft_config]:
             require_kasa_config(config)
-        super().__init__(model, peft_config, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage, state_dict=state_dict)
+        configs: Any = peft_config
+        super().__init__(model, configs, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage, state_dict=state_dict)
 
     def inject_adapter(
         self,
@@ -84,7 +88,9 @@ class KasaModel(BaseTuner):
             self._warn_of_rounding(model, config, adapter_name)
         del self._targets, self._tails, self._loaded_keys, self._deferred
 
-    def _prepare_model(self, peft_config: KasaConfig, model: nn.Module) -> None:
+    def _prepare_model(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, peft_config: KasaConfig, model: nn.Module
+    ) -> None:
         """Match, check and decompose; PEFT calls this before it replaces the first layer."""
         unpack_for_training_and_saving(model)
         all_linear = str(peft_config.target_modules).lower() == "all-linear"
@@ -124,7 +130,7 @@ class KasaModel(BaseTuner):
         if faults:
             raise ModelError("KaSA cannot adapt this model: " + "; ".join(faults))
 
-    def _create_and_replace(
+    def _create_and_replace(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         peft_config: KasaConfig,
         adapter_name: str,
@@ -150,7 +156,7 @@ class KasaModel(BaseTuner):
         setattr(parent, child_name, new_module)
 
     @classmethod
-    def _remap_adapter_state_dict_for_load(
+    def _remap_adapter_state_dict_for_load(  # pyright: ignore[reportIncompatibleMethodOverride]
         cls, model: nn.Module, config: KasaConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """Check tensors and base before anything is loaded; remove the adapter from the model if a check fails."""
@@ -167,12 +173,12 @@ class KasaModel(BaseTuner):
         if deferred is not None:
             deferred.stop()
         for layer in layers:
-            if layer._folded == adapter_name:
+            if layer.folded == adapter_name:
                 layer.restore_base()
         return remapped
 
     @classmethod
-    def _get_adapter_state_dict(
+    def _get_adapter_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
         cls,
         model: nn.Module,
         config: KasaConfig,
@@ -196,12 +202,12 @@ class KasaModel(BaseTuner):
                 for factors in (layer.kasa_A, layer.kasa_B):
                     factors[adapter_name].data = factors[adapter_name].data.to(layer.base.dtype)
             # PEFT calls this last, after creating and after loading: a loaded tail can be folded only now.
-            layer._sync_fold()
+            layer.sync_fold()
 
     def _warn_of_rounding(self, model: nn.Module, config: KasaConfig, adapter_name: str) -> None:
         if config.truncation != "fold":
             return
-        layers = [(n, m) for n, m in model.named_modules() if isinstance(m, KasaLayer) and m._folded == adapter_name]
+        layers = [(n, m) for n, m in model.named_modules() if isinstance(m, KasaLayer) and m.folded == adapter_name]
         errors = {n: m.fold_error() for n, m in layers if m.base.dtype in (torch.float16, torch.bfloat16)}
         if errors:
             worst = max(errors, key=lambda n: errors[n] or 0.0)
@@ -224,7 +230,7 @@ class KasaModel(BaseTuner):
         super().set_adapter(adapter_name, inference_mode=inference_mode)
 
     @contextmanager
-    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Generator[None, None, None]:
         """Refuse mixed batches; PEFT enters this context around every forward pass."""
         if kwargs.get("adapter_names") is not None:
             raise InputError(f"adapter_names: a KaSA model uses one adapter for the whole batch; {COMBINE}")

@@ -74,7 +74,9 @@ def install_step_hook() -> None:
     register_optimizer_step_pre_hook(_before_step)
 
 
-def _before_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+def _before_step(
+    optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     layers = [layer for layer in LIVE_LAYERS if _in_step_mode(layer)]
     if not layers:
         return None
@@ -110,7 +112,7 @@ def _before_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple
 def _in_step_mode(layer: KasaLayer) -> bool:
     # A layer under construction is in LIVE_LAYERS already and has no settings yet.
     settings = layer.__dict__.get("settings")
-    if not settings or layer._disable_adapters or layer.merged_adapters or not layer.active_adapters:
+    if not settings or layer.disable_adapters or layer.merged_adapters or not layer.active_adapters:
         return False
     active = settings.get(layer.active_adapters[0])
     return active is not None and active.penalty == "step"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -55,7 +55,7 @@ def _blas_libraries() -> list[Any]:
 
 
 @contextmanager
-def one_torch_thread() -> Iterator[None]:
+def one_torch_thread() -> Generator[None, None, None]:
     """Run torch's operations of this thread on one core within the context."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

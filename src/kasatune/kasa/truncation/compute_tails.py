@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -35,7 +35,7 @@ class TailRequest(NamedTuple):
 
 
 @contextmanager
-def decompositions_shared() -> Iterator[None]:
+def decompositions_shared() -> Generator[None, None, None]:
     """Divide decompositions among the processes of torch.distributed; all must attach the same adapter."""
     token = _SHARED.set(True)
     try:
