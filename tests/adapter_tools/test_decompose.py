@@ -210,7 +210,7 @@ def test_a_layer_without_a_weight_is_left_out_and_named(folder, tmp_path):
     index = decompose(Job(str(copy), 3), tmp_path / "t", display=recorder)
     assert len(index["layers"]) == 3
     assert recorder.messages == [
-        "left out, because the files hold no weight of them: layers.1.self_attn.v_proj",
+        "skipped, because the files hold no weight of them: layers.1.self_attn.v_proj",
     ]
 
 

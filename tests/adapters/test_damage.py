@@ -327,5 +327,5 @@ def test_files_of_the_hub_cache_are_links_and_are_read(good, tmp_path):
 
 
 def test_an_adapted_base_is_refused(good):
-    with pytest.raises(InputError, match="holds an adapter already"):
+    with pytest.raises(InputError, match="has an adapter already"):
         load_adapter(load_adapter(bert(), good), good)

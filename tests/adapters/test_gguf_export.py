@@ -73,7 +73,7 @@ def test_what_a_gguf_adapter_cannot_hold_is_refused_by_name(tmp_path):
     model, files = exported(tmp_path, modules_to_save=["lm_head"])
     with pytest.raises(InputError, match=r"no trained heads or biases.*lm_head"):
         write_gguf(files, model.config.to_dict(), tmp_path / "adapter.gguf")
-    with pytest.raises(InputError, match="'gpt2' has no GGUF adapter here"):
+    with pytest.raises(InputError, match="'gpt2' cannot have a GGUF adapter"):
         write_gguf(files, gpt2().config.to_dict(), tmp_path / "adapter.gguf")
     tied = get_peft_model(llama(tied=True), LoraConfig(target_modules=["lm_head"], init_lora_weights=False))
     tied.save_pretrained(tmp_path / "tied", save_embedding_layers=False)
@@ -109,6 +109,6 @@ def test_a_base_without_a_gguf_form_is_refused_before_it_is_loaded(tmp_path, mon
     base.save_pretrained(tmp_path / "base")
     get_peft_model(base, KasaConfig(r=4, task_type="CAUSAL_LM")).save_pretrained(tmp_path / "adapter")
     monkeypatch.setattr(convert, "load_base_model", lambda source: pytest.fail("the base was loaded"))
-    with pytest.raises(InputError, match="'gpt2' has no GGUF adapter here"):
+    with pytest.raises(InputError, match="'gpt2' cannot have a GGUF adapter"):
         convert.convert_adapter(tmp_path / "adapter", tmp_path / "out", "gguf", base=str(tmp_path / "base"))
     assert not (tmp_path / "out").exists()

@@ -78,4 +78,4 @@ def test_a_full_disk_is_told(kasatune, base, monkeypatch):
     monkeypatch.setattr(decompose, "write_tail", full)
     done = kasatune("decompose", "base", "--rank", "2", "--out", "tails")
     assert done.status == 1
-    assert "No space left on device; make room, then go on with --resume" in done.err
+    assert "No space left on device; free some space, then continue with --resume" in done.err

@@ -1,4 +1,4 @@
-"""The tails of a whole checkpoint, one weight in memory at a time, as files that training takes them from."""
+"""Decompose a checkpoint ahead of training: write the tails of all its weights, with one weight in memory at a time."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _TIMEOUT = timedelta(days=7)
 
 @dataclass(frozen=True)
 class Job:
-    """What is decomposed, and how: equal jobs on one checkpoint give equal files.
+    """What to decompose, and how; equal jobs on one checkpoint give equal files.
 
     Attributes:
         model: hub id, folder or package:NAME.
@@ -65,7 +65,7 @@ class Job:
     revision: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """As the index has it."""
+        """As it is written to the index."""
         return {**asdict(self), "targets": list(self.targets), "dtype": self.dtype or _AS_STORED}
 
 
@@ -112,24 +112,24 @@ def decompose(
 ) -> dict[str, Any]:
     """Write the r smallest singular triplets of every target weight of a checkpoint, and an index of them.
 
-    The model is never built with weights: names and kinds of its layers come from its configuration, each weight from
-    its safetensors file in its turn. Every tail is a file of its own that appears when it is whole, so that a killed
-    command goes on where it was, and several processes may work in one directory. Those that torchrun started share
-    the layers by cost.
+    The model is never built with weights: names and types of its layers come from its configuration, and each weight is
+    read from its safetensors file when its turn comes. Every tail is a separate file that appears when it is complete,
+    so that a killed command can be resumed, and several processes may work in one directory. Processes started by
+    torchrun share the layers by cost.
 
     Args:
         job: what to decompose.
         out: the directory; must be empty or not exist yet, unless one of the next two says otherwise.
         device: "auto", or one of torch's.
-        resume: go on with what an earlier command wrote for an equal job; its tails are checked.
-        overwrite: begin anew in the place of what an earlier command wrote.
-        display: is told the progress; None for nobody.
+        resume: continue what an earlier command wrote for an equal job; its tails are checked.
+        overwrite: replace what an earlier command wrote.
+        display: shows the progress; None shows nothing.
 
     Returns:
-        The index, of the first process; of the others what they wrote themselves.
+        The index, in the first process; in the others only what they wrote themselves.
 
     Raises:
-        InputError: model, targets, rank or output is wrong; nothing has been written then.
+        InputError: model, targets, rank or output is wrong; nothing has been written in this case.
         WorkError: a file could not be written.
     """
     started, began = time.perf_counter(), time.time()
@@ -155,23 +155,24 @@ def decompose(
                 _withdraw(out)
             raise
         except OSError as fault:
-            raise WorkError(f"{out}: {fault.strerror or fault}; make room, then go on with --resume") from fault
+            raise WorkError(
+                f"{out}: {fault.strerror or fault}; free some space, then continue with --resume"
+            ) from fault
         finally:
             shown.finish()
     return index
 
 
 def check_output(out: Path, job: Job, *, resume: bool, overwrite: bool) -> None:
-    """A decomposition may be written to `out`; writes nothing itself.
+    """Check that a decomposition may be written to `out`; writes nothing.
 
     Raises:
-        OutputError: it is a file, or holds something, and neither `overwrite` nor a `resume` of an equal job says that
-            this is as it should be.
+        OutputError: it is a file, or is not empty and neither `overwrite` nor `resume` of an equal job is given.
     """
     if resume and overwrite:
         raise OutputError("--resume and --overwrite exclude each other: give one")
     directory.check_place(out)
-    # The other processes of torchrun look when the first may have begun to write already.
+    # The first process of torchrun may have begun to write before the others check.
     if overwrite or int(os.environ.get("RANK", "0")) > 0 or not out.is_dir():
         return
     if all(is_temporary(path) for path in out.iterdir()):  # empty, or killed at once
@@ -206,14 +207,14 @@ def _begin(out: Path, job: Job, *, keep: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if not keep:
         remove(out / INDEX)
-    write_json(out / UNFINISHED, job.as_dict())  # first: with it, what a kill leaves can be gone on with
+    write_json(out / UNFINISHED, job.as_dict())  # first: a killed command can be resumed with it
     if not keep:
         remove(out / TAILS)
     (out / TAILS).mkdir(exist_ok=True)
 
 
 def _withdraw(out: Path) -> None:
-    """Leave nothing behind where no tail was finished."""
+    """Remove everything if no tail was finished."""
     if any((out / TAILS).glob("[!.]*")):
         return
     for name in (UNFINISHED, TAILS):
@@ -231,7 +232,7 @@ def _layers(job: Job, display: ProgressReporter) -> list[Layer]:
     """The weights to decompose, in the order in which they are stored.
 
     Raises:
-        ModelError: the model cannot be had, a target is none, or a weight is not stored in a floating dtype.
+        ModelError: the model cannot be found, a target does not exist, or a weight is not stored in a floating dtype.
     """
     config = KasaConfig(r=job.rank, target_modules=_targets(job.targets), convention=job.convention)
     try:
@@ -252,7 +253,7 @@ def _layers(job: Job, display: ProgressReporter) -> list[Layer]:
     if missing and not layers:
         raise ModelError(f"{folder} holds no weight of {missing[0]}: its files are of another model; copy it again")
     if missing:
-        display.message(f"left out, because the files hold no weight of them: {', '.join(missing)}")
+        display.message(f"skipped, because the files hold no weight of them: {', '.join(missing)}")
     order = {key: position for position, key in enumerate(checkpoint.names)}
     return sorted(layers, key=lambda layer: order[layer.stored.key])
 
@@ -289,7 +290,7 @@ def _skeleton(folder: Path) -> PreTrainedModel:
 
 
 def _share(layers: Sequence[Layer], process: Process) -> list[Layer]:
-    """The layers of one process: each goes, the costliest first, to the process that has least to do."""
+    """The layers of one process: each layer, the costliest first, is assigned to the process with the least work."""
     loads = [0] * process.count
     mine = set()
     for layer in sorted(layers, key=lambda layer: (-layer.cost, layer.name)):
@@ -303,7 +304,7 @@ def _share(layers: Sequence[Layer], process: Process) -> list[Layer]:
 def _decompose(
     layers: Sequence[Layer], folder: Path, job: Job, device: torch.device, display: ProgressReporter
 ) -> dict[str, dict[str, Any]]:
-    """Write the tails of layers that are not there yet; what the index says of each."""
+    """Write the tails of layers that have none yet; returns the index entry of each."""
     written = {}
     display.progress("decomposing", 0, len(layers))
     for done, layer in enumerate(layers, start=1):
@@ -334,7 +335,7 @@ def _device(name: str) -> torch.device:
     """Where to compute.
 
     Raises:
-        InputError: there is no such device here.
+        InputError: this machine has no such device.
     """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto" and accelerator is None:
@@ -346,7 +347,7 @@ def _device(name: str) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or (device.type != "cpu" and (accelerator is None or device.type != accelerator.type)):
-        raise InputError(f"--device {name} is not on this machine; use auto or cpu")
+        raise InputError(f"--device {name} is not available on this machine; use auto or cpu")
     return device
 
 
@@ -369,7 +370,7 @@ def _wait(process: Process) -> None:
 
 
 def _gathered(written: dict[str, Any], process: Process) -> dict[str, Any]:
-    """What all processes wrote, in the first; their own in the others."""
+    """What all processes wrote, in the first process; only their own part in the others."""
     if process.count == 1:
         return written
     everywhere: list[Any] | None = [None] * process.count if process.rank == 0 else None

@@ -1,4 +1,4 @@
-"""What training did to each layer: what was dropped, what came back, and where the update points."""
+"""Inspect an adapter: per layer, its update, spectrum, truncation, and alignment with the base weight."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from kasatune.linalg import effective_rank, energy_share, product_svd, subspace_
 from kasatune.linalg.spectrum import ThinSVD
 from kasatune.weights.checkpoint import ModelCheckpoint
 
-# A dropped direction counts as come back when the update puts at least so much of its singular value back.
+# A dropped direction counts as restored if the update restores at least this share of its singular value.
 COME_BACK = 0.5
 
 
 def inspect(directory: Path, base: str | None = None) -> dict[str, Any]:
-    """Every adapted layer in figures; {"adapter", "format", "base", "layers": [...]}, plain data.
+    """Measure every adapted layer; returns {"adapter", "format", "base", "layers": [...]}, plain data.
 
-    Of each layer: `name`, `shape` [out, in], `rank`; `update`: norm, singular values and effective rank of dW =
-    s B sigma A; for KaSA `sigma`, `orthogonality` (||A A^T - I||_F and ||B^T B - I||_F, as the adapter's convention
-    has them) and `dropped`: how many triplets.
+    For each layer: `name`, `shape` [out, in], `rank`; `update`: norm, singular values and effective rank of dW =
+    s B sigma A; for KaSA `sigma`, `orthogonality` (||A A^T - I||_F and ||B^T B - I||_F, by the adapter's
+    convention) and `dropped`: the number of triplets.
 
-    Where the base is to be had, `base`: all singular values of W, its norm and effective rank, the update's norm
+    If the base is available, `base`: all singular values of W, its norm and effective rank, the update's norm
     beside it, and the mean squared cosine between the update's singular subspaces and the first and last r of W
     (`alignment`, with what directions at random would give); and in `dropped` the share of ||W||_F^2 dropped, and how
-    many of the dropped directions the update brings back: u^T dW v >= 0.5 s.
+    many of the dropped directions the update restores: u^T dW v >= 0.5 s.
 
     Args:
-        directory: a run, or an adapter in any of the formats that `load_adapter` reads.
-        base: the base's name or folder; the recipe's or the adapter's by default, where it is on this machine.
+        directory: a run, or an adapter in any format that `load_adapter` reads.
+        base: name or folder of the base; by default the one of the recipe or the adapter, if it is on this machine.
 
     Raises:
         InputError: there is no adapter.
         AdapterError: it is damaged, or of another base.
-        ModelError: the base that was named cannot be had.
+        ModelError: `base` cannot be found.
     """
     source = find_source(directory, base)
     header, kind, _ = read_checked(source.adapter)
@@ -143,7 +143,7 @@ def _come_back(update: ThinSVD, U: Tensor, S: Tensor, Vh: Tensor) -> int:
 
 
 def _weight(base: ModelCheckpoint | None, name: str) -> Tensor | None:
-    """W (out, in) out of the base's files; None where there is none to be read."""
+    """W (out, in) from the base's files; None if it is not stored in full precision."""
     if base is None:
         return None
     stored = base.weight(name)
@@ -157,5 +157,5 @@ def _weight(base: ModelCheckpoint | None, name: str) -> Tensor | None:
 
 
 def _numbers(values: Tensor) -> list[float]:
-    """Seven digits: what float32 holds."""
+    """Rounded to seven digits, the precision of float32."""
     return [float(f"{value:.7g}") for value in values.tolist()]

@@ -1,4 +1,4 @@
-"""What a command was given, a run or an adapter, and the base model that it belongs to."""
+"""Resolve a path argument, a run or an adapter, to the adapter and its base model."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _AUTO_CLASSES = {
 
 @dataclass(frozen=True)
 class Source:
-    """A directory that a command was given.
+    """An adapter that a path argument resolves to.
 
     Attributes:
         given: the directory.
         adapter: the adapter in it: the native one of a run that has one, or `given` itself.
-        run: the run directory, None for an adapter alone.
-        base: the base that the user named, None where the recipe or the adapter is to say.
+        run: the run directory; None for an adapter alone.
+        base: the base that the user named; None to use the one of the recipe or the adapter.
     """
 
     given: Path
@@ -56,7 +56,7 @@ class Source:
 
     @property
     def base_name(self) -> str | None:
-        """The base as the user, the recipe or the adapter names it; None where nobody does."""
+        """The name of the base from the user, the recipe or the adapter, in this order; None if none of them has it."""
         if self.base is not None:
             return self.base
         if self.run is not None:
@@ -76,12 +76,12 @@ class Source:
 
     @property
     def trust_remote_code(self) -> bool:
-        """Whether the base may bring code of its own: only where a recipe says so."""
+        """Whether the code of the base's repository may be executed: only if a recipe allows it."""
         return self.run is not None and read_recipe(self.run).model.trust_remote_code
 
 
 def find_source(directory: Path, base: str | None = None) -> Source:
-    """The adapter in a run directory, or the directory itself where it is an adapter.
+    """Resolve a run directory to its adapter; the directory of an adapter to itself.
 
     Raises:
         InputError: there is none.
@@ -91,7 +91,7 @@ def find_source(directory: Path, base: str | None = None) -> Source:
         if (folder / ADAPTER_FILE).is_file():
             return Source(directory, folder, run, base)
     if run is not None:
-        raise InputError(f"{directory}: the run has no adapter: it was not finished, or its method makes none")
+        raise InputError(f"{directory}: the run has no adapter: it was not finished, or its method trains none")
     what = "holds no adapter" if directory.is_dir() else "no such directory"
     raise InputError(f"{directory}: {what}; give a directory that `kasatune train` or save_pretrained wrote")
 
@@ -105,10 +105,10 @@ def require_base_name(source: Source) -> str:
     """The name of the base.
 
     Raises:
-        InputError: nobody names it.
+        InputError: it is unknown.
     """
     if source.base_name is None:
-        raise InputError(f"{source.given}: the adapter does not say which model it is for; name it with --base MODEL")
+        raise InputError(f"{source.given}: the adapter does not name its base model; name it with --base MODEL")
     return source.base_name
 
 
@@ -132,11 +132,11 @@ def load_base_model(source: Source, *, quantized: bool = True) -> PreTrainedMode
     """The untouched base, with a head of the adapter's size, in the dtype of the recipe or of its checkpoint.
 
     Args:
-        source: what the command was given.
+        source: the resolved adapter.
         quantized: False loads the base of a run in full precision, whatever its recipe says.
 
     Raises:
-        InputError: nobody names the base.
+        InputError: the name of the base is unknown.
         ModelError: it cannot be loaded.
     """
     name = require_base_name(source)
@@ -177,7 +177,7 @@ def _load_base_model(source: Source, name: str, *, quantized: bool) -> PreTraine
 
 @contextmanager
 def _naming(source: Source) -> Iterator[None]:
-    """Faults of a base named where it was named: by the user, in the recipe or in the adapter."""
+    """Make errors about the base name the place that named it: the option, the recipe or the adapter."""
     try:
         yield
     except ModelError as fault:
@@ -241,9 +241,9 @@ def load_config(source: Source, folder: str, **options: Any) -> PreTrainedConfig
 
 
 def model_class(source: Source) -> Any:
-    """The class of transformers' Auto family that the adapter's model is of.
+    """The Auto class of transformers for the adapter's model.
 
-    An adapter without a task type names its model's class; it is looked up in transformers and nowhere else.
+    An adapter without a task type names the class of its model, which is looked up in transformers only.
     """
     import transformers
 
@@ -257,7 +257,7 @@ def model_class(source: Source) -> Any:
 
 
 def checkpoint_folder(source: Source) -> Path:
-    """The folder with the base's safetensors; a model on the hub is fetched.
+    """The folder with the base's safetensors; a model on the hub is downloaded.
 
     Raises:
         ModelError: there is no such model.
@@ -267,12 +267,12 @@ def checkpoint_folder(source: Source) -> Path:
 
 
 def model_folder(name: str, revision: str | None, remedy: str = "check the name and the network") -> Path:
-    """The folder with a model's safetensors; a model on the hub is fetched.
+    """The folder with a model's safetensors; a model on the hub is downloaded.
 
     Args:
         name: hub id, folder or package:NAME.
         revision: of a model on the hub.
-        remedy: what to do where it cannot be fetched.
+        remedy: what to do if it cannot be downloaded.
 
     Raises:
         ModelError: there is no such model.
@@ -293,7 +293,7 @@ def model_folder(name: str, revision: str | None, remedy: str = "check the name 
             )
     except Exception as fault:  # the hub client raises dozens of unrelated types
         reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
-        raise ModelError(f"the model {name} cannot be fetched: {reason}; {remedy}") from fault
+        raise ModelError(f"the model {name} cannot be downloaded: {reason}; {remedy}") from fault
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Is an adapter what it says, and does every way of handing it over give the same outputs? Checked and measured."""
+"""Verify an adapter: hashes, base fingerprint, reload, export and merge parity."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Check(NamedTuple):
 
     Attributes:
         name: what was checked.
-        passed: None where there was nothing to check.
-        figure: what was measured, or why not.
+        passed: None if there was nothing to check.
+        figure: the measurement, or why there is none.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Check(NamedTuple):
 
 @dataclass(frozen=True)
 class _Subject:
-    """What the checks share once it was read and loaded."""
+    """The loaded adapter and base, which the checks share."""
 
     source: Source
     files: AdapterFiles
@@ -60,16 +60,16 @@ class _Subject:
 
 
 def verify(directory: Path, base: str | None = None) -> list[Check]:
-    """Files, hashes, base, reload, exports and merge of a run or an adapter, each as a line with its figure.
+    """Check files, hashes, base, reload, exports and merge of a run or an adapter; one line for each, with its figure.
 
-    Of a comparison the scores of its runs and all that was made of them. Of a run the recipe, rows, base model and
-    scores come first, which are made again from its files.
+    For a comparison, the scores of its runs and everything computed from them are recomputed. For a run, recipe, rows,
+    base model and scores are recomputed from its files first.
 
-    Writes nothing that stays. Where something that the rest needs fails, its line is the last.
+    Leaves no files behind. If a check fails that the others depend on, its line is the last.
 
     Args:
-        directory: a run, a comparison, or an adapter in any of the formats that `load_adapter` reads.
-        base: the base's name or folder; the recipe's or the adapter's by default.
+        directory: a run, a comparison, or an adapter in any format that `load_adapter` reads.
+        base: name or folder of the base; by default the one that the recipe or the adapter names.
 
     Raises:
         InputError: there is no adapter.
@@ -77,7 +77,7 @@ def verify(directory: Path, base: str | None = None) -> list[Check]:
     if base is None and is_comparison(directory):
         return [Check(*line) for line in verified(directory)]
     checks = [Check(*line) for line in check_recorded_scores(directory)] if base is None and is_run(directory) else []
-    if checks and not has_adapter(directory):  # of a method that writes a whole checkpoint
+    if checks and not has_adapter(directory):  # of a method that writes a complete checkpoint
         return checks
     source = find_source(directory, base)
     with quiet(), torch.random.fork_rng(devices=[]):
@@ -153,7 +153,7 @@ def _load_base(source: Source, found: list[PreTrainedModel]) -> tuple[bool, str]
 
 
 def _fingerprint(folder: Path, files: AdapterFiles, base: PreTrainedModel) -> tuple[bool | None, str]:
-    """The digest of the whole base where one was recorded for its class, and else samples of its adapted weights."""
+    """Compare the digest of the base if one was recorded for its class, else samples of its adapted weights."""
     recorded: Any = read_certificate(folder)["base"] if os.path.lexists(folder / CERTIFICATE) else {}
     expected, (base_class, sha256) = recorded.get("sha256"), class_and_sha256(base, files)
     if isinstance(expected, str) and sha256 is not None and recorded.get("class") == base_class:
@@ -161,7 +161,7 @@ def _fingerprint(folder: Path, files: AdapterFiles, base: PreTrainedModel) -> tu
     sketches = read_header(folder).config.get("base_fingerprint") or recorded.get("fingerprint")
     differences = list(sketch_distances(sketches, base))
     if not differences:
-        return None, "the adapter says nothing of the base's weights"
+        return None, "the adapter records nothing about the weights of the base"
     name, distance, limit = max(differences, key=lambda entry: math.inf if entry[1] is None else entry[1] / entry[2])
     if distance is None:
         return False, f"{name} has another shape"
@@ -227,7 +227,7 @@ def _merge(subject: _Subject) -> tuple[bool | None, str]:
         merged = model_class(subject.source).from_pretrained(done.out, dtype="auto")
         expected, where = subject.adapted, ""
         if expected.dtype == "quantized":
-            # A merge is into the full-precision base: what quantization rounds is no fault of it.
+            # A merge is into the full-precision base, so that the rounding of quantization must not count.
             base = load_base_model(subject.source, quantized=False)
             expected, where = fixed_outputs(load_adapter(base, subject.source.adapter)), " on the full-precision base"
         passed, figure = _parity(expected, fixed_outputs(merged))
@@ -236,7 +236,7 @@ def _merge(subject: _Subject) -> tuple[bool | None, str]:
 
 def _parity(before: Outputs, after: Outputs) -> tuple[bool, str]:
     if before.values.shape != after.values.shape:
-        raise CheckError(f"outputs of shape {list(after.values.shape)} in the place of {list(before.values.shape)}")
+        raise CheckError(f"outputs of shape {list(after.values.shape)} instead of {list(before.values.shape)}")
     parity = output_parity(before, after)
     figure = f"outputs differ by at most {parity['largest_difference']:.2g}, limit {parity['limit']:.2g}"
     return parity["largest_difference"] <= parity["limit"], figure

@@ -1,4 +1,4 @@
-"""A LoRA adapter as a GGUF file, which llama.cpp and the programs on top of it load beside a GGUF base."""
+"""Export a LoRA adapter as a GGUF file, which llama.cpp and programs based on it load beside a GGUF base."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ ARCHITECTURES = {"llama": "llama", "mistral": "llama"}
 
 
 def architecture_of(model_config: Mapping[str, Any]) -> str:
-    """The architecture under which llama.cpp has a base, once it is clear that one can be written for.
+    """The architecture name of a base in llama.cpp, after checking that an adapter can be written for it.
 
     Args:
         model_config: config.json of the base.
 
     Raises:
-        InputError: a base that llama.cpp stores otherwise.
+        InputError: llama.cpp stores this base differently.
         MissingExtraError: the gguf package is not installed.
     """
     try:
@@ -35,8 +35,8 @@ def architecture_of(model_config: Mapping[str, Any]) -> str:
     architecture = ARCHITECTURES.get(str(model_config.get("model_type")))
     if architecture is None:
         raise InputError(
-            f"a base of the type {model_config.get('model_type')!r} has no GGUF adapter here; those of "
-            f"{', '.join(ARCHITECTURES)} have. Export to 'lora' and convert it with llama.cpp's own script"
+            f"a base of the type {model_config.get('model_type')!r} cannot have a GGUF adapter; those of type "
+            f"{', '.join(ARCHITECTURES)} can. Export to 'lora' and convert it with llama.cpp's own script"
         )
     return architecture
 
@@ -44,8 +44,8 @@ def architecture_of(model_config: Mapping[str, Any]) -> str:
 def write_gguf(files: AdapterFiles, model_config: Mapping[str, Any], path: Path) -> dict[str, str]:
     """Write W' - W = B A of every layer as blk.N.*.lora_a (rank, in) and .lora_b (out, rank), float32, scaling 1.
 
-    llama.cpp keeps the rows of each head of q and k in another order, for its rotary embedding: the rows of their B go
-    the same way.
+    llama.cpp stores the rows of each head of q and k in another order, for its rotary embedding: the rows of their B
+    are permuted in the same way.
 
     Args:
         files: a stock LoRA adapter.
@@ -53,10 +53,10 @@ def write_gguf(files: AdapterFiles, model_config: Mapping[str, Any], path: Path)
         path: of the file.
 
     Returns:
-        The name that llama.cpp has for each layer.
+        The name of each layer in llama.cpp.
 
     Raises:
-        InputError: a base that llama.cpp stores otherwise, or something that a GGUF adapter cannot hold, by name.
+        InputError: llama.cpp stores this base differently, or a GGUF adapter cannot hold a tensor, by name.
         MissingExtraError: the gguf package is not installed.
     """
     architecture = architecture_of(model_config)
@@ -89,7 +89,7 @@ def write_gguf(files: AdapterFiles, model_config: Mapping[str, Any], path: Path)
 
 
 def permuted_rows(weight: Tensor, heads: int) -> Tensor:
-    """The rows of each head, its two halves interleaved: (h, 2, d / 2) becomes (h, d / 2, 2), as llama.cpp has them."""
+    """The rows of each head with halves interleaved: (h, 2, d / 2) becomes (h, d / 2, 2), as llama.cpp stores them."""
     rows = weight.shape[0]
     return weight.reshape(heads, 2, rows // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
 
@@ -104,7 +104,7 @@ def _permuted(layer: str, lora: StackedLora, config: Mapping[str, Any]) -> Stack
 
 
 def read_gguf(path: Path, model_config: Mapping[str, Any]) -> dict[str, StackedLora]:
-    """The layers of a file that `write_gguf` wrote, under the names of llama.cpp, rows in their first order, scaled."""
+    """The layers of a file that `write_gguf` wrote, by llama.cpp's names, with rows unpermuted and scaled."""
     import gguf  # pyright: ignore[reportMissingImports]
 
     reader = gguf.GGUFReader(path)

@@ -33,7 +33,7 @@ _NEWER = ("exclude_modules", "peft_version")
 
 
 def to_peft_kasa(source: AdapterFiles) -> AdapterFiles:
-    """A native adapter in PEFT's form. PEFT decomposes the base again when it loads it.
+    """Convert a native adapter to PEFT's form. PEFT decomposes the base again when it loads it.
 
     Raises:
         InputError: PEFT's form cannot hold it exactly: quantized or Conv1D layers, or other triplets dropped.
@@ -52,10 +52,10 @@ def to_peft_kasa(source: AdapterFiles) -> AdapterFiles:
 
 
 def from_peft_kasa(files: AdapterFiles) -> AdapterFiles:
-    """A native adapter without tails: PEFT drops the r smallest triplets of min(out, in).
+    """Convert to a native adapter without tails: PEFT drops the r smallest triplets of min(out, in).
 
     Raises:
-        AdapterError: the configuration asks for something beside KaSA.
+        AdapterError: the configuration combines KaSA with something else.
     """
     factors, rest = native_from_diagonal(files, "peft-kasa")
     sub = files.config["kasa_config"]
@@ -67,7 +67,7 @@ def from_peft_kasa(files: AdapterFiles) -> AdapterFiles:
 
 
 def to_authors(source: AdapterFiles) -> AdapterFiles:
-    """A native adapter as the authors' released code reads it, which decomposes the base again at each load.
+    """Convert a native adapter to the form of the authors' released code, which decomposes the base at each load.
 
     Raises:
         InputError: their code cannot hold it exactly: quantized layers, or other triplets dropped.
@@ -89,12 +89,12 @@ def to_authors(source: AdapterFiles) -> AdapterFiles:
 
 
 def from_authors(files: AdapterFiles) -> AdapterFiles:
-    """A native adapter without tails: their code drops what lies past the index in - r.
+    """Convert to a native adapter without tails: their code drops what lies past the index in - r.
 
-    Their configuration says nothing of beta and gamma; KasaConfig's own values stand in, for training that goes on.
+    Their configuration does not record beta and gamma; KasaConfig's defaults are used if training continues.
 
     Raises:
-        AdapterError: the configuration asks for something beside KaSA.
+        AdapterError: the configuration combines KaSA with something else.
     """
     factors, rest = native_from_diagonal(files, "authors")
     dense = any(core.ndim == 2 for _, core, _ in factors.values())
@@ -121,7 +121,7 @@ def diagonal_factors(factors: Factors) -> Factors:
 
 
 def diagonal_tensors(source: AdapterFiles) -> dict[str, Tensor]:
-    """The tensors lora_A, lora_B and lora_diag of a native adapter, and its heads and biases as they are."""
+    """The tensors lora_A, lora_B and lora_diag of a native adapter, with its heads and biases unchanged."""
     layers, tensors = trained_factors(source.tensors)
     for name, factors in layers.items():
         A, sigma, B = diagonal_factors(factors)
@@ -145,7 +145,7 @@ def native_from_diagonal(files: AdapterFiles, kind: str) -> tuple[dict[str, Fact
 
 
 def shared_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that LoraConfig and KasaConfig have in common beside those of `native.CARRIED`."""
+    """The fields that LoraConfig and KasaConfig share besides those of `native_format.CARRIED`."""
     return {
         **{key: config[key] for key in _FIELDS if config.get(key) is not None},
         "alpha_pattern": dict(config.get("alpha_pattern") or {}),
@@ -157,7 +157,7 @@ def shared_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 def require_holdable(source: AdapterFiles, convention: Convention, holder: str, *, conv1d: bool) -> None:
     """Refuse an adapter that a format with lora_diag cannot hold exactly.
 
-    Its reader drops the triplets itself, so that it must drop those of this adapter.
+    Its reader truncates the base itself, and must drop the same triplets as this adapter.
 
     Args:
         source: a native adapter, with or without tails.
@@ -201,14 +201,14 @@ def require_holdable(source: AdapterFiles, convention: Convention, holder: str, 
 
 
 def native_config(config: dict[str, Any], **settings: Any) -> dict[str, Any]:
-    """The configuration of a native adapter out of a LoraConfig; settings that are None stay KasaConfig's own.
+    """The configuration of a native adapter from a LoraConfig; settings that are None keep KasaConfig's defaults.
 
     Raises:
         AdapterError: the LoraConfig asks for something that would change the outputs.
     """
     asked = [name for name in _CHANGES_OUTPUTS if config.get(name)]
     if asked:
-        raise AdapterError(f"the adapter's configuration combines KaSA with {', '.join(asked)}, which is not read here")
+        raise AdapterError(f"the adapter's configuration combines KaSA with {', '.join(asked)}, which is not supported")
     carried = {key: config.get(key) for key in CARRIED}
     auto_mapping = carried.pop("auto_mapping")
     values = {key: value for key, value in settings.items() if value is not None}

@@ -1,4 +1,4 @@
-"""A KaSA adapter as a plain LoRA adapter of the untouched base, exactly."""
+"""Export a KaSA adapter exactly as a plain LoRA adapter of rank 2r on the unmodified base, and read stock LoRA."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class StackedLora(NamedTuple):
 
 
 def stack(layer: StoredLayer, scaling: float) -> StackedLora:
-    """W' - W = [ -U_d S_d | s B diag(sigma) ] [ Vh_d ; A ]: a LoRA of rank 2r and scaling 1 on the untouched W.
+    """W' - W = [ -U_d S_d | s B diag(sigma) ] [ Vh_d ; A ]: a LoRA of rank 2r and scaling 1 on the unmodified W.
 
     Args:
         layer: factors and tail of one layer.
@@ -39,7 +39,7 @@ def stack(layer: StoredLayer, scaling: float) -> StackedLora:
 
 
 def to_lora(source: AdapterFiles) -> AdapterFiles:
-    """A native adapter as a stock LoRA adapter; heads and biases are carried as they are.
+    """Convert a native adapter to a stock LoRA adapter; heads and biases are copied unchanged.
 
     Raises:
         AdapterError: the source lacks its tails.
@@ -60,10 +60,10 @@ def lora_files(
     """The stock LoRA adapter of these layers, scaling exactly 1 in each.
 
     Args:
-        config: of the adapter that they come from; target, head and base names are taken over.
+        config: of the source adapter; names of targets, heads and base are copied.
         layers: factors by module name.
-        rest: tensors that are no adapter's, by checkpoint key.
-        trailing: dimensions of 1 that the tensors of a layer have at their end, for convolutions.
+        rest: tensors that do not belong to adapted layers, by checkpoint key.
+        trailing: number of trailing dimensions of size 1 of a layer's tensors, for convolutions.
     """
     tensors = dict(rest)
     for name, lora in layers.items():
@@ -77,7 +77,7 @@ def stock_layers(files: AdapterFiles) -> tuple[dict[str, StackedLora], dict[str,
     """The layers of a stock LoRA adapter by module name, scaling folded into B, and all other tensors.
 
     Raises:
-        AdapterError: it is no plain LoRA of linear layers: DoRA, convolutions, embeddings, biases of its own.
+        AdapterError: it is not a plain LoRA of linear layers: DoRA, convolutions, embeddings or LoRA biases.
     """
     found: dict[str, dict[str, Tensor]] = {}
     rest = {}
@@ -104,7 +104,7 @@ def stock_layers(files: AdapterFiles) -> tuple[dict[str, StackedLora], dict[str,
 
 
 def trailing_dimensions(files: AdapterFiles) -> dict[str, int]:
-    """The dimensions of 1 at the end of the tensors of a stock LoRA adapter, by the name of the convolution."""
+    """The number of trailing dimensions of size 1 of a stock LoRA adapter's tensors, by the name of the convolution."""
     end = ".lora_A.weight"
     found = {key.removesuffix(end).removeprefix(PREFIX): t.ndim - 2 for key, t in files.tensors.items() if end in key}
     return {name: count for name, count in found.items() if count}

@@ -1,4 +1,4 @@
-"""A native KaSA adapter as plain data: layers out of tensors, tails out of a base."""
+"""The native KaSA format as plain data: its layers, tails computed from a base, and their keys."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ POINTWISE = ("pointwise1d", "pointwise2d")
 
 
 class StoredLayer(NamedTuple):
-    """One layer of a native adapter as its file holds it."""
+    """One layer of a native adapter, as stored in its file."""
 
     factors: Factors
     tail_U: Tensor
@@ -37,7 +37,7 @@ class StoredLayer(NamedTuple):
 
 
 def stored_layers(tensors: dict[str, Tensor]) -> tuple[dict[str, StoredLayer], dict[str, Tensor]]:
-    """A native adapter's layers by module name, and all else (heads, biases) by checkpoint key.
+    """The layers of a native adapter by module name, and all other tensors (heads, biases) by checkpoint key.
 
     Raises:
         AdapterError: a layer lacks one of its five tensors.
@@ -51,18 +51,18 @@ def stored_layers(tensors: dict[str, Tensor]) -> tuple[dict[str, StoredLayer], d
         factors = Factors(parts["kasa_A"], parts["kasa_sigma"], parts["kasa_B"])
         layers[name] = StoredLayer(factors, parts["kasa_tail_U"], parts["kasa_tail_V"])
     if not layers:
-        raise AdapterError("the adapter holds no KaSA layer; it was cut, or it is of another kind")
+        raise AdapterError("the adapter holds no KaSA layer; it is incomplete, or of another kind")
     return layers, rest
 
 
 def trained_factors(tensors: dict[str, Tensor]) -> tuple[dict[str, Factors], dict[str, Tensor]]:
-    """The trained factors alone, by module name, of an adapter that may lack its tails; and all else."""
+    """The trained factors, by module name, of an adapter that may lack its tails; and all other tensors."""
     found, rest = _sorted(tensors)
     return {name: Factors(p["kasa_A"], p["kasa_sigma"], p["kasa_B"]) for name, p in found.items()}, rest
 
 
 def native_tensors(factors: dict[str, Factors], rest: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Trained factors under a native adapter's keys, and the rest as it is."""
+    """Trained factors under the keys of a native adapter, together with the other tensors."""
     tensors = dict(rest)
     for name, (A, sigma, B) in factors.items():
         tensors |= {f"{PREFIX}{name}.kasa_A": A, f"{PREFIX}{name}.kasa_sigma": sigma, f"{PREFIX}{name}.kasa_B": B}
@@ -77,7 +77,7 @@ def scaling_of(config: dict[str, Any], module: str) -> float:
 
 
 def with_tails(source: AdapterFiles, base: nn.Module) -> AdapterFiles:
-    """The adapter with the tails that its convention drops from the weights of `base`, and a sketch of the weights.
+    """Add the tails that the adapter's convention drops from the weights of `base`, and sketches of the weights.
 
     Raises:
         AdapterError: the base has no such layer, or one of another shape.
@@ -128,7 +128,7 @@ def weight_in(base: nn.Module, name: str, shape: tuple[int, int]) -> BaseWeight:
 
 
 def held_as(config: Mapping[str, Any], name: str) -> str | None:
-    """What held the weight of a layer when the adapter was made; None where the adapter does not say."""
+    """The kind of layer that held a weight when the adapter was trained; None if the adapter does not record it."""
     fingerprint = config.get("base_fingerprint")
     entry = fingerprint.get(name) if isinstance(fingerprint, dict) else None
     value = entry.get("held_as") if isinstance(entry, dict) else None

@@ -1,4 +1,4 @@
-"""Two forms of one adapter held against each other: by their outputs on fixed inputs, and by their updates."""
+"""Compare two forms of one adapter: by their outputs on fixed inputs, and by their updates."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ UPDATE_LIMIT = 1e-5
 
 
 class Outputs(NamedTuple):
-    """What a model gives for the fixed inputs: float32 values, and the dtype that it computes in, or "quantized"."""
+    """The outputs of a model for the fixed inputs: float32 values, and the dtype it computes in, or "quantized"."""
 
     values: Tensor
     dtype: str
@@ -71,10 +71,10 @@ def fixed_outputs(model: nn.Module) -> Outputs:
 
 
 def untouched_copy(model: nn.Module) -> nn.Module:
-    """The base under an adapter, as a tree of modules of its own whose parameters are those of `model`.
+    """The base under an adapter, as a separate tree of modules that shares the parameters of `model`.
 
-    Call it, and use the copy, while the adapters of `model` are disabled. What is loaded on the copy leaves `model` as
-    it is, unless it writes into parameters.
+    Call it, and use the copy, while the adapters of `model` are disabled. What is loaded on the copy does not
+    change `model`, unless it writes into parameters.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     unpack_for_training_and_saving(base)
@@ -100,7 +100,7 @@ def untouched_copy(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def flags_kept(model: nn.Module) -> Iterator[None]:
-    """Give the parameters their `requires_grad` back afterwards, which PEFT changes when it loads something."""
+    """Restore `requires_grad` of the parameters afterwards, which PEFT changes when it loads an adapter."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         yield
@@ -110,7 +110,7 @@ def flags_kept(model: nn.Module) -> Iterator[None]:
 
 
 def own_weights(base: nn.Module, names: list[str]) -> None:
-    """Give the named layers of a copy weights of their own, for a loader that writes into them."""
+    """Give the named layers of a copy separate weights, for a loader that writes into them."""
     for name in names:
         layer = base.get_submodule(name)
         weight: Any = layer.weight
@@ -123,7 +123,7 @@ def update_factors(files: AdapterFiles, kind: str, *, tails: bool) -> dict[str, 
     Args:
         files: an adapter.
         kind: its format.
-        tails: whether what is dropped counts; formats that leave the dropping to their reader have trained parts only.
+        tails: whether the truncated tail is included; formats whose reader truncates hold the trained part only.
     """
     if kind == "lora":
         return {name: (lora.B.double(), lora.A.double()) for name, lora in stock_layers(files)[0].items()}
@@ -132,11 +132,11 @@ def update_factors(files: AdapterFiles, kind: str, *, tails: bool) -> dict[str, 
         stacked = {name: stack(layer, scaling_of(files.config, name)) for name, layer in layers.items()}
         return {name: (lora.B.double(), lora.A.double()) for name, lora in stacked.items()}
     trained = trained_factors(files.tensors)[0] if kind == "kasa" else native_from_diagonal(files, kind)[0]
-    found = {}
+    updates: dict[str, tuple[Tensor, Tensor]] = {}
     for name, (A, sigma, B) in trained.items():
         core = torch.diag(sigma.double()) if sigma.ndim == 1 else sigma.double()
-        found[name] = (scaling_of(files.config, name) * B.double() @ core, A.double())
-    return found
+        updates[name] = (scaling_of(files.config, name) * B.double() @ core, A.double())
+    return updates
 
 
 def update_difference(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
@@ -147,7 +147,7 @@ def update_difference(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) 
 
 
 def own_parameters(files: AdapterFiles) -> set[str]:
-    """The base's names of the parameters that an adapter brings beside its layers: of heads, and biases."""
+    """Names in the base of the parameters that an adapter holds besides its layers: heads and biases."""
     keys = [key.removeprefix(PREFIX) for key in files.tensors if ".kasa_" not in key and ".lora_" not in key]
     return {key.replace(".base_layer.", ".") for key in keys}
 
@@ -168,14 +168,14 @@ def _first_tensor(output: Any) -> Tensor:
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Whether any weight of a model is held as something else than plain floating-point numbers."""
+    """Whether any weight of a model is not a plain floating-point tensor."""
     return any(
         isinstance(module, KasaLayer) and module.quantization_backend is not None for module in model.modules()
     ) or any(not p.is_floating_point() or type(p).__module__.partition(".")[0] != "torch" for p in model.parameters())
 
 
 def _dtype(model: nn.Module, device: torch.device) -> str:
-    """The narrowest floating dtype that a model computes in: it sets the rounding."""
+    """The narrowest floating dtype a model computes in, which determines the rounding."""
     found = {p.dtype for p in model.parameters() if p.is_floating_point()}
     narrowest = max(found, key=lambda dtype: torch.finfo(dtype).eps) if found else torch.float32
     if narrowest == torch.float32 and device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":

@@ -1,4 +1,4 @@
-"""Which format an adapter has, and whether its configuration and its tensors agree with each other."""
+"""Recognize the format of an adapter by content, and check that its configuration and its tensors agree."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PARTS = {"kasa": NATIVE, "peft-kasa": DIAGONAL, "authors": DIAGONAL, "lora": LO
 
 
 class LayerShapes(NamedTuple):
-    """One adapted layer as its file claims it: module name, (out, in), rank, shapes by the tensor's last name."""
+    """An adapted layer according to its file: module name, (out, in), rank, and shapes by the tensor's last name."""
 
     module: str
     shape: tuple[int, int]
@@ -48,7 +48,7 @@ def format_of(header: Header) -> str:
     if kind == "KASA":
         return "kasa"
     if kind != "LORA":
-        raise AdapterError(f"{header.folder}: peft_type {kind!r} is not read here; KaSA and LoRA adapters are")
+        raise AdapterError(f"{header.folder}: peft_type {kind!r} is not supported; KaSA and LoRA adapters are")
     if header.config.get("kasa_config") is not None:
         return "peft-kasa"
     return "authors" if any(key.endswith(".lora_diag") for key in header.shapes) else "lora"
@@ -63,11 +63,11 @@ def split_key(key: str, kind: str) -> tuple[str, str] | None:
 
 
 def checked_layers(header: Header, kind: str) -> dict[str, LayerShapes]:
-    """The adapted layers of a header, by module name, once configuration and tensors agree.
+    """The adapted layers of a header, by module name, after checking that configuration and tensors agree.
 
     Raises:
-        AdapterError: a configuration value of the wrong type, a tensor that is missing, unknown, or of another shape
-            or rank than the configuration and the rest of its layer give.
+        AdapterError: a configuration value has the wrong type, or a tensor is missing, unknown, or of another shape
+            or rank than the configuration and the rest of its layer require.
     """
     where, config = header.folder, header.config
     _check_config(header)
@@ -107,7 +107,7 @@ def checked_layers(header: Header, kind: str) -> dict[str, LayerShapes]:
 
 
 def configured(config: dict[str, Any], value: str, pattern: str, module: str) -> Any:
-    """What a configuration gives a layer: its entry in `rank_pattern` or `alpha_pattern`, or the common value."""
+    """The configured value for a layer: its entry in `rank_pattern` or `alpha_pattern`, or the common value."""
     patterns = config.get(pattern) or {}
     return patterns.get(get_pattern_key(list(patterns), module), config[value])
 
@@ -115,8 +115,8 @@ def configured(config: dict[str, Any], value: str, pattern: str, module: str) ->
 def exact_patterns(values: dict[str, Any], layers: Iterable[str]) -> dict[str, Any]:
     """A rank_pattern or alpha_pattern that gives each named layer its value, and no other layer that of a namesake.
 
-    PEFT takes a key for a regular expression that may match the end of a name: plain names are kept where nothing
-    else ends in them, as other programs look names up.
+    PEFT interprets a key as a regular expression that may match the ending of a name. Plain names are used where no
+    other name ends in them, because other programs look names up.
     """
     names = list(layers)
     found = {}
@@ -127,7 +127,7 @@ def exact_patterns(values: dict[str, Any], layers: Iterable[str]) -> dict[str, A
 
 
 def _as_matrices(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The shapes of a LoRA on a convolution of kernel 1 without their dimensions of 1; others as they are."""
+    """The shapes of a LoRA on a pointwise convolution without trailing dimensions of 1; other shapes unchanged."""
     is_pointwise = all(len(shape) > 2 and set(shape[2:]) == {1} for shape in shapes.values())
     return {part: shape[:2] for part, shape in shapes.items()} if is_pointwise else shapes
 

@@ -1,4 +1,4 @@
-"""Adapter directories as plain data, read with distrust and written whole or not at all."""
+"""Read and write adapter directories as plain data; nothing in a file is trusted before it is checked."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _FLOATING = {"F64", "F32", "F16", "BF16"}
 
 
 class Header(NamedTuple):
-    """What an adapter claims to hold, before a tensor of it is read.
+    """Configuration and tensor shapes of an adapter, before any tensor is read.
 
     Attributes:
         folder: the adapter's directory.
@@ -55,13 +55,13 @@ def read_header(directory: str | os.PathLike[str]) -> Header:
     """Configuration, and the names and shapes of the tensors, of an adapter directory.
 
     Raises:
-        AdapterError: a file that is missing, no regular file, too large, damaged, or not what its name says; a tensor
-            that is not of floating-point numbers. Only safetensors are read, never pickles.
+        AdapterError: a file is missing, not a regular file, too large, damaged, or of another kind; a tensor is not
+            of floating-point numbers. Only safetensors are read, never pickles.
     """
     folder = Path(directory)
     config = read_json(folder, CONFIG)
     if not isinstance(config.get("peft_type"), str):
-        raise AdapterError(f"{folder / CONFIG} names no peft_type; it is no adapter configuration")
+        raise AdapterError(f"{folder / CONFIG} names no peft_type; it is not an adapter configuration")
     path = _regular_file(folder, WEIGHTS)
     shapes: dict[str, tuple[int, ...]] = {}
     repeated = []
@@ -79,7 +79,7 @@ def read_header(directory: str | os.PathLike[str]) -> Header:
 
 
 def read_repeated(header: Header) -> dict[str, Tensor]:
-    """The weights of the base that an adapter repeats.
+    """The base weights that an adapter repeats.
 
     Raises:
         AdapterError: they cannot be read.
@@ -108,7 +108,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     """A JSON object of an adapter directory.
 
     Raises:
-        AdapterError: the file is missing, no regular file, larger than 16 MiB, not UTF-8, or holds no JSON object.
+        AdapterError: the file is missing, not a regular file, larger than 16 MiB, not UTF-8, or not a JSON object.
     """
     path = _regular_file(folder, name)
     try:
@@ -155,13 +155,13 @@ def file_sha256(path: Path) -> str:
 
 
 def listed(names: list[str], most: int = 3) -> str:
-    """The first few of many names, for a message."""
+    """The first few names of a list, for a message."""
     shown = ", ".join(_shown(name) for name in names[:most])
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _shown(name: str) -> str:
-    """A name out of a file, safe to print: control characters escaped, cut at 120 characters."""
+    """A name from a file, safe to print: control characters escaped, truncated to 120 characters."""
     text = name if name.isprintable() else ascii(name)
     return text if len(text) <= 120 else text[:117] + "..."
 
@@ -184,7 +184,7 @@ def _regular_file(folder: Path, name: str) -> Path:
         raise AdapterError(f"{path} is no regular file")
     blobs = [parent.parent / "blobs" for parent in (home, *home.parents) if parent.name == "snapshots"]
     if target.parent != home and target.parent not in blobs:
-        raise AdapterError(f"{path} is a link that leads out of its directory; copy the file there instead")
+        raise AdapterError(f"{path} is a link that leads out of its directory; replace it by a copy of the file")
     return path
 
 
@@ -203,5 +203,5 @@ def _refuse_constant(text: str) -> float:
 
 
 def is_number(value: object) -> bool:
-    """Whether a value out of a file is a finite number."""
+    """Whether a value from a file is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
