@@ -116,7 +116,7 @@ def _spec(
         parse_seeds(seeds),
         reference=reference,
         protocol=protocol,
-        search=Search(search, trials, low, high),  # type: ignore[arg-type]
+        search=Search(search, trials, low, high),  # pyright: ignore[reportArgumentType]
     )
 
 
