@@ -37,7 +37,8 @@ from kasatune.io.progress import progress_listener
 from kasatune.recipes.catalogue import find_recipe
 from kasatune.recipes.schema import load_recipe
 from kasatune.reports import markdown, words
-from kasatune.runs.directory import read_metrics, read_recipe
+from kasatune.runs.directory import read_recipe
+from kasatune.runs.metrics import read_metrics
 from kasatune.training.train import train
 
 SHOWN = 8

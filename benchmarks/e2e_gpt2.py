@@ -25,7 +25,7 @@ from kasatune.data.readers.conversations import alpaca_message
 from kasatune.io.atomic import write_json
 from kasatune.recipes.schema import Recipe
 from kasatune.reports import words
-from kasatune.runs.directory import read_metrics
+from kasatune.runs.metrics import read_metrics
 from kasatune.training.train import train
 
 END = "<|endoftext|>"

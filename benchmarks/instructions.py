@@ -32,7 +32,7 @@ from kasatune.data.chat_template import PLAIN_TEMPLATE
 from kasatune.data.tasks import load_task
 from kasatune.evaluation.task_model import TaskModel
 from kasatune.recipes.schema import Recipe
-from kasatune.runs.directory import read_metrics
+from kasatune.runs.metrics import read_metrics
 from kasatune.training.train import train
 
 PAGE = Path(__file__).parent.parent / "docs" / "results" / "instructions.md"

@@ -29,7 +29,7 @@ from kasatune.errors import KasatuneError
 from kasatune.io.library_noise import quiet
 from kasatune.methods.shared.model_parts import head_name
 from kasatune.recipes.schema import MethodSection, Recipe
-from kasatune.runs.directory import read_metrics
+from kasatune.runs.metrics import read_metrics
 from kasatune.training.run import SPLIT, Run
 from kasatune.training.train import train
 

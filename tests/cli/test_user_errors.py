@@ -96,7 +96,7 @@ def test_malformed_recipes(kasatune, work, content, words):
         (["train", "good.yaml", "training.device=cuda:7"], "training.device"),
         (["train", "good.yaml", "--resume", "--overwrite"], "--resume and --overwrite"),
         (["train", "good.yaml", "--out", "good.yaml"], "is a file"),
-        (["train", "good.yaml", "--out", "model"], "holds something already"),
+        (["train", "good.yaml", "--out", "model"], "model is not empty"),
         (["train", "good.yaml", "--out", "good.yaml/below"], "not a directory"),
         (["train", "good.yaml", "--out", "x" * 300], "File name too long"),
         (["train", "good.yaml", "--out", "model", "--resume"], "no run to resume"),

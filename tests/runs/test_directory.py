@@ -6,7 +6,8 @@ import pytest
 
 from kasatune.errors import InputError, OutputError
 from kasatune.runs import directory
-from kasatune.runs.directory import History
+from kasatune.runs.history import History, TrainEvent
+from kasatune.runs.metrics import read_metrics
 from tests.toys import make_recipe
 
 
@@ -60,10 +61,10 @@ def test_what_is_not_a_run_directory_is_said_to_be_none(tmp_path):
     with pytest.raises(InputError, match=r"no recipe\.yaml"):
         directory.read_recipe(tmp_path / "nothing")
     with pytest.raises(InputError, match="not finished"):
-        directory.read_metrics(tmp_path)
+        read_metrics(tmp_path)
     (tmp_path / "metrics.json").write_text("{")
     with pytest.raises(InputError, match="damaged"):
-        directory.read_metrics(tmp_path)
+        read_metrics(tmp_path)
 
 
 def test_publishing_replaces_whole_folders(tmp_path):
@@ -83,11 +84,11 @@ def test_history_is_rewound_to_a_step_and_survives_a_cut_line(tmp_path):
     history = History(tmp_path / "history.jsonl")
     assert history.events() == []
     for step in (0, 1, 2, 3):
-        history.add("train", step=step, loss=math.nan if step == 2 else 0.5)
+        history.add(TrainEvent(step=step, loss=math.nan if step == 2 else 0.5))
     with (tmp_path / "history.jsonl").open("a") as file:
         file.write('{"event": "tr')
-    assert [event["step"] for event in history.events()] == [0, 1, 2, 3]
+    assert [event.step for event in history.events()] == [0, 1, 2, 3]
     history.rewind(2)
-    history.add("train", step=3)
-    assert [event["step"] for event in history.events()] == [0, 1, 2, 3]
-    assert history.events()[2]["loss"] is None
+    history.add(TrainEvent(step=3))
+    assert [event.step for event in history.events()] == [0, 1, 2, 3]
+    assert history.events()[2].loss is None

@@ -15,7 +15,8 @@ from kasatune.errors import OutputError
 from kasatune.evaluation.evaluate import evaluate
 from kasatune.recipes.schema import Recipe
 from kasatune.runs import directory
-from kasatune.runs.directory import read_metrics, read_recipe
+from kasatune.runs.directory import read_recipe
+from kasatune.runs.metrics import read_metrics
 from kasatune.runs.provenance import as_begun, pinned, recipe_sha256
 from kasatune.training.train import train
 from kasatune.weights.fingerprint import sampled_parameters_sha256

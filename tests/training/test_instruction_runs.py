@@ -14,7 +14,7 @@ from kasatune.evaluation.evaluate import evaluate
 from kasatune.evaluation.predict import predict
 from kasatune.evaluation.task_model import TaskModel
 from kasatune.recipes.schema import Recipe
-from kasatune.runs.directory import read_metrics
+from kasatune.runs.metrics import read_metrics
 from kasatune.training.train import train
 from tests.text_toys import WORDS
 

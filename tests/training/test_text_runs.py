@@ -18,7 +18,8 @@ from kasatune.evaluation.evaluate import evaluate
 from kasatune.evaluation.predict import predict
 from kasatune.evaluation.task_model import TaskModel
 from kasatune.methods import METHODS
-from kasatune.runs.directory import read_metrics, read_recipe
+from kasatune.runs.directory import read_recipe
+from kasatune.runs.metrics import read_metrics
 from kasatune.training.plan import make_plan
 from kasatune.training.train import train
 from tests.text_toys import make_text_recipe

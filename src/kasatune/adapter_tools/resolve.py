@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from kasatune.errors import InputError, ModelError
 from kasatune.io.library_noise import quiet
+from kasatune.io.run_layout import RECIPE
 from kasatune.models.load import find_model, load_base
-from kasatune.runs.directory import RECIPE, read_metrics, read_recipe
+from kasatune.runs.directory import read_recipe
+from kasatune.runs.metrics import read_metrics
 from kasatune.weights.checkpoint import Checkpoint, ModelCheckpoint, weight_files
 
 if TYPE_CHECKING:

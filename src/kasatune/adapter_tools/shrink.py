@@ -17,7 +17,8 @@ from kasatune.io.atomic import require_free
 from kasatune.io.library_noise import quiet
 from kasatune.models.device import find_device
 from kasatune.models.load import load_base
-from kasatune.runs.directory import read_metrics, read_recipe
+from kasatune.runs.directory import read_recipe
+from kasatune.runs.metrics import read_metrics
 
 
 def shrink_adapter(

@@ -23,7 +23,7 @@ def write_pages(run_dir: Path) -> None:
 def show_run(run_dir: Path) -> None:
     """Print the scores of a finished run, its numbers of trained parameters, and the path of its report."""
     from kasatune.reports import words
-    from kasatune.runs.directory import read_metrics
+    from kasatune.runs.metrics import read_metrics
 
     metrics = read_metrics(run_dir)
     show_scores(metrics)

@@ -16,9 +16,11 @@ from kasatune.evaluation.task_model import TaskModel, deterministic
 from kasatune.io.atomic import finite
 from kasatune.io.environment import peak_memory, reset_peak_memory, versions
 from kasatune.io.library_noise import quiet
+from kasatune.io.run_layout import METRICS
 from kasatune.metrics.generation import OPTIONAL_SCORES, generation_scores, require_scores, signatures
 from kasatune.recipes.schema import TaskSection
-from kasatune.runs.directory import METRICS, read_metrics, read_recipe
+from kasatune.runs.directory import read_recipe
+from kasatune.runs.metrics import read_metrics
 from kasatune.runs.provenance import recipe_sha256, trace
 
 SCORE_TOLERANCE = 5e-3  # of a score on another machine or with other software

@@ -18,7 +18,8 @@ from kasatune.models.device import find_device
 from kasatune.models.load import find_model
 from kasatune.recipes.messages import did_you_mean
 from kasatune.recipes.schema import Recipe
-from kasatune.runs.directory import read_metrics, read_recipe
+from kasatune.runs.directory import read_recipe
+from kasatune.runs.metrics import read_metrics
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -12,7 +12,8 @@ from kasatune.errors import InputError
 from kasatune.evaluation.scoring import answers
 from kasatune.evaluation.task_model import TaskModel, deterministic
 from kasatune.io.library_noise import quiet
-from kasatune.runs.directory import read_metrics, read_recipe
+from kasatune.runs.directory import read_recipe
+from kasatune.runs.metrics import read_metrics
 
 Text = str | Sequence[str]
 

@@ -79,7 +79,8 @@ def pinned(recipe: Recipe, revision: str | None, pins: Mapping[str, str]) -> Rec
 
 def as_begun(recipe: Recipe, out: Path) -> Recipe:
     """`recipe` with the commits that the run in `out` was begun with."""
-    from kasatune.runs.directory import RECIPE, read_recipe
+    from kasatune.io.run_layout import RECIPE
+    from kasatune.runs.directory import read_recipe
 
     if not (out / RECIPE).is_file():
         return recipe

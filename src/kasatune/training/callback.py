@@ -23,7 +23,7 @@ from kasatune.evaluation.task_model import TaskModel
 from kasatune.io.progress import ProgressReporter
 from kasatune.methods.shared.method import Method
 from kasatune.methods.shared.trained_parameters import trainable
-from kasatune.runs.directory import History
+from kasatune.runs.history import EvaluateEvent, History, SigmaEvent, TrainEvent
 from kasatune.training.checkpoint_contents import preserved_random_state, save_trained_parameters
 from kasatune.training.checkpoints import checkpoint_folder, referenced_best_states, write_manifest
 from kasatune.training.divergence import StepUndo, divergence_error
@@ -159,12 +159,13 @@ class RunCallback(TrainerCallback):
         self.progress.evaluate_seconds += seconds
         evaluation = {"epoch": self._epoch, "step": self._step, "metrics": scores.metrics}
         self.history.add(
-            "evaluate",
-            step=self._step,
-            epoch=self._epoch,
-            split="validation",
-            metrics=scores.metrics,
-            seconds=round(seconds, 3),
+            EvaluateEvent(
+                step=self._step,
+                epoch=self._epoch,
+                split="validation",
+                metrics=dict(scores.metrics),
+                seconds=round(seconds, 3),
+            )
         )
         self._record_sigma()
         self.progress.last = evaluation
@@ -223,7 +224,8 @@ class RunCallback(TrainerCallback):
         if FORWARD_LOSS in logs:
             terms = {**terms, FORWARD_LOSS: logs[FORWARD_LOSS]}
         loss, rate = logs["loss"], logs["learning_rate"]
-        self.history.add("train", step=self._step, epoch=self._epoch, loss=loss, learning_rate=rate, **terms)
+        record = {"step": self._step, "epoch": self._epoch, "loss": loss, "learning_rate": rate, **terms}
+        self.history.add(TrainEvent.model_validate(record))
         self.display.step(self._step, self._epoch, loss, rate)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -273,7 +275,7 @@ class RunCallback(TrainerCallback):
     def _record_sigma(self) -> None:
         layers = self.method.singular_values(self.model)
         if layers:
-            self.history.add("sigma", step=self._step, epoch=self._epoch, layers=layers)
+            self.history.add(SigmaEvent.model_validate({"step": self._step, "epoch": self._epoch, "layers": layers}))
 
     def _agreed(self, args: TrainingArguments, *flags: bool) -> list[bool]:
         """Each flag, true if it is for any process, so that all processes act alike at the same step."""

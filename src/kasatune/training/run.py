@@ -24,10 +24,12 @@ from kasatune.evaluation.task_model import TaskModel
 from kasatune.io.atomic import remove, write_json
 from kasatune.io.environment import peak_memory, versions
 from kasatune.io.progress import ProgressReporter, progress_listener
+from kasatune.io.run_layout import HISTORY, PREDICTIONS, SPECTRUM, TENSORBOARD, WORK
 from kasatune.metrics.generation import signatures
 from kasatune.recipes.schema import Recipe
 from kasatune.runs import directory
-from kasatune.runs.directory import HISTORY, METRICS, PREDICTIONS, SPECTRUM, TENSORBOARD, WORK, History
+from kasatune.runs.history import EvaluateEvent, History, SigmaEvent
+from kasatune.runs.metrics import RunMetrics, write_metrics
 from kasatune.runs.provenance import trace
 from kasatune.training.callback import CachedScores
 from kasatune.training.checkpoint_contents import load_trained_parameters
@@ -172,7 +174,7 @@ class Run:
         if self.task_model.method.info.fitted:
             metrics = {"metrics": scores.metrics}
             outcome = replace(outcome, selected=outcome.selected | metrics, last=outcome.last | metrics)
-            self.history.add("evaluate", **outcome.last, split=SPLIT, seconds=round(seconds, 3))
+            self.history.add(EvaluateEvent(**outcome.last, split=SPLIT, seconds=round(seconds, 3)))
             self.display.evaluated(0.0, scores.metrics)
         write_json(self.out / PREDICTIONS, predictions(SPLIT, scores), indent=None)
         if (self.work / "runs").is_dir():  # where the Trainer's TensorBoard callback writes
@@ -205,7 +207,7 @@ class Run:
             "versions": versions(),
             **trace(self.recipe, base.revision, base.fingerprint),
         }
-        write_json(self.out / METRICS, content | self.details | further)
+        write_metrics(self.out, RunMetrics.model_validate(content | self.details | further))
 
 
 @contextmanager
@@ -231,4 +233,4 @@ def work_errors(out: Path) -> Iterator[None]:
 
 
 def _initial_sigma(history: History) -> dict[str, list[float]]:
-    return next((event["layers"] for event in history.events() if event["event"] == "sigma"), {})
+    return next((event.layers for event in history.events() if isinstance(event, SigmaEvent)), {})

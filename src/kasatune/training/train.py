@@ -30,12 +30,14 @@ from kasatune.io.atomic import remove
 from kasatune.io.environment import reset_peak_memory
 from kasatune.io.library_noise import quiet
 from kasatune.io.progress import NullProgress, ProgressReporter, progress_listener
+from kasatune.io.run_layout import WORK
 from kasatune.kasa.truncation.compute_tails import decompositions_shared
 from kasatune.methods.shared.trained_parameters import trainable
 from kasatune.models.device import find_device
 from kasatune.models.load import Pretrained, find_pretrained
 from kasatune.recipes.schema import Recipe
 from kasatune.runs import directory
+from kasatune.runs.metrics import is_finished
 from kasatune.runs.provenance import as_begun, pinned
 from kasatune.training.callback import Progress, RunCallback
 from kasatune.training.checkpoint_contents import (
@@ -97,9 +99,9 @@ def train(
                 stack.enter_context(directory.reserved(out, recipe, resume=resume, overwrite=overwrite))
         if resume:
             recipe = as_begun(recipe, out)
-            if directory.is_finished(out):
+            if is_finished(out):
                 if is_main():
-                    remove(out / directory.WORK)  # a kill may have come just before the run removed it
+                    remove(out / WORK)  # a kill may have come just before the run removed it
                 reporter.message(f"{out} is finished already; nothing is left to do")
                 return out
         stack.enter_context(quiet(reporter.message))
@@ -130,7 +132,7 @@ def _set_up(
         require_suitable(recipe, methods.load(recipe.method.name))
     device = find_device(recipe.training)
     engine = load_engine(TASKS[recipe.task.name].engine)
-    arguments = engine.training_arguments(recipe, out / directory.WORK, device)
+    arguments = engine.training_arguments(recipe, out / WORK, device)
     pretrained = find_pretrained(recipe.model)
     plan = require_feasible(recipe, pretrained)
     data = data_provider.data(recipe)

@@ -81,7 +81,7 @@ def _show(out: Path) -> None:
     from kasatune.methods.table import BASELINE_METHOD, DEFAULT_METHOD, METHODS
     from kasatune.metrics.bootstrap import paired_bootstrap
     from kasatune.reports import words
-    from kasatune.runs.directory import read_metrics
+    from kasatune.runs.metrics import read_metrics
 
     runs = {BASELINE_METHOD: out / BASELINE_METHOD, DEFAULT_METHOD: out}
     metrics = {name: read_metrics(run) for name, run in runs.items()}

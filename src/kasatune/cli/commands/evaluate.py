@@ -59,7 +59,8 @@ def command(
     0 to 10, or the questions of a file by MT-Bench's protocol. Replies are cached; no question is asked twice.
     """
     from kasatune.cli.run_summary import show_scores
-    from kasatune.runs.directory import read_metrics, read_recipe
+    from kasatune.runs.directory import read_recipe
+    from kasatune.runs.metrics import read_metrics
 
     read_recipe(run_dir)
     read_metrics(run_dir)

@@ -32,7 +32,8 @@ def command(
 
     Example: kasatune predict runs/demo --text "Return the sum of the array elements along an axis."
     """
-    from kasatune.runs.directory import read_metrics, read_recipe
+    from kasatune.runs.directory import read_recipe
+    from kasatune.runs.metrics import read_metrics
 
     texts = _texts(text, file)
     read_recipe(run_dir)

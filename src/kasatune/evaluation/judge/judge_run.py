@@ -30,6 +30,7 @@ from kasatune.evaluation.judge import (
 )
 from kasatune.evaluation.judge.generate_answers import Candidate, write_conversations
 from kasatune.io.atomic import write_json
+from kasatune.io.run_layout import JUDGE
 from kasatune.llm_client import (
     AnswerCache,
     CachedClient,
@@ -41,7 +42,8 @@ from kasatune.llm_client import (
     total_cost,
 )
 from kasatune.recipes.schema import Recipe
-from kasatune.runs.directory import JUDGE, read_metrics, read_recipe
+from kasatune.runs.directory import read_recipe
+from kasatune.runs.metrics import read_metrics
 
 ANSWERS = "answers.jsonl"
 REPLIES = "replies.jsonl"

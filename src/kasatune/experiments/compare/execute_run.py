@@ -16,8 +16,8 @@ from kasatune.experiments.compare.process_cache import WEIGHT_FOLDERS, ProcessCa
 from kasatune.experiments.compare.run_id import PlannedRun
 from kasatune.experiments.compare.run_store import publish, unfinished_folder
 from kasatune.io.atomic import remove
+from kasatune.io.run_layout import WORK
 from kasatune.kasa.truncation.tail_store import CACHE_FOLDER
-from kasatune.runs.directory import WORK
 from kasatune.training.train import train
 
 

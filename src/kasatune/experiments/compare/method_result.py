@@ -14,9 +14,10 @@ import numpy as np
 from kasatune.experiments.compare.hyperparameter_search import at_the_edge
 from kasatune.experiments.compare.method_on_task import MethodOnTask
 from kasatune.experiments.compare.run_store import FinishedRun
+from kasatune.io.run_layout import HISTORY, PREDICTIONS
 from kasatune.methods.table import METHODS
 from kasatune.metrics.bootstrap import bootstrap_interval, resampled_scores
-from kasatune.runs.directory import HISTORY, PREDICTIONS, History
+from kasatune.runs.history import EvaluateEvent, History
 
 _MADE_FROM = ("recipe_sha256", "data_sha256", "model", "machine", "deterministic", "versions")
 
@@ -108,9 +109,9 @@ class MethodResult:
     def _curve(self, run: FinishedRun) -> list[tuple[float, float]]:
         events = History(run.folder / HISTORY).events()
         return [
-            (event["epoch"], event["metrics"][self.primary])
+            (event.epoch, score)
             for event in events
-            if event.get("event") == "evaluate" and event["metrics"].get(self.primary) is not None
+            if isinstance(event, EvaluateEvent) and (score := event.metrics.get(self.primary)) is not None
         ]
 
     def _mean_curve(self) -> list[list[float]]:

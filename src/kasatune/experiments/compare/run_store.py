@@ -23,7 +23,8 @@ from kasatune.errors import InputError, OutputError
 from kasatune.experiments.compare.run_id import PlannedRun
 from kasatune.io.atomic import SUFFIX, remove, remove_unfinished, replace_path, write_json
 from kasatune.io.locks import directory_lock
-from kasatune.runs.directory import METRICS, check_place
+from kasatune.io.run_layout import METRICS
+from kasatune.runs.directory import check_place
 
 RUNS = "runs"
 RUN = "run.json"

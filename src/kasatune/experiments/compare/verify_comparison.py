@@ -14,9 +14,9 @@ from kasatune.experiments.compare.hyperparameter_search import best_trial
 from kasatune.experiments.compare.run_id import digest
 from kasatune.experiments.compare.run_store import RUNS, FinishedRun, read_run
 from kasatune.io.atomic import finite
+from kasatune.io.run_layout import PREDICTIONS
 from kasatune.metrics import classification_scores, regression_scores
 from kasatune.metrics.bootstrap import bootstrap_interval
-from kasatune.runs.directory import PREDICTIONS
 from kasatune.training.callback import LOWER_IS_BETTER
 
 _SCORES = "are the same in comparison.json and metrics.json, and follow from the predictions of the run"

@@ -11,7 +11,8 @@ from kasatune.evaluation.task_model import TaskModel, deterministic
 from kasatune.io.atomic import write_json
 from kasatune.io.library_noise import quiet
 from kasatune.io.progress import ProgressReporter, progress_listener
-from kasatune.runs.directory import read_metrics, read_recipe
+from kasatune.runs.directory import read_recipe
+from kasatune.runs.metrics import read_metrics
 
 FOLDER = "scores"
 

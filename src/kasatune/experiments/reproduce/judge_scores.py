@@ -15,9 +15,9 @@ import numpy as np
 from kasatune.errors import InputError
 from kasatune.experiments.reproduce.measured_scores import Measured
 from kasatune.experiments.reproduce.published.schema import Experiment, Judged
+from kasatune.io.run_layout import JUDGE
 from kasatune.llm_client import Endpoint, Prices, require_endpoint
 from kasatune.metrics.bootstrap import resampled_scores
-from kasatune.runs.directory import JUDGE
 
 Progress = Callable[[str, int, int], None]
 

@@ -13,8 +13,10 @@ import numpy as np
 
 from kasatune.evaluation.multiple_choice import are_correct
 from kasatune.experiments.reproduce.extra_split_scores import split_file
+from kasatune.io.run_layout import HISTORY, PREDICTIONS
 from kasatune.metrics.bootstrap import bootstrap_interval, resampled_scores, seeds_and_rows_interval
-from kasatune.runs.directory import HISTORY, PREDICTIONS, History, read_metrics
+from kasatune.runs.history import EvaluateEvent, History
+from kasatune.runs.metrics import read_metrics
 
 _LAST = 10
 _KEYS = {"accuracy": "written", "acc": "acc", "acc_norm": "acc_norm"}
@@ -143,6 +145,6 @@ def _resampled(told: Sequence[dict[str, Any]], metric: str, number: int) -> np.n
 
 
 def _curve(folder: Path, metric: str) -> list[float]:
-    events: list[dict[str, Any]] = History(folder / HISTORY).events()
-    values = [event["metrics"].get(metric) for event in events if event.get("event") == "evaluate"]
+    events = History(folder / HISTORY).events()
+    values = [event.metrics.get(metric) for event in events if isinstance(event, EvaluateEvent)]
     return [value for value in values if value is not None]

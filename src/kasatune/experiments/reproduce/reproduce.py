@@ -13,7 +13,8 @@ from kasatune.experiments.reproduce.results import Outcomes, content, grades_of
 from kasatune.experiments.reproduce.spec import RUNS, Case, Request
 from kasatune.io.atomic import remove
 from kasatune.io.progress import ProgressReporter
-from kasatune.runs.directory import check_output, check_place, is_finished
+from kasatune.runs.directory import check_output, check_place
+from kasatune.runs.metrics import is_finished
 
 
 def check(request: Request, out: Path) -> None:

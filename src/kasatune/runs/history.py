@@ -1,0 +1,118 @@
+"""history.jsonl of a run: the typed events, and their only writer and reader."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from kasatune.io.atomic import finite, write_text
+
+SCHEMA_VERSION = 1
+
+
+class HistoryEvent(BaseModel):
+    """One line of history.jsonl.
+
+    Attributes:
+        event: its kind.
+        schema_version: version of this form; 1 for lines that were written without it.
+        step: optimizer steps so far.
+        epoch: epochs so far.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    event: str
+    schema_version: int = SCHEMA_VERSION
+    step: int = 0
+    epoch: float = 0.0
+
+
+class TrainEvent(HistoryEvent):
+    """An optimizer step. The penalties of the method are further entries, by name.
+
+    Attributes:
+        loss: loss of the task; None if it was not finite.
+        learning_rate: of the step.
+    """
+
+    event: Literal["train"] = "train"
+    loss: float | None = None
+    learning_rate: float | None = None
+
+
+class EvaluateEvent(HistoryEvent):
+    """An evaluation.
+
+    Attributes:
+        split: the rows that were scored.
+        metrics: scores by name; None if not finite.
+        seconds: time that it took.
+    """
+
+    event: Literal["evaluate"] = "evaluate"
+    split: str = "validation"
+    metrics: dict[str, float | None] = {}
+    seconds: float | None = None
+
+
+class SigmaEvent(HistoryEvent):
+    """The learnt singular values.
+
+    Attributes:
+        layers: values by layer name.
+    """
+
+    event: Literal["sigma"] = "sigma"
+    layers: dict[str, list[float | None]] = {}
+
+
+_KINDS: dict[str, type[HistoryEvent]] = {"train": TrainEvent, "evaluate": EvaluateEvent, "sigma": SigmaEvent}
+
+
+class History:
+    """history.jsonl: one event per line, flushed before the run continues.
+
+    Args:
+        path: the file.
+        writes: false for a process that shares the run with the one that writes.
+    """
+
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        self._path = path
+        self._writes = writes
+
+    def add(self, event: HistoryEvent) -> None:
+        """Append an event."""
+        if not self._writes:
+            return
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(_line(event))
+            file.flush()
+
+    def events(self) -> list[HistoryEvent]:
+        """All events so far; a line that a kill cut off is skipped."""
+        if not self._path.is_file():
+            return []
+        lines = self._path.read_text(encoding="utf-8").splitlines()
+        return [event for line in lines if (event := _parse(line)) is not None]
+
+    def rewind(self, step: int) -> None:
+        """Drop the events after optimizer step `step`, which a resumed run repeats."""
+        if self._writes:
+            write_text(self._path, "".join(_line(event) for event in self.events() if event.step <= step))
+
+
+def _line(event: HistoryEvent) -> str:
+    return json.dumps(finite(event.model_dump()), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _parse(line: str) -> HistoryEvent | None:
+    try:
+        record: Any = json.loads(line)
+        return _KINDS.get(record["event"], HistoryEvent).model_validate(record)
+    except (ValueError, TypeError, KeyError, ValidationError):
+        return None
