@@ -48,7 +48,7 @@ def export_adapter(
 ) -> Path:
     """Write an adapter in another format, with a certificate of how near it is to its source.
 
-    "lora": W' - W = [ -U_d S_d | s B diag(sigma) ] [ Vh_d ; A ], a stock PEFT LoRA of rank 2r and scaling 1 on the
+    "lora": `W' - W = [ -U_d S_d | s B diag(sigma) ] [ Vh_d ; A ]`, a stock PEFT LoRA of rank 2r and scaling 1 on the
     unmodified base, for anything that serves LoRA. "kasa": the native format, which can be trained further. "peft-kasa"
     and "authors": the formats that PEFT and the authors' code read, both of which decompose the base again. What each
     format can hold is in docs/formats.md; an adapter that it cannot hold exactly is refused.
