@@ -122,7 +122,7 @@ def test_an_occupied_output_is_refused_before_anything_is_loaded(kasatune, work,
 def test_only_the_first_process_writes_and_shows(kasatune, work, monkeypatch, tmp_path):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr("kasatune.training.train.train", lambda recipe, out, **_: out)
-    monkeypatch.setattr("kasatune.reports.page.write_report", lambda run_dir: pytest.fail("written"))
+    monkeypatch.setattr("kasatune.reports.run_page.write_report", lambda run_dir: pytest.fail("written"))
     assert kasatune("train", "good.yaml", "--out", tmp_path / "run") == (0, "", "")
 
 
@@ -185,7 +185,7 @@ def test_a_full_disk_is_status_1(kasatune, work, monkeypatch, tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device", str(run_dir / "report.html"))
 
     monkeypatch.setattr("kasatune.training.train.train", lambda recipe, out, **_: out)
-    monkeypatch.setattr("kasatune.reports.page.write_report", write_report)
+    monkeypatch.setattr("kasatune.reports.run_page.write_report", write_report)
     done = kasatune("train", "good.yaml", "--out", tmp_path / "run")
     assert (done.status, done.out) == (1, "")
     assert "No space left on device; free some space" in done.err

@@ -19,7 +19,7 @@ from kasatune.methods import table
 from kasatune.methods.info import MethodInfo
 from kasatune.recipes.schema import recipe_json_schema
 from kasatune.reports.card import write_card
-from kasatune.reports.page import write_report
+from kasatune.reports.run_page import write_report
 from kasatune.training.plan import make_plan
 from kasatune.training.train import train
 from tests.experiments.compare.toys import make_toy_spec

@@ -11,11 +11,10 @@ from html.parser import HTMLParser
 import pytest
 
 from kasatune.experiments.compare.comparison_file import write_comparison
-from kasatune.reports import words
+from kasatune.reports import formatting as formatting as words
 from kasatune.reports.comparison.charts import interval_chart, letters, pareto, trade_off_chart
-from kasatune.reports.comparison.conclusion import conclusion, protocol_sentence
-from kasatune.reports.comparison.page import render
-from kasatune.reports.comparison.tables import (
+from kasatune.reports.comparison.comparison_page import render
+from kasatune.reports.comparison.comparison_tables import (
     as_csv,
     as_latex,
     as_markdown,
@@ -24,6 +23,7 @@ from kasatune.reports.comparison.tables import (
     failures,
     task_table,
 )
+from kasatune.reports.comparison.conclusion import conclusion, protocol_sentence
 from tests.reports.sample_comparisons import comparison
 
 

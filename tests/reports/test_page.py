@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kasatune.errors import InputError
-from kasatune.reports.page import write_report
+from kasatune.reports.run_page import write_report
 from tests.reports import sample_runs
 
 VOID = {"meta", "link", "br", "wbr", "img"}

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kasatune.reports.scale import Scale
-from kasatune.reports.svg import Chart, Line, thin
-from kasatune.reports.words import compact, duration, score, share, size
+from kasatune.reports.chart_axis import Scale
+from kasatune.reports.formatting import compact, duration, score, share, size
+from kasatune.reports.svg_charts import Chart, Line, thin
 
 finite = st.floats(-1e12, 1e12, allow_nan=False)
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from kasatune.reports import markdown
-from kasatune.reports.tables import as_markdown, comparison, gather, scores, spread
+from kasatune.reports.score_tables import as_markdown, comparison, gather, scores, spread
 from tests.reports import sample_runs
 
 

@@ -12,12 +12,13 @@ import jinja2
 import yaml
 
 from kasatune.io.atomic import write_text
-from kasatune.reports import markdown, words
-from kasatune.reports.certainty import accuracy_interval, against_baseline
-from kasatune.reports.page import decoding, facts
-from kasatune.reports.record import RunRecord, read_run
-from kasatune.reports.snippet import example_texts, loading_snippet
-from kasatune.reports.tables import as_markdown, scores
+from kasatune.reports import formatting as formatting as words
+from kasatune.reports import markdown
+from kasatune.reports.loading_snippet import example_texts, loading_snippet
+from kasatune.reports.run_page import decoding, facts
+from kasatune.reports.run_record import RunRecord, read_run
+from kasatune.reports.score_intervals import accuracy_interval, against_baseline
+from kasatune.reports.score_tables import as_markdown, scores
 
 
 def write_card(run_dir: Path) -> None:

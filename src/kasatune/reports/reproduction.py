@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kasatune.methods.table import METHODS
-from kasatune.reports.words import metric_title
+from kasatune.reports.formatting import metric_title
 
 HEAD = ("task", "score", "method", "paper", "authors' log", "ours", "95 % interval", "verdict")
 CURVE_HEAD = ("task", "method", "", "best epoch", "last epoch", "mean of the last ten")

@@ -20,7 +20,7 @@ from kasatune.experiments.compare.spec import Search, make_spec
 from kasatune.experiments.compare.variants import parse_variants
 from kasatune.recipes.schema import Recipe, recipe_json_schema
 from kasatune.reports.card import write_card
-from kasatune.reports.page import write_report
+from kasatune.reports.run_page import write_report
 from kasatune.training.plan import make_plan
 from kasatune.training.train import train
 from tests.experiments.compare.toys import run as run_comparison

@@ -191,7 +191,7 @@ def _compare(
 
 
 def _show_plan(found: dict[str, Any]) -> None:
-    from kasatune.reports import words
+    from kasatune.reports import formatting as formatting as words
 
     head = ["task", "method", "runs", "finished", "seconds a run", "time left"]
     rows = [
@@ -213,8 +213,8 @@ def _show_plan(found: dict[str, Any]) -> None:
 
 
 def _show(found: dict[str, Any], out: Path) -> None:
+    from kasatune.reports.comparison.comparison_tables import task_table
     from kasatune.reports.comparison.conclusion import begun
-    from kasatune.reports.comparison.tables import task_table
 
     for task in begun(found):
         table = task_table(found, task)

@@ -16,7 +16,7 @@ def command(
     directory: AdapterDirectory,
     base: BaseModel = None,
     picture: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also draw the spectra to this file.", show_default=False)
+        Path | None, typer.Option(metavar="FILE", help="Also draw the spectra to this SVG file.", show_default=False)
     ] = None,
     json: Json = False,
 ) -> None:
@@ -29,7 +29,7 @@ def command(
     Example: kasatune inspect runs/rte-kasa --picture rte.svg
     """
     with results_only():
-        from kasatune.reports.inspection import check_picture, draw_inspection
+        from kasatune.reports.inspection_picture import check_picture, draw_inspection
 
         if picture is not None:
             check_picture(picture)

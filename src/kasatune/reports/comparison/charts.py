@@ -10,11 +10,11 @@ from typing import Any
 from markupsafe import Markup
 
 from kasatune.methods.table import METHODS
-from kasatune.reports import words
-from kasatune.reports.comparison.tables import ordered
-from kasatune.reports.scale import Scale
-from kasatune.reports.svg import Chart, Line
-from kasatune.reports.words import compact
+from kasatune.reports import formatting as formatting as words
+from kasatune.reports.chart_axis import Scale
+from kasatune.reports.comparison.comparison_tables import ordered
+from kasatune.reports.formatting import compact
+from kasatune.reports.svg_charts import Chart, Line
 
 _WIDTH = 400
 _ROW = 26

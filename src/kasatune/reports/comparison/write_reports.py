@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from kasatune.io.atomic import write_text
-from kasatune.reports.comparison.page import render
-from kasatune.reports.comparison.tables import as_csv, as_latex, as_markdown
+from kasatune.reports.comparison.comparison_page import render
+from kasatune.reports.comparison.comparison_tables import as_csv, as_latex, as_markdown
 
 
 def write_reports(comparison: Mapping[str, Any], out: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kasatune.reports.python_code import base_expression, head_lines, literal, source_options
-from kasatune.reports.record import RunRecord
+from kasatune.reports.run_record import RunRecord
+from kasatune.reports.snippet_code import base_expression, head_lines, literal, source_options
 
 _LONGEST = 300  # characters of a prompt that is shown
 

@@ -9,10 +9,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from kasatune.reports import words
+from kasatune.reports import formatting as formatting as words
 from kasatune.reports.comparison.charts import curve_chart, interval_chart, letters, trade_off_chart
-from kasatune.reports.comparison.conclusion import begun, conclusion, protocol_sentence, title_of
-from kasatune.reports.comparison.tables import (
+from kasatune.reports.comparison.comparison_tables import (
     NOTHING,
     cost_table,
     counts_sentence,
@@ -22,7 +21,8 @@ from kasatune.reports.comparison.tables import (
     settings_sentence,
     task_table,
 )
-from kasatune.reports.svg import swatch
+from kasatune.reports.comparison.conclusion import begun, conclusion, protocol_sentence, title_of
+from kasatune.reports.svg_charts import swatch
 
 _STYLES = (Path(__file__).parents[1] / "page.css", Path(__file__).with_name("comparison.css"))
 

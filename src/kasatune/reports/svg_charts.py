@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup, escape
 
-from kasatune.reports.scale import Scale
-from kasatune.reports.words import compact
+from kasatune.reports.chart_axis import Scale
+from kasatune.reports.formatting import compact
 
 MAX_POINTS = 300  # of one line: more than a chart of this width can show
 

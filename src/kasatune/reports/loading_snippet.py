@@ -7,9 +7,9 @@ import struct
 from pathlib import Path
 
 from kasatune.errors import AdapterError
-from kasatune.reports.python_code import base_expression, head_lines, literal, source_options
-from kasatune.reports.record import RunRecord
-from kasatune.reports.text_snippet import text_snippet
+from kasatune.reports.loading_snippet_text import text_snippet
+from kasatune.reports.run_record import RunRecord
+from kasatune.reports.snippet_code import base_expression, head_lines, literal, source_options
 
 
 def label_names(run: RunRecord) -> list[str]:

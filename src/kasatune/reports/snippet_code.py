@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kasatune.errors import AdapterError
-from kasatune.reports.record import RunRecord
+from kasatune.reports.run_record import RunRecord
 
 _PACKAGE = "package:"
 

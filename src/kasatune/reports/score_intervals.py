@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kasatune.metrics.bootstrap import Interval, bootstrap_interval, paired_bootstrap
-from kasatune.reports.record import RunRecord
+from kasatune.reports.run_record import RunRecord
 
 
 def accuracy_interval(run: RunRecord) -> Interval | None:

@@ -10,8 +10,8 @@ from markupsafe import Markup
 
 from kasatune.errors import OutputError
 from kasatune.io.atomic import write_text
-from kasatune.reports.scale import Scale
-from kasatune.reports.words import compact
+from kasatune.reports.chart_axis import Scale
+from kasatune.reports.formatting import compact
 
 _BASE, _DROPPED, _UPDATE, _CHANCE = "#1f5fbf", "#b8500c", "#167a5b", "#7d8aa0"
 _LEFT, _COLUMN, _PANEL, _GAP, _TOP = 86, 24, 240, 46, 48

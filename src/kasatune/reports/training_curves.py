@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kasatune.reports import words
-from kasatune.reports.record import RunRecord
-from kasatune.reports.svg import Chart, Line, thin
+from kasatune.reports import formatting as formatting as words
+from kasatune.reports.run_record import RunRecord
+from kasatune.reports.svg_charts import Chart, Line, thin
 
 _OWN_SCALE = ("loss", "perplexity", "mse", "nist", "cider")  # not between 0 and 1 or -1 and 1
 MANY_DOTS = 30  # evaluations beyond which single points are no longer marked

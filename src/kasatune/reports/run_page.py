@@ -9,11 +9,12 @@ import jinja2
 from markupsafe import Markup
 
 from kasatune.io.atomic import write_text
-from kasatune.reports import spectra, words
-from kasatune.reports.certainty import accuracy_interval, against_baseline
-from kasatune.reports.curves import loss_chart, penalty_chart, score_chart
-from kasatune.reports.record import RunRecord, read_run
-from kasatune.reports.svg import swatch
+from kasatune.reports import formatting as formatting as words
+from kasatune.reports import layer_spectra as spectra
+from kasatune.reports.run_record import RunRecord, read_run
+from kasatune.reports.score_intervals import accuracy_interval, against_baseline
+from kasatune.reports.svg_charts import swatch
+from kasatune.reports.training_curves import loss_chart, penalty_chart, score_chart
 
 SHOWN_LAYERS = 12  # the rest of a large model opens on demand
 SHOWN_TEXTS = 8

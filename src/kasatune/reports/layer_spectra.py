@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from kasatune.reports.record import RunRecord
-from kasatune.reports.svg import Band, Chart, Line, Region
+from kasatune.reports.run_record import RunRecord
+from kasatune.reports.svg_charts import Band, Chart, Line, Region
 
 WIDTH, HEIGHT = 250, 150  # of the small charts, one or two a layer
 MANY_COMPONENTS = 16  # more lines than this in one small chart cannot be told apart: quantiles are drawn instead

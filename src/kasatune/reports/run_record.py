@@ -13,7 +13,7 @@ import yaml
 from kasatune.data.tasks.table import TASKS
 from kasatune.errors import InputError
 from kasatune.methods.table import BASELINE_METHOD, METHODS
-from kasatune.reports.words import metric_title
+from kasatune.reports.formatting import metric_title
 
 
 @dataclass(frozen=True)
