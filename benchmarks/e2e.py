@@ -36,7 +36,8 @@ from kasatune.io.library_noise import quiet
 from kasatune.io.progress import progress_listener
 from kasatune.recipes.catalogue import find_recipe
 from kasatune.recipes.schema import load_recipe
-from kasatune.reports import markdown, formatting as formatting as formatting as words
+from kasatune.reports import formatting as words
+from kasatune.reports import markdown
 from kasatune.runs.directory import read_recipe
 from kasatune.runs.metrics import read_metrics
 from kasatune.training.train import train

@@ -24,7 +24,7 @@ from kasatune.cli.progress_bar import make_progress
 from kasatune.data.readers.conversations import alpaca_message
 from kasatune.io.atomic import write_json
 from kasatune.recipes.schema import Recipe
-from kasatune.reports import formatting as formatting as formatting as words
+from kasatune.reports import formatting as words
 from kasatune.runs.metrics import read_metrics
 from kasatune.training.train import train
 

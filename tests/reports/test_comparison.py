@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import pytest
 
 from kasatune.experiments.compare.comparison_file import write_comparison
-from kasatune.reports import formatting as formatting as words
+from kasatune.reports import formatting as words
 from kasatune.reports.comparison.charts import interval_chart, letters, pareto, trade_off_chart
 from kasatune.reports.comparison.comparison_page import render
 from kasatune.reports.comparison.comparison_tables import (

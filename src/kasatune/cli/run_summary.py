@@ -22,7 +22,7 @@ def write_pages(run_dir: Path) -> None:
 
 def show_run(run_dir: Path) -> None:
     """Print the scores of a finished run, its numbers of trained parameters, and the path of its report."""
-    from kasatune.reports import formatting as formatting as formatting as words
+    from kasatune.reports import formatting as words
     from kasatune.runs.metrics import read_metrics
 
     metrics = read_metrics(run_dir)
@@ -34,7 +34,7 @@ def show_run(run_dir: Path) -> None:
 
 def show_scores(metrics: Mapping[str, Any]) -> None:
     """Print the scores in the content of metrics.json: those of the selected state, beside those of the last."""
-    from kasatune.reports import formatting as formatting as formatting as words
+    from kasatune.reports import formatting as words
 
     last = (metrics.get("last") or {}).get("metrics") or {}
     head = [f"{metrics['task']}, {metrics['split']}", "selected", *(["last epoch"] if last else [])]

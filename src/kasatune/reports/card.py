@@ -12,7 +12,7 @@ import jinja2
 import yaml
 
 from kasatune.io.atomic import write_text
-from kasatune.reports import formatting as formatting as words
+from kasatune.reports import formatting as words
 from kasatune.reports import markdown
 from kasatune.reports.loading_snippet import example_texts, loading_snippet
 from kasatune.reports.run_page import decoding, facts

@@ -9,7 +9,7 @@ import jinja2
 from markupsafe import Markup
 
 from kasatune.io.atomic import write_text
-from kasatune.reports import formatting as formatting as words
+from kasatune.reports import formatting as words
 from kasatune.reports import layer_spectra as spectra
 from kasatune.reports.run_record import RunRecord, read_run
 from kasatune.reports.score_intervals import accuracy_interval, against_baseline

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from kasatune.reports import formatting as formatting as words
+from kasatune.reports import formatting as words
 from kasatune.reports import markdown
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kasatune.reports import formatting as formatting as words
+from kasatune.reports import formatting as words
 from kasatune.reports.run_record import RunRecord
 from kasatune.reports.svg_charts import Chart, Line, thin
 

@@ -191,7 +191,7 @@ def _compare(
 
 
 def _show_plan(found: dict[str, Any]) -> None:
-    from kasatune.reports import formatting as formatting as words
+    from kasatune.reports import formatting as words
 
     head = ["task", "method", "runs", "finished", "seconds a run", "time left"]
     rows = [

@@ -80,7 +80,7 @@ def _run_both(recipe: Recipe, folder: Path) -> None:
 def _show(out: Path) -> None:
     from kasatune.methods.table import BASELINE_METHOD, DEFAULT_METHOD, METHODS
     from kasatune.metrics.bootstrap import paired_bootstrap
-    from kasatune.reports import formatting as formatting as formatting as words
+    from kasatune.reports import formatting as words
     from kasatune.runs.metrics import read_metrics
 
     runs = {BASELINE_METHOD: out / BASELINE_METHOD, DEFAULT_METHOD: out}

@@ -34,7 +34,7 @@ def command(recipe: RecipeFile, overrides: Overrides = None, json: Json = False)
 
 
 def _show(plan: Plan) -> None:
-    from kasatune.reports import formatting as formatting as words
+    from kasatune.reports import formatting as words
 
     if plan.layers:
         print_table(["adapted layers", "kind", "out", "in", "rank"], _layer_rows(plan), numbers=3)

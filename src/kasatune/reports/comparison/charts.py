@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from kasatune.methods.table import METHODS
-from kasatune.reports import formatting as formatting as words
+from kasatune.reports import formatting as words
 from kasatune.reports.chart_axis import Scale
 from kasatune.reports.comparison.comparison_tables import ordered
 from kasatune.reports.formatting import compact

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from kasatune.reports import formatting as formatting as words
+from kasatune.reports import formatting as words
 from kasatune.reports.comparison.charts import curve_chart, interval_chart, letters, trade_off_chart
 from kasatune.reports.comparison.comparison_tables import (
     NOTHING,

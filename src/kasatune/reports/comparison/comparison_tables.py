@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from kasatune.reports import formatting as formatting as words
+from kasatune.reports import formatting as words
 from kasatune.reports.comparison.conclusion import begun, conclusion, protocol_sentence, title_of
 from kasatune.reports.markdown import code, text
 from kasatune.reports.markdown import table as markdown_table

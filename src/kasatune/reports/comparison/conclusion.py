@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kasatune.reports import formatting as formatting as words
+from kasatune.reports import formatting as words
 
 NO_DIFFERENCE = "no difference shown"
 
