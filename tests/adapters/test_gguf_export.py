@@ -9,9 +9,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from kasatune import KasaConfig, export_adapter
+from kasatune.adapters.adapter_files import read_tensors
 from kasatune.adapters.gguf_export import permuted_rows, write_gguf
 from kasatune.adapters.load import read_checked
-from kasatune.adapters.storage import read_tensors
 from kasatune.errors import InputError, MissingExtraError
 from tests.kasa.models import gpt2, llama, shaken
 

@@ -1,4 +1,4 @@
-"""What a conversion says of itself, and that a wrong one is never written."""
+"""Reports of a conversion, and the refusal to write a wrong one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from kasatune import KasaConfig, export_adapter
-from kasatune.adapters import conversion, lora_export, reduce_rank
+from kasatune.adapters import format_conversion, lora_export, reduce_rank
 from kasatune.errors import CheckError, InputError, OutputError
 from tests.kasa.models import bert, llama, shaken, token_ids
 
@@ -77,7 +77,7 @@ def test_a_wrong_conversion_fails_with_its_figure_and_writes_nothing(tmp_path, m
 
 
 def test_outputs_that_differ_fail_even_where_the_updates_agree(tmp_path, monkeypatch):
-    original = conversion.to_lora
+    original = format_conversion.to_lora
 
     def wrong(source):
         made = original(source)
@@ -86,7 +86,7 @@ def test_outputs_that_differ_fail_even_where_the_updates_agree(tmp_path, monkeyp
         made.tensors[name] = torch.full((32,), 0.5)
         return made
 
-    monkeypatch.setitem(conversion._WRITERS, "lora", wrong)
+    monkeypatch.setitem(format_conversion._WRITERS, "lora", wrong)
     with pytest.raises(CheckError, match=r"changes the model's outputs by .*, more than float32 explains"):
         export_adapter(trained(), tmp_path / "out")
     assert not (tmp_path / "out").exists()

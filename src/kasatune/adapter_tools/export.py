@@ -14,6 +14,7 @@ from kasatune.adapter_tools.resolve import (
     load_base_model,
     read_config,
 )
+from kasatune.adapters.adapter_files import file_sha256, read_tensors
 from kasatune.adapters.certificate import Certificate, read_certificate, write_certificate
 from kasatune.adapters.export import export_adapter
 from kasatune.adapters.gguf_export import FILE, architecture_of, read_gguf, write_gguf
@@ -21,7 +22,6 @@ from kasatune.adapters.load import read_checked
 from kasatune.adapters.lora_export import stock_layers
 from kasatune.adapters.parity import UPDATE_LIMIT, update_difference
 from kasatune.adapters.recognize_format import FORMATS
-from kasatune.adapters.storage import file_sha256, read_tensors
 from kasatune.errors import CheckError, InputError
 from kasatune.io.atomic import new_directory, require_free
 from kasatune.io.library_noise import quiet

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from kasatune.adapter_tools.resolve import find_source, is_at_hand, open_base
-from kasatune.adapters.conversion import as_native
+from kasatune.adapters.adapter_files import AdapterFiles, read_tensors
+from kasatune.adapters.format_conversion import as_native
 from kasatune.adapters.load import read_checked
 from kasatune.adapters.lora_export import stock_layers
 from kasatune.adapters.native_format import scaling_of, trained_factors
-from kasatune.adapters.storage import AdapterFiles, read_tensors
 from kasatune.errors import InputError, ModelError
 from kasatune.io.library_noise import quiet
 from kasatune.kasa.functional import Factors, drop_count, orthogonality_norms

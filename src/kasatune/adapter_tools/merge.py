@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from kasatune.adapter_tools.resolve import Source, find_source, open_base, read_config
+from kasatune.adapters.adapter_files import PREFIX, AdapterFiles, listed, read_tensors, write_json
 from kasatune.adapters.certificate import CERTIFICATE, Certificate, library_versions, write_certificate
-from kasatune.adapters.conversion import as_native
+from kasatune.adapters.format_conversion import as_native
 from kasatune.adapters.load import read_checked
 from kasatune.adapters.lora_export import stock_layers, to_lora
 from kasatune.adapters.native_format import scaling_of, trained_factors
-from kasatune.adapters.storage import PREFIX, AdapterFiles, listed, read_tensors, write_json
 from kasatune.errors import AdapterError, ModelError
 from kasatune.io.atomic import new_directory
 from kasatune.kasa.functional import Factors, drop_count, update

@@ -52,7 +52,7 @@ class Source:
     @cached_property
     def config(self) -> dict[str, Any]:
         """adapter_config.json."""
-        from kasatune.adapters.storage import read_json
+        from kasatune.adapters.adapter_files import read_json
 
         return read_json(self.adapter, ADAPTER_FILE)
 

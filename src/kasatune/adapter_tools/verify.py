@@ -15,16 +15,16 @@ import torch
 from kasatune.adapter_tools.export import export_gguf
 from kasatune.adapter_tools.merge import merge
 from kasatune.adapter_tools.resolve import Source, find_source, has_adapter, load_base_model, model_class
+from kasatune.adapters.adapter_files import AdapterFiles, file_sha256, read_header, read_tensors
 from kasatune.adapters.attach import sketch_distances
 from kasatune.adapters.certificate import CERTIFICATE, describe, read_certificate
-from kasatune.adapters.conversion import bare_twin
 from kasatune.adapters.export import export_adapter
+from kasatune.adapters.format_conversion import bare_twin
 from kasatune.adapters.gguf_export import architecture_of
 from kasatune.adapters.load import load_adapter, read_checked
 from kasatune.adapters.parity import Outputs, fixed_outputs
 from kasatune.adapters.parity_report import class_and_sha256, output_parity
 from kasatune.adapters.recognize_format import FORMATS
-from kasatune.adapters.storage import AdapterFiles, file_sha256, read_header, read_tensors
 from kasatune.errors import CheckError, InputError, KasatuneError
 from kasatune.evaluation.evaluate import check_recorded_scores, is_run
 from kasatune.experiments.compare.verify_comparison import is_comparison, verified

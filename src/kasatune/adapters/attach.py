@@ -14,9 +14,9 @@ from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from kasatune.adapters.adapter_files import PREFIX, AdapterFiles, Header, is_echo, listed, read_repeated, write
 from kasatune.adapters.native_format import weight_in
 from kasatune.adapters.recognize_format import LayerShapes, split_key
-from kasatune.adapters.storage import PREFIX, AdapterFiles, Header, is_echo, listed, read_repeated, write
 from kasatune.errors import AdapterError, InputError, KasatuneError
 from kasatune.weights.fingerprint import sketch_distance, sketch_tolerance
 from kasatune.weights.quantized_weight import weight_of

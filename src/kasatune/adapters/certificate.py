@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
-from kasatune.adapters.storage import read_json, write_json
+from kasatune.adapters.adapter_files import read_json, write_json
 from kasatune.io.environment import versions as installed_versions
 
 CERTIFICATE = "certificate.json"

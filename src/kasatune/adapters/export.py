@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from kasatune.adapters.adapter_files import read_tensors, write
 from kasatune.adapters.attach import attach_with_peft, check_on_base
 from kasatune.adapters.certificate import write_certificate
-from kasatune.adapters.conversion import (
+from kasatune.adapters.format_conversion import (
     Source,
     as_native,
     bare_twin,
@@ -33,7 +34,6 @@ from kasatune.adapters.parity_report import (
 )
 from kasatune.adapters.recognize_format import FORMATS, TITLES
 from kasatune.adapters.reduce_rank import fixed_rank, rank_for_energy
-from kasatune.adapters.storage import read_tensors, write
 from kasatune.errors import InputError
 from kasatune.io.atomic import new_directory
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kasatune.adapters.adapter_files import AdapterFiles, listed
 from kasatune.adapters.lora_export import StackedLora, stock_layers
-from kasatune.adapters.storage import AdapterFiles, listed
 from kasatune.errors import InputError, MissingExtraError
 
 FILE = "adapter.gguf"

@@ -8,6 +8,7 @@ import os
 from peft import PeftModel
 from torch import nn
 
+from kasatune.adapters.adapter_files import Header, read_header, read_tensors
 from kasatune.adapters.attach import (
     attach_files,
     attach_lora,
@@ -17,10 +18,9 @@ from kasatune.adapters.attach import (
     check_repeated,
 )
 from kasatune.adapters.certificate import CERTIFICATE, read_certificate
-from kasatune.adapters.conversion import as_native
+from kasatune.adapters.format_conversion import as_native
 from kasatune.adapters.parity import own_parameters
 from kasatune.adapters.recognize_format import TITLES, LayerShapes, checked_layers, format_of
-from kasatune.adapters.storage import Header, read_header, read_tensors
 from kasatune.weights.bitsandbytes_cpu import unpack_for_training_and_saving
 
 logger = logging.getLogger("kasatune")

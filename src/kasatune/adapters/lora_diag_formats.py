@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kasatune.adapters.adapter_files import PREFIX, AdapterFiles, listed
 from kasatune.adapters.native_format import CARRIED, POINTWISE, held_as, native_tensors, trained_factors
 from kasatune.adapters.recognize_format import DIAGONAL, configured, split_key
-from kasatune.adapters.storage import PREFIX, AdapterFiles, listed
 from kasatune.errors import AdapterError, InputError
 from kasatune.kasa.config import KasaConfig
 from kasatune.kasa.functional import Convention, Factors, drop_count

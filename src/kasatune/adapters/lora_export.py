@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from kasatune.adapters.adapter_files import PREFIX, AdapterFiles, listed
 from kasatune.adapters.native_format import CARRIED, POINTWISE, StoredLayer, held_as, scaling_of, stored_layers
 from kasatune.adapters.recognize_format import exact_patterns
-from kasatune.adapters.storage import PREFIX, AdapterFiles, listed
 from kasatune.errors import AdapterError
 
 

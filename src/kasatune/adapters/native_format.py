@@ -9,8 +9,8 @@ import torch
 from peft.utils import get_quantization_kwargs
 from torch import Tensor, nn
 
+from kasatune.adapters.adapter_files import PREFIX, AdapterFiles, listed
 from kasatune.adapters.recognize_format import configured
-from kasatune.adapters.storage import PREFIX, AdapterFiles, listed
 from kasatune.errors import AdapterError
 from kasatune.kasa.functional import Factors, drop_count, scaling
 from kasatune.kasa.truncation.compute_tails import TailRequest, compute_tails

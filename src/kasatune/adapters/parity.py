@@ -13,10 +13,10 @@ from peft import PeftModel
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
+from kasatune.adapters.adapter_files import PREFIX, AdapterFiles
 from kasatune.adapters.lora_diag_formats import native_from_diagonal
 from kasatune.adapters.lora_export import stack, stock_layers
 from kasatune.adapters.native_format import scaling_of, stored_layers, trained_factors
-from kasatune.adapters.storage import PREFIX, AdapterFiles
 from kasatune.kasa.layer import KasaLayer
 from kasatune.weights.bitsandbytes_cpu import unpack_for_training_and_saving
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
+from kasatune.adapters.adapter_files import CONFIG, WEIGHTS, AdapterFiles, file_sha256
 from kasatune.adapters.certificate import (
     BaseRecord,
     Certificate,
@@ -13,7 +14,7 @@ from kasatune.adapters.certificate import (
     UpdateParity,
     library_versions,
 )
-from kasatune.adapters.conversion import WITHOUT_TAILS, Source
+from kasatune.adapters.format_conversion import WITHOUT_TAILS, Source
 from kasatune.adapters.parity import (
     LENGTH,
     OUTPUT_LIMITS,
@@ -27,7 +28,6 @@ from kasatune.adapters.parity import (
     update_factors,
 )
 from kasatune.adapters.reduce_rank import ReducedAdapter
-from kasatune.adapters.storage import CONFIG, WEIGHTS, AdapterFiles, file_sha256
 from kasatune.errors import CheckError
 from kasatune.weights.fingerprint import parameters_sha256
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from peft import TaskType
 from peft.utils.other import get_pattern_key
 
-from kasatune.adapters.storage import PREFIX, Header, is_number, listed
+from kasatune.adapters.adapter_files import PREFIX, Header, is_number, listed
 from kasatune.errors import AdapterError
 from kasatune.redaction import may_run_for_ever
 

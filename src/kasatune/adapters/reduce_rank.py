@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from kasatune.adapters.adapter_files import AdapterFiles
 from kasatune.adapters.lora_export import StackedLora, lora_files, stock_layers, trailing_dimensions
-from kasatune.adapters.storage import AdapterFiles
 from kasatune.errors import InputError
 from kasatune.linalg import product_svd
 

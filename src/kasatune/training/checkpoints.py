@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kasatune.adapters.storage import file_sha256
+from kasatune.adapters.adapter_files import file_sha256
 from kasatune.io.atomic import remove, write_json
 
 MANIFEST = "complete.json"

@@ -13,12 +13,12 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor, nn
 
+from kasatune.adapters.adapter_files import AdapterFiles, is_echo, listed
 from kasatune.adapters.lora_diag_formats import from_authors, from_peft_kasa, to_authors, to_peft_kasa
 from kasatune.adapters.lora_export import to_lora
 from kasatune.adapters.native_format import with_tails
 from kasatune.adapters.parity import Outputs, fixed_outputs, flags_kept, untouched_copy
 from kasatune.adapters.reduce_rank import ReducedAdapter, reduce_rank
-from kasatune.adapters.storage import AdapterFiles, is_echo, listed
 from kasatune.errors import AdapterError, CheckError, InputError, KasatuneError
 from kasatune.kasa.layer import KasaLayer
 from kasatune.kasa.model import KasaModel
