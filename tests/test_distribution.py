@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from kasatune.__main__ import _TRAIN
+from kasatune.io.train_extra import TRAIN_MODULES
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -32,7 +32,7 @@ def distributions(requirements: list[str]) -> set[str]:
 
 def test_the_entry_point_checks_for_every_package_that_the_extra_train_adds():
     homes = importlib.metadata.packages_distributions()
-    checked = {homes[module][0].lower().replace("_", "-") for module in _TRAIN}
+    checked = {homes[module][0].lower().replace("_", "-") for module in TRAIN_MODULES}
     assert checked == distributions(PROJECT["optional-dependencies"]["train"])
 
 
@@ -41,27 +41,38 @@ def test_pandas_matplotlib_and_nltk_are_in_neither_ring():
     assert not distributions(rings) & {"pandas", "matplotlib", "nltk"}
 
 
-@pytest.mark.parametrize("blocked", [["typer"], ["datasets", "pydantic"]])
-def test_a_command_without_the_extra_names_what_is_missing_and_what_installs_it(blocked):
+@pytest.mark.parametrize(("blocked", "verb"), [(["typer"], "is"), (["datasets", "pydantic"], "are")])
+def test_a_command_without_the_extra_names_what_is_missing_and_what_installs_it(blocked, verb):
     code = BLOCK.format(blocked) + "from kasatune.__main__ import run; sys.exit(run())"
     done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     missing = ", ".join(blocked)
-    assert (
-        done.stderr == f"error: the command line is not installed ({missing} missing): pip install 'kasatune[train]'\n"
+    assert done.stderr == (
+        f"error: the command line needs {missing}, which {verb} not installed: pip install 'kasatune[train]'\n"
     )
 
 
-def test_the_tuner_works_without_the_extra_train():
-    """A model gets a KaSA adapter, is saved, and is loaded again where no package of the train ring can be imported.
+@pytest.fixture(scope="module")
+def without_train():
+    """Lines printed by one process in which no package of the train ring can be imported.
 
     typer, rich, yaml, jinja2, markupsafe and huggingface_hub are left: transformers, torch and PEFT bring them.
     """
     blocked = {"pydantic", "datasets", "pyarrow", "sklearn", "pandas", "matplotlib", "nltk", "sacrebleu"}
     code = BLOCK.format(blocked) + (
         "import tempfile, torch, kasatune\n"
+        "from kasatune.errors import MissingExtraError\n"
         "from peft import PeftModel, get_peft_model\n"
         "from transformers import BertConfig, BertModel\n"
+        "for name in kasatune.__all__:\n"
+        "    try:\n"
+        "        getattr(kasatune, name)\n"
+        "    except MissingExtraError as fault:\n"
+        "        print(name, fault, sep=': ')\n"
+        "try:\n"
+        "    from kasatune import train\n"
+        "except ImportError as fault:\n"
+        "    print('import:', fault)\n"
         "sizes = dict(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)\n"
         "torch.manual_seed(0); model = BertModel(BertConfig(**sizes)).eval()\n"
         "base = {name: value.clone() for name, value in model.state_dict().items()}\n"
@@ -74,7 +85,23 @@ def test_the_tuner_works_without_the_extra_train():
         "print('done')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout == "done\n", done.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_the_tuner_works_without_the_extra_train(without_train):
+    """A model gets a KaSA adapter, is exported as LoRA, and is loaded again."""
+    assert without_train[-1] == "done"
+
+
+def test_public_names_of_the_extra_name_what_installs_it_and_the_others_are_importable_without_it(without_train):
+    names = ["compare", "evaluate", "load_recipe", "predict", "shrink_adapter", "train"]
+    wanted = [
+        f"kasatune.{name} needs datasets, pyarrow, pydantic, sacrebleu, sklearn, which are not installed: "
+        "pip install 'kasatune[train]'"
+        for name in [*names, "train"]
+    ]
+    assert without_train[:-1] == [f"{key}: {text}" for key, text in zip([*names, "import"], wanted, strict=True)]
 
 
 @pytest.fixture(scope="module")

@@ -66,6 +66,9 @@ _HOMES = {
     "train": "kasatune.training.train",
 }
 
+# These need the packages of the extra `train`; the others work with the core alone.
+_TRAIN_NAMES = frozenset({"compare", "evaluate", "load_recipe", "predict", "shrink_adapter", "train"})
+
 
 def _register(_peft: object) -> None:
     for module in ("kasatune.kasa.registration", "kasatune.methods.bottleneck.registration"):
@@ -76,9 +79,18 @@ register_post_import_hook(_register, "peft")
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name from its module when it is first used."""
+    """Import a public name from its module when it is first used.
+
+    Raises:
+        AttributeError: there is no such name.
+        MissingExtraError: the name needs the packages of `kasatune[train]`.
+    """
     if name not in _HOMES:
         raise AttributeError(f"module 'kasatune' has no attribute {name!r}")
+    if name in _TRAIN_NAMES:
+        from kasatune.io.train_extra import require_train_extra
+
+        require_train_extra(f"kasatune.{name}")
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 

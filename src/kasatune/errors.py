@@ -70,17 +70,20 @@ class OutputError(InputError):
     """An output path is occupied or cannot be written."""
 
 
-class MissingExtraError(InputError):
-    """An optional dependency is not installed.
+class MissingExtraError(InputError, ImportError):
+    """An optional dependency is not installed; also an ImportError, so that `try: from kasatune import train` works.
 
     Args:
         what: the feature that needs it.
         extra: the extra of kasatune that installs it.
+        missing: the modules that were not found, for the message.
     """
 
-    def __init__(self, what: str, extra: str) -> None:
+    def __init__(self, what: str, extra: str, missing: Sequence[str] = ()) -> None:
         self.extra = extra
-        super().__init__(f"{what} needs an optional dependency that is not installed: pip install 'kasatune[{extra}]'")
+        needed = ", ".join(missing) or "an optional dependency"
+        verb = "are" if len(missing) > 1 else "is"
+        super().__init__(f"{what} needs {needed}, which {verb} not installed: pip install 'kasatune[{extra}]'")
 
 
 class WorkError(KasatuneError):
