@@ -23,6 +23,7 @@ from kasatune.evaluation.task_model import TaskModel, deterministic
 from kasatune.io.atomic import write_json
 from kasatune.metrics.bootstrap import bootstrap_interval
 from kasatune.recipes.schema import Recipe
+from kasatune.runs.metrics import read_metrics
 from kasatune.training.train import train
 
 PAGE = Path(__file__).parents[1] / "docs" / "results" / "commonsense.md"
@@ -102,7 +103,7 @@ def measured(task: str, given: argparse.Namespace) -> dict[str, Any]:
             before = score(TaskModel.for_training(recipe(task, given, "lora"), data), given, what)
             train(what, given.runs / task, resume=True)
             after = score(TaskModel.for_saved_run(what, None, given.runs / task), given, what)
-        metrics = json.loads((given.runs / task / "metrics.json").read_text(encoding="utf-8"))
+        metrics = read_metrics(given.runs / task)
         write_json(
             kept, {"before": before, "after": after, "seconds": metrics["seconds"], "train": len(data.splits["train"])}
         )

@@ -34,6 +34,7 @@ from kasatune.evaluation.task_model import TaskModel
 from kasatune.io.atomic import write_json
 from kasatune.io.library_noise import quiet
 from kasatune.io.progress import progress_listener
+from kasatune.io.run_layout import PREDICTIONS
 from kasatune.recipes.catalogue import find_recipe
 from kasatune.recipes.schema import load_recipe
 from kasatune.reports import formatting as words
@@ -184,7 +185,7 @@ def repeating(texts: list[str]) -> float:
 def conditions(subject: Subject, run: Path, metrics: dict[str, Any], found: dict[str, Any]) -> list[str]:
     recipe = read_recipe(run)
     task, training, method = recipe.task, recipe.training, recipe.method
-    validated = len(json.loads((run / "predictions.json").read_text(encoding="utf-8"))["inputs"])
+    validated = len(json.loads((run / PREDICTIONS).read_text(encoding="utf-8"))["inputs"])
     people = [references[0] for references in found["references"]]
     settings = {key: value for key, value in metrics["generation"].items() if key != "model_settings_not_used"}
     return [

@@ -23,6 +23,7 @@ from benchmarks.e2e import Subject, shown
 from kasatune.cli.progress_bar import make_progress
 from kasatune.data.readers.conversations import alpaca_message
 from kasatune.io.atomic import write_json
+from kasatune.io.run_layout import CHECKPOINT
 from kasatune.recipes.schema import Recipe
 from kasatune.reports import formatting as words
 from kasatune.runs.metrics import read_metrics
@@ -108,7 +109,7 @@ def pretrained(alpaca: Path, run: Path) -> Path:
     )
     train(recipe, pretraining, resume=pretraining.is_dir(), display=make_progress())
     shutil.copytree(random, model, dirs_exist_ok=True)
-    return shutil.copytree(pretraining / "checkpoint", model, dirs_exist_ok=True)
+    return shutil.copytree(pretraining / CHECKPOINT, model, dirs_exist_ok=True)
 
 
 def subject(run: Path, every: int) -> Subject:

@@ -9,13 +9,14 @@ repeated, interrupted ones resume.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.harness import RESULTS, machine
+from kasatune.io.run_layout import METRICS
 from kasatune.recipes.schema import load_recipe
+from kasatune.runs.metrics import read_metrics
 from kasatune.training.train import train
 
 TASKS = {"sst2": "SST-2", "cola": "CoLA", "rte": "RTE"}
@@ -26,7 +27,7 @@ PRIMARY = {"sst2": "accuracy", "cola": "matthews_correlation", "rte": "accuracy"
 def run(task: str, method: str, seed: int, data: Path, runs: Path, *, train_missing: bool) -> dict | None:
     """Train one seed of one method, or read what an earlier call left; None for what is missing and not wanted."""
     out = runs / f"{task}-{method}-{seed}"
-    if not (out / "metrics.json").is_file():
+    if not (out / METRICS).is_file():
         if not train_missing:
             return None
         overrides = [
@@ -36,7 +37,7 @@ def run(task: str, method: str, seed: int, data: Path, runs: Path, *, train_miss
             f"output={out}",
         ]
         train(load_recipe(RECIPES / f"{task}.yaml", overrides), out, resume=out.exists())
-    return json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    return read_metrics(out)
 
 
 def line(task: str, method: str, results: list[dict]) -> str:

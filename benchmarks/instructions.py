@@ -31,6 +31,7 @@ from benchmarks.local_server import served
 from kasatune.data.chat_template import PLAIN_TEMPLATE
 from kasatune.data.tasks import load_task
 from kasatune.evaluation.task_model import TaskModel
+from kasatune.io.run_layout import JUDGE, PREDICTIONS
 from kasatune.recipes.schema import Recipe
 from kasatune.runs.metrics import read_metrics
 from kasatune.training.train import train
@@ -116,7 +117,7 @@ def _scripted(data: bytes) -> tuple[int, bytes]:
 
 def judged_with_a_kill(run: Path, relay: Relay, judge: str, questions: Path, prompts: Path) -> dict[str, Any]:
     """The run judged by a process that is killed while its request `KILLED_AT` is on its way, then by another."""
-    shutil.rmtree(run / "judge", ignore_errors=True)
+    shutil.rmtree(run / JUDGE, ignore_errors=True)
     command = [sys.executable, "-m", "kasatune", "evaluate", str(run), "--judge", judge, "--judge-url", relay.url]
     command += ["--questions", str(questions), "--judge-prompts", str(prompts)]
     relay.hold = KILLED_AT
@@ -125,12 +126,12 @@ def judged_with_a_kill(run: Path, relay: Relay, judge: str, questions: Path, pro
         time.sleep(0.05)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    kept = len((run / "judge" / "replies.jsonl").read_text().splitlines())
-    answers = (run / "judge" / "answers.jsonl").read_bytes()
+    kept = len((run / JUDGE / "replies.jsonl").read_text().splitlines())
+    answers = (run / JUDGE / "answers.jsonl").read_bytes()
     relay.released.set()
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    found = json.loads((run / "judge" / "mt-bench.json").read_text())
+    found = json.loads((run / JUDGE / "mt-bench.json").read_text())
     counts = Counter(relay.asked)
     twice = [text for text, number in counts.items() if number > 1]
     return {
@@ -140,7 +141,7 @@ def judged_with_a_kill(run: Path, relay: Relay, judge: str, questions: Path, pro
         "different": len(counts),
         "twice": len(twice),
         "on_its_way": int(twice == [relay.asked[KILLED_AT - 1]]),
-        "answers_kept": answers == (run / "judge" / "answers.jsonl").read_bytes(),
+        "answers_kept": answers == (run / JUDGE / "answers.jsonl").read_bytes(),
         "seconds": time.perf_counter() - start,
         "status": done.returncode,
         "said": (done.stdout + done.stderr).strip(),
@@ -211,9 +212,7 @@ def main() -> int:
         ]
         with served(model) as url:
             real = judged_with_a_kill(run, Relay(url), str(model), few, given.prompts)
-        content = page(
-            given, before, read_metrics(run), json.loads((run / "predictions.json").read_text()), script, real
-        )
+        content = page(given, before, read_metrics(run), json.loads((run / PREDICTIONS).read_text()), script, real)
     given.page.write_text(content, encoding="utf-8")
     exact = abs(script["found"]["mean"] - sum(expected) / len(expected)) < 1e-12
     held = all(one["twice"] == one["on_its_way"] and one["answers_kept"] for one in (script, real))
@@ -223,7 +222,7 @@ def main() -> int:
 
 def _asked(result: dict[str, Any], run: Path) -> list[str]:
     """The bodies behind the grades."""
-    lines = (json.loads(line) for line in (run / "judge" / "replies.jsonl").read_text().splitlines())
+    lines = (json.loads(line) for line in (run / JUDGE / "replies.jsonl").read_text().splitlines())
     return [json.dumps(line["request"]) for line in lines]
 
 

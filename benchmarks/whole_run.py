@@ -30,6 +30,7 @@ from kasatune.data.tasks.dataset import TaskData
 from kasatune.models.load import find_model
 from kasatune.recipes.catalogue import built_in
 from kasatune.recipes.schema import Recipe, load_recipe, to_yaml
+from kasatune.runs.metrics import read_metrics
 
 OURS, LORA, KASA = "kasatune's KaSA", "PEFT's LoRA", "PEFT's KaSA"
 QUICK_ROWS = 1280
@@ -113,7 +114,7 @@ def run(command: Callable[[Path], list[str]], name: str, *, one_thread: bool) ->
         if done.returncode:
             raise SystemExit(f"{name}: exit status {done.returncode}: {done.stderr.strip()[-2000:]}")
         if name == OURS:
-            parts = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["seconds"]
+            parts = read_metrics(out)["seconds"]
             training = parts["train"] + parts["evaluate"]
         else:
             training = json.loads(done.stdout.strip().splitlines()[-1])["training"]

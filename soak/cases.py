@@ -11,6 +11,7 @@ from typing import Any
 
 from tests.toys import make_bert, make_recipe
 
+from kasatune.io.run_layout import CARD, REPORT
 from kasatune.recipes.schema import to_yaml
 
 TRAINED = ("kasa", "adalora", "dylora", "ist", "full")
@@ -18,7 +19,7 @@ TRAINED = ("kasa", "adalora", "dylora", "ist", "full")
 _OWN = {
     *("train_seconds", "evaluate_seconds", "finished", "peak_memory_bytes", "bytes", "done_now", "command"),
 }
-_PAGES = ("report.html", "README.md", "comparison.md", "comparison.tex")
+_PAGES = (REPORT, CARD, "comparison.md", "comparison.tex")
 
 
 @dataclass(frozen=True)

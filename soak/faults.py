@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from kasatune.io.run_layout import METRICS, WORK
 from soak.bench import Bench, Fault
 from soak.child import finish, start
 from soak.disks import disk_full, read_only
@@ -27,16 +28,16 @@ def damaged(bench: Bench, number: int) -> Fault:
     fault = Fault("checkpoint damaged")
     first = bench.new()
     process = start(bench.train.begin(first), bench.folder / "log", save_seconds=0.0)
-    while len(list((first / "unfinished").glob("checkpoint-*/complete.json"))) < 2 and process.is_alive():
+    while len(list((first / WORK).glob("checkpoint-*/complete.json"))) < 2 and process.is_alive():
         time.sleep(0.01)
     process.kill()
     process.join()
-    latest = max((first / "unfinished").glob("checkpoint-*/complete.json"), key=lambda path: path.stat().st_mtime)
+    latest = max((first / WORK).glob("checkpoint-*/complete.json"), key=lambda path: path.stat().st_mtime)
     names = sorted(path.name for path in latest.parent.iterdir())
     for name in names if number > 1 else names[:2]:
         out = bench.new()
         shutil.copytree(first, out)
-        path = out / "unfinished" / latest.parent.name / name
+        path = out / WORK / latest.parent.name / name
         content = bytearray(path.read_bytes())
         if bench.draw.random() < 0.5 or not content:
             content = content[: len(content) // 2]
@@ -101,7 +102,7 @@ def lost_data(bench: Bench, number: int) -> Fault:
     for turn in range(number):
         out = bench.new()
         process = start(bench.train.begin(out), bench.folder / "log", save_seconds=0.0)
-        while not list((out / "unfinished").glob("checkpoint-*/complete.json")) and process.is_alive():
+        while not list((out / WORK).glob("checkpoint-*/complete.json")) and process.is_alive():
             time.sleep(0.01)
         process.kill()
         process.join()
@@ -134,7 +135,7 @@ def diverging(bench: Bench, number: int) -> Fault:
         text = log.read_text(encoding="utf-8")
         if status != 1 or "is not finite at step" not in text:
             fault.lost.append(f"exit status {status}: {text[-200:]!r}")
-        elif (out / "metrics.json").exists() and bench.do(["evaluate", str(out)], log):
+        elif (out / METRICS).exists() and bench.do(["evaluate", str(out)], log):
             fault.lost.append("what was kept cannot be used")
     return fault
 

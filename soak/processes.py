@@ -18,6 +18,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from tests.toys import make_bert, make_recipe
 
+from kasatune.io.run_layout import HISTORY, METRICS
 from kasatune.recipes.schema import to_yaml
 from soak.record import write
 
@@ -115,12 +116,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _losses(run_dir: Path) -> list[float]:
-    events = [json.loads(line) for line in (run_dir / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+    events = [json.loads(line) for line in (run_dir / HISTORY).read_text(encoding="utf-8").splitlines()]
     return [event["loss"] for event in events if event["event"] == "train"]
 
 
 def _metrics(run_dir: Path) -> dict[str, float]:
-    return json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))["metrics"]
+    return json.loads((run_dir / METRICS).read_text(encoding="utf-8"))["metrics"]
 
 
 def _weights(run_dir: Path) -> dict:

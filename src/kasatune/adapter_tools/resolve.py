@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kasatune.errors import InputError, ModelError
 from kasatune.io.library_noise import quiet
-from kasatune.io.run_layout import RECIPE
+from kasatune.io.run_layout import ADAPTER, NATIVE, RECIPE
 from kasatune.models.load import find_model, load_base
 from kasatune.runs.directory import read_recipe
 from kasatune.runs.metrics import read_metrics
@@ -89,7 +89,7 @@ def find_source(directory: Path, base: str | None = None) -> Source:
         InputError: there is none.
     """
     run = directory if (directory / RECIPE).is_file() else None
-    for folder in (directory / "kasa", directory / "adapter") if run else (directory, directory / "kasa"):
+    for folder in (directory / NATIVE, directory / ADAPTER) if run else (directory, directory / NATIVE):
         if (folder / ADAPTER_FILE).is_file():
             return Source(directory, folder, run, base)
     if run is not None:
@@ -100,7 +100,7 @@ def find_source(directory: Path, base: str | None = None) -> Source:
 
 def has_adapter(run_dir: Path) -> bool:
     """Whether a run directory holds an adapter, native or stock."""
-    return any((run_dir / name / ADAPTER_FILE).is_file() for name in ("kasa", "adapter"))
+    return any((run_dir / name / ADAPTER_FILE).is_file() for name in (NATIVE, ADAPTER))
 
 
 def require_base_name(source: Source) -> str:

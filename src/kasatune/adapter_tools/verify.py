@@ -29,6 +29,7 @@ from kasatune.errors import CheckError, InputError, KasatuneError
 from kasatune.evaluation.evaluate import check_recorded_scores, is_run
 from kasatune.experiments.compare.verify_comparison import is_comparison, verified
 from kasatune.io.library_noise import quiet
+from kasatune.io.run_layout import ADAPTER, NATIVE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -88,8 +89,8 @@ def verify(directory: Path, base: str | None = None) -> list[Check]:
 
 def _checks(source: Source) -> Iterator[Check]:
     folders = [source.adapter]
-    if source.run is not None and source.adapter.name == "kasa" and (source.run / "adapter").is_dir():
-        folders.append(source.run / "adapter")
+    if source.run is not None and source.adapter.name == NATIVE and (source.run / ADAPTER).is_dir():
+        folders.append(source.run / ADAPTER)
     for folder in folders:
         check = _attempt(f"files of {folder.name}", lambda folder=folder: _files(folder))
         yield check

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from kasatune.cli.console import print_table, say
+from kasatune.io.run_layout import CARD, REPORT
 
-PAGES = ("report.html", "README.md")
+PAGES = (REPORT, CARD)
 
 
 def write_pages(run_dir: Path) -> None:
@@ -29,7 +30,7 @@ def show_run(run_dir: Path) -> None:
     show_scores(metrics)
     trained, head = words.count(metrics["trainable_parameters"]), words.count(metrics["head_parameters"])
     say(f"\ntrained parameters: {trained}, and {head} of the head")
-    say(f"report: {run_dir / 'report.html'}")
+    say(f"report: {run_dir / REPORT}")
 
 
 def show_scores(metrics: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from kasatune.data.chat_template import PLAIN_TEMPLATE, has_template
 from kasatune.data.tasks.table import TASKS
 from kasatune.errors import InputError, MissingExtraError, WorkError
 from kasatune.io.library_noise import quiet
-from kasatune.methods.shared.peft_adapter import ADAPTER_FOLDER
+from kasatune.io.run_layout import ADAPTER
 from kasatune.models.device import find_device
 from kasatune.models.load import find_model
 from kasatune.recipes.messages import did_you_mean
@@ -57,9 +57,9 @@ def harness(
     recipe, metrics = read_recipe(run_dir), read_metrics(run_dir)
     if metrics.get("kind") != "generation":
         raise InputError(f"{run_dir}: --harness evaluates language models; this run is a {metrics.get('kind')}")
-    adapter = run_dir / ADAPTER_FOLDER
+    adapter = run_dir / ADAPTER
     if not (adapter / "adapter_config.json").is_file():
-        raise InputError(f"{run_dir}: the method {recipe.method.name} wrote no {ADAPTER_FOLDER}/; lm-eval needs a LoRA")
+        raise InputError(f"{run_dir}: the method {recipe.method.name} wrote no {ADAPTER}/; lm-eval needs a LoRA")
     if path is not None and not path.is_dir():
         raise InputError(f"--harness-path: {str(path)!r}: no such folder; give one with task files (.yaml) of lm-eval")
     if importlib.util.find_spec("lm_eval") is None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from kasatune.errors import AdapterError
-from kasatune.methods.shared.checkpoint_folder import CHECKPOINT_FOLDER
+from kasatune.io.run_layout import CHECKPOINT
 from kasatune.methods.shared.method import Method, MethodSettings, TaskKind
 from kasatune.methods.table import METHODS
 
@@ -29,11 +29,11 @@ class Full(Method):
 
     def save(self, model: nn.Module, run_dir: Path, base_name: str) -> None:
         """See `Method.save`."""
-        model.save_pretrained(run_dir / CHECKPOINT_FOLDER)  # type: ignore[operator]
+        model.save_pretrained(run_dir / CHECKPOINT)  # type: ignore[operator]
 
     def load(self, base: PreTrainedModel, run_dir: Path, settings: MethodSettings) -> nn.Module:
         """See `Method.load`."""
-        folder = run_dir / CHECKPOINT_FOLDER
+        folder = run_dir / CHECKPOINT
         if not (folder / "config.json").is_file():
             raise AdapterError(f"{folder} holds no config.json; give the run directory of a finished run")
         try:

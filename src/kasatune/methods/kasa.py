@@ -12,11 +12,12 @@ from kasatune.adapters.certificate import read_certificate, write_certificate
 from kasatune.adapters.export import export_adapter
 from kasatune.adapters.parity_report import trained_certificate
 from kasatune.distributed.gather_scatter import gather_full
+from kasatune.io.run_layout import ADAPTER, NATIVE
 from kasatune.kasa import KasaConfig, KasaLayer, regularization_terms
 from kasatune.linalg.spectrum import singular_values
 from kasatune.methods.lora import METHOD as LORA
 from kasatune.methods.shared.method import MethodSettings, TaskKind
-from kasatune.methods.shared.peft_adapter import ADAPTER_FOLDER, AdapterMethod, save_peft
+from kasatune.methods.shared.peft_adapter import AdapterMethod, save_peft
 from kasatune.methods.shared.trained_parameters import trainable, within
 from kasatune.methods.table import METHODS
 
@@ -40,7 +41,7 @@ class Kasa(AdapterMethod):
     """
 
     info = METHODS["kasa"]
-    folder = "kasa"
+    folder = NATIVE
 
     def config(self, settings: MethodSettings, targets: list[str] | str | None, common: dict[str, Any]) -> PeftConfig:
         """The KasaConfig of this package; KasaModel applies its penalty itself, once per optimizer step."""
@@ -93,15 +94,15 @@ class Kasa(AdapterMethod):
     ) -> dict[str, int]:
         """The native adapter also holds the tail, r (out + in) numbers in each layer; the LoRA has rank 2r."""
         tail = sum(settings.r * sum(shape) for shape in shapes)
-        return {self.folder: trained + tail, ADAPTER_FOLDER: 2 * tail}
+        return {self.folder: trained + tail, ADAPTER: 2 * tail}
 
     def save(self, model: nn.Module, run_dir: Path, base_name: str) -> None:
         """See `Method.save`."""
         save_peft(model, run_dir / self.folder, base_name)
         # If 16 bits round the outputs, the certificate compares the weights, which the files hold in float32.
         source = model if _computes_in_float32(model) else run_dir / self.folder
-        export_adapter(source, run_dir / ADAPTER_FOLDER, to="lora")
-        base = read_certificate(run_dir / ADAPTER_FOLDER)["base"]
+        export_adapter(source, run_dir / ADAPTER, to="lora")
+        base = read_certificate(run_dir / ADAPTER)["base"]
         write_certificate(run_dir / self.folder, trained_certificate(run_dir / self.folder, base))
 
     def penalty_terms(self, model: nn.Module) -> dict[str, float]:

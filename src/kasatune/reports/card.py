@@ -12,6 +12,7 @@ import jinja2
 import yaml
 
 from kasatune.io.atomic import write_text
+from kasatune.io.run_layout import ADAPTER, CARD, CHECKPOINT, NATIVE, RECIPE
 from kasatune.reports import formatting as words
 from kasatune.reports import markdown
 from kasatune.reports.loading_snippet import example_texts, loading_snippet
@@ -28,9 +29,9 @@ def write_card(run_dir: Path) -> None:
         InputError: the directory is not a finished run, or one of its files cannot be read.
     """
     run = read_run(run_dir)
-    write_text(run.run_dir / "README.md", run_card(run))
-    if (run.run_dir / "adapter").is_dir():
-        write_text(run.run_dir / "adapter" / "README.md", adapter_card(run))
+    write_text(run.run_dir / CARD, run_card(run))
+    if (run.run_dir / ADAPTER).is_dir():
+        write_text(run.run_dir / ADAPTER / CARD, adapter_card(run))
 
 
 def run_card(run: RunRecord) -> str:
@@ -45,11 +46,10 @@ def run_card(run: RunRecord) -> str:
         decoding=decoding(run),
         against=against_baseline(run),
         predict=_predict_command(run),
-        again=f"kasatune train {shlex.quote(str(run.output / 'recipe.yaml'))} "
-        f"--out {shlex.quote(f'{run.output}-again')}",
-        has_adapter=(run.run_dir / "adapter").is_dir(),
-        has_native=(run.run_dir / "kasa").is_dir(),
-        has_checkpoint=(run.run_dir / "checkpoint").is_dir(),
+        again=f"kasatune train {shlex.quote(str(run.output / RECIPE))} --out {shlex.quote(f'{run.output}-again')}",
+        has_adapter=(run.run_dir / ADAPTER).is_dir(),
+        has_native=(run.run_dir / NATIVE).is_dir(),
+        has_checkpoint=(run.run_dir / CHECKPOINT).is_dir(),
     )
 
 
@@ -81,7 +81,7 @@ def _template(name: str) -> jinja2.Template:
 
 def _front_matter(run: RunRecord) -> str:
     """The metadata that a model hub reads; a licence is not known here and so not claimed."""
-    adapter = (run.run_dir / "adapter").is_dir()
+    adapter = (run.run_dir / ADAPTER).is_dir()
     tags = ["kasatune", run.method_name, *(["lora"] if run.adapter_note else [])]
     results = [
         {"type": name, "name": words.metric_title(name), "value": round(float(value), 6)}
@@ -125,7 +125,7 @@ def _predict_command(run: RunRecord) -> str:
 
 def _parity(run: RunRecord) -> float | None:
     """The largest relative difference of an update that the conversion to LoRA measured; None where it did not."""
-    path = run.run_dir / "adapter" / "certificate.json"
+    path = run.run_dir / ADAPTER / "certificate.json"
     try:
         return float(json.loads(path.read_text(encoding="utf-8"))["updates"]["largest_relative_difference"])
     except (OSError, ValueError, KeyError, TypeError):

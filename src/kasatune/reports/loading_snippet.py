@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 
 from kasatune.errors import AdapterError
+from kasatune.io.run_layout import ADAPTER
 from kasatune.reports.loading_snippet_text import text_snippet
 from kasatune.reports.run_record import RunRecord
 from kasatune.reports.snippet_code import base_expression, head_lines, literal, source_options
@@ -21,7 +22,7 @@ def label_names(run: RunRecord) -> list[str]:
     named = run.metrics.get("label_names")
     if named:
         return [str(name) for name in named]
-    return [str(number) for number in range(_head_rows(run.run_dir / "adapter" / "adapter_model.safetensors"))]
+    return [str(number) for number in range(_head_rows(run.run_dir / ADAPTER / "adapter_model.safetensors"))]
 
 
 def loading_snippet(run: RunRecord) -> str:

@@ -9,6 +9,7 @@ import jinja2
 from markupsafe import Markup
 
 from kasatune.io.atomic import write_text
+from kasatune.io.run_layout import REPORT
 from kasatune.reports import formatting as words
 from kasatune.reports import layer_spectra as spectra
 from kasatune.reports.run_record import RunRecord, read_run
@@ -27,7 +28,7 @@ def write_report(run_dir: Path) -> None:
         InputError: the directory is not a finished run, or one of these files cannot be read.
     """
     run = read_run(run_dir)
-    write_text(run.run_dir / "report.html", render(run))
+    write_text(run.run_dir / REPORT, render(run))
 
 
 def render(run: RunRecord) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kasatune.errors import AdapterError
+from kasatune.io.run_layout import ADAPTER
 from kasatune.reports.run_record import RunRecord
 
 _PACKAGE = "package:"
@@ -16,7 +17,7 @@ _PACKAGE = "package:"
 
 def head_lines(run: RunRecord, family: str) -> list[str]:
     """The imports, with transformers' class `family`, and the search for the adapter's folder."""
-    places = [str(run.output / "adapter"), "adapter", "."]
+    places = [str(run.output / ADAPTER), ADAPTER, "."]
     return [
         *(["from importlib.util import find_spec"] if is_package(run.recipe.get("model", {})) else []),
         "from pathlib import Path",

@@ -11,6 +11,7 @@ import typer
 from kasatune.cli.arguments import Json, Overrides, RecipeFile
 from kasatune.cli.console import note, print_json, print_table, results_only, say
 from kasatune.errors import InputError
+from kasatune.io.run_layout import REPORT
 from kasatune.recipes.catalogue import find_recipe
 from kasatune.redaction import redacted
 
@@ -221,4 +222,4 @@ def _show(found: dict[str, Any], out: Path) -> None:
         print_table(table.head, table.rows, title=f"{task['name']}: {table.caption}", numbers=len(table.head) - 1)
         say()
     say(found["answer"])
-    say(f"\nreport: {out / 'report.html'}")
+    say(f"\nreport: {out / REPORT}")

@@ -15,6 +15,7 @@ from kasatune.cli.fast_import import large_libraries
 from kasatune.cli.progress_bar import make_progress
 from kasatune.cli.run_summary import PAGES, write_pages
 from kasatune.io.atomic import temporary_path
+from kasatune.io.run_layout import BASELINE, PREDICTIONS, REPORT
 from kasatune.recipes.catalogue import built_in
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ def command(
 
     Example: kasatune demo
     """
-    from kasatune.methods.table import BASELINE_METHOD
     from kasatune.recipes.schema import load_recipe
     from kasatune.runs.directory import check_output
 
@@ -41,7 +41,7 @@ def command(
         with _workshop(out) as folder:
             _run_both(recipe, folder)
             replace(out, folder, later=PAGES)
-        for run in (out, out / BASELINE_METHOD):
+        for run in (out, out / BASELINE):
             write_pages(run)
     _show(out)
 
@@ -71,10 +71,10 @@ def _run_both(recipe: Recipe, folder: Path) -> None:
     baseline = recipe.model_copy(
         update={
             "method": recipe.method.model_copy(update={"name": BASELINE_METHOD}),
-            "output": str(Path(recipe.output) / BASELINE_METHOD),
+            "output": str(Path(recipe.output) / BASELINE),
         }
     )
-    train(baseline, folder / BASELINE_METHOD, display=display)
+    train(baseline, folder / BASELINE, display=display)
 
 
 def _show(out: Path) -> None:
@@ -83,7 +83,7 @@ def _show(out: Path) -> None:
     from kasatune.reports import formatting as words
     from kasatune.runs.metrics import read_metrics
 
-    runs = {BASELINE_METHOD: out / BASELINE_METHOD, DEFAULT_METHOD: out}
+    runs = {BASELINE_METHOD: out / BASELINE, DEFAULT_METHOD: out}
     metrics = {name: read_metrics(run) for name, run in runs.items()}
     scores = list(metrics[DEFAULT_METHOD]["metrics"])
     head = ["method", *(words.metric_title(score) for score in scores), "trained parameters"]
@@ -103,10 +103,10 @@ def _show(out: Path) -> None:
         f"{words.signed(high)} (paired bootstrap over {len(_correct(runs['kasa']))} rows)"
     )
     say(f"run directory: {out}")
-    say(f"report: {out / 'report.html'}")
+    say(f"report: {out / REPORT}")
     say(f'next: kasatune predict {out} --text "Return the sum of the array elements along an axis."')
 
 
 def _correct(run: Path) -> list[bool]:
-    answers = json.loads((run / "predictions.json").read_text(encoding="utf-8"))
+    answers = json.loads((run / PREDICTIONS).read_text(encoding="utf-8"))
     return [label == prediction for label, prediction in zip(answers["labels"], answers["predictions"], strict=True)]

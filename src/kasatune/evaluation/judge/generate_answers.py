@@ -14,10 +14,9 @@ from kasatune.evaluation.judge import Conversation, Question
 from kasatune.evaluation.task_model import TaskModel, deterministic
 from kasatune.io.atomic import write_text
 from kasatune.io.library_noise import quiet
+from kasatune.io.run_layout import WEIGHT_FOLDERS
 from kasatune.llm_client import AnswerCache, ProgressCallback
 from kasatune.recipes.schema import Recipe
-
-_WEIGHTS = ("adapter", "kasa", "checkpoint")
 
 
 class Candidate:
@@ -104,7 +103,7 @@ def _chat(question: Question, answers: Sequence[str]) -> Chat:
 def _weights_sha256(run_dir: Path) -> str:
     """SHA-256 of the run's weight files; training the run again gives a new one, so cached answers do not apply."""
     digest = hashlib.sha256()
-    for folder in _WEIGHTS:
+    for folder in WEIGHT_FOLDERS:
         for path in sorted((run_dir / folder).rglob("*.safetensors")):
             digest.update(os.fsencode(path.relative_to(run_dir)))
             with path.open("rb") as file:

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from kasatune.errors import DivergedError, InputError, KasatuneError
-from kasatune.experiments.compare.process_cache import WEIGHT_FOLDERS, ProcessCache
+from kasatune.experiments.compare.process_cache import ProcessCache
 from kasatune.experiments.compare.run_id import PlannedRun
 from kasatune.experiments.compare.run_store import publish, unfinished_folder
 from kasatune.io.atomic import remove
-from kasatune.io.run_layout import WORK
+from kasatune.io.run_layout import WEIGHT_FOLDERS, WORK
 from kasatune.kasa.truncation.tail_store import CACHE_FOLDER
 from kasatune.training.train import train
 

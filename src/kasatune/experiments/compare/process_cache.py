@@ -14,11 +14,10 @@ from kasatune.evaluation.task_model import TaskModel
 from kasatune.experiments.compare.forgetting import Untrained, measure_untrained, retention
 from kasatune.experiments.compare.search_holdout import search_data
 from kasatune.io.environment import peak_memory
+from kasatune.io.run_layout import WEIGHT_FOLDERS
 from kasatune.models.load import load_base
 from kasatune.recipes.schema import Recipe
 from kasatune.training.run import DataProvider
-
-WEIGHT_FOLDERS = ("adapter", "kasa", "checkpoint")
 
 
 class ProcessCache:

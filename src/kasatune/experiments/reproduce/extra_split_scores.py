@@ -11,15 +11,14 @@ from kasatune.evaluation.task_model import TaskModel, deterministic
 from kasatune.io.atomic import write_json
 from kasatune.io.library_noise import quiet
 from kasatune.io.progress import ProgressReporter, progress_listener
+from kasatune.io.run_layout import SCORES
 from kasatune.runs.directory import read_recipe
 from kasatune.runs.metrics import read_metrics
-
-FOLDER = "scores"
 
 
 def split_file(run_dir: Path, split: str) -> Path:
     """Where the scores of a split are kept."""
-    return run_dir / FOLDER / f"{split}.json"
+    return run_dir / SCORES / f"{split}.json"
 
 
 def score_splits(run_dir: Path, splits: Sequence[str], display: ProgressReporter) -> dict[str, str]:
@@ -42,7 +41,7 @@ def score_splits(run_dir: Path, splits: Sequence[str], display: ProgressReporter
         if len(lacks) == len(wanted):
             return lacks
         prepared = TaskModel.for_saved_run(recipe, names, run_dir)
-        (run_dir / FOLDER).mkdir(exist_ok=True)
+        (run_dir / SCORES).mkdir(exist_ok=True)
         for split in wanted:
             if split not in lacks:
                 display.message(f"scoring {split}: {len(data.splits[split]):,} rows")

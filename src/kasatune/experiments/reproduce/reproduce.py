@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from kasatune.errors import KasatuneError, OutputError, WorkError
-from kasatune.experiments.reproduce.extra_split_scores import FOLDER, score_splits
+from kasatune.experiments.reproduce.extra_split_scores import score_splits
 from kasatune.experiments.reproduce.judge_scores import Progress, judge_answers
 from kasatune.experiments.reproduce.results import Outcomes, content, grades_of
 from kasatune.experiments.reproduce.spec import RUNS, Case, Request
 from kasatune.io.atomic import remove
 from kasatune.io.progress import ProgressReporter
+from kasatune.io.run_layout import SCORES
 from kasatune.runs.directory import check_output, check_place
 from kasatune.runs.metrics import is_finished
 
@@ -94,7 +95,7 @@ def _do(
         tell(f"{place}  {case.title}: is there")
         return ""
     tell(f"{place}  {case.title}")
-    remove(case.folder / FOLDER)
+    remove(case.folder / SCORES)
     train(case.recipe, case.folder, resume=True, display=display)
     after(case.folder)
     return ""

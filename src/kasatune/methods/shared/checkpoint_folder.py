@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kasatune.errors import AdapterError
+from kasatune.io.run_layout import CHECKPOINT
 from kasatune.methods.shared.method import Method, MethodSettings
 from kasatune.methods.shared.trained_parameters import trainable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CHECKPOINT_FOLDER = "checkpoint"
 _TENSORS = "trained.safetensors"
 _CONFIG = "checkpoint.json"
 
@@ -41,7 +41,7 @@ def save_tensors(
     run_dir: Path, method: str, base_name: str, tensors: Mapping[str, torch.Tensor], **details: Any
 ) -> None:
     """Write `tensors`, named as in the base model, and a JSON file with the base, the method and `details`."""
-    folder = run_dir / CHECKPOINT_FOLDER
+    folder = run_dir / CHECKPOINT
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
         {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()},
@@ -58,7 +58,7 @@ def load_tensors(run_dir: Path) -> dict[str, torch.Tensor]:
     Raises:
         AdapterError: the file is missing or damaged.
     """
-    path = run_dir / CHECKPOINT_FOLDER / _TENSORS
+    path = run_dir / CHECKPOINT / _TENSORS
     if not path.is_file():
         raise AdapterError(f"{path} is missing; give the run directory of a finished run")
     try:

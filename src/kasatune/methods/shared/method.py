@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import nn
 
+from kasatune.io.run_layout import CHECKPOINT
 from kasatune.methods.info import MethodInfo, TaskKind
 from kasatune.methods.shared.capabilities import (
     ClosedFormFit,
@@ -119,4 +120,4 @@ class Method(
             shapes: (out, in) of the targeted layers.
             settings: the `method` section of the recipe.
         """
-        return {"checkpoint": trained}
+        return {CHECKPOINT: trained}

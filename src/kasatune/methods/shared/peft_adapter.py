@@ -15,12 +15,12 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from kasatune.errors import AdapterError, KasatuneError, ModelError
+from kasatune.io.run_layout import ADAPTER, CARD
 from kasatune.methods.shared.method import Method, MethodSettings, TaskKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ADAPTER_FOLDER = "adapter"
 _TASK_TYPES = {
     "classification": TaskType.SEQ_CLS,
     "regression": TaskType.SEQ_CLS,
@@ -33,7 +33,7 @@ _ADDED_BY_PEFT = ("classifier", "score")
 class AdapterMethod(Method):
     """A method whose trained state is one PEFT adapter; newly initialized modules are in its `modules_to_save`."""
 
-    folder = ADAPTER_FOLDER
+    folder = ADAPTER
 
     @abstractmethod
     def config(self, settings: MethodSettings, targets: list[str] | str | None, common: dict[str, Any]) -> PeftConfig:
@@ -132,7 +132,7 @@ def save_peft(model: nn.Module, folder: Path, base_name: str) -> None:
     model.peft_config["default"].base_model_name_or_path = base_name
     # The default "auto" asks the hub whether the base's vocabulary has another size; it is never resized here.
     model.save_pretrained(str(folder), save_embedding_layers=False)
-    (folder / "README.md").unlink()  # PEFT's empty model card; the run writes its own
+    (folder / CARD).unlink()  # PEFT's empty model card; the run writes its own
     sort_config(folder)
 
 

@@ -15,9 +15,10 @@ from peft.tuners.lora import Linear as LoraLinear
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from kasatune.io.run_layout import ADAPTER
 from kasatune.methods.lora import ADAPTER_NAME, Lora, lora_layers
 from kasatune.methods.shared.method import MethodSettings, TaskKind
-from kasatune.methods.shared.peft_adapter import ADAPTER_FOLDER, sort_config
+from kasatune.methods.shared.peft_adapter import sort_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,7 +62,7 @@ class ResidualLora(Lora):
 
     def save(self, model: nn.Module, run_dir: Path, base_name: str) -> None:
         """Save the LoRA of rank 2r, see the class."""
-        folder = run_dir / ADAPTER_FOLDER
+        folder = run_dir / ADAPTER
         folder.mkdir(parents=True, exist_ok=True)
         initial: dict[str, tuple[Tensor, Tensor]] = getattr(model, _INITIAL_FACTORS)
         tensors = get_peft_model_state_dict(model, save_embedding_layers=False)

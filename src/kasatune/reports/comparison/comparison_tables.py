@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from kasatune.io.run_layout import ADAPTER, CHECKPOINT, NATIVE
 from kasatune.reports import formatting as words
 from kasatune.reports.comparison.conclusion import begun, conclusion, protocol_sentence, title_of
 from kasatune.reports.markdown import code, text
@@ -243,7 +244,7 @@ def as_latex(found: Mapping[str, Any]) -> str:
 def file_bytes(costs: Mapping[str, Any]) -> int | None:
     """Size of the weights needed to load a run: the method's native format, without other exports."""
     sizes = costs.get("file_bytes") or {}
-    return next((sizes[name] for name in ("kasa", "adapter", "checkpoint") if name in sizes), None)
+    return next((sizes[name] for name in (NATIVE, ADAPTER, CHECKPOINT) if name in sizes), None)
 
 
 def seconds(value: float | None) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kasatune.io.atomic import write_text
+from kasatune.io.run_layout import REPORT
 from kasatune.reports.comparison.comparison_page import render
 from kasatune.reports.comparison.comparison_tables import as_csv, as_latex, as_markdown
 
@@ -25,7 +26,7 @@ def write_reports(comparison: Mapping[str, Any], out: Path) -> None:
         "comparison.md": as_markdown(comparison),
         "comparison.csv": as_csv(comparison),
         "comparison.tex": as_latex(comparison),
-        "report.html": render(comparison),
+        REPORT: render(comparison),
     }
     for name, text in texts.items():
         write_text(out / name, text)
