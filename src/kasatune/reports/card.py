@@ -13,8 +13,7 @@ import yaml
 
 from kasatune.io.atomic import write_text
 from kasatune.io.run_layout import ADAPTER, CARD, CHECKPOINT, NATIVE, RECIPE
-from kasatune.reports import formatting as words
-from kasatune.reports import markdown
+from kasatune.reports import formatting, markdown
 from kasatune.reports.loading_snippet import example_texts, loading_snippet
 from kasatune.reports.run_page import decoding, facts
 from kasatune.reports.run_record import RunRecord, read_run
@@ -75,7 +74,9 @@ def _template(name: str) -> jinja2.Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(text=markdown.text, code=markdown.code, block=markdown.block, sentence=words.sentence)
+    environment.filters.update(
+        text=markdown.text, code=markdown.code, block=markdown.block, sentence=formatting.sentence
+    )
     return environment.get_template(name)
 
 
@@ -84,7 +85,7 @@ def _front_matter(run: RunRecord) -> str:
     adapter = (run.run_dir / ADAPTER).is_dir()
     tags = ["kasatune", run.method_name, *(["lora"] if run.adapter_note else [])]
     results = [
-        {"type": name, "name": words.metric_title(name), "value": round(float(value), 6)}
+        {"type": name, "name": formatting.metric_title(name), "value": round(float(value), 6)}
         for name, value in run.scores.items()
         if value is not None and math.isfinite(value)
     ]

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from kasatune.io.atomic import write_text
 from kasatune.io.run_layout import REPORT
-from kasatune.reports import formatting as words
+from kasatune.reports import formatting
 from kasatune.reports import layer_spectra as spectra
 from kasatune.reports.run_record import RunRecord, read_run
 from kasatune.reports.score_intervals import accuracy_interval, against_baseline
@@ -41,14 +41,14 @@ def render(run: RunRecord) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        score=words.score,
-        signed=words.signed,
-        count=words.count,
-        duration=words.duration,
-        size=words.size,
-        share=words.share,
-        metric=words.metric_title,
-        sentence=words.sentence,
+        score=formatting.score,
+        signed=formatting.signed,
+        count=formatting.count,
+        duration=formatting.duration,
+        size=formatting.size,
+        share=formatting.share,
+        metric=formatting.metric_title,
+        sentence=formatting.sentence,
         breakable=breakable,
     )
     environment.globals["swatch"] = swatch
@@ -107,14 +107,14 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
     """What the run cost, in words: (name, value)."""
     metrics = run.metrics
     trainable, head = metrics.get("trainable_parameters"), metrics.get("head_parameters")
-    lines = [("trainable parameters", words.count(trainable))]
+    lines = [("trainable parameters", formatting.count(trainable))]
     if head is not None:
-        lines.append(("parameters of the newly made head", words.count(head)))
+        lines.append(("parameters of the newly made head", formatting.count(head)))
     lines += [
-        (f"time, {name.replace('_', ' ')}", words.duration(value))
+        (f"time, {name.replace('_', ' ')}", formatting.duration(value))
         for name, value in (metrics.get("seconds") or {}).items()
     ]
-    lines.append(("peak memory", words.size(metrics.get("peak_memory_bytes"))))
+    lines.append(("peak memory", formatting.size(metrics.get("peak_memory_bytes"))))
     return lines
 
 

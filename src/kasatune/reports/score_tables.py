@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from kasatune.reports import formatting as words
-from kasatune.reports import markdown
+from kasatune.reports import formatting, markdown
 
 
 class Cells(NamedTuple):
@@ -71,10 +70,10 @@ def gather(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Compared]:
 def spread(values: Sequence[float]) -> str:
     """Mean, and with several values plus or minus the sample standard deviation; "-" for none."""
     if not values:
-        return words.ABSENT
+        return formatting.ABSENT
     if len(values) == 1:
-        return words.score(values[0])
-    return f"{words.score(statistics.fmean(values))} \u00b1 {statistics.stdev(values):.4f}"
+        return formatting.score(values[0])
+    return f"{formatting.score(statistics.fmean(values))} \u00b1 {statistics.stdev(values):.4f}"
 
 
 def scores(metrics: Mapping[str, Any]) -> Cells:
@@ -82,7 +81,7 @@ def scores(metrics: Mapping[str, Any]) -> Cells:
     last = (metrics.get("last") or {}).get("metrics") or {}
     head = [f"{metrics['task']}, {metrics['split']}", "selected", *(["last epoch"] if last else [])]
     rows = [
-        [words.metric_title(name), words.score(value), *([words.score(last.get(name))] if last else [])]
+        [formatting.metric_title(name), formatting.score(value), *([formatting.score(last.get(name))] if last else [])]
         for name, value in metrics["metrics"].items()
     ]
     return Cells(head, rows)
@@ -91,15 +90,15 @@ def scores(metrics: Mapping[str, Any]) -> Cells:
 def comparison(lines: Sequence[Compared]) -> Cells:
     """Methods side by side: scores over the runs, and what a run costs."""
     names = list(dict.fromkeys(name for line in lines for name in line.scores))
-    titles = [words.metric_title(name) for name in names]
+    titles = [formatting.metric_title(name) for name in names]
     rows = [
         [
             line.method,
             str(line.runs),
             *(spread(line.scores.get(name, ())) for name in names),
-            words.count(line.trainable_parameters),
-            words.duration(line.seconds),
-            words.size(line.peak_memory_bytes),
+            formatting.count(line.trainable_parameters),
+            formatting.duration(line.seconds),
+            formatting.size(line.peak_memory_bytes),
         ]
         for line in lines
     ]

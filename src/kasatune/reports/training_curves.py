@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kasatune.reports import formatting as words
+from kasatune.reports import formatting
 from kasatune.reports.run_record import RunRecord
 from kasatune.reports.svg_charts import Chart, Line, thin
 
@@ -66,7 +66,7 @@ def score_chart(run: RunRecord) -> Chart | None:
         return None
     lines = [
         Line(
-            words.metric_title(name),
+            formatting.metric_title(name),
             [float(e["epoch"]) for e in events],
             _numbers([event["metrics"] for event in events], name),
             f"s{place + 1}",
@@ -75,12 +75,12 @@ def score_chart(run: RunRecord) -> Chart | None:
         for place, name in enumerate(names[:4])
     ]
     first = lines[0]
-    ranges = [words.metric_range(name) for name in names[:4]]
+    ranges = [formatting.metric_range(name) for name in names[:4]]
     known = [bounds for bounds in ranges if bounds is not None]
     return Chart(
         y_bounds=(min(low for low, _ in known), max(high for _, high in known)) if len(known) == len(ranges) else None,
         title=f"Scores on {split}",
-        description=f"{words.sentence(first.label)}: {first.y[0]:.4f} at epoch {first.x[0]:g}, "
+        description=f"{formatting.sentence(first.label)}: {first.y[0]:.4f} at epoch {first.x[0]:g}, "
         f"{first.y[-1]:.4f} at epoch {first.x[-1]:g}.",
         lines=lines,
         x_label="epoch",

@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from kasatune.methods.table import METHODS
-from kasatune.reports import formatting as words
+from kasatune.reports import formatting
 from kasatune.reports.chart_axis import Scale
 from kasatune.reports.comparison.comparison_tables import ordered
 from kasatune.reports.formatting import compact
@@ -19,9 +19,9 @@ from kasatune.reports.svg_charts import Chart, Line
 _WIDTH = 400
 _ROW = 26
 _LABEL = 146
-_RADIUS = 8.5
+_DOT = 3.6
+_LETTER_ROOM = 12.0  # pixels between the centres of two letters
 _LETTERS = 23
-_SHOWN_CURVES = 4
 
 Entry = Mapping[str, Any]
 
@@ -47,12 +47,14 @@ def interval_chart(task: Mapping[str, Any], reference: str) -> Markup:
     """Mean and 95 % interval of every method on one axis, the majority class as a line."""
     entries = [entry for entry in ordered(task) if entry["mean"] is not None]
     values = [v for entry in entries for v in (entry["mean"], *(entry["interval"] or ()))] + [task["majority"]]
-    scale = Scale(values, _LABEL + 8, _WIDTH - 12, log=False, margin=0.04, bounds=words.metric_range(task["primary"]))
+    scale = Scale(
+        values, _LABEL + 8, _WIDTH - 12, log=False, margin=0.04, bounds=formatting.metric_range(task["primary"])
+    )
     height = _ROW * len(entries) + 48
     floor = height - 34
-    said = "; ".join(f"{entry['title']} {words.score(entry['mean'])}" for entry in entries)
-    parts = [_open(height, f"Means and 95 % intervals over the seeds: {said}.")]
-    parts += _x_axis(scale, floor, words.metric_title(task["primary"]), left=_LABEL + 8, grid=4)
+    means = "; ".join(f"{entry['title']} {formatting.score(entry['mean'])}" for entry in entries)
+    parts = [_open(height, f"Means and 95 % intervals over the seeds: {means}.")]
+    parts += _x_axis(scale, floor, formatting.metric_title(task["primary"]), left=_LABEL + 8, grid=4)
     at = scale(task["majority"])
     parts.append(Markup('<line class="majority" x1="{0:.1f}" x2="{0:.1f}" y1="4" y2="{1}"/>').format(at, floor))
     for row, entry in enumerate(entries):
@@ -70,7 +72,7 @@ def interval_chart(task: Mapping[str, Any], reference: str) -> Markup:
             parts.append(Markup('<path class="whisker {}" d="M{:.1f} {}L{:.1f} {}"/>').format(style, low, y, high, y))
         parts.append(
             Markup('<circle class="{}" cx="{:.1f}" cy="{}" r="4"><title>{}</title></circle>').format(
-                style, scale(entry["mean"]), y, f"{entry['title']}: {words.score(entry['mean'])}"
+                style, scale(entry["mean"]), y, f"{entry['title']}: {formatting.score(entry['mean'])}"
             )
         )
     return Markup("").join([*parts, Markup("</svg>")])
@@ -79,9 +81,9 @@ def interval_chart(task: Mapping[str, Any], reference: str) -> Markup:
 def trade_off_chart(
     task: Mapping[str, Any], reference: str, cost: Callable[[Entry], float | None], label: str
 ) -> Markup | None:
-    """The mean score of every method against a cost on a logarithmic axis, with those that no other beats in both.
+    """The mean score of every method against a cost on a logarithmic axis, with the Pareto front as a dashed line.
 
-    Methods carry the letters of the table. None if fewer than two have the cost.
+    Points lie at their exact values and carry the letters of the table. None if fewer than two methods have the cost.
     """
     points = [
         (entry, float(value))
@@ -93,11 +95,16 @@ def trade_off_chart(
     height, floor = 280, 246
     x_scale = Scale([value for _, value in points], 62, _WIDTH - 20, log=True, margin=0.06)
     y_scale = Scale(
-        [entry["mean"] for entry, _ in points], floor - 12, 18, log=False, bounds=words.metric_range(task["primary"])
+        [entry["mean"] for entry, _ in points],
+        floor - 12,
+        18,
+        log=False,
+        bounds=formatting.metric_range(task["primary"]),
     )
     front = pareto([(value, entry["mean"]) for entry, value in points])
     named = ", ".join(points[index][0]["title"] for index in front)
-    parts = [_open(height, f"{words.metric_title(task['primary'])} against {label}. Beaten by none in both: {named}.")]
+    title = formatting.metric_title(task["primary"])
+    parts = [_open(height, f"{title} against {label}. Not beaten in both by any other method: {named}.")]
     parts += _y_axis(y_scale, 46)
     parts += _x_axis(x_scale, floor, label, left=46, grid=0)
     line = "".join(
@@ -106,30 +113,38 @@ def trade_off_chart(
     )
     parts.append(Markup('<path class="front" d="{}"/>').format(line))
     names = letters(task)
-    placed: list[tuple[float, float]] = []
-    for entry, value in points:
-        x, y = _apart(x_scale(value) or 0.0, y_scale(entry["mean"]) or 0.0, placed)
-        what = f"{entry['title']}: {words.score(entry['mean'])} at {value:,.4g}"
+    dots = [(x_scale(value) or 0.0, y_scale(entry["mean"]) or 0.0) for entry, value in points]
+    for (entry, value), (x, y), (letter_x, letter_y) in zip(points, dots, _letter_places(dots, floor), strict=True):
+        what = f"{entry['title']}: {formatting.score(entry['mean'])} at {value:,.4g}"
+        distance = math.hypot(letter_x - x, letter_y - y)
+        if distance > _LETTER_ROOM + 1:
+            near = 1 - 6 / distance
+            parts.append(
+                Markup('<line class="leader" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>').format(
+                    x, y, x + near * (letter_x - x), y + near * (letter_y - y)
+                )
+            )
         parts.append(
             Markup(
                 '<g><title>{}</title><circle class="mark {}" cx="{:.1f}" cy="{:.1f}" r="{}"/>'
-                '<text class="number-mark" x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text></g>'
-            ).format(what, _style(entry, reference), x, y, _RADIUS, x, y + 3.6, names[entry["method"]])
+                '<text class="mark" x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text></g>'
+            ).format(what, _style(entry, reference), x, y, _DOT, letter_x, letter_y + 3.6, names[entry["method"]])
         )
     return Markup("").join([*parts, Markup("</svg>")])
 
 
 def curve_chart(task: Mapping[str, Any], reference: str) -> Chart | None:
-    """The mean score over the epochs: the best methods and the reference by name, the others thin; None without any."""
+    """The mean score over the epochs: the best method of each colour by name, the others thin; None without any."""
     entries = [entry for entry in ordered(task) if len(entry["curve"]) > 1]
     if not entries:
         return None
-    shown = entries[:_SHOWN_CURVES]
-    if reference not in [entry["method"] for entry in shown]:
-        shown = shown[: _SHOWN_CURVES - 1] + [entry for entry in entries if entry["method"] == reference]
-    lines = [_curve(entry, "fine", "others") for entry in entries if entry not in shown]
-    lines += [_curve(entry, f"s{place}", entry["title"], dots=True) for place, entry in enumerate(shown, 1)]
-    first = shown[0]
+    best: dict[str, Entry] = {}
+    for entry in entries:
+        best.setdefault(_style(entry, reference), entry)
+    others = [entry for entry in entries if entry not in best.values()]
+    lines = [_curve(entry, "fine", "others") for entry in others]
+    lines += [_curve(entry, style, entry["title"], dots=True) for style, entry in best.items()]
+    first = entries[0]
     return Chart(
         title="Learning curves",
         description=f"{first['title']}: {first['curve'][0][1]:.4f} after the first epoch, "
@@ -137,13 +152,13 @@ def curve_chart(task: Mapping[str, Any], reference: str) -> Chart | None:
         lines=lines,
         x_label="epoch",
         whole_x=True,
-        y_bounds=words.metric_range(task["primary"]),
+        y_bounds=formatting.metric_range(task["primary"]),
         height=280,
     )
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the (cost, score) points that none beats in both, by ascending cost."""
+    """Indices of the (cost, score) points that no other point beats in both, by ascending cost."""
     front: list[int] = []
     best = -math.inf
     for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
@@ -159,7 +174,7 @@ def _curve(entry: Entry, style: str, label: str, *, dots: bool = False) -> Line:
 
 
 def _style(entry: Entry, reference: str) -> str:
-    """By meaning: KaSA in its forms, the reference, baselines, all others."""
+    """Style class by meaning: "s1" KaSA and its variants, "s2" the reference, "fine" baselines, "s3" all others."""
     info = METHODS.get(entry["name"])
     if info is not None and info.highlight:
         return "s1"
@@ -168,21 +183,29 @@ def _style(entry: Entry, reference: str) -> str:
     return "fine" if entry["fitted"] else "s3"
 
 
-def _apart(x: float, y: float, placed: list[tuple[float, float]]) -> tuple[float, float]:
-    """(x, y), moved aside until it covers no mark that is there already."""
-    for step in range(40):
-        shift = (step + 1) // 2 * 5.0 * (1 if step % 2 else -1)
-        here = min(max(x + shift, 56.0), _WIDTH - 12.0)
-        if all((here - a) ** 2 + (y - b) ** 2 >= (1.9 * _RADIUS) ** 2 for a, b in placed):
-            break
-    else:
-        here = x
-    placed.append((here, y))
-    return here, y
+def _letter_places(dots: Sequence[tuple[float, float]], floor: float) -> list[tuple[float, float]]:
+    """The centre of the letter of each dot: the nearest free place around it, inside the chart."""
+    taken: list[tuple[float, float]] = []
+    for x, y in dots:
+        around = [
+            (x + radius * math.cos(math.radians(angle)), y - radius * math.sin(math.radians(angle)))
+            for radius in (_LETTER_ROOM, 18.0, 25.0, 32.0, 40.0, 50.0)
+            for angle in (90, 270, 45, 135, 315, 225, 0, 180, 67, 113, 293, 247)
+        ]
+        free = [
+            place
+            for place in around
+            if 54 < place[0] < _WIDTH - 12
+            and 8 < place[1] < floor - 8
+            and all(math.dist(place, other) >= _LETTER_ROOM for other in taken)
+            and all(math.dist(place, dot) >= 9.0 for dot in dots)
+        ]
+        taken.append(next(iter(free), around[0]))
+    return taken
 
 
-def _open(height: int, words_for_readers: str) -> Markup:
-    return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(_WIDTH, height, words_for_readers)
+def _open(height: int, description: str) -> Markup:
+    return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(_WIDTH, height, description)
 
 
 def _x_axis(scale: Scale, floor: int, label: str, *, left: int, grid: int) -> list[Markup]:

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from kasatune.reports import formatting as words
+from kasatune.reports import formatting
 from kasatune.reports.comparison.charts import curve_chart, interval_chart, letters, trade_off_chart
 from kasatune.reports.comparison.comparison_tables import (
     NOTHING,
@@ -21,13 +21,13 @@ from kasatune.reports.comparison.comparison_tables import (
     settings_sentence,
     task_table,
 )
-from kasatune.reports.comparison.conclusion import begun, conclusion, protocol_sentence, title_of
+from kasatune.reports.comparison.conclusion import begun, conclusion_sentences, listed, protocol_sentence, title_of
 from kasatune.reports.svg_charts import swatch
 
 _STYLES = (Path(__file__).parents[1] / "page.css", Path(__file__).with_name("comparison.css"))
 
 
-def render(found: Mapping[str, Any]) -> str:
+def render(comparison: Mapping[str, Any]) -> str:
     """The page as HTML; everything that comes from the comparison is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("kasatune.reports.comparison", ""),
@@ -36,31 +36,31 @@ def render(found: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(sentence=words.sentence, metric=words.metric_title)
+    environment.filters.update(sentence=formatting.sentence, metric=formatting.metric_title)
     environment.globals["swatch"] = swatch
     return environment.get_template("comparison.html").render(
-        found=found,
+        comparison=comparison,
         style=Markup("\n".join(path.read_text(encoding="utf-8") for path in _STYLES)),
-        answer=found.get("answer") or conclusion(found),
-        protocol=protocol_sentence(found),
-        reference=title_of(found, found["reference"]),
-        overall=overall_table(found) if found["overall"] and len(found["tasks"]) > 1 else None,
-        tasks=[_task(found, task) for task in found["tasks"]],
-        failures=failures(found),
+        answer=conclusion_sentences(comparison),
+        protocol=protocol_sentence(comparison),
+        reference=title_of(comparison, comparison["reference"]),
+        overall=overall_table(comparison) if comparison["overall"] and len(comparison["tasks"]) > 1 else None,
+        tasks=[_task(comparison, task) for task in comparison["tasks"]],
+        failures=failures(comparison),
         nothing=NOTHING,
     )
 
 
-def _task(found: Mapping[str, Any], task: Mapping[str, Any]) -> dict[str, Any]:
-    reference = found["reference"]
-    scored = task in begun(found)
+def _task(comparison: Mapping[str, Any], task: Mapping[str, Any]) -> dict[str, Any]:
+    reference = comparison["reference"]
+    scored = task in begun(comparison)
     places = {entry["title"]: letters(task).get(entry["method"]) for entry in task["results"]}
     return {
         "name": task["name"],
         "begun": scored,
         "primary": task["primary"],
         "counts": counts_sentence(task),
-        "table": task_table(found, task),
+        "table": task_table(comparison, task),
         "places": places,
         "intervals": interval_chart(task, reference) if scored else None,
         "parameters": trade_off_chart(
@@ -74,5 +74,5 @@ def _task(found: Mapping[str, Any], task: Mapping[str, Any]) -> dict[str, Any]:
         "search": search_table(task),
         "settings": settings_sentence(task),
         "notes": task["notes"],
-        "edges": [e["title"] for e in task["results"] if e["search"] and e["search"]["at_the_edge"]],
+        "edges": listed([e["title"] for e in task["results"] if e["search"] and e["search"]["at_the_edge"]]),
     }

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from kasatune.io.run_layout import ADAPTER, CHECKPOINT, NATIVE
-from kasatune.reports import formatting as words
+from kasatune.reports import formatting
 from kasatune.reports.comparison.conclusion import begun, conclusion, protocol_sentence, title_of
 from kasatune.reports.markdown import code, text
 from kasatune.reports.markdown import table as markdown_table
@@ -30,9 +30,9 @@ class Table(NamedTuple):
     rows: list[list[str]]
 
 
-def task_table(found: Mapping[str, Any], task: Mapping[str, Any]) -> Table:
+def task_table(comparison: Mapping[str, Any], task: Mapping[str, Any]) -> Table:
     """Scores, differences to the reference and main costs of every method on a task."""
-    against = f"minus {title_of(found, found['reference'])}"
+    against = f"minus {title_of(comparison, comparison['reference'])}"
     head = [
         "method",
         "mean \u00b1 sd",
@@ -44,9 +44,9 @@ def task_table(found: Mapping[str, Any], task: Mapping[str, Any]) -> Table:
         "trained",
         "s/step",
     ]
-    rows = [_row(found, entry) for entry in ordered(task)]
-    rows.append([MAJORITY, words.score(task["majority"]), *[words.ABSENT] * 7])
-    return Table(_caption(found, task), head, rows)
+    rows = [_row(comparison, entry) for entry in ordered(task)]
+    rows.append([MAJORITY, formatting.score(task["majority"]), *[formatting.ABSENT] * 7])
+    return Table(_caption(comparison, task), head, rows)
 
 
 def cost_table(task: Mapping[str, Any]) -> Table:
@@ -61,33 +61,33 @@ def cost_table(task: Mapping[str, Any]) -> Table:
             rows.append(
                 [
                     entry["title"],
-                    words.count(costs["trained_parameters"]),
-                    words.count(costs["head_parameters"]),
-                    words.size(file_bytes(costs)),
-                    words.size(costs["peak_memory_bytes"]),
-                    words.duration(costs["seconds_attach"]),
+                    formatting.count(costs["trained_parameters"]),
+                    formatting.count(costs["head_parameters"]),
+                    formatting.size(file_bytes(costs)),
+                    formatting.size(costs["peak_memory_bytes"]),
+                    formatting.duration(costs["seconds_attach"]),
                     seconds(costs["seconds_per_step"]),
-                    words.duration(costs["seconds_total"]),
+                    formatting.duration(costs["seconds_total"]),
                     *([_retention(costs["retention"])] if kind else []),
                 ]
             )
     return Table("What a run costs: medians over the seeds", head, rows)
 
 
-def overall_table(found: Mapping[str, Any]) -> Table:
-    """Wins, ties and losses against the reference, and the average rank."""
-    reference = title_of(found, found["reference"])
+def overall_table(comparison: Mapping[str, Any]) -> Table:
+    """Wins, ties and losses against the reference, and the average rank; by wins minus losses, ties in given order."""
+    reference = title_of(comparison, comparison["reference"])
     rows = [
         [
-            title_of(found, row["method"]),
+            title_of(comparison, row["method"]),
             str(row["wins"]),
             str(row["ties"]),
             str(row["losses"]),
             str(row["not_tested"]),
-            words.ABSENT if row["average_rank"] is None else f"{row['average_rank']:.2f}",
+            formatting.ABSENT if row["average_rank"] is None else f"{row['average_rank']:.2f}",
             str(row["tasks"]),
         ]
-        for row in sorted(found["overall"], key=lambda row: (row["average_rank"] is None, row["average_rank"] or 0))
+        for row in sorted(comparison["overall"], key=lambda row: row["losses"] - row["wins"])
     ]
     head = ["method", "wins", "ties", "losses", "not tested", "average rank", "tasks"]
     return Table(f"Over all tasks, against {reference}; a tie is a task without a significant difference", head, rows)
@@ -97,26 +97,28 @@ def search_table(task: Mapping[str, Any]) -> Table:
     """The trials of every method on a task, and the chosen settings."""
     rows = []
     for entry in ordered(task):
-        found = entry["search"]
-        if not found or not found["trials"]:
+        search = entry["search"]
+        if not search or not search["trials"]:
             continue
-        for trial in found["trials"]:
-            chosen = trial["settings"] == found["chosen"]
+        for trial in search["trials"]:
+            chosen = trial["settings"] == search["chosen"]
             note = "chosen" if chosen else ("failed" if trial["error"] else "")
-            note += ", at the edge" if chosen and found["at_the_edge"] else ""
+            note += ", at the edge" if chosen and search["at_the_edge"] else ""
             settings = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in trial["settings"].items())
-            rows.append([entry["title"], settings, note, words.score(trial["score"]), words.score(trial["loss"])])
+            rows.append(
+                [entry["title"], settings, note, formatting.score(trial["score"]), formatting.score(trial["loss"])]
+            )
     return Table(
-        f"Hyperparameter search: {words.metric_title(task['primary'])} on held-out training rows",
+        f"Hyperparameter search: {formatting.metric_title(task['primary'])} on held-out training rows",
         ["method", "settings", "", "score", "loss"],
         rows,
     )
 
 
-def failures(found: Mapping[str, Any]) -> list[str]:
+def failures(comparison: Mapping[str, Any]) -> list[str]:
     """One line for each run that failed."""
     lines = []
-    for task in found["tasks"]:
+    for task in comparison["tasks"]:
         for entry in task["results"]:
             for run in entry["runs"]:
                 if run["error"]:
@@ -146,36 +148,38 @@ def counts_sentence(task: Mapping[str, Any]) -> str:
             ("the majority class", counts["against_majority"]),
         )
     ]
-    verdict = "This task counts" if counts["counts"] else "This task does not distinguish methods"
+    verdict = "This task distinguishes methods" if counts["counts"] else "This task does not distinguish methods"
     return f"{verdict}: the best method, {best}, {' and '.join(parts)}."
 
 
-def as_markdown(found: Mapping[str, Any]) -> str:
+def as_markdown(comparison: Mapping[str, Any]) -> str:
     """The comparison as a Markdown page."""
-    names = ", ".join(task["name"] for task in found["tasks"])
-    parts = [f"# Comparison on {text(names)}", text(conclusion(found)), text(protocol_sentence(found))]
-    if len(found["tasks"]) > 1 and found["overall"]:
-        parts += ["## Over all tasks", _markdown(overall_table(found))]
-    for task in found["tasks"]:
+    names = ", ".join(task["name"] for task in comparison["tasks"])
+    parts = [f"# Comparison on {text(names)}", text(conclusion(comparison)), text(protocol_sentence(comparison))]
+    if len(comparison["tasks"]) > 1 and comparison["overall"]:
+        parts += ["## Over all tasks", _markdown(overall_table(comparison))]
+    for task in comparison["tasks"]:
         parts.append(f"## {text(task['name'])}")
         parts += (
-            [text(counts_sentence(task)), _markdown(task_table(found, task))] if task in begun(found) else [NOTHING]
+            [text(counts_sentence(task)), _markdown(task_table(comparison, task))]
+            if task in begun(comparison)
+            else [NOTHING]
         )
         for table in (cost_table(task), search_table(task)):
             if table.rows:
                 parts += [f"### {text(table.caption)}", _markdown(table, caption=False)]
-    failed = failures(found)
+    failed = failures(comparison)
     if failed:
         parts += ["## Failed runs", "\n".join(f"- {text(line)}" for line in failed)]
-    machine = found["machine"]
-    software = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    machine = comparison["machine"]
+    software = ", ".join(f"{name} {version}" for name, version in comparison["versions"].items())
     parts += [
         "## Command and environment",
         "\n".join(
             [
-                f"- {code(found['command'])}" if found["command"] else "- from Python",
+                f"- {code(comparison['command'])}" if comparison["command"] else "- from Python",
                 f"- {text(machine['processor'])}, {machine['threads_per_run']} threads per run; {text(software)}",
-                *(f"- {text(task['name'])}: {text(settings_sentence(task))}" for task in found["tasks"]),
+                *(f"- {text(task['name'])}: {text(settings_sentence(task))}" for task in comparison["tasks"]),
             ]
         ),
     ]
@@ -196,7 +200,7 @@ def settings_sentence(task: Mapping[str, Any]) -> str:
     )
 
 
-def as_csv(found: Mapping[str, Any]) -> str:
+def as_csv(comparison: Mapping[str, Any]) -> str:
     """One line per method and task, with unrounded numbers."""
     columns = (
         *("task", "metric", "method", "title", "seeds", "mean", "sd", "low", "high", "best_epoch_mean"),
@@ -208,7 +212,7 @@ def as_csv(found: Mapping[str, Any]) -> str:
     file = io.StringIO()
     writer = csv.DictWriter(file, columns, lineterminator="\n")
     writer.writeheader()
-    for task in found["tasks"]:
+    for task in comparison["tasks"]:
         common = {"task": task["name"], "metric": task["primary"]}
         for entry in task["results"]:
             writer.writerow({**common, **_csv_values(entry)})
@@ -216,9 +220,9 @@ def as_csv(found: Mapping[str, Any]) -> str:
     return file.getvalue()
 
 
-def as_latex(found: Mapping[str, Any]) -> str:
+def as_latex(comparison: Mapping[str, Any]) -> str:
     """One table: methods down, tasks across, mean and standard deviation; for booktabs."""
-    tasks = found["tasks"]
+    tasks = comparison["tasks"]
     lines = [
         "% made by kasatune compare; needs \\usepackage{booktabs}",
         f"\\begin{{tabular}}{{l{'r' * len(tasks)}r}}",
@@ -230,11 +234,11 @@ def as_latex(found: Mapping[str, Any]) -> str:
         entries = [next((e for e in task["results"] if e["method"] == method), None) for task in tasks]
         trained = next((e["costs"]["trained_parameters"] for e in entries if e and e["costs"]), None)
         cells = [_latex_score(entry) for entry in entries]
-        lines.append(" & ".join([_latex(title_of(found, method)), *cells, words.count(trained)]) + r" \\")
+        lines.append(" & ".join([_latex(title_of(comparison, method)), *cells, formatting.count(trained)]) + r" \\")
     lines.append(" & ".join(["Majority class", *(_percent(task["majority"]) for task in tasks), "-"]) + r" \\")
     marks = (
         "$^{+}$ and $^{-}$: better and worse than "
-        + _latex(title_of(found, found["reference"]))
+        + _latex(title_of(comparison, comparison["reference"]))
         + " after Holm's correction."
     )
     lines += ["\\bottomrule", "\\end{tabular}", f"% {marks}"]
@@ -249,54 +253,59 @@ def file_bytes(costs: Mapping[str, Any]) -> int | None:
 
 def seconds(value: float | None) -> str:
     """Seconds with three significant digits."""
-    return words.ABSENT if value is None else f"{value:.3g}"
+    return formatting.ABSENT if value is None else f"{value:.3g}"
 
 
-def _row(found: Mapping[str, Any], entry: Mapping[str, Any]) -> list[str]:
+def _row(comparison: Mapping[str, Any], entry: Mapping[str, Any]) -> list[str]:
     difference, costs = entry["difference"] or {}, entry["costs"] or {}
     missing = (
-        "" if entry["n"] == len(found["seeds"]) or not entry["n"] else f" ({entry['n']} of {len(found['seeds'])} seeds)"
+        ""
+        if entry["n"] == len(comparison["seeds"]) or not entry["n"]
+        else f" ({entry['n']} of {len(comparison['seeds'])} seeds)"
     )
     if entry["mean"] is None:
-        score = words.ABSENT
+        score = formatting.ABSENT
     else:
-        score = words.score(entry["mean"]) + ("" if entry["sd"] is None else f" \u00b1 {entry['sd']:.4f}") + missing
+        score = (
+            formatting.score(entry["mean"]) + ("" if entry["sd"] is None else f" \u00b1 {entry['sd']:.4f}") + missing
+        )
     interval = entry["interval"]
-    reference = entry["method"] == found["reference"]
+    reference = entry["method"] == comparison["reference"]
     return [
         entry["title"],
         score,
-        "reference" if reference else ("baseline" if entry["fitted"] else difference.get("verdict", words.ABSENT)),
-        words.signed(difference["mean"]) if difference.get("mean") is not None else words.ABSENT,
-        f"{difference['p_holm']:.3g}" if difference.get("p_holm") is not None else words.ABSENT,
-        f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else words.ABSENT,
-        words.score(entry["best_epoch_mean"]) if not entry["fitted"] else words.ABSENT,
-        words.count(costs.get("trained_parameters")),
+        "reference" if reference else ("baseline" if entry["fitted"] else difference.get("verdict", formatting.ABSENT)),
+        formatting.signed(difference["mean"]) if difference.get("mean") is not None else formatting.ABSENT,
+        f"{difference['p_holm']:.3g}" if difference.get("p_holm") is not None else formatting.ABSENT,
+        f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else formatting.ABSENT,
+        formatting.score(entry["best_epoch_mean"]) if not entry["fitted"] else formatting.ABSENT,
+        formatting.count(costs.get("trained_parameters")),
         seconds(costs.get("seconds_per_step")),
     ]
 
 
-def _caption(found: Mapping[str, Any], task: Mapping[str, Any]) -> str:
-    label = "" if found["protocol"] == "clean" else ", best epoch chosen on these rows (protocol of the paper)"
-    return f"{words.metric_title(task['primary'])} on {task['rows']['validation']:,} validation rows{label}"
+def _caption(comparison: Mapping[str, Any], task: Mapping[str, Any]) -> str:
+    label = "" if comparison["protocol"] == "clean" else ", best epoch chosen on these rows (protocol of the paper)"
+    return f"{formatting.metric_title(task['primary'])} on {task['rows']['validation']:,} validation rows{label}"
 
 
 def _retention(value: Mapping[str, Any] | None) -> str:
     if value is None:
-        return words.ABSENT
+        return formatting.ABSENT
     if value["kind"] == "feature_drift":
         return f"{value['after']:.4f}"
     return f"{value['before']:.4f} to {value['after']:.4f}"
 
 
 def _signed_interval(interval: list[float]) -> str:
-    return f"{words.signed(interval[0])}, 95 % interval {words.signed(interval[1])} to {words.signed(interval[2])}"
+    estimate, low, high = map(formatting.signed, interval)
+    return f"{estimate}, 95 % interval {low} to {high}"
 
 
 def _markdown(table: Table, *, caption: bool = True) -> str:
     head, *rows = [[text(cell) for cell in row] for row in (table.head, *table.rows)]
     body = markdown_table(head, rows, numbers=len(head) - 1)
-    return f"{text(words.sentence(table.caption))}.\n\n{body}" if caption else body
+    return f"{text(formatting.sentence(table.caption))}.\n\n{body}" if caption else body
 
 
 def _csv_values(entry: Mapping[str, Any]) -> dict[str, Any]:

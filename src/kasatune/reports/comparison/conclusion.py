@@ -5,32 +5,37 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kasatune.reports import formatting as words
+from kasatune.reports import formatting
 
 NO_DIFFERENCE = "no difference shown"
 
 
-def conclusion(found: Mapping[str, Any]) -> str:
-    """The paragraph at the top of every report."""
+def conclusion(comparison: Mapping[str, Any]) -> str:
+    """The conclusion as one paragraph."""
+    return " ".join(conclusion_sentences(comparison))
+
+
+def conclusion_sentences(comparison: Mapping[str, Any]) -> list[str]:
+    """The conclusion in parts of one or a few sentences; the first part states the result."""
     parts = [
-        _unfinished(found),
-        _differences(found),
-        _ranks(found),
-        _tasks_that_count(found),
-        _at_the_edge(found),
-        _not_tested(found),
+        _unfinished(comparison),
+        *_differences(comparison),
+        _ranks(comparison),
+        _tasks_that_count(comparison),
+        _at_the_edge(comparison),
+        _not_tested(comparison),
     ]
-    return " ".join(part for part in parts if part)
+    return [part for part in parts if part]
 
 
-def begun(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def begun(comparison: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The tasks that have at least one finished reported run."""
-    return [task for task in found["tasks"] if any(entry["mean"] is not None for entry in task["results"])]
+    return [task for task in comparison["tasks"] if any(entry["mean"] is not None for entry in task["results"])]
 
 
-def title_of(found: Mapping[str, Any], method: str) -> str:
+def title_of(comparison: Mapping[str, Any], method: str) -> str:
     """The title of a method of the comparison."""
-    for task in found["tasks"]:
+    for task in comparison["tasks"]:
         for entry in task["results"]:
             if entry["method"] == method:
                 return str(entry["title"])
@@ -42,21 +47,21 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
 
 
-def _unfinished(found: Mapping[str, Any]) -> str:
-    progress = found["progress"]
+def _unfinished(comparison: Mapping[str, Any]) -> str:
+    progress = comparison["progress"]
     failed = f" {progress['failed']} runs failed; they are listed below." if progress["failed"] else ""
-    if found["complete"]:
+    if comparison["complete"]:
         return failed.strip()
     return (
         f"Not finished: {progress['there']} of {progress['planned']} runs are done, and the results below cover only "
-        f"these.{failed}"
+        f"these runs.{failed}"
     )
 
 
-def _verdicts(found: Mapping[str, Any], verdict: str) -> dict[str, list[str]]:
+def _verdicts(comparison: Mapping[str, Any], verdict: str) -> dict[str, list[str]]:
     """The tasks on which each trained method has this verdict."""
     by_method: dict[str, list[str]] = {}
-    for task in found["tasks"]:
+    for task in comparison["tasks"]:
         for entry in task["results"]:
             difference = entry["difference"]
             if (
@@ -78,67 +83,70 @@ def _grouped(by_method: Mapping[str, list[str]]) -> list[tuple[list[str], str]]:
     return [(list(tasks), listed(names)) for tasks, names in ordered]
 
 
-def _on(found: Mapping[str, Any], tasks: Sequence[str]) -> str:
-    every = len(tasks) == len(begun(found)) > 1
+def _on(comparison: Mapping[str, Any], tasks: Sequence[str]) -> str:
+    every = len(tasks) == len(begun(comparison)) > 1
     number = "both" if len(tasks) == 2 else f"all {len(tasks)}"
     return f"{number} tasks" if every else listed(tasks)
 
 
-def _differences(found: Mapping[str, Any]) -> str:
-    reference = title_of(found, found["reference"])
-    better, worse = _verdicts(found, "better"), _verdicts(found, "worse")
-    same, untested = _verdicts(found, NO_DIFFERENCE), _verdicts(found, "not tested")
+def _differences(comparison: Mapping[str, Any]) -> list[str]:
+    reference = title_of(comparison, comparison["reference"])
+    better, worse = _verdicts(comparison, "better"), _verdicts(comparison, "worse")
+    same, untested = _verdicts(comparison, NO_DIFFERENCE), _verdicts(comparison, "not tested")
     if not better and not worse:
         if not same:
-            return f"No difference to {reference} could be tested yet."
-        seeds = _seeds_compared(found)
+            return [f"No difference to {reference} could be tested yet."]
+        seeds = _seeds_compared(comparison)
         many = "seed" if seeds == 1 else "seeds"
         names = f"none of {listed(list(same))} differs" if len(same) > 1 else f"{listed(list(same))} does not differ"
-        text = (
-            f"No significant difference: with {seeds} {many}, {names} significantly from {reference} on any task. "
-            "This does not prove that they are equal."
-        )
-    else:
         sentences = [
-            f"Significantly {verdict} than {reference} on {_on(found, tasks)}: {name}."
+            f"No significant difference: with {seeds} {many}, {names} significantly from {reference} on any task.",
+            "This does not prove that they are equal.",
+        ]
+    else:
+        sentences = [] if better else [f"No method is significantly better than {reference} on any task."]
+        sentences += [
+            f"Significantly {verdict} than {reference} on {_on(comparison, tasks)}: {name}."
             for verdict, group in (("better", better), ("worse", worse))
             for tasks, name in _grouped(group)
         ]
         sentences += [
-            f"No significant difference between {reference} and {name} on {_on(found, tasks)}."
+            f"No significant difference between {reference} and {name} on {_on(comparison, tasks)}."
             for tasks, name in _grouped(same)
         ]
-        text = " ".join(sentences)
     if untested:
-        text += f" Not tested, because seeds or runs are missing: {listed(list(untested))}."
-    return text
+        sentences.append(f"Not tested, because seeds or runs are missing: {listed(list(untested))}.")
+    return sentences
 
 
-def _seeds_compared(found: Mapping[str, Any]) -> int:
+def _seeds_compared(comparison: Mapping[str, Any]) -> int:
     """The largest number of paired seeds of any difference."""
-    differences = [entry["difference"] for task in found["tasks"] for entry in task["results"] if not entry["fitted"]]
-    return max((one["seeds"] for one in differences if one), default=0)
+    differences = [
+        entry["difference"] for task in comparison["tasks"] for entry in task["results"] if not entry["fitted"]
+    ]
+    return max((difference["seeds"] for difference in differences if difference), default=0)
 
 
-def _ranks(found: Mapping[str, Any]) -> str:
-    most = max((row["tasks"] for row in found["overall"]), default=0)
+def _ranks(comparison: Mapping[str, Any]) -> str:
+    """The best average rank; "" without a significant win, because ranks of ties depend on the seeds alone."""
+    most = max((row["tasks"] for row in comparison["overall"]), default=0)
     ranked = sorted(
-        (row for row in found["overall"] if row["tasks"] == most and row["average_rank"] is not None),
+        (row for row in comparison["overall"] if row["tasks"] == most and row["average_rank"] is not None),
         key=lambda row: row["average_rank"],
     )
-    if most < 2 or len(ranked) < 2:
+    if most < 2 or len(ranked) < 2 or not any(row["wins"] for row in ranked):
         return ""
     first = ranked[0]
     ties = [row for row in ranked if row["average_rank"] == first["average_rank"]]
-    names = listed([title_of(found, row["method"]) for row in ties])
+    names = listed([title_of(comparison, row["method"]) for row in ties])
     return (
         f"{names} {'have' if len(ties) > 1 else 'has'} the best average rank over {most} tasks, "
         f"{first['average_rank']:.2f}; ranks are not tested for significance."
     )
 
 
-def _tasks_that_count(found: Mapping[str, Any]) -> str:
-    no = [task["name"] for task in found["tasks"] if task["counts"]["counts"] is False]
+def _tasks_that_count(comparison: Mapping[str, Any]) -> str:
+    no = [task["name"] for task in comparison["tasks"] if task["counts"]["counts"] is False]
     if not no:
         return ""
     plural = len(no) > 1
@@ -148,28 +156,28 @@ def _tasks_that_count(found: Mapping[str, Any]) -> str:
     )
 
 
-def _at_the_edge(found: Mapping[str, Any]) -> str:
+def _at_the_edge(comparison: Mapping[str, Any]) -> str:
     """The methods whose best learning rate is at the edge of the searched range."""
     by_method: dict[str, list[str]] = {}
-    for task in found["tasks"]:
+    for task in comparison["tasks"]:
         for entry in task["results"]:
             if entry["search"] and entry["search"]["at_the_edge"]:
                 by_method.setdefault(entry["title"], []).append(task["name"])
     if not by_method:
         return ""
-    places = listed([f"{names} on {_on(found, tasks)}" for tasks, names in _grouped(by_method)])
+    places = listed([f"{names} on {_on(comparison, tasks)}" for tasks, names in _grouped(by_method)])
     return f"A better learning rate may lie outside the searched range, since the best was at its edge: {places}."
 
 
-def _not_tested(found: Mapping[str, Any]) -> str:
-    tasks = begun(found)
+def _not_tested(comparison: Mapping[str, Any]) -> str:
+    tasks = begun(comparison)
     if not tasks:
         return ""
     models = list(dict.fromkeys(task["model"] for task in tasks))
     rows = [task["rows"]["train"] for task in tasks]
     amount = f"{min(rows):,}" if min(rows) == max(rows) else f"{min(rows):,} to {max(rows):,}"
     ranks = sorted({task["shared_method_settings"]["r"] for task in tasks})
-    search = found["search"]
+    search = comparison["search"]
     how = f"more than {search['trials']} search trials per method" if search["applies"] else "a hyperparameter search"
     without = [entry["title"] for entry in tasks[0]["results"] if not _has_runs(tasks, entry["method"])]
     methods = f"{listed(without)} (no finished run), " if without else ""
@@ -185,10 +193,10 @@ def _has_runs(tasks: Sequence[Mapping[str, Any]], method: str) -> bool:
     return any(entry["mean"] is not None for task in tasks for entry in task["results"] if entry["method"] == method)
 
 
-def protocol_sentence(found: Mapping[str, Any]) -> str:
+def protocol_sentence(comparison: Mapping[str, Any]) -> str:
     """How the reported scores were obtained."""
-    search = found["search"]
-    if found["protocol"] == "paper":
+    search = comparison["search"]
+    if comparison["protocol"] == "paper":
         return (
             "Protocol of the paper: the best epoch and the searched settings were both chosen on the rows that are "
             "reported, so every score is biased upwards."
@@ -199,8 +207,8 @@ def protocol_sentence(found: Mapping[str, Any]) -> str:
         if search["applies"]
         else "All settings are those of the recipe; nothing was searched"
     )
-    seeds = len(found["seeds"])
-    return words.sentence(
+    seeds = len(comparison["seeds"])
+    return formatting.sentence(
         f"{searched}. Then each method was trained on all training rows with {seeds} new "
         f"{'seed' if seeds == 1 else 'seeds'}, and its state after the last epoch was scored on the validation rows, "
         "on which nothing was chosen."
