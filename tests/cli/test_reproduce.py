@@ -109,12 +109,12 @@ def test_the_ablation_shows_every_part_and_the_differences(reproduce, tmp_path):
         (("glue", "epochs"), "section.key=value"),
         (("glue", "training.epoks=3"), "training.epoks"),
         (("glue", "--questions", "q.jsonl"), "instruct, not glue"),
-        (("instruct", "--judge-rate", "3"), "--judge-rate is for a judge"),
+        (("instruct", "--judge-rate", "3"), "--judge-rate needs a judge"),
         (("instruct", "--questions", "nowhere.jsonl"), "no such file"),
-        (("instruct", "--judge", "m", "--judge-url", "nowhere"), "no address"),
+        (("instruct", "--judge", "m", "--judge-url", "nowhere"), "not the address of a server"),
     ],
 )
-def test_faults_of_the_input_are_told_and_nothing_is_written(arguments, words, kasatune, place):
+def test_input_errors_are_reported_and_nothing_is_written(arguments, words, kasatune, place):
     done = kasatune("reproduce", *arguments, "--out", "out")
     assert done.status == 2
     assert words in done.err
@@ -122,10 +122,10 @@ def test_faults_of_the_input_are_told_and_nothing_is_written(arguments, words, k
     assert list(place.iterdir()) == []
 
 
-def test_an_occupied_directory_is_refused(reproduce, tmp_path):
+def test_a_nonempty_directory_is_refused(reproduce, tmp_path):
     (tmp_path / "mine.txt").touch()
     done = reproduce(tmp_path)
-    assert done.status == 2 and "no reproduction" in done.err
+    assert done.status == 2 and "other than a reproduction" in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 

@@ -68,7 +68,7 @@ def test_without_a_judge_runs_are_trained_and_answer(trained):
     assert missing["reasons"][0].startswith("name a judge with --judge MODEL; the answers are in ")
     # the published figures of full fine-tuning are shown though it is not run
     assert found["closed_qa", "judge", "full"]["paper"] == 8.90
-    assert found["closed_qa", "judge", "full"]["reasons"] == ["not asked for; --methods full runs it"]
+    assert found["closed_qa", "judge", "full"]["reasons"] == ["not selected; --methods full runs it"]
     assert "has no file coding*" in found["coding", "judge", "kasa"]["reasons"][0]
     for task, number in (("closed_qa", 3), ("mt-bench", 2)):
         kept = trained / "runs" / f"{task}-kasa-seed0" / "judge" / "conversations.jsonl"

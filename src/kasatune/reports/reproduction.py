@@ -1,4 +1,4 @@
-"""A table of the paper beside ours: the rows for a terminal, and the page in Markdown."""
+"""A table of the paper compared with our scores: rows for a terminal, and a page in Markdown."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _WHOSE = {"published": "published ones", "recipe": "recipes, whose settings are 
 _NONE = "-"
 
 
-def rows(found: Mapping[str, Any]) -> list[list[str]]:
-    """One line a figure, in the order of `HEAD`.
+def rows(results: Mapping[str, Any]) -> list[list[str]]:
+    """One row per figure, with the columns of `HEAD`.
 
     Args:
-        found: the content of reproduction.json.
+        results: the content of reproduction.json.
     """
     return [
         [
@@ -32,14 +32,14 @@ def rows(found: Mapping[str, Any]) -> list[list[str]]:
             _interval(figure),
             figure["verdict"],
         ]
-        for figure in found["figures"]
+        for figure in results["figures"]
     ]
 
 
-def curve_rows(found: Mapping[str, Any]) -> list[list[str]]:
-    """The best and the last epochs, the authors' logs and ours by turns, in the order of `CURVE_HEAD`."""
+def curve_rows(results: Mapping[str, Any]) -> list[list[str]]:
+    """Best and last epochs of the authors' logs and of our runs, alternating, with the columns of `CURVE_HEAD`."""
     lines = []
-    for figure in found["figures"]:
+    for figure in results["figures"]:
         log, ours = figure["log"], figure["ours"]
         if not log or figure["minus"]:
             continue
@@ -55,7 +55,7 @@ def curve_rows(found: Mapping[str, Any]) -> list[list[str]]:
 
 
 def paper(figure: Mapping[str, Any]) -> str:
-    """The paper's number as it was printed."""
+    """The paper's number as printed."""
     value = figure["paper"]
     if value is None:
         return _UNKNOWN
@@ -64,49 +64,49 @@ def paper(figure: Mapping[str, Any]) -> str:
     return f"{value:.{figure['decimals']}f}"
 
 
-def conclusion(found: Mapping[str, Any]) -> str:
-    """How many figures have which verdict, in one line."""
-    words = [figure["verdict"] for figure in found["figures"]]
+def conclusion(results: Mapping[str, Any]) -> str:
+    """The number of figures with each verdict, in one line."""
+    words = [figure["verdict"] for figure in results["figures"]]
     counts = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
-    form = " by the scaled-down form, which repeats no number of the paper" if found["quick"] else ""
-    return f"{len(words)} figures of {found['model_title']}{form}: {counts}"
+    form = " in the scaled-down form, which reproduces no number of the paper" if results["quick"] else ""
+    return f"{len(words)} figures of {results['model_title']}{form}: {counts}"
 
 
-def markdown(found: Mapping[str, Any], *, date: str) -> str:
-    """The page.
+def markdown(results: Mapping[str, Any], *, date: str) -> str:
+    """The page reproduction.md.
 
     Args:
-        found: the content of reproduction.json.
-        date: of the table.
+        results: the content of reproduction.json.
+        date: date of the page.
     """
-    quick = ", the scaled-down form" if found["quick"] else ""
-    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    quick = ", the scaled-down form" if results["quick"] else ""
+    versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     parts = [
-        f"# {found['title']}: the paper's {found['model_title']} and ours{quick}",
-        f"{date}, {found['machine']['processor']}; {versions}.",
-        f"Made by `{found['command']}`." if found["command"] else "",
-        f"{conclusion(found)}.",
-        f"Published: {found['published']}. Scores between 0 and 1 stand as percent.",
-        f"Ours: base model {', '.join(found['base'])}; seeds {', '.join(map(str, found['seeds']))}."
-        * bool(found["base"]),
-        _table(HEAD, rows(found)),
-        f"The verdicts follow one rule. {found['rule'][0].upper()}{found['rule'][1:]}",
-        _list(f"What our runs have otherwise than the {_WHOSE[found['settings']]}:", found["differences"]),
-        _list("Graded:", found["judged"]),
-        _list("Not run, and why:", _missing(found)),
-        _curves(found),
-        _list("## Where the published numbers stand\n", _sources(found)),
-        _list("## What could not be found out\n", found["unknown"]),
+        f"# {results['title']}: the paper's {results['model_title']} and ours{quick}",
+        f"{date}, {results['machine']['processor']}; {versions}.",
+        f"Made by `{results['command']}`." if results["command"] else "",
+        f"{conclusion(results)}.",
+        f"Published: {results['published']}. Scores between 0 and 1 are given in percent.",
+        f"Ours: base model {', '.join(results['base'])}; seeds {', '.join(map(str, results['seeds']))}."
+        * bool(results["base"]),
+        _table(HEAD, rows(results)),
+        f"The verdicts follow one rule. {results['rule'][0].upper()}{results['rule'][1:]}",
+        _list(f"Settings of our runs that differ from the {_WHOSE[results['settings']]}:", results["differences"]),
+        _list("Graded:", results["judged"]),
+        _list("Not run, and why:", _missing(results)),
+        _curves(results),
+        _list("## Sources of the published numbers\n", _sources(results)),
+        _list("## Unknown\n", results["unknown"]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _curves(found: Mapping[str, Any]) -> str:
-    lines = curve_rows(found)
+def _curves(results: Mapping[str, Any]) -> str:
+    lines = curve_rows(results)
     if not lines:
         return ""
-    told = "The best epoch is chosen on the rows that are reported, which flatters it; the last epochs are not chosen."
-    return f"## Best and last epochs\n\n{told}\n\n{_table(CURVE_HEAD, lines)}"
+    note = "The best epoch is selected on the reported rows, which biases its score upwards; the last epochs are not."
+    return f"## Best and last epochs\n\n{note}\n\n{_table(CURVE_HEAD, lines)}"
 
 
 def _method(figure: Mapping[str, Any]) -> str:
@@ -132,17 +132,17 @@ def _number(value: float | None, decimals: int) -> str:
     return _NONE if value is None else f"{value:.{decimals}f}"
 
 
-def _missing(found: Mapping[str, Any]) -> list[str]:
+def _missing(results: Mapping[str, Any]) -> list[str]:
     lines: dict[str, None] = {}
-    for figure in found["figures"]:
+    for figure in results["figures"]:
         if figure["verdict"] == "not run" and figure["reasons"]:
             lines[f"{figure['task']}: {figure['reasons'][0]}"] = None
     return list(lines)
 
 
-def _sources(found: Mapping[str, Any]) -> list[str]:
+def _sources(results: Mapping[str, Any]) -> list[str]:
     groups: dict[str, list[str]] = {}
-    for figure in found["figures"]:
+    for figure in results["figures"]:
         groups.setdefault(figure["source"], []).append(f"{figure['task']} {_method(figure)}")
     return [f"{', '.join(dict.fromkeys(names))}: {source}" for source, names in groups.items()]
 

@@ -22,7 +22,9 @@ def command(
     overrides: Overrides = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="M", help="A base model of the table, or another one in its place.", show_default=False),
+        typer.Option(
+            metavar="M", help="A base model of the table, or another model to use instead.", show_default=False
+        ),
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Scaled down: a small model, fewer rows, fewer epochs.")
@@ -56,7 +58,7 @@ def command(
     judge_prices: judging.JudgePrices = None,
     json: Json = False,
 ) -> None:
-    """Reproduce a table of the paper, with the paper's numbers beside ours.
+    """Reproduce a table of the paper, and compare our numbers with the paper's.
 
     Example: kasatune reproduce glue --quick --data path/to/GLUE
 
@@ -79,60 +81,60 @@ def command(
             judge_url=judge_url, judge_prompts=judge_prompts, judge_rate=judge_rate, judge_prices=judge_prices
         )
     endpoint = Endpoint(judge, judge_url, judge_rate, judge_workers) if judge is not None else None
-    place = out or Path(f"runs/reproduce-{name}{'-quick' if quick else ''}")
+    directory = out or Path(f"runs/reproduce-{name}{'-quick' if quick else ''}")
     request = make_request(
         experiment,
-        place,
+        directory,
         find_recipe,
         model=model,
         quick=quick,
         methods=methods,
         seeds=parse_seeds(seeds),
-        tasks=[one.strip() for one in (tasks or "").split(",") if one.strip()],
+        tasks=[task.strip() for task in (tasks or "").split(",") if task.strip()],
         data=data,
         overrides=overrides or (),
         judging=Judging(endpoint, questions, judge_prompts, judging.make_prices(judge_prices)),
     )
     with results_only():
-        found = _reproduce(request, place)
+        results = _reproduce(request, directory)
     if json:
-        print_json(found)
+        print_json(results)
     else:
-        _show(found, place)
-    if found["failed"]:
+        _show(results, directory)
+    if results["failed"]:
         raise WorkError("some runs did not finish; continue with the same command")
 
 
-def _reproduce(request: Any, place: Path) -> dict[str, Any]:
+def _reproduce(request: Any, directory: Path) -> dict[str, Any]:
     from kasatune.cli.progress_bar import make_progress
     from kasatune.cli.run_summary import write_pages
     from kasatune.experiments.reproduce.reproduce import reproduce
     from kasatune.io.atomic import write_json, write_text
     from kasatune.reports.reproduction import markdown
 
-    given = [one for one in sys.argv[1:] if one != "--json"]
-    words = f"kasatune {shlex.join(given)}" if "reproduce" in given else ""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--json"]
+    command_line = f"kasatune {shlex.join(arguments)}" if "reproduce" in arguments else ""
     try:
-        found = reproduce(
+        results = reproduce(
             request,
-            place,
+            directory,
             display=make_progress(),
             tell=note,
             after=write_pages,
             judging=judging.teller(),
-            command=words,
+            command=command_line,
         )
     except KeyboardInterrupt as interrupt:
-        interrupt.add_note(f"{place} holds the progress so far; continue with the same command")
+        interrupt.add_note(f"{directory} holds the progress so far; continue with the same command")
         raise
-    write_json(place / "reproduction.json", found)
-    write_text(place / "reproduction.md", markdown(found, date=datetime.now(UTC).date().isoformat()))
-    return found
+    write_json(directory / "reproduction.json", results)
+    write_text(directory / "reproduction.md", markdown(results, date=datetime.now(UTC).date().isoformat()))
+    return results
 
 
-def _show(found: dict[str, Any], place: Path) -> None:
+def _show(results: dict[str, Any], directory: Path) -> None:
     from kasatune.reports.reproduction import HEAD, conclusion, rows
 
-    print_table(HEAD, rows(found), title=f"{found['title']}, {found['model_title']}")
-    say(f"\n{conclusion(found)}")
-    say(f"page: {place / 'reproduction.md'}")
+    print_table(HEAD, rows(results), title=f"{results['title']}, {results['model_title']}")
+    say(f"\n{conclusion(results)}")
+    say(f"page: {directory / 'reproduction.md'}")

@@ -1,4 +1,4 @@
-"""Scores of a run on further splits of its data, kept in its directory: RUN/scores/SPLIT.json."""
+"""Score a run on further splits of its data, in RUN/scores/SPLIT.json."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from kasatune.runs.metrics import read_metrics
 
 
 def split_file(run_dir: Path, split: str) -> Path:
-    """Where the scores of a split are kept."""
+    """The file with the scores of a split."""
     return run_dir / SCORES / f"{split}.json"
 
 
 def score_splits(run_dir: Path, splits: Sequence[str], display: ProgressReporter) -> dict[str, str]:
-    """Score those of `splits` that are not there yet.
+    """Score a run on those of `splits` that have no scores yet.
 
     Returns:
-        Why there is no score, for each split that the data has not.
+        Why there is no score, for each split that the data lacks.
 
     Raises:
-        InputError: the run's files, its base or its data are not to be had.
+        InputError: the run's files, its base or its data are missing or unreadable.
     """
     wanted = [split for split in splits if not split_file(run_dir, split).is_file()]
     if not wanted:
@@ -40,12 +40,12 @@ def score_splits(run_dir: Path, splits: Sequence[str], display: ProgressReporter
         lacks = {split: f"{data.source} has no such rows" for split in wanted if split not in data.splits}
         if len(lacks) == len(wanted):
             return lacks
-        prepared = TaskModel.for_saved_run(recipe, names, run_dir)
+        task_model = TaskModel.for_saved_run(recipe, names, run_dir)
         (run_dir / SCORES).mkdir(exist_ok=True)
         for split in wanted:
             if split not in lacks:
                 display.message(f"scoring {split}: {len(data.splits[split]):,} rows")
-                scores = prepared.final_score(prepared.encode(data, split), data, split)
+                scores = task_model.final_score(task_model.encode(data, split), data, split)
                 content = {"metrics": scores.metrics, **predictions(split, scores)}
                 write_json(split_file(run_dir, split), content, indent=None)
     return lacks

@@ -1,4 +1,4 @@
-"""The answers of a table's runs, and what a judge made of them: RUN/judge."""
+"""Grade the answers of the runs of a table with a judge model, and read the grades: RUN/judge."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Judging:
     """How the answers of runs are graded.
 
     Attributes:
-        endpoint: the judge; None where there is none, and answers are written alone.
-        questions: MT-Bench's file or folder; None where it is not at hand.
-        prompts: a file of judge prompts in MT-Bench's form; None for kasatune's own wording.
-        prices: of the judge, or None.
+        endpoint: the judge; None to generate answers without grading them.
+        questions: MT-Bench's file or folder; None without one.
+        prompts: a file of judge prompts in MT-Bench's form; None for kasatune's own prompts.
+        prices: prices of the judge, or None.
     """
 
     endpoint: Endpoint | None = None
@@ -40,7 +40,7 @@ class Judging:
 
 
 def check_judging(experiment: Experiment, judging: Judging) -> None:
-    """What can be known to be wrong before anything is run.
+    """Validate the judge, its questions and its prompts before anything is run.
 
     Raises:
         InputError: the table has nothing to grade; the key, the judge's address, the questions or the prompts are
@@ -63,14 +63,14 @@ def check_judging(experiment: Experiment, judging: Judging) -> None:
 
 
 def judge_answers(run_dir: Path, how: Judged, judging: Judging, progress: Progress) -> str:
-    """Have a run answer, and have its answers graded where there is a judge; nothing is answered or asked twice.
+    """Generate the answers of a run, and grade them if there is a judge; existing answers and grades are reused.
 
     Returns:
-        Why there are no grades; "" where there are.
+        Why there are no grades; "" if there are.
 
     Raises:
         InputError: the judge refuses the key or does not know the model, or the rows cannot be graded.
-        WorkError: the judge cannot be reached, or none of its replies could be counted.
+        WorkError: the judge cannot be reached, or none of its replies contains a grade.
     """
     from kasatune.evaluation.judge.judge_run import JudgeSettings, answer_run, judge_run
 
@@ -86,34 +86,35 @@ def judge_answers(run_dir: Path, how: Judged, judging: Judging, progress: Progre
 
 
 def grades(run_dir: Path, how: Judged) -> Mapping[str, Any]:
-    """What the judge's file of a graded run holds."""
+    """The grades in the run directory of a graded run, with model, prompts and cost."""
     return json.loads((run_dir / JUDGE / f"{how.protocol}.json").read_text(encoding="utf-8"))
 
 
 def measure_judged(folders: Sequence[Path], how: Judged, number: int) -> Measured:
-    """The mean grade of graded runs that differ in their seeds alone.
+    """The mean grade of graded runs that differ only in their seeds.
 
-    Its interval draws the questions that were counted for every seed.
+    Its interval resamples the questions with a grade for every seed.
 
     Args:
         folders: the run directories, at least one.
-        how: they were graded.
-        number: of the task, the seed of its resamples.
+        how: how they were graded.
+        number: index of the task, used as the seed of its resamples.
     """
-    told = [grades(folder, how) for folder in folders]
-    by_question = [_by_question(one["grades"]) for one in told]
+    judgments = [grades(folder, how) for folder in folders]
+    by_question = [_by_question(judgment["grades"]) for judgment in judgments]
     common = sorted(set.intersection(*map(set, by_question)))
-    table = np.array([[one[name] for name in common] for one in by_question])
+    table = np.array([[means[name] for name in common] for means in by_question])
     return Measured(
-        values=tuple(one["mean"] for one in told),
+        values=tuple(judgment["mean"] for judgment in judgments),
         resampled=resampled_scores("mean", [0] * len(common), table, seed=number) if common else None,
         folders=tuple(map(str, folders)),
     )
 
 
-def _by_question(given: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    found = defaultdict(list)
-    for grade in given:
+def _by_question(graded: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The mean grade of each question, over its turns; failed grades are left out."""
+    values = defaultdict(list)
+    for grade in graded:
         if grade["value"] is not None:
-            found[grade["question_id"]].append(grade["value"])
-    return {name: fmean(values) for name, values in found.items()}
+            values[grade["question_id"]].append(grade["value"])
+    return {question: fmean(grades) for question, grades in values.items()}

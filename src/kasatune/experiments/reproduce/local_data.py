@@ -1,4 +1,4 @@
-"""What a folder that the user names holds for the tasks of a table."""
+"""Find the data of a table's tasks in a local folder (`--data`)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from kasatune.recipes.validation import FILE_KINDS
 
 
 def local_data(experiment: Experiment, task: str, data: Path | None) -> tuple[Mapping[str, str], str]:
-    """The overrides that have a task read `data`, or none and why the folder cannot serve it.
+    """The recipe overrides with which a task reads `data`, or no overrides and the reason why it cannot.
 
     Args:
         experiment: the table.
-        task: of its recipes.
+        task: a task of the table.
         data: the folder; None for the hub.
 
     Raises:
@@ -37,10 +37,10 @@ def local_data(experiment: Experiment, task: str, data: Path | None) -> tuple[Ma
 
 
 def _file(data: Path, name: str) -> tuple[Mapping[str, str], str]:
-    """The one table in a folder whose name begins so."""
-    found = sorted(path for path in data.glob(f"{name}*") if path.suffix.lower() in FILE_KINDS and path.is_file())
-    if len(found) == 1:
-        return {"task.train": str(found[0])}, ""
-    if found:
-        return {}, f"{data} has several files {name}*: {', '.join(path.name for path in found)}; leave one there"
+    """The override for the only table in a folder whose file name starts with `name`, or the reason for none."""
+    tables = sorted(path for path in data.glob(f"{name}*") if path.suffix.lower() in FILE_KINDS and path.is_file())
+    if len(tables) == 1:
+        return {"task.train": str(tables[0])}, ""
+    if tables:
+        return {}, f"{data} has several files {name}*: {', '.join(path.name for path in tables)}; keep one of them"
     return {}, f"{data} has no file {name}* that ends in one of {', '.join(FILE_KINDS)}"

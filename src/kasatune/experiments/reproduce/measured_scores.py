@@ -1,4 +1,4 @@
-"""What the runs of one method on one task came to, read from their directories."""
+"""Scores of the runs of one method on one task, over seeds, read from their run directories."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Measured:
     """A score over the seeds.
 
     Attributes:
-        values: of each seed.
-        resampled: the same on resamples of the scored rows, (seeds, resamples); None where it cannot be had.
-        last: of the last epoch, the mean over the seeds.
+        values: the score of each seed.
+        resampled: the score on resamples of the rows, (seeds, resamples); None if it cannot be recomputed.
+        last: mean over the seeds of the last epoch's score.
         last_ten: mean over the last ten epochs and the seeds; None for shorter runs.
         epochs: the epoch of each seed's score.
         folders: the run directories.
@@ -49,67 +49,67 @@ class Measured:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Its 95 % interval over rows and seeds, or over three seeds or more; None where neither can be had."""
+        """The 95 % interval over rows and seeds, else over three seeds or more; None if there is neither."""
         if self.resampled is not None:
-            found = seeds_and_rows_interval(self.resampled, self.score)
-            return found.low, found.high
+            interval = seeds_and_rows_interval(self.resampled, self.score)
+            return interval.low, interval.high
         if len(self.values) > 2:
-            found = bootstrap_interval(self.values)
-            return found.low, found.high
+            interval = bootstrap_interval(self.values)
+            return interval.low, interval.high
         return None
 
 
 def measure(folders: Sequence[Path], metric: str, number: int, split: str | None = None) -> Measured | None:
-    """The score `metric` of finished runs that differ in their seeds alone; None where a run has no such score.
+    """The score `metric` of finished runs that differ only in their seeds; None if a run has no such score.
 
     Args:
         folders: the run directories, at least one.
         metric: name of the score.
-        number: of the task, the seed of its resamples: equal for what is subtracted, another for each task of an
-            average.
-        split: rows that were scored after training; None for the run's own scores.
+        number: index of the task, used as the seed of its resamples: equal for two methods whose difference is taken,
+            different for the tasks of an average.
+        split: a split that was scored after training; None for the scores in metrics.json.
     """
     if split is not None:
         files = [split_file(folder, split) for folder in folders]
         if not all(path.is_file() for path in files):
             return None
-        told = [json.loads(path.read_text(encoding="utf-8")) for path in files]
-        if any(metric not in one["metrics"] for one in told):
+        split_scores = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+        if any(metric not in scores["metrics"] for scores in split_scores):
             return None
         return Measured(
-            values=tuple(one["metrics"][metric] for one in told),
-            resampled=_resampled(told, metric, number),
+            values=tuple(scores["metrics"][metric] for scores in split_scores),
+            resampled=_resampled(split_scores, metric, number),
             folders=tuple(map(str, folders)),
         )
-    found = [read_metrics(folder) for folder in folders]
-    if any(metric not in one["metrics"] for one in found):
+    records = [read_metrics(folder) for folder in folders]
+    if any(metric not in record["metrics"] for record in records):
         return None
     curves = [_curve(folder, metric) for folder in folders]
     long = [curve for curve in curves if len(curve) > _LAST]
-    last = [value for one in found if (value := (one.get("last") or {}).get("metrics", {}).get(metric)) is not None]
+    last = [value for r in records if (value := (r.get("last") or {}).get("metrics", {}).get(metric)) is not None]
     return Measured(
-        values=tuple(one["metrics"][metric] for one in found),
+        values=tuple(record["metrics"][metric] for record in records),
         resampled=_resampled([_read(folder / PREDICTIONS) for folder in folders], metric, number),
         last=statistics.fmean(last) if last else None,
         last_ten=statistics.fmean(statistics.fmean(curve[-_LAST:]) for curve in long) if long else None,
-        epochs=tuple((one.get("selected") or {}).get("epoch", 0.0) for one in found),
+        epochs=tuple((record.get("selected") or {}).get("epoch", 0.0) for record in records),
         folders=tuple(map(str, folders)),
     )
 
 
 def average(parts: Sequence[Measured]) -> Measured:
-    """The mean over tasks; its interval draws the rows of each task for themselves."""
-    tables = [one.resampled for one in parts]
-    last = [one.last for one in parts if one.last is not None]
+    """The mean over tasks; for its interval, the rows of each task are resampled independently."""
+    tables = [part.resampled for part in parts]
+    last = [part.last for part in parts if part.last is not None]
     return Measured(
-        values=tuple(statistics.fmean(values) for values in zip(*(one.values for one in parts), strict=True)),
-        resampled=_joined(tables),
+        values=tuple(statistics.fmean(values) for values in zip(*(part.values for part in parts), strict=True)),
+        resampled=_mean(tables),
         last=statistics.fmean(last) if len(last) == len(parts) else None,
     )
 
 
 def difference(first: Measured, second: Measured) -> Measured:
-    """What the first is better by than the second, on the same rows and seeds."""
+    """First minus second, on the same rows and seeds."""
     both = first.resampled is not None and second.resampled is not None
     return Measured(
         values=tuple(a - b for a, b in zip(first.values, second.values, strict=True)),
@@ -118,9 +118,9 @@ def difference(first: Measured, second: Measured) -> Measured:
     )
 
 
-def _joined(tables: Sequence[np.ndarray | None]) -> np.ndarray | None:
-    there = [one for one in tables if one is not None]
-    return np.mean(there, axis=0) if there and len(there) == len(tables) else None
+def _mean(tables: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    present = [table for table in tables if table is not None]
+    return np.mean(present, axis=0) if present and len(present) == len(tables) else None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -130,18 +130,18 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _resampled(told: Sequence[dict[str, Any]], metric: str, number: int) -> np.ndarray | None:
-    """The score on resamples of the rows, from labels and predictions of each seed."""
-    labels = told[0].get("labels")
-    if not labels or any(one.get("labels") != labels for one in told):
+def _resampled(records: Sequence[dict[str, Any]], metric: str, number: int) -> np.ndarray | None:
+    """The score on resamples of the rows, from labels and predictions of each seed; None if it is a corpus score."""
+    labels = records[0].get("labels")
+    if not labels or any(record.get("labels") != labels for record in records):
         return None
-    given = [one["predictions"] for one in told]
-    if isinstance(labels[0], list):  # text: answers are right or wrong, other scores are the corpus's
-        if metric not in _KEYS or not told[0].get("scores"):
+    predicted = [record["predictions"] for record in records]
+    if isinstance(labels[0], list):  # text: an answer is right or wrong; other scores are defined on the corpus only
+        if metric not in _KEYS or not records[0].get("scores"):
             return None
-        given = [are_correct(one["inputs"], one["labels"], one["scores"], _KEYS[metric]) for one in told]
-        labels, metric = [True] * len(given[0]), "accuracy"
-    return resampled_scores(metric, labels, given, seed=number)
+        predicted = [are_correct(r["inputs"], r["labels"], r["scores"], _KEYS[metric]) for r in records]
+        labels, metric = [True] * len(predicted[0]), "accuracy"
+    return resampled_scores(metric, labels, predicted, seed=number)
 
 
 def _curve(folder: Path, metric: str) -> list[float]:

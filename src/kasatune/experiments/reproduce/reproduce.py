@@ -1,4 +1,4 @@
-"""Runs what is missing of a table of the paper."""
+"""Reproduce a table of the paper: train, score and grade the runs that are missing."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from kasatune.runs.metrics import is_finished
 
 
 def check(request: Request, out: Path) -> None:
-    """The runs may be written to `out`; writes nothing itself.
+    """Check that the runs may be written to `out`; writes nothing.
 
     Raises:
-        OutputError: `out` holds something that is no reproduction, or a run of another recipe.
+        OutputError: `out` holds something other than a reproduction, or a run of another recipe.
     """
     check_place(out)
     if out.is_dir() and any(out.iterdir()) and not (out / RUNS).is_dir():
-        raise OutputError(f"{out} holds something that is no reproduction; give another directory with --out")
+        raise OutputError(f"{out} holds something other than a reproduction; give another directory with --out")
     for case in request.cases:
         if not case.missing:
             check_output(case.folder, case.recipe, resume=True, overwrite=False)
@@ -42,25 +42,25 @@ def reproduce(
     judging: Progress = lambda what, done, total: None,
     command: str = "",
 ) -> dict[str, Any]:
-    """Do every run that `out` does not hold yet, and compare.
+    """Train every run that `out` does not hold yet, and compare its score with the published one.
 
-    A run that was cut off goes on where it stopped. One that fails leaves its rows of the table without a score.
+    An interrupted run is resumed. The rows of a run that fails are left without a score.
 
     Args:
-        request: the table.
-        out: holds one run directory for each run.
-        display: is told of the progress of each run.
-        tell: is told of every run.
-        after: is given the directory of each run that was finished now.
-        judging: is told how many answers there are and are graded.
-        command: what makes the table again.
+        request: the table and its runs.
+        out: directory of the run directories.
+        display: receives the progress of each run.
+        tell: called with a line at the start of every run, and for faults.
+        after: called with the directory of each run that this call has finished.
+        judging: called with the number of graded answers, and of all.
+        command: the command line that writes the table again.
 
     Returns:
         The content of reproduction.json.
 
     Raises:
         InputError: the judge refuses the key or the model, or rows cannot be graded.
-        KasatuneError: not one run could be done; the fault of the last one.
+        KasatuneError: every run failed; the error of the last one.
     """
     check(request, out)
     (out / RUNS).mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def reproduce(
     fault: KasatuneError | None = None
     for number, case in enumerate(request.cases, start=1):
         try:
-            reason = _do(case, display, tell, after, f"{number}/{len(request.cases)}")
+            reason = _run_case(case, display, tell, after, f"{number}/{len(request.cases)}")
             if not reason:
                 _score_splits(request, case, outcomes, display)
         except KasatuneError as error:
@@ -77,22 +77,22 @@ def reproduce(
         _enter(outcomes, case.task, case, reason)
         if not reason:
             fault = _judge(request, case, outcomes, tell, judging) or fault
-    if fault is not None and all(isinstance(one, str) for one in outcomes.values()):
+    if fault is not None and all(isinstance(outcome, str) for outcome in outcomes.values()):
         raise fault
     return content(request, outcomes, command=command, failed=fault is not None)
 
 
-def _do(
+def _run_case(
     case: Case, display: ProgressReporter, tell: Callable[[str], None], after: Callable[[Path], None], place: str
 ) -> str:
-    """Why there is no score; "" where there is one."""
+    """Train one run unless it is finished; returns why there is no score, or ""."""
     from kasatune.training.train import train
 
     if case.missing:
         tell(f"{place}  {case.title}: not run: {case.missing}")
         return case.missing
     if case.folder.is_dir() and is_finished(case.folder):
-        tell(f"{place}  {case.title}: is there")
+        tell(f"{place}  {case.title}: already finished")
         return ""
     tell(f"{place}  {case.title}")
     remove(case.folder / SCORES)
@@ -102,7 +102,7 @@ def _do(
 
 
 def _score_splits(request: Request, case: Case, outcomes: Outcomes, display: ProgressReporter) -> None:
-    """Score the splits that the figures of this run are of; what cannot be scored is entered by its figure's task."""
+    """Score the splits that figures are computed on; records why for each split that cannot be scored."""
     scored = request.experiment.scored
     tasks = {split: task for task, (run, split) in scored.items() if run == case.task}
     lacks = score_splits(case.folder, list(tasks), display) if tasks else {}
@@ -114,10 +114,10 @@ def _score_splits(request: Request, case: Case, outcomes: Outcomes, display: Pro
 def _judge(
     request: Request, case: Case, outcomes: Outcomes, tell: Callable[[str], None], progress: Progress
 ) -> WorkError | None:
-    """Have the answers of a run graded, where its task is graded; what went wrong with the judge.
+    """Have the answers of a run graded, if its task is graded; returns the error of an unreachable judge.
 
     Raises:
-        InputError: no run can be graded so.
+        InputError: the judge refuses the key or the model, or rows cannot be graded.
     """
     how = request.experiment.judged.get(case.task)
     if how is None:

@@ -1,4 +1,4 @@
-"""The published numbers and ours side by side: the content of reproduction.json."""
+"""The content of reproduction.json: every published number with our score and the verdict."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kasatune.io.environment import processor, versions
 
 FORMAT = 1
 Outcomes = dict[tuple[str, str], list[Path] | str]
-"""By task, or `grades_of` it, and method: the run directories, or why there is no score."""
+"""By (task, method), or (`grades_of(task)`, method): the run directories, or why there is no score."""
 
 
 def grades_of(task: str) -> str:
@@ -25,7 +25,7 @@ def grades_of(task: str) -> str:
 
 
 def content(request: Request, outcomes: Outcomes, *, command: str = "", failed: bool = False) -> dict[str, Any]:
-    """reproduction.json of runs that are there."""
+    """The content of reproduction.json, from finished runs."""
     rows = [_row(request, figure, outcomes) for figure in _figures(request)]
     return finite(
         {
@@ -55,26 +55,28 @@ def content(request: Request, outcomes: Outcomes, *, command: str = "", failed: 
 
 def _tasks(request: Request) -> list[str]:
     """The tasks of the table, without their average."""
-    return list(dict.fromkeys(one.task for one in request.model.figures if one.task != AVERAGE))
+    return list(dict.fromkeys(figure.task for figure in request.model.figures if figure.task != AVERAGE))
 
 
 def _metric(request: Request, task: str) -> str:
-    """The first score of a task in the table."""
-    return next(one.metric for one in request.model.figures if one.task == task)
+    """The first metric of a task in the table."""
+    return next(figure.metric for figure in request.model.figures if figure.task == task)
 
 
 def _figures(request: Request) -> list[Figure]:
-    """The published figures of the methods that are run; a blank one where a method has none."""
+    """The published figures of the methods that are run; an empty figure for a method without one."""
     methods = {*request.methods, *request.experiment.shown}
-    found = [
-        one for one in request.model.figures if one.method in methods and (one.minus is None or one.minus in methods)
+    figures = [
+        figure
+        for figure in request.model.figures
+        if figure.method in methods and (figure.minus is None or figure.minus in methods)
     ]
-    there = {(one.task, one.method) for one in found}
+    published = {(figure.task, figure.method) for figure in figures}
     for task in _tasks(request):
         for method in request.methods:
-            if (task, method) not in there:
-                found.append(Figure(task, _metric(request, task), method, None, "nothing was published"))
-    return found
+            if (task, method) not in published:
+                figures.append(Figure(task, _metric(request, task), method, None, "nothing was published"))
+    return figures
 
 
 def _row(request: Request, figure: Figure, outcomes: Outcomes) -> dict[str, Any]:
@@ -95,13 +97,13 @@ def _row(request: Request, figure: Figure, outcomes: Outcomes) -> dict[str, Any]
         "log": None
         if log is None
         else {"best": log.best, "epoch": log.epoch, "last": log.last, "last_ten": log.last_ten},
-        "ours": None if ours is None else _told(ours, factor, score, interval),
+        "ours": None if ours is None else _measured_entry(ours, factor, score, interval),
         "verdict": verdict.word,
         "reasons": list(verdict.reasons),
     }
 
 
-def _told(
+def _measured_entry(
     ours: Measured, factor: float, score: float | None, interval: tuple[float, float] | None
 ) -> Mapping[str, Any]:
     return {
@@ -116,7 +118,7 @@ def _told(
 
 
 def _ours(request: Request, figure: Figure, outcomes: Outcomes) -> tuple[Measured | None, str]:
-    """Our score of a figure, or why there is none."""
+    """Our score for a figure, or why there is none."""
     if figure.minus is not None:
         second, missing = _score(request, figure.task, figure.minus, figure.metric, outcomes)
         if second is None:
@@ -129,59 +131,62 @@ def _ours(request: Request, figure: Figure, outcomes: Outcomes) -> tuple[Measure
 def _score(request: Request, task: str, method: str, metric: str, outcomes: Outcomes) -> tuple[Measured | None, str]:
     tasks = _tasks(request)
     if task == AVERAGE:
-        parts = [_score(request, one, method, _metric(request, one), outcomes)[0] for one in tasks]
-        there = [one for one in parts if one is not None]
-        if len(there) < len(parts):
-            return None, f"{len(there)} of its {len(parts)} tasks have a score"
-        return average(there), ""
+        parts = [_score(request, name, method, _metric(request, name), outcomes)[0] for name in tasks]
+        scored = [part for part in parts if part is not None]
+        if len(scored) < len(parts):
+            return None, f"{len(scored)} of its {len(parts)} tasks have a score"
+        return average(scored), ""
     run, split = request.experiment.run_of(task)
     outcome = outcomes.get((run, method))
     if outcome is None:
-        return None, "not asked for" if method in request.methods else f"not asked for; --methods {method} runs it"
+        return None, "not selected" if method in request.methods else f"not selected; --methods {method} runs it"
     if isinstance(outcome, str):
         return None, outcome
     how = request.experiment.judged.get(task)
     if how is not None and metric == how.metric:
-        given = outcomes[grades_of(task), method]
-        return (None, given) if isinstance(given, str) else (measure_judged(given, how, tasks.index(task)), "")
-    own = outcomes.get((task, method))
-    found = measure(outcome, metric, tasks.index(task), split)
-    return found, own if isinstance(own, str) else ("" if found else "no score of it was written")
+        graded = outcomes[grades_of(task), method]
+        return (None, graded) if isinstance(graded, str) else (measure_judged(graded, how, tasks.index(task)), "")
+    split_outcome = outcomes.get((task, method))
+    measured = measure(outcome, metric, tasks.index(task), split)
+    if isinstance(split_outcome, str):
+        return measured, split_outcome
+    return measured, "" if measured else "the run wrote no such score"
 
 
 def _reasons(request: Request, figure: Figure) -> list[str]:
-    """What else than in the published run was done for a figure."""
+    """How our runs for a figure differ from the published one."""
     methods = {figure.method, figure.minus}
     run = request.experiment.run_of(figure.task)[0]
-    cases = [one for one in request.cases if one.method in methods and (figure.task == AVERAGE or one.task == run)]
-    found = [reason for case in cases for reason in case.differences]
-    how, asked = request.experiment.judged.get(figure.task), request.judging.endpoint
-    if how is not None and asked is not None and figure.metric == how.metric and asked.model != how.model:
-        found.append(f"judge: {asked.model} (published: {how.model})")
-    return list(dict.fromkeys([*found, *figure.caveats]))
+    cases = [c for c in request.cases if c.method in methods and (figure.task == AVERAGE or c.task == run)]
+    reasons = [reason for case in cases for reason in case.differences]
+    how, endpoint = request.experiment.judged.get(figure.task), request.judging.endpoint
+    if how is not None and endpoint is not None and figure.metric == how.metric and endpoint.model != how.model:
+        reasons.append(f"judge: {endpoint.model} (published: {how.model})")
+    return list(dict.fromkeys([*reasons, *figure.caveats]))
 
 
 def _common(request: Request) -> list[str]:
-    """The differences of all runs, each once."""
+    """The differences of all runs, without duplicates."""
     return list(dict.fromkeys(reason for case in request.cases for reason in case.differences))
 
 
 def _graded(request: Request, outcomes: Outcomes) -> list[str]:
-    """What was graded by whom, one sentence a run."""
-    found = []
+    """Number of graded answers, judge and cost, one sentence per run."""
+    sentences = []
     for case in request.cases:
         how = request.experiment.judged.get(case.task)
         folders = outcomes.get((grades_of(case.task), case.method))
         if how is not None and isinstance(folders, list) and case.folder in folders:
-            found.append(f"{case.title}: {_told_grades(case.folder, how)}")
-    return found
+            sentences.append(f"{case.title}: {_grading_summary(case.folder, how)}")
+    return sentences
 
 
-def _told_grades(folder: Path, how: Judged) -> str:
-    given = grades(folder, how)
-    cost = given["cost"]
+def _grading_summary(folder: Path, how: Judged) -> str:
+    judgment = grades(folder, how)
+    cost = judgment["cost"]
     money = "" if cost["money"] is None else f", {cost['money']:.4f} by the prices given"
     return (
-        f"{given['graded']} answers graded by {given['model']} with {given['prompts']} prompts, {given['failed']} not "
-        f"counted; {cost['prompt_tokens']:,} prompt and {cost['completion_tokens']:,} completion tokens{money}"
+        f"{judgment['graded']} answers graded by {judgment['model']} with {judgment['prompts']} prompts, "
+        f"{judgment['failed']} not counted; {cost['prompt_tokens']:,} prompt and "
+        f"{cost['completion_tokens']:,} completion tokens{money}"
     )

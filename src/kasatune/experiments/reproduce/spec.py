@@ -1,4 +1,4 @@
-"""The runs that a table takes, each with its recipe and with what sets it apart from the published run."""
+"""The runs behind a table of the paper: recipes, run directories, and differences from the published runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kasatune.experiments.reproduce.published.schema import Experiment, PaperMod
 from kasatune.recipes.schema import Recipe, load_recipe
 
 RUNS = "runs"
-# Where a run happens and what it reads decide nothing about its score, or are told of elsewhere.
+# Keys that do not affect a score, or whose differences are reported elsewhere.
 _NO_DIFFERENCE = (
     "task.data",
     "training.seed",
@@ -33,13 +33,13 @@ class Case:
 
     Attributes:
         task: name of the task.
-        method: as it was written.
-        seed: of the run.
-        recipe: what is run.
+        method: the method, as given on the command line.
+        seed: seed of the run.
+        recipe: recipe of the run.
         folder: its run directory.
-        differences: what the run has otherwise than the built-in recipe, "key: ours (published: theirs)" each, or
-            "(recipe: ...)".
-        missing: why it cannot be run; "" where it can.
+        differences: settings that differ from the built-in recipe, each as "key: ours (published: theirs)" or
+            "key: ours (recipe: theirs)".
+        missing: why it cannot be run; "" if it can.
     """
 
     task: str
@@ -52,21 +52,21 @@ class Case:
 
     @property
     def title(self) -> str:
-        """The run in a few words."""
+        """Method, task and seed."""
         return f"{self.method} on {self.task}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be reproduced.
+    """A table to reproduce, and the runs for it.
 
     Attributes:
         experiment: the table.
-        model: whose figures are the published ones.
+        model: the paper's base model, whose figures are the published ones.
         quick: whether the scaled-down form is run.
         cases: the runs.
-        methods: as they were written.
-        seeds: of the runs.
+        methods: the methods, as given on the command line.
+        seeds: seeds of the runs.
         judging: how answers are graded.
     """
 
@@ -93,25 +93,25 @@ def make_request(
     overrides: Sequence[str] = (),
     judging: Judging = Judging(),  # noqa: B008 - it is frozen
 ) -> Request:
-    """The runs of a table, checked before anything is loaded.
+    """The runs of a table, validated before anything is loaded.
 
     Args:
         experiment: the table.
-        out: where the runs are kept.
-        find: the file of a built-in recipe.
-        model: a base model of the table, or any other model in its place; None for the table's first.
-        quick: the scaled-down form.
-        methods: separated by commas; None for the table's own.
-        seeds: of the runs of every method on every task.
-        tasks: of the table, to run those alone.
-        data: a folder with the tasks' data; None takes it from the hub.
-        overrides: "section.key=value" for every recipe, beyond those of the quick form.
-        judging: how answers are graded, in the tables where they are.
+        out: directory of the runs.
+        find: returns the file of a built-in recipe.
+        model: a base model of the table, or any other model to use instead; None for the table's first.
+        quick: run the scaled-down form.
+        methods: separated by commas; None for those of the table.
+        seeds: seeds of the runs of every method on every task.
+        tasks: tasks of the table to run; all if empty.
+        data: a folder with the data of the tasks; None to download them from the hub.
+        overrides: "section.key=value" for every recipe, in addition to those of the quick form.
+        judging: how answers are graded, for tables with a judge.
 
     Raises:
-        InputError: something is unknown, a recipe has faults, or the judge, its questions or its prompts have.
+        InputError: a name is unknown, or a recipe, the judge, its questions or its prompts are invalid.
     """
-    names = {one.name: one for one in experiment.models}
+    names = {paper_model.name: paper_model for paper_model in experiment.models}
     paper = names.get(model or "", experiment.models[0])
     base = None if model is None or model in names else model
     if quick and base is None:
@@ -120,10 +120,10 @@ def make_request(
             raise InputError(f"--quick: {experiment.name} needs a small base model: name one with --model MODEL")
     check_judging(experiment, judging)
     changes = _changes(experiment, quick=quick, base=base)
-    variants = parse_variants(methods) if methods else [parse_variants(one)[0] for one in experiment.methods]
-    wanted = _wanted(paper, tasks)
+    variants = parse_variants(methods) if methods else [parse_variants(name)[0] for name in experiment.methods]
+    selected_tasks = _selected_tasks(paper, tasks)
     cases = []
-    for task in wanted:
+    for task in selected_tasks:
         path, fixed = find(paper.recipes[task]), experiment.of_task.get(task, {})
         published = load_recipe(path, _texts(fixed))
         local, lack = local_data(experiment, task, data)
@@ -136,18 +136,20 @@ def make_request(
                 ours = variant.apply(recipe, {"seed": seed}, {}).model_copy(update={"output": str(folder)})
                 differences = _differences(ours, variant.apply(published, {}, {}), experiment.settings)
                 cases.append(Case(task, variant.text, seed, ours, folder, tuple(differences), lack))
-    return Request(experiment, paper, quick, tuple(cases), tuple(one.text for one in variants), tuple(seeds), judging)
+    return Request(
+        experiment, paper, quick, tuple(cases), tuple(variant.text for variant in variants), tuple(seeds), judging
+    )
 
 
-def _wanted(paper: PaperModel, tasks: Sequence[str]) -> list[str]:
+def _selected_tasks(paper: PaperModel, tasks: Sequence[str]) -> list[str]:
     if not tasks:
         return list(paper.recipes)
     short = {name.rpartition("/")[2]: name for name in paper.recipes}
     unknown = [task for task in tasks if task not in short and task not in paper.recipes]
     if unknown:
         raise InputError(f"--tasks: {', '.join(map(repr, unknown))} received; the table has {', '.join(short)}")
-    asked = {short.get(task, task) for task in tasks}
-    return [name for name in paper.recipes if name in asked]
+    selected = {short.get(task, task) for task in tasks}
+    return [name for name in paper.recipes if name in selected]
 
 
 def _changes(experiment: Experiment, *, quick: bool, base: str | None) -> dict[str, str]:
@@ -164,10 +166,10 @@ def _texts(overrides: Mapping[str, str]) -> list[str]:
 
 
 def _parsed(overrides: Sequence[str]) -> dict[str, str]:
-    wrong = [one for one in overrides if "=" not in one]
+    wrong = [override for override in overrides if "=" not in override]
     if wrong:
         raise InputError(f"{wrong[0]!r} received; overrides are written section.key=value, as training.epochs=3")
-    return {key: value for key, _, value in (one.partition("=") for one in overrides)}
+    return {key: value for key, _, value in (override.partition("=") for override in overrides)}
 
 
 def _name(task: str, variant: Variant, seed: int) -> str:
@@ -184,10 +186,13 @@ def _differences(ours: Recipe, theirs: Recipe, settings: str) -> list[str]:
 
 
 def _flat(recipe: Recipe) -> Mapping[str, Any]:
-    found: dict[str, Any] = {}
-    for section, value in recipe.model_dump().items():
-        found |= {f"{section}.{key}": one for key, one in (value or {}).items()} if section != "output" else {}
-    return found
+    """The values of a recipe by "section.key", without `output`."""
+    return {
+        f"{section}.{key}": value
+        for section, values in recipe.model_dump().items()
+        if section != "output"
+        for key, value in (values or {}).items()
+    }
 
 
 def _shown(key: str, value: Any) -> str:

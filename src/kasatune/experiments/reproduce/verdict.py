@@ -1,4 +1,4 @@
-"""What can be said of our number beside a published one."""
+"""The verdict on our score of a published number: reproduced, lower, higher, or why neither can be said."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 RULE = (
-    "reproduced: the 95 % interval of our score holds a value that rounds to the published number (the paper's where "
-    "it is known, else the authors' log's); lower, higher: the whole interval lies below or above it; undecided: there "
-    "is no interval, because a corpus score of a single seed has none here; not comparable: a setting that decides "
-    "the score differs from the published one, or the published one is not known; nothing published: no number was "
-    "found; not run: we have no score. The interval covers the scored rows and the seeds; how far the published number "
-    "itself would move with another seed is not known."
+    "reproduced: the 95 % interval of our score contains a value that rounds to the published number (the paper's if "
+    "it is known, else the authors' log's); lower, higher: the entire interval lies below or above it; undecided: "
+    "there is no interval, because none is computed for a corpus score of a single seed; not comparable: a setting "
+    "that affects the score differs from the published one, or the published one is not known; nothing published: no "
+    "number was found; not run: we have no score. The interval covers the scored rows and the seeds; how much the "
+    "published number itself would vary with the seed is not known."
 )
 
 
 class Verdict(NamedTuple):
-    """A word of `RULE`, and the reasons where there are any."""
+    """A term of `RULE`, and the reasons, if any."""
 
     word: str
     reasons: tuple[str, ...] = ()
@@ -32,10 +32,10 @@ def judge(
     """The verdict on one number, by `RULE`.
 
     Args:
-        score: ours; None where there is none.
-        interval: its 95 % interval; None where there is none.
-        target: smallest and largest value that agree with what was published; None where nothing was.
-        differences: what else than in the published run was done, and what of it is unknown.
+        score: ours; None without one.
+        interval: its 95 % interval; None without one.
+        target: smallest and largest value that agree with the published number; None if nothing was published.
+        differences: how our runs differ from the published one, and what is unknown of that one.
         missing: why there is no score.
     """
     if score is None:

@@ -1,1 +1,1 @@
-"""What the paper and its authors' logs say, as plain data, one file a table."""
+"""The numbers in the paper and in its authors' logs, as plain data, one file per table."""

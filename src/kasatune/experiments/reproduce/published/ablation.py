@@ -1,4 +1,4 @@
-"""The paper's ablation: KaSA's parts one after the other on RoBERTa-base."""
+"""The paper's ablation: KaSA's components, added one by one, on RoBERTa-base."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ _STEPS = {
 }
 _BARS = "a figure of the paper whose values were not found"
 _LOSS = (
-    "text of the ablation, as quoted by reviews: removing components costs 2.05 to 3.25 points; of which is not said"
+    "text of the ablation, as quoted by reviews: removing components costs 2.05 to 3.25 points; which ones is not said"
 )
 _GAIN = "text of the ablation, as quoted by reviews: 1 to 3 points over truncation with plain LoRA"
 
 
 def _figures() -> tuple[Figure, ...]:
-    logs = {one.task: one.log for one in GLUE.models[0].figures if one.method == "kasa"}
-    found = []
+    logs = {figure.task: figure.log for figure in GLUE.models[0].figures if figure.method == "kasa"}
+    figures = []
     for task in _TASKS:
         name, metric = f"glue/{task}", METRICS[task]
         for method, what in _STEPS.items():
             source = f"{what}: {_BARS if method != WHOLE_BASE else 'nothing was published'}"
             log = logs[name] if method == "kasa" else None
-            found.append(Figure(name, metric, method, None, source, log=log))
-        found.append(Figure(name, metric, "kasa", (2.05, 3.25), _LOSS, minus="lora"))
-        found.append(Figure(name, metric, ADAPTED, (1.0, 3.0), _GAIN, minus=TRUNCATED))
-        found.append(Figure(name, metric, "kasa", None, "nothing was published", minus=WHOLE_BASE))
-    return tuple(found)
+            figures.append(Figure(name, metric, method, None, source, log=log))
+        figures.append(Figure(name, metric, "kasa", (2.05, 3.25), _LOSS, minus="lora"))
+        figures.append(Figure(name, metric, ADAPTED, (1.0, 3.0), _GAIN, minus=TRUNCATED))
+        figures.append(Figure(name, metric, "kasa", None, "nothing was published", minus=WHOLE_BASE))
+    return tuple(figures)
 
 
 ABLATION = Experiment(
@@ -55,10 +55,10 @@ ABLATION = Experiment(
     quick=GLUE.quick,
     quick_of_task=GLUE.quick_of_task,
     quick_model=GLUE.quick_model,
-    published="bars that rise with every part; their values and the settings of the reduced forms were not found",
+    published="bars that rise with every component; their values and the settings of the reduced forms were not found",
     unknown=(
         "the values of the bars",
-        "whether the reduced forms had settings of their own; here all have those of KaSA's log",
-        "the range of 2.05 to 3.25 points is held against the whole of KaSA over LoRA, one reading of the text",
+        "whether the reduced forms had other settings; here all have those of KaSA's log",
+        "the range of 2.05 to 3.25 points is compared with KaSA minus LoRA, which is one reading of the text",
     ),
 )

@@ -13,7 +13,9 @@ from kasatune.experiments.reproduce.published.instruct import INSTRUCT
 from kasatune.experiments.reproduce.published.schema import Experiment
 from kasatune.recipes.messages import did_you_mean
 
-EXPERIMENTS: Mapping[str, Experiment] = {one.name: one for one in (GLUE, E2E, INSTRUCT, COMMONSENSE, ABLATION)}
+EXPERIMENTS: Mapping[str, Experiment] = {
+    experiment.name: experiment for experiment in (GLUE, E2E, INSTRUCT, COMMONSENSE, ABLATION)
+}
 
 
 def find_experiment(name: str) -> Experiment:

@@ -24,10 +24,10 @@ def _model(
 ) -> PaperModel:
     figures = []
     for task, cell, log, other in zip(TASKS, cells, logs, lora, strict=True):
-        told = source if cell is not None else "the cell was not found"
-        kept = None if log is None else Log(log)
+        cell_source = source if cell is not None else "the cell was not found"
+        author_log = None if log is None else Log(log)
         figures += [
-            Figure(task, "accuracy", "kasa", cell, told, log=kept, caveats=(_UNKNOWN,)),
+            Figure(task, "accuracy", "kasa", cell, cell_source, log=author_log, caveats=(_UNKNOWN,)),
             Figure(task, "accuracy", "lora", other, _MILORA, caveats=(_COPIED,)),
             Figure(task, "acc", "kasa", None, _RANKED),
             Figure(task, "acc", "lora", None, _RANKED),
@@ -58,7 +58,7 @@ COMMONSENSE = Experiment(
             "LLaMA3-8B",
             (None,) * 8,
             84.6,
-            "the paper's table, of which the average alone was found",
+            "the paper's table, of which only the average was found",
             (73.58, 88.14, 80.40, None, 85.48, 89.73, 79.44, 85.60),
             (70.8, 85.2, 79.9, 91.7, 84.3, 84.2, 71.2, 79.0),
             80.8,
@@ -82,7 +82,7 @@ COMMONSENSE = Experiment(
     published="one run for each model; the answers are read from generated text, four beams, one example at a time",
     unknown=(
         "beta and gamma of these runs, and whether the penalty was on",
-        "the code of these runs: a fork of LLM-Adapters with sigma that was not published",
-        "the logs of HellaSwag; of LLaMA3-8B the paper's cells",
+        "the code of these runs: an unpublished fork of LLM-Adapters with sigma",
+        "the logs of HellaSwag; for LLaMA3-8B, the paper's cells",
     ),
 )

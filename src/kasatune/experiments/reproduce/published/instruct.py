@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from kasatune.experiments.reproduce.published.schema import Experiment, Figure, Judged, PaperModel
 
 MT_BENCH = "mt-bench"
-# The published set of each task, LlamaDuo's; MT-Bench follows on Alpaca, which the recipes name.
+# LlamaDuo's data set for each task; the MT-Bench runs train on Alpaca, which the recipes name.
 _SETS = {"classification": "classification", "summarization": "summarize", "coding": "coding", "closed_qa": "closed_qa"}
 _FOUND = "the table of synthetic tasks, as quoted by reviews of the paper"
 _LOST = "the cell was not found"
@@ -20,19 +20,19 @@ _FULL = "the recipe is KaSA's with the method replaced; its learning rate is far
 def _model(name: str, title: str, full: Mapping[str, float], kasa: Mapping[str, float]) -> PaperModel:
     figures = [
         Figure(
-            one,
+            task,
             "judge",
             method,
-            cells.get(one),
-            _FOUND if one in cells else _LOST,
+            cells.get(task),
+            _FOUND if task in cells else _LOST,
             decimals=2,
             caveats=(_SETTINGS, _GRADED) if method == "kasa" else (_SETTINGS, _GRADED, _FULL),
         )
-        for one in _SETS
+        for task in _SETS
         for method, cells in (("kasa", kasa), ("full", full))
     ]
     figures.append(Figure(MT_BENCH, "mt_bench", "kasa", None, "the scores of MT-Bench were not found", decimals=2))
-    figures += [Figure(one, "loss", "kasa", None, _LOSS) for one in (*_SETS, MT_BENCH)]
+    figures += [Figure(task, "loss", "kasa", None, _LOSS) for task in (*_SETS, MT_BENCH)]
     return PaperModel(name, title, dict.fromkeys((*_SETS, MT_BENCH), f"instruct/{name}"), tuple(figures))
 
 
@@ -59,11 +59,12 @@ INSTRUCT = Experiment(
     shown=("full",),
     settings="recipe",
     of_task={
-        one: {"task.train": f"hub:llama-duo/synth_{name}_dataset_dedup:train_sft_gpt4o"} for one, name in _SETS.items()
+        task: {"task.train": f"hub:llama-duo/synth_{name}_dataset_dedup:train_sft_gpt4o"}
+        for task, name in _SETS.items()
     },
-    files={**{one: one for one in _SETS}, MT_BENCH: "alpaca"},
+    files={**{task: task for task in _SETS}, MT_BENCH: "alpaca"},
     judged={
-        **{one: Judged("judge", "score", "gpt-4o") for one in _SETS},
+        **{task: Judged("judge", "score", "gpt-4o") for task in _SETS},
         MT_BENCH: Judged("mt_bench", MT_BENCH, "gpt-4"),
     },
     quick={
@@ -89,6 +90,6 @@ INSTRUCT = Experiment(
         "every training setting of these runs",
         "the scores of LoRA, PiSSA and MiLoRA, all scores of MT-Bench, and the test behind the p-values",
         "the public data sets (llama-duo/synth_*_dataset_dedup) are not of the 128K rows that the paper names",
-        "which rows were graded; here it is one in a hundred of the training rows, held back",
+        "which rows were graded; here one in a hundred of the training rows is held out",
     ),
 )

@@ -1,6 +1,6 @@
-"""The form of published figures: plain data, nothing heavy is imported.
+"""The data classes of published figures; imports nothing heavy.
 
-Figures stand as they were printed: percent for scores between 0 and 1, the metric's own scale for the others.
+Figures are stored as printed: in percent for scores between 0 and 1, on the metric's scale for the others.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ _OWN_SCALE = ("nist", "cider", "judge", "mt_bench", "loss", "perplexity")
 
 @dataclass(frozen=True)
 class Log:
-    """What a log file of the authors says of one run.
+    """Scores of one run, from a log file of the authors.
 
     Attributes:
-        best: the best epoch's score, which is the one that the paper reports.
-        epoch: which one that was.
-        last: the score of the last epoch.
-        last_ten: mean over the last ten epochs.
-        decimals: digits after the point.
+        best: score of the best epoch, which is the one that the paper reports.
+        epoch: the best epoch.
+        last: score of the last epoch.
+        last_ten: mean score of the last ten epochs.
+        decimals: digits after the decimal point.
     """
 
     best: float
@@ -38,13 +38,13 @@ class Figure:
     Attributes:
         task: name of the task, or `AVERAGE` over the tasks of the table.
         metric: name of the score.
-        method: as `--methods` has it.
-        paper: the number, or the smallest and the largest where a range was published; None where it is not known.
-        source: where the number stands, or where it was looked for.
-        minus: another method: the figure is the difference to it.
-        log: the authors' log of the run; None where none was published.
-        decimals: digits after the point of `paper`.
-        caveats: why a run by the recipe is no repetition of what was published, one sentence each.
+        method: the method, as in `--methods`.
+        paper: the number, or the limits of a published range; None if it is not known.
+        source: where the number is printed, or where it was looked for.
+        minus: a method; the figure is then the difference to it.
+        log: the authors' log of the run; None if none was published.
+        decimals: digits of `paper` after the decimal point.
+        caveats: why a run of the recipe does not repeat the published one, one sentence each.
     """
 
     task: str
@@ -59,7 +59,7 @@ class Figure:
 
     @property
     def target(self) -> tuple[float, float] | None:
-        """Smallest and largest value that would be printed as published: the paper's number, else the log's."""
+        """Smallest and largest value that round to the published number: the paper's, else the log's."""
         if self.paper is None:
             return None if self.log is None else _rounded(self.log.best, self.log.decimals)
         return self.paper if isinstance(self.paper, tuple) else _rounded(self.paper, self.decimals)
@@ -70,10 +70,10 @@ class PaperModel:
     """A base model of a table.
 
     Attributes:
-        name: on the command line.
-        title: in the field.
+        name: name on the command line.
+        title: usual name in publications.
         recipes: the built-in recipe of each task.
-        figures: what was published of it.
+        figures: its published figures.
     """
 
     name: str
@@ -87,9 +87,9 @@ class Judged:
     """How a judge graded the answers of a task's runs.
 
     Attributes:
-        metric: the figures that hold its grades.
+        metric: metric of the figures with its grades.
         protocol: "score", from 0 to 10 for each of the run's own rows, or "mt-bench", two turns from 1 to 10.
-        model: the published judge, in the field's words.
+        model: the judge in the paper.
     """
 
     metric: str
@@ -102,23 +102,22 @@ class Experiment:
     """A table of the paper.
 
     Attributes:
-        name: on the command line.
-        title: what it shows.
-        models: the base models, the one that is run by default first.
-        methods: what is run by default.
-        quick: overrides of the recipes that make the scaled-down form.
+        name: name on the command line.
+        title: title of the table.
+        models: the base models; the first is the default.
+        methods: the methods that are run by default.
+        quick: recipe overrides of the scaled-down form.
         quick_of_task: further ones for single tasks.
-        quick_model: base model of the scaled-down form; None where the user has to name one.
-        of_task: what sets the tasks of a shared recipe apart, in every form.
-        files: the beginning of the name of each task's file in a folder of data; empty where the tasks know their
-            files.
-        scored: where a figure's task is a split of a run's data, the task of the run and the split; a task that is
-            missing here is a run of its own, scored on its validation rows.
-        settings: whose settings the recipes hold: "published", or "recipe" where they are a choice.
-        judged: the tasks whose runs a judge grades.
-        shown: methods whose published figures are shown even where they are not run.
-        published: in words, how the published numbers came about.
-        unknown: what could not be found out, one sentence each.
+        quick_model: base model of the scaled-down form; None if the user must name one.
+        of_task: recipe overrides by task, in both forms, for tasks that share a recipe.
+        files: the start of the file name of each task in a data folder; empty for tasks with fixed file names.
+        scored: for a figure on another split of a run's data, the task of the run and the split, by the figure's task;
+            a task that is not listed has a separate run, scored on its validation rows.
+        settings: origin of the recipes' settings: "published", or "recipe" if they are kasatune's choice.
+        judged: the tasks whose runs are graded by a judge.
+        shown: methods whose published figures are shown even if they are not run.
+        published: how the published numbers were obtained.
+        unknown: what is unknown about the published runs, one sentence each.
     """
 
     name: str
@@ -138,12 +137,12 @@ class Experiment:
     shown: tuple[str, ...] = ()
 
     def run_of(self, task: str) -> tuple[str, str | None]:
-        """The task of the run that scores a figure's task, and the split; None for the run's own scores."""
+        """The task of the run behind a figure's task, and the split; None for the scores in metrics.json."""
         return self.scored.get(task, (task, None))
 
 
 def scale(metric: str) -> float:
-    """What a score of kasatune is multiplied by to stand beside a printed one."""
+    """The factor between a score of kasatune and a printed one."""
     return 1.0 if metric in _OWN_SCALE else 100.0
 
 
