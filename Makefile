@@ -35,6 +35,7 @@ check: $(STAMP) ## format, lint, types, direction of imports
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/pyright
+	@$(BIN)/pyright --project pyright-strict.json
 	@$(BIN)/lint-imports
 
 site: $(STAMP) ## build the documentation site, every warning an error

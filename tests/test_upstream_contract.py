@@ -76,6 +76,16 @@ def an_enum_member_can_be_added() -> bool:
     return issubclass(get("peft:PeftType"), str) and all(hasattr(get("peft:PeftType"), name) for name in names)
 
 
+def the_flag_alone_disables_an_adapter() -> bool:
+    config = get("peft:LoraConfig")(r=1, target_modules=["0"], init_lora_weights=False)
+    layer = get("peft:inject_adapter_in_model")(config, get("torch.nn:Sequential")(linear()))[0]
+    x = get("torch:ones")(1, 2)
+    adapted, trained = layer(x), [p.requires_grad for p in layer.parameters()]
+    layer._disable_adapters = True
+    flags = [layer.disable_adapters, layer(x).equal(layer.base_layer(x)), not adapted.equal(layer.base_layer(x))]
+    return all(flags) and trained == [p.requires_grad for p in layer.parameters()]
+
+
 TUNER = "peft.tuners.tuners_utils:BaseTuner"
 TUNERS = ("kasa/model.py", "methods/bottleneck/model.py")
 TRAINER = "transformers.trainer:Trainer"
@@ -188,10 +198,10 @@ ROWS = (
     Row(
         "peft",
         "_disable_adapters",
-        ("kasa/penalty.py",),
-        "no penalty while the adapter is disabled",
-        "disable_adapters",
-        source_has("peft.tuners.tuners_utils:BaseTunerLayer", "_disable_adapters"),
+        ("kasa/layer.py", "kasa/truncation/activations.py", "methods/bottleneck/layer.py"),
+        "layers read it in their forward pass; calibration disables adapters without changing requires_grad",
+        "an `enable_adapters` that leaves requires_grad as it is",
+        the_flag_alone_disables_an_adapter,
     ),
     Row(
         "peft",

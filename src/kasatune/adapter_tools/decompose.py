@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -352,7 +352,7 @@ def _device(name: str) -> torch.device:
 
 
 @contextmanager
-def _processes() -> Iterator[Process]:
+def _processes() -> Generator[Process]:
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         yield Process(0, 1)

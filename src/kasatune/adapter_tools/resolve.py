@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -178,7 +178,7 @@ def _load_base_model(source: Source, name: str, *, quantized: bool) -> PreTraine
 
 
 @contextmanager
-def _naming(source: Source) -> Iterator[None]:
+def _naming(source: Source) -> Generator[None]:
     """Make errors about the base name the place that named it: the option, the recipe or the adapter."""
     try:
         yield
@@ -212,7 +212,7 @@ def open_base(source: Source) -> ModelCheckpoint:
 
 
 @contextmanager
-def build_errors(folder: Path) -> Iterator[None]:
+def build_errors(folder: Path) -> Generator[None]:
     """Raise ModelError for whatever stops transformers from building a model of the configuration in `folder`."""
     try:
         yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,7 @@ def attach_with_peft(base: nn.Module, directory: Path, written: set[str], **opti
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Found missing adapter keys")
                 warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
-                return PeftModel.from_pretrained(base, str(directory), **options)  # pyright: ignore[reportArgumentType]
+                return PeftModel.from_pretrained(base, str(directory), **options)
         except KasatuneError:
             raise
         except Exception as fault:  # PEFT raises many unrelated types for a configuration that it cannot use
@@ -155,7 +155,7 @@ def attach_files(base: nn.Module, files: AdapterFiles, written: set[str], **opti
 
 
 @contextmanager
-def unchanged_on_failure(model: nn.Module, written: Collection[str] = ()) -> Iterator[None]:
+def unchanged_on_failure(model: nn.Module, written: Collection[str] = ()) -> Generator[None]:
     """Restore modules, parameters, hooks, flags and attributes of `model` if the body raises.
 
     Args:

@@ -124,7 +124,6 @@ def describe(certificate: Certificate) -> str:
     """The certificate of a conversion in one sentence."""
     outputs, updates = certificate.get("outputs"), certificate.get("updates")
     if outputs is not None and "largest_difference" in outputs:
-        outputs = cast(OutputParity, outputs)
         parity = f"outputs equal bit for bit ({outputs['dtype']})"
         if outputs["largest_difference"]:
             parity = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -156,7 +156,7 @@ def outputs_of_written(
 
 
 @contextmanager
-def bare_twin(model: nn.Module) -> Iterator[nn.Module]:
+def bare_twin(model: nn.Module) -> Generator[nn.Module]:
     """The unadapted base of an adapted or a bare model, sharing its weights; `model` is restored afterwards."""
     with flags_kept(model):
         if not isinstance(model, PeftModel):

@@ -29,7 +29,7 @@ def architecture_of(model_config: Mapping[str, Any]) -> str:
         MissingExtraError: the gguf package is not installed.
     """
     try:
-        import gguf  # noqa: F401 # pyright: ignore[reportMissingImports]
+        import gguf  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except ImportError:
         raise MissingExtraError("writing GGUF files", "gguf") from None
     architecture = ARCHITECTURES.get(str(model_config.get("model_type")))
@@ -60,7 +60,7 @@ def write_gguf(files: AdapterFiles, model_config: Mapping[str, Any], path: Path)
         MissingExtraError: the gguf package is not installed.
     """
     architecture = architecture_of(model_config)
-    import gguf  # pyright: ignore[reportMissingImports]
+    import gguf
 
     layers, rest = stock_layers(files)
     if rest:
@@ -105,7 +105,7 @@ def _permuted(layer: str, lora: StackedLora, config: Mapping[str, Any]) -> Stack
 
 def read_gguf(path: Path, model_config: Mapping[str, Any]) -> dict[str, StackedLora]:
     """The layers of a file that `write_gguf` wrote, by llama.cpp's names, with rows unpermuted and scaled."""
-    import gguf  # pyright: ignore[reportMissingImports]
+    import gguf
 
     reader = gguf.GGUFReader(path)
     alpha = float(reader.fields[gguf.Keys.Adapter.LORA_ALPHA].parts[-1][0])

@@ -54,7 +54,7 @@ def load_adapter(
     model, layers = load_with_layers(
         base, directory, adapter_name=adapter_name, is_trainable=is_trainable, check_base=check_base
     )
-    logger.info("%s: %s of %d layers", directory, TITLES[model.kasatune_format], len(layers))  # pyright: ignore[reportArgumentType]
+    logger.info("%s: %s of %d layers", directory, TITLES[model.kasatune_format], len(layers))
     return model
 
 

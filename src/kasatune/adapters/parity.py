@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -99,7 +99,7 @@ def untouched_copy(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def flags_kept(model: nn.Module) -> Iterator[None]:
+def flags_kept(model: nn.Module) -> Generator[None]:
     """Restore `requires_grad` of the parameters afterwards, which PEFT changes when it loads an adapter."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
@@ -184,7 +184,7 @@ def _dtype(model: nn.Module, device: torch.device) -> str:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _evaluating(model: nn.Module) -> Generator[None]:
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

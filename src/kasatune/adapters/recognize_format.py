@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from peft import TaskType
 from peft.utils.other import get_pattern_key
@@ -142,8 +142,8 @@ def _wanted(
     wanted: dict[str, list[tuple[int, ...]]] = {down: [(rank, width)], up: [(height, rank)]}
     if kind == "kasa":
         wanted["kasa_sigma"] = [(rank, rank)] if config.get("core") == "dense" else [(rank,)]
-        drop = config.get("drop")
-        drop = drop if _is_rank(drop) or drop == 0 else rank
+        stored = config.get("drop")
+        drop = stored if _is_rank(stored) else 0 if stored == 0 else rank
         wanted["kasa_tail_U"], wanted["kasa_tail_V"] = [(height, drop)], [(drop, width)]
     elif kind == "peft-kasa":
         wanted["lora_diag"] = [(rank,)]
@@ -204,7 +204,7 @@ def _pattern_faults(name: str, patterns: Sequence[str]) -> list[str]:
     return []
 
 
-def _is_rank(value: object) -> bool:
+def _is_rank(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**31
 
 

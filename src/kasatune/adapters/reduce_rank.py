@@ -68,7 +68,7 @@ def fixed_rank(rank: int) -> Callable[[Tensor], int]:
     Raises:
         InputError: it is not a whole number of at least 1.
     """
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise InputError(f"rank is {rank!r}, must be a whole number of at least 1")
     return lambda S: rank
 

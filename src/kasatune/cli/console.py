@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, Literal
 
@@ -39,7 +39,7 @@ def print_json(value: Any) -> None:
 
 
 @contextmanager
-def results_only() -> Iterator[None]:
+def results_only() -> Generator[None]:
     """Redirect what libraries print to standard error, so that standard output holds only the result."""
     with redirect_stdout(sys.stderr):
         yield

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 
 @contextmanager
-def large_libraries() -> Iterator[None]:
+def large_libraries() -> Generator[None]:
     """Pause the garbage collector around the imports of a command: it takes a quarter of their time.
 
     The imported objects live until the process ends, so later collections skip them too (`gc.freeze`). If torch is

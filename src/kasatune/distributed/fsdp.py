@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +98,7 @@ def fits_on_device(model_bytes: int, device: torch.device) -> bool:
 
 
 @contextmanager
-def without_accelerate_fsdp() -> Iterator[None]:
+def without_accelerate_fsdp() -> Generator[None]:
     """Keep accelerate from sharding the model itself within the context (it would, on the devices it supports)."""
     before = os.environ.pop(_USE_FSDP, None)
     try:

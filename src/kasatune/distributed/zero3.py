@@ -7,7 +7,7 @@ parameter group of the optimizer, and the optimizer steps the buffers in turn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -69,7 +69,7 @@ def gathered(parameter: Tensor) -> Tensor:
 
 
 @contextmanager
-def gathered_parameters(parameters: Sequence[Tensor]) -> Iterator[None]:
+def gathered_parameters(parameters: Sequence[Tensor]) -> Generator[None]:
     """Hold the full `parameters`, for reading, within the context; every process must enter it.
 
     Parameters that were never partitioned are left as they are.

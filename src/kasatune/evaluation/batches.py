@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -13,7 +13,7 @@ _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module, precision: str) -> Iterator[torch.device]:
+def evaluation_mode(model: nn.Module, precision: str) -> Generator[torch.device]:
     """Evaluate `model` inside this context: eval mode, no gradients, and the recipe's mixed precision.
 
     Gives the device of the model. The model's training mode is restored afterwards.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -181,7 +181,7 @@ def _new_tokens(model: Any, batch: dict[str, Tensor], config: GenerationConfig, 
 
 
 @contextmanager
-def _only_config(model: nn.Module, config: GenerationConfig) -> Iterator[None]:
+def _only_config(model: nn.Module, config: GenerationConfig) -> Generator[None]:
     """Replace the generation_config of every module by `config`: transformers fills in unset values from it."""
     holders: list[Any] = [module for module in model.modules() if "generation_config" in vars(module)]
     before = [holder.generation_config for holder in holders]

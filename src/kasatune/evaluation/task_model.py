@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -300,7 +300,7 @@ def report_truncation(progress: ProgressReporter, split: str, examples: Examples
 
 
 @contextmanager
-def deterministic() -> Iterator[None]:
+def deterministic() -> Generator[None]:
     """Use deterministic algorithms inside this context where torch has them, so that results repeat bit for bit."""
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()

@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def is_temporary(path: Path) -> bool:
 
 
 @contextmanager
-def atomic_write(path: Path, *, shared: bool = False) -> Iterator[Path]:
+def atomic_write(path: Path, *, shared: bool = False) -> Generator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block succeeds, and remove it when it fails.
 
     The file gets the permissions that the umask gives a new file: safetensors would let only its owner read it.
@@ -107,7 +107,7 @@ def require_free(out: Path) -> None:
 
 
 @contextmanager
-def new_directory(out: Path) -> Iterator[Path]:
+def new_directory(out: Path) -> Generator[Path]:
     """Yield a temporary directory beside `out`; rename it to `out` when the block succeeds, and else remove it.
 
     What killed processes left beside `out` is removed first; a lock tells it from what another process is writing.

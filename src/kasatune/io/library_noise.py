@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,7 +42,7 @@ def hush_imports() -> None:
 
 
 @contextmanager
-def quiet(tell: Callable[[str], None] | None = None) -> Iterator[None]:
+def quiet(tell: Callable[[str], None] | None = None) -> Generator[None]:
     """Keep the progress bars, reports and warnings of other libraries off the terminal.
 
     Warnings of kasatune are passed on, each once, and so are two kinds of others, rephrased: an operation that is not
@@ -81,7 +81,7 @@ def quiet(tell: Callable[[str], None] | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def _own_warnings(tell: Callable[[str], None] | None) -> Iterator[None]:
+def _own_warnings(tell: Callable[[str], None] | None) -> Generator[None]:
     seen: set[str] = set()
     show = warnings.showwarning
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def try_lock(descriptor: int) -> bool:
 
 
 @contextmanager
-def directory_lock(out: Path, *, what: str = "run") -> Iterator[None]:
+def directory_lock(out: Path, *, what: str = "run") -> Generator[None]:
     """Hold the lock of the directory `out`, which exists.
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Protocol
@@ -65,7 +65,7 @@ class NullProgress:
 
 
 @contextmanager
-def progress_listener(listener: Listener) -> Iterator[None]:
+def progress_listener(listener: Listener) -> Generator[None]:
     """Within this context, every `progress_counter` reports to `listener` and shows no bar."""
     token = _listener.set(listener)
     try:
@@ -75,7 +75,7 @@ def progress_listener(listener: Listener) -> Iterator[None]:
 
 
 @contextmanager
-def progress_counter(what: str, total: int) -> Iterator[Callable[[], None]]:
+def progress_counter(what: str, total: int) -> Generator[Callable[[], None]]:
     """Count units of work, such as layers or texts: yields a function to call after each.
 
     Without a listener, a terminal shows a tqdm bar once the work has taken longer than a second, unless the progress

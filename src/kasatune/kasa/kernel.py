@@ -47,7 +47,7 @@ def adapted_linear(
         weight = base_layer.weight.mT if isinstance(base_layer, Conv1D) else base_layer.weight
         bias = base_layer.bias
     U, V = (None, None) if tail is None else tail
-    return _AdaptedLinear.apply(x, result, weight, bias, *factors, U, V, scaling)  # pyright: ignore
+    return _AdaptedLinear.apply(x, result, weight, bias, *factors, U, V, scaling)
 
 
 def _is_plain(layer: nn.Module) -> bool:

@@ -109,7 +109,7 @@ def targets_of_base(config: KasaConfig, model: nn.Module) -> list[Target]:
     require_kasa_config(config)
     if config.target_modules is None:
         kind = getattr(getattr(model, "config", None), "model_type", None)
-        default = DEFAULT_TARGETS.get(kind)
+        default = DEFAULT_TARGETS.get(kind) if isinstance(kind, str) else None
         if default is None:
             raise ModelError(
                 f"there are no default targets for the model type {kind!r}: name the layers in "

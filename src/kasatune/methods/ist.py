@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from kasatune.methods.shared.method import MethodSettings, TaskKind
@@ -95,12 +95,12 @@ def adapted_blocks(model: nn.Module) -> list[AdaptedBlock]:
     return list(blocks.values())
 
 
-def draw_blocks(weights: Tensor, count: int, generator: Generator) -> list[int]:
+def draw_blocks(weights: Tensor, count: int, generator: torch.Generator) -> list[int]:
     """`count` different indices, drawn in sequence with probabilities proportional to `weights`."""
     return torch.multinomial(weights, count, replacement=False, generator=generator).tolist()
 
 
-def draw_candidates(I: Tensor, number: int, count: int, generator: Generator) -> list[list[int]]:  # noqa: E741
+def draw_candidates(I: Tensor, number: int, count: int, generator: torch.Generator) -> list[list[int]]:  # noqa: E741
     """`number` different sets S_k of `count` blocks, drawn with weights sigmoid(I); fewer if fewer exist."""
     candidates: list[list[int]] = []
     for _ in range(50 * number):
@@ -143,7 +143,7 @@ class SparseTuning(TrainerCallback):
     ) -> None:
         """Choose the blocks of this step."""
         step, options = state.global_step, self._options
-        generator = Generator().manual_seed(args.seed * 1_000_003 + step)
+        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
         if step > 0 and step % options["interval"] == 0 and not options["random"]:
             self._run_trials(given["train_dataloader"], generator)
         weights = torch.ones_like(self._scores) if options["random"] else (-self._scores).sigmoid()
@@ -159,7 +159,7 @@ class SparseTuning(TrainerCallback):
     def _count(self, share: str) -> int:
         return max(1, int(self._options[share] * len(self._blocks)))
 
-    def _run_trials(self, loader: Any, generator: Generator) -> None:
+    def _run_trials(self, loader: Any, generator: torch.Generator) -> None:
         """One round of trials, on rows drawn for it."""
         sets = draw_candidates(self._scores, self._options["candidates"], self._count("suppress_share"), generator)
         rows = torch.randperm(len(loader.dataset), generator=generator)[: self._options["rows"]].tolist()
@@ -178,7 +178,7 @@ class SparseTuning(TrainerCallback):
 
 
 @contextmanager
-def suppressed(blocks: Sequence[AdaptedBlock], factor: float) -> Iterator[None]:
+def suppressed(blocks: Sequence[AdaptedBlock], factor: float) -> Generator[None]:
     """A context in which the scaling of these blocks' adapters is multiplied by `factor`."""
     layers = [layer for block in blocks for layer in block.layers]
     before = [dict(layer.scaling) for layer in layers]

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,7 @@ class PrefixTuning(AdapterMethod):
 
 
 @contextmanager
-def _without_prefix(model: nn.Module) -> Iterator[None]:
+def _without_prefix(model: nn.Module) -> Generator[None]:
     trained = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
     for module in trained:
         module.enable_adapters(False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def check_output(out: Path, recipe: Recipe, *, resume: bool, overwrite: bool, he
 
 
 @contextmanager
-def reserved(out: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> Iterator[None]:
+def reserved(out: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> Generator[None]:
     """Check that a run may be written to `out`, make the directory and lock it.
 
     Directories that were made are removed at the end if they are still empty.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,7 @@ def load_random_state(folder: Path, process: int) -> None:
 
 
 @contextmanager
-def preserved_random_state() -> Iterator[None]:
+def preserved_random_state() -> Generator[None]:
     """Restore the generators of Python, NumPy and torch (CPU) on exit, so that what runs inside draws nothing.
 
     Even the first import of a library may draw.

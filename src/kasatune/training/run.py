@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -211,7 +211,7 @@ class Run:
 
 
 @contextmanager
-def work_errors(out: Path) -> Iterator[None]:
+def work_errors(out: Path) -> Generator[None]:
     """Raise a full disk or exhausted GPU memory as a WorkError with the remedy.
 
     Raises:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -47,7 +47,7 @@ def command(
 
 
 @contextmanager
-def _workshop(out: Path) -> Iterator[Path]:
+def _workshop(out: Path) -> Generator[Path]:
     """A temporary directory beside `out`: an interrupted demo leaves the result of an earlier one unchanged."""
     folder = temporary_path(out.absolute())  # removes what a killed demo left
     shutil.rmtree(folder, ignore_errors=True)

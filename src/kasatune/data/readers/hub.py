@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -123,7 +123,7 @@ def read_hub(name: str, config: str | None = None, *, revision: str | None = Non
 
 
 @contextmanager
-def wrap_hub_errors(what: str, remedy: str) -> Iterator[None]:
+def wrap_hub_errors(what: str, remedy: str) -> Generator[None]:
     """Raise any error of datasets and the hub client as one WorkError about `what`.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def execute_run(run: PlannedRun, runs: Path, cache: ProcessCache, *, threads: in
 
 
 @contextmanager
-def _without_tail_cache() -> Iterator[None]:
+def _without_tail_cache() -> Generator[None]:
     before = os.environ.get(CACHE_FOLDER)
     os.environ[CACHE_FOLDER] = "off"
     try:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -87,7 +87,7 @@ def existing_runs_folder(out: Path) -> Path:
 
 
 @contextmanager
-def locked_comparison(out: Path) -> Iterator[None]:
+def locked_comparison(out: Path) -> Generator[None]:
     """Lock a comparison for this process, and delete what killed processes left unfinished.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from kasatune.errors import InputError, ModelError
-from kasatune.linalg.activation_tail import ActivationMoments, side_of
+from kasatune.linalg.activation_tail import ActivationMoments, Side, side_of
 from kasatune.weights.base_weight import BaseWeight
 from kasatune.weights.fingerprint import weight_sketch
 
@@ -106,7 +106,7 @@ def measure_generated(model: nn.Module, layers: Mapping[str, BaseWeight], seed: 
 
 def _write(model: Any, config: Any, vocabulary: int) -> None:
     settings = model.generation_config
-    ends = [token for token in _listed(settings.eos_token_id) + _listed(config.eos_token_id) if token is not None]
+    ends = _listed(settings.eos_token_id) + _listed(config.eos_token_id)
     first = next((token for token in (*_listed(settings.bos_token_id), *_listed(config.bos_token_id), *ends)), None)
     if first is None:
         prompt = torch.randint(vocabulary, (SEQUENCES, 1), device=_device(model))
@@ -180,7 +180,7 @@ class _Recorder:
         self._sums = {name: _Sums() for name in layers}
         self._squares = dict.fromkeys(layers, 0.0)
         self._tokens = dict.fromkeys(layers, 0)
-        self._sides = {name: side_of(weight.shape) for name, weight in layers.items()}
+        self._sides: dict[str, Side] = {name: side_of(weight.shape) for name, weight in layers.items()}
 
     def hook(self, name: str, weight: BaseWeight) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         def record(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -224,7 +224,7 @@ class _Recorder:
 
 
 @contextmanager
-def _measuring(model: nn.Module, layers: Mapping[str, BaseWeight]) -> Iterator[_Recorder]:
+def _measuring(model: nn.Module, layers: Mapping[str, BaseWeight]) -> Generator[_Recorder]:
     missing = [name for name, weight in layers.items() if weight.is_missing]
     if missing:
         raise ModelError(
@@ -232,13 +232,13 @@ def _measuring(model: nn.Module, layers: Mapping[str, BaseWeight]) -> Iterator[_
         )
     recorder = _Recorder(layers)
     training = {module: module.training for module in model.modules()}
-    adapted = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    disabled = {module: module._disable_adapters for module in adapted}
+    disabled: dict[BaseTunerLayer, bool] = {
+        module: module.disable_adapters for module in model.modules() if isinstance(module, BaseTunerLayer)
+    }
     with ExitStack() as stack:
         stack.callback(_restore, training, disabled)
         model.eval()
-        for module in adapted:
-            module._disable_adapters = True
+        _set_disabled(dict.fromkeys(disabled, True))
         for name, weight in layers.items():
             stack.callback(weight.layer.register_forward_hook(recorder.hook(name, weight)).remove)
         stack.enter_context(torch.no_grad())
@@ -246,15 +246,20 @@ def _measuring(model: nn.Module, layers: Mapping[str, BaseWeight]) -> Iterator[_
         yield recorder
 
 
-def _restore(training: dict[nn.Module, bool], disabled: dict[Any, bool]) -> None:
+def _restore(training: Mapping[nn.Module, bool], disabled: Mapping[BaseTunerLayer, bool]) -> None:
     for module, was_training in training.items():
         module.training = was_training
-    for module, was_disabled in disabled.items():
-        module._disable_adapters = was_disabled
+    _set_disabled(disabled)
+
+
+def _set_disabled(flags: Mapping[BaseTunerLayer, bool]) -> None:
+    """Set PEFT's flag by itself; `enable_adapters` would change requires_grad as well."""
+    for layer, disabled in flags.items():
+        layer._disable_adapters = disabled  # pyright: ignore[reportPrivateUsage]
 
 
 @contextmanager
-def _seeded(model: nn.Module, seed: int) -> Iterator[None]:
+def _seeded(model: nn.Module, seed: int) -> Generator[None]:
     device = _device(model)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)

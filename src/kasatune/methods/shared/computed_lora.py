@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,7 +85,7 @@ class ComputedLora(Lora):
 
 
 @contextmanager
-def plain(model: nn.Module) -> Iterator[None]:
+def plain(model: nn.Module) -> Generator[None]:
     """A context in which A and B are plain linear layers with the values of the computed ones."""
     replaced: list[tuple[Any, ComputedLinear]] = []
     for _, layer in lora_layers(model):
