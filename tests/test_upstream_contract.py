@@ -128,6 +128,14 @@ ROWS = (
     ),
     Row(
         "peft",
+        "_get_adapter_state_dict",
+        ("kasa/model.py",),
+        "decomposes deferred tails before an adapter is saved",
+        "a public hook before a save",
+        takes(f"{TUNER}._get_adapter_state_dict", "model", "config", "adapter_name", "state_dict"),
+    ),
+    Row(
+        "peft",
         "_cast_adapter_dtype",
         ("kasa/model.py",),
         "keeps the tail in the dtype it was computed in",

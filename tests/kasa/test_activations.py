@@ -11,7 +11,7 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, T
 
 from kasatune.errors import InputError, ModelError
 from kasatune.kasa.truncation.activations import LENGTH, SEQUENCES, measure, measure_generated
-from kasatune.weights.base_weight import BaseWeight
+from kasatune.weights.quantized_weight import weight_of
 
 
 def llama(**changes):
@@ -32,7 +32,7 @@ def llama(**changes):
 
 def linear_layers(model):
     return {
-        name: BaseWeight.of(module)
+        name: weight_of(module)
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and name != "lm_head"
     }
@@ -55,7 +55,7 @@ def test_moments_are_the_means_over_tokens_without_padding(name):
     mask = torch.ones_like(ids)
     mask[1, 4:] = 0
     batch = {"input_ids": ids, "attention_mask": mask}
-    weight = BaseWeight.of(model.get_submodule(name))
+    weight = weight_of(model.get_submodule(name))
     moment = measure(model, {name: weight}, [batch]).moments[name]
     x = inputs_of(model, name, batch)[mask.bool()].double()
     values = x if weight.shape[0] > weight.shape[1] else x @ weight.read().double().T
@@ -67,7 +67,7 @@ def test_moments_are_the_means_over_tokens_without_padding(name):
 def test_two_batches_weigh_by_their_tokens_and_a_bias_is_left_out():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 4))
-    layers = {"0": BaseWeight.of(model[0])}
+    layers = {"0": weight_of(model[0])}
     first, second = torch.randn(3, 5), torch.randn(600, 5)
     moment = measure(model, layers, [{"input": first}, {"input": second}]).moments["0"]
     y = (torch.cat([first, second]) @ model[0].weight.T).double().detach()
@@ -77,7 +77,7 @@ def test_two_batches_weigh_by_their_tokens_and_a_bias_is_left_out():
 def test_generated_text_gives_the_moments_of_reading_it():
     model = llama().eval()
     name = "model.layers.1.self_attn.v_proj"
-    layers = {name: BaseWeight.of(model.get_submodule(name))}
+    layers = {name: weight_of(model.get_submodule(name))}
     written = []
     generate = model.generate
     model.generate = lambda *args, **kwargs: written.append(generate(*args, **kwargs))
@@ -139,7 +139,7 @@ def test_models_that_cannot_calibrate_themselves_are_refused_with_the_remedy():
         measure_generated(t5, linear_layers(t5))
     plain = nn.Sequential(nn.Linear(4, 4))
     with pytest.raises(InputError, match="does not read tokens"):
-        measure_generated(plain, {"0": BaseWeight.of(plain[0])})
+        measure_generated(plain, {"0": weight_of(plain[0])})
     with torch.device("meta"):
         empty = llama()
     with pytest.raises(ModelError, match="meta device"):
