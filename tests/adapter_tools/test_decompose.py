@@ -150,7 +150,7 @@ def test_training_takes_its_tails_from_the_directory(bert, tmp_path, decompositi
     [
         ({"r": 5}, "method.r: 5 received; .* holds rank 2"),
         ({"convention": "authors"}, "follows the convention 'paper'|follows the convention \"paper\""),
-        ({"tails": "nowhere"}, "method.tails: .*nowhere.* no directory that `kasatune decompose` wrote"),
+        ({"tails": "nowhere"}, "method.tails: .*nowhere.* not a directory that `kasatune decompose` finished"),
     ],
 )
 def test_a_recipe_that_the_tails_do_not_fit_is_refused_at_once(bert, tmp_path, change, fault):

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from kasatune.data.tasks.table import TASKS
+
 
 def recipe(**changes: dict[str, Any]) -> dict[str, Any]:
     sections: dict[str, Any] = {
@@ -27,6 +29,7 @@ def recipe(**changes: dict[str, Any]) -> dict[str, Any]:
 def metrics(task: str = "demo", **changes: Any) -> dict[str, Any]:
     return {
         "task": task,
+        "kind": TASKS[task].kind if task in TASKS else "classification",
         "split": "validation",
         "metrics": {"accuracy": 0.8725, "f1": 0.8712, "loss": 0.412},
         "selected": {"rule": "best", "epoch": 4, "step": 80, "metrics": {"accuracy": 0.8725}},

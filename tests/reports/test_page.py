@@ -217,5 +217,18 @@ def test_a_directory_that_is_no_run_is_refused(tmp_path):
 def test_a_damaged_file_is_named(tmp_path):
     run_dir = sample_runs.write_run(tmp_path / "run")
     (run_dir / "metrics.json").write_text("{", encoding="utf-8")
-    with pytest.raises(InputError, match=r"metrics\.json: cannot be read"):
+    with pytest.raises(InputError, match=r"metrics\.json is damaged"):
+        write_report(run_dir)
+
+
+def test_a_damaged_event_is_named_and_one_that_a_kill_cut_off_is_left_out(tmp_path):
+    run_dir = sample_runs.write_run(tmp_path / "run", events=sample_runs.history())
+    write_report(run_dir)
+    report = (run_dir / "report.html").read_bytes()
+    history = (run_dir / "history.jsonl").read_text(encoding="utf-8")
+    (run_dir / "history.jsonl").write_text(history + '{"event": "tr', encoding="utf-8")
+    write_report(run_dir)
+    assert (run_dir / "report.html").read_bytes() == report
+    (run_dir / "history.jsonl").write_text('{"event": "tr\n' + history, encoding="utf-8")
+    with pytest.raises(InputError, match=r"history\.jsonl, line 1, is damaged"):
         write_report(run_dir)

@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-import math
-
 import pytest
 
 from kasatune.errors import InputError, OutputError
 from kasatune.runs import directory
-from kasatune.runs.history import History, TrainEvent
 from kasatune.runs.metrics import read_metrics
 from tests.toys import make_recipe
 
@@ -78,17 +75,3 @@ def test_publishing_replaces_whole_folders(tmp_path):
     assert sorted(path.name for path in (old / "adapter").iterdir()) == ["new.txt"]
     assert (old / "spectrum.json").exists()
     assert list((old / "unfinished").iterdir()) == []
-
-
-def test_history_is_rewound_to_a_step_and_survives_a_cut_line(tmp_path):
-    history = History(tmp_path / "history.jsonl")
-    assert history.events() == []
-    for step in (0, 1, 2, 3):
-        history.add(TrainEvent(step=step, loss=math.nan if step == 2 else 0.5))
-    with (tmp_path / "history.jsonl").open("a") as file:
-        file.write('{"event": "tr')
-    assert [event.step for event in history.events()] == [0, 1, 2, 3]
-    history.rewind(2)
-    history.add(TrainEvent(step=3))
-    assert [event.step for event in history.events()] == [0, 1, 2, 3]
-    assert history.events()[2].loss is None

@@ -12,8 +12,11 @@ import yaml
 
 from kasatune.data.tasks.table import TASKS
 from kasatune.errors import InputError
-from kasatune.methods.table import BASELINE_METHOD, METHODS
+from kasatune.io.run_layout import BASELINE, HISTORY, METRICS, PREDICTIONS, RECIPE, SPECTRUM
+from kasatune.methods.table import METHODS
 from kasatune.reports.formatting import metric_title
+from kasatune.runs.history import read_history
+from kasatune.runs.metrics import read_metrics
 
 
 @dataclass(frozen=True)
@@ -148,26 +151,23 @@ def read_run(run_dir: Path) -> RunRecord:
         InputError: the directory is not a finished run, or one of its files is not what it should be.
     """
     run_dir = Path(run_dir)
-    recipe_text = _read(run_dir / "recipe.yaml", required=True)
-    lines = _read(run_dir / "history.jsonl").splitlines()
-    baseline = run_dir / BASELINE_METHOD
+    recipe_text = _read(run_dir / RECIPE, required=True)
+    baseline = run_dir / BASELINE
     return RunRecord(
         run_dir=run_dir,
-        recipe=_parse(run_dir / "recipe.yaml", recipe_text, yaml.safe_load, yaml.YAMLError),
+        recipe=_parse(run_dir / RECIPE, recipe_text, yaml.safe_load, yaml.YAMLError),
         recipe_text=recipe_text,
-        metrics=_json(run_dir / "metrics.json", required=True),
-        history=tuple(
-            _parse(run_dir / "history.jsonl", line, json.loads, ValueError) for line in lines if line.strip()
-        ),
-        spectrum=tuple(_json(run_dir / "spectrum.json").get("layers", ())),
-        predictions=_json(run_dir / "predictions.json"),
-        baseline=read_run(baseline) if (baseline / "metrics.json").is_file() else None,
+        metrics=read_metrics(run_dir),
+        history=tuple(event.model_dump(exclude_unset=True) for event in read_history(run_dir / HISTORY)),
+        spectrum=tuple(_json(run_dir / SPECTRUM).get("layers", ())),
+        predictions=_json(run_dir / PREDICTIONS),
+        baseline=read_run(baseline) if (baseline / METRICS).is_file() else None,
     )
 
 
-def _json(path: Path, *, required: bool = False) -> Mapping[str, Any]:
-    text = _read(path, required=required)
-    return _parse(path, text, json.loads, ValueError) if text or required else {}
+def _json(path: Path) -> Mapping[str, Any]:
+    text = _read(path)
+    return _parse(path, text, json.loads, ValueError) if text else {}
 
 
 def _read(path: Path, *, required: bool = False) -> str:

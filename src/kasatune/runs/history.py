@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from kasatune.errors import InputError
 from kasatune.io.atomic import finite, write_text
+from kasatune.runs.schema_version import require_known_version
 
 SCHEMA_VERSION = 1
 
@@ -72,6 +75,25 @@ class SigmaEvent(HistoryEvent):
 
 _KINDS: dict[str, type[HistoryEvent]] = {"train": TrainEvent, "evaluate": EvaluateEvent, "sigma": SigmaEvent}
 
+_REMEDY = "remove that line, or train again"
+
+
+def read_history(path: Path) -> list[HistoryEvent]:
+    """The events of a history.jsonl in order; none if there is no such file.
+
+    A last line that a kill cut off is skipped.
+
+    Raises:
+        InputError: another line is damaged, or one has a newer schema version.
+    """
+    if not path.is_file():
+        return []
+    *lines, rest = path.read_bytes().split(b"\n")
+    events = [_parse(line, f"{path}, line {number},") for number, line in enumerate(lines, 1) if line.strip()]
+    with suppress(InputError):
+        events.append(_parse(rest, f"{path}, the last line,"))
+    return events
+
 
 class History:
     """history.jsonl: one event per line, flushed before the run continues.
@@ -94,11 +116,8 @@ class History:
             file.flush()
 
     def events(self) -> list[HistoryEvent]:
-        """All events so far; a line that a kill cut off is skipped."""
-        if not self._path.is_file():
-            return []
-        lines = self._path.read_text(encoding="utf-8").splitlines()
-        return [event for line in lines if (event := _parse(line)) is not None]
+        """All events so far; see `read_history`."""
+        return read_history(self._path)
 
     def rewind(self, step: int) -> None:
         """Drop the events after optimizer step `step`, which a resumed run repeats."""
@@ -110,9 +129,13 @@ def _line(event: HistoryEvent) -> str:
     return json.dumps(finite(event.model_dump()), ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _parse(line: str) -> HistoryEvent | None:
+def _parse(line: bytes, place: str) -> HistoryEvent:
     try:
-        record: Any = json.loads(line)
-        return _KINDS.get(record["event"], HistoryEvent).model_validate(record)
-    except (ValueError, TypeError, KeyError, ValidationError):
-        return None
+        content: Any = json.loads(line.decode("utf-8"))
+        require_known_version(content, SCHEMA_VERSION, place)
+        return _KINDS.get(content["event"], HistoryEvent).model_validate(content)
+    except ValidationError as fault:
+        wrong = dict.fromkeys(str(error["loc"][0]) for error in fault.errors())
+        raise InputError(f"{place} is damaged (wrong or missing: {', '.join(wrong)}); {_REMEDY}") from fault
+    except (ValueError, TypeError, KeyError) as fault:
+        raise InputError(f"{place} is damaged (not an event as JSON: {fault}); {_REMEDY}") from fault

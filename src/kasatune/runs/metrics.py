@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from kasatune.errors import InputError
 from kasatune.io.atomic import write_json
 from kasatune.io.run_layout import METRICS
+from kasatune.runs.schema_version import require_known_version
 
 SCHEMA_VERSION = 1
 
@@ -77,7 +78,7 @@ def load_metrics(run_dir: Path) -> RunMetrics:
     """metrics.json of a run.
 
     Raises:
-        InputError: it is missing, because training was not finished, or damaged.
+        InputError: it is missing, because training was not finished, is damaged, or has a newer schema version.
     """
     path = run_dir / METRICS
     if not path.is_file():
@@ -88,6 +89,7 @@ def load_metrics(run_dir: Path) -> RunMetrics:
         raise InputError(f"{path} is damaged ({fault}); train again") from fault
     if not isinstance(content, dict):
         raise InputError(f"{path} is not a JSON object; train again")
+    require_known_version(content, SCHEMA_VERSION, str(path))
     try:
         return RunMetrics.model_validate(content)
     except ValidationError as fault:

@@ -17,7 +17,7 @@ from kasatune.experiments.compare.run_store import FinishedRun
 from kasatune.io.run_layout import HISTORY, PREDICTIONS
 from kasatune.methods.table import METHODS
 from kasatune.metrics.bootstrap import bootstrap_interval, resampled_scores
-from kasatune.runs.history import EvaluateEvent, History
+from kasatune.runs.history import EvaluateEvent, read_history
 
 _MADE_FROM = ("recipe_sha256", "data_sha256", "model", "machine", "deterministic", "versions")
 
@@ -107,7 +107,7 @@ class MethodResult:
         }
 
     def _curve(self, run: FinishedRun) -> list[tuple[float, float]]:
-        events = History(run.folder / HISTORY).events()
+        events = read_history(run.folder / HISTORY)
         return [
             (event.epoch, score)
             for event in events

@@ -15,7 +15,7 @@ from kasatune.evaluation.multiple_choice import are_correct
 from kasatune.experiments.reproduce.extra_split_scores import split_file
 from kasatune.io.run_layout import HISTORY, PREDICTIONS
 from kasatune.metrics.bootstrap import bootstrap_interval, resampled_scores, seeds_and_rows_interval
-from kasatune.runs.history import EvaluateEvent, History
+from kasatune.runs.history import EvaluateEvent, read_history
 from kasatune.runs.metrics import read_metrics
 
 _LAST = 10
@@ -145,6 +145,6 @@ def _resampled(records: Sequence[dict[str, Any]], metric: str, number: int) -> n
 
 
 def _curve(folder: Path, metric: str) -> list[float]:
-    events = History(folder / HISTORY).events()
+    events = read_history(folder / HISTORY)
     values = [event.metrics.get(metric) for event in events if isinstance(event, EvaluateEvent)]
     return [value for value in values if value is not None]
