@@ -81,17 +81,23 @@ def test_the_fitted_head_in_the_run_directory_is_compared_row_by_row(tmp_path):
         predictions=answers([True] * 70 + [False] * 30),
     )
     _, page = report(run_dir)
-    assert "95 % interval 0.8400 to 0.9500, by bootstrap over 100 rows" in page.words
+    assert "95 % interval 0.8400 to 0.9500, bootstrap over 100 rows" in page.words
+    assert (
+        "KaSA: accuracy 0.9000 on validation, significantly better than a head fitted on the frozen model."
+        in page.words
+    )
     # 20 rows in 100 gained and none lost: 0.2 plus or minus about two binomial deviations of 0.04.
-    found = re.search(r"\+0.2000 against a fitted head .* \(0.7000\); 95 % interval \+(0.\d+) to \+(0.\d+)", page.words)
-    assert 0.10 < float(found[1]) < 0.14 and 0.26 < float(found[2]) < 0.30
+    interval = re.search(
+        r"\+0.2000 compared with a head fitted .* \(0.7000\); 95 % interval \+(0.\d+) to \+(0.\d+)", page.words
+    )
+    assert 0.10 < float(interval[1]) < 0.14 and 0.26 < float(interval[2]) < 0.30
 
 
 def test_the_fitted_head_is_compared_without_an_interval_where_rows_are_not_known(tmp_path):
     run_dir = sample_runs.write_run(tmp_path / "run", metric_values=sample_runs.metrics(metrics={"accuracy": 0.9}))
     sample_runs.write_run(run_dir / "head", metric_values=sample_runs.metrics(metrics={"accuracy": 0.95}))
     _, page = report(run_dir)
-    assert "-0.0500 against a fitted head on the frozen model (0.9500)" in page.words
+    assert "-0.0500 compared with a head fitted on the frozen model (0.9500)" in page.words
     assert "interval" not in page.words
 
 
@@ -169,7 +175,7 @@ def test_a_method_without_steps_has_no_charts(tmp_path):
     recipe = sample_runs.recipe(method={"name": "head"})
     _, page = report(sample_runs.write_run(tmp_path / "run", recipe_values=recipe))
     assert page.count("svg") == 0
-    assert "no training steps to draw" in page.words
+    assert "There are no training curves: " in page.words
 
 
 def test_a_dense_core_is_said_to_show_its_singular_values(tmp_path):

@@ -1,4 +1,4 @@
-"""The model cards of a run: README.md of the run directory and of its adapter."""
+"""Model cards: README.md of a run directory and of its adapter."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kasatune.reports.score_tables import as_markdown, scores
 
 
 def write_card(run_dir: Path) -> None:
-    """Write RUN_DIR/README.md, and RUN_DIR/adapter/README.md where the run has an adapter/.
+    """Write RUN_DIR/README.md, and RUN_DIR/adapter/README.md if there is an adapter/.
 
     Raises:
         InputError: the directory is not a finished run, or one of its files cannot be read.
@@ -53,7 +53,7 @@ def run_card(run: RunRecord) -> str:
 
 
 def adapter_card(run: RunRecord) -> str:
-    """The model card of the adapter, with the code that loads it where kasatune is not installed."""
+    """The model card of the adapter, with code that loads it without kasatune."""
     return _template("adapter_card.md").render(
         run=run,
         front_matter=_front_matter(run),
@@ -65,7 +65,7 @@ def adapter_card(run: RunRecord) -> str:
 
 
 def _template(name: str) -> jinja2.Template:
-    # Markdown, not HTML: every value goes through the filters `text` or `code`, which escape its marks.
+    # The output is Markdown, so HTML escaping is off: every value passes through `text` or `code`, which escape it.
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("kasatune.reports", ""),
         autoescape=False,
@@ -81,7 +81,7 @@ def _template(name: str) -> jinja2.Template:
 
 
 def _front_matter(run: RunRecord) -> str:
-    """The metadata that a model hub reads; a licence is not known here and so not claimed."""
+    """The YAML metadata for the model hub; without a licence, which is not known here."""
     adapter = (run.run_dir / ADAPTER).is_dir()
     tags = ["kasatune", run.method_name, *(["lora"] if run.adapter_note else [])]
     results = [
@@ -119,13 +119,13 @@ def _pipeline(run: RunRecord) -> str:
 
 
 def _predict_command(run: RunRecord) -> str:
-    text = r"\t".join(example_texts(run))  # the texts of a pair stand in one argument, with a tab between
+    text = r"\t".join(example_texts(run))  # a pair is one argument, with a tab between its texts
     quoted = f"$'{text}'" if "\\t" in text else f"'{text}'"
     return f"kasatune predict {shlex.quote(str(run.output))} --text {quoted}"
 
 
 def _parity(run: RunRecord) -> float | None:
-    """The largest relative difference of an update that the conversion to LoRA measured; None where it did not."""
+    """The largest relative difference of an update, from certificate.json; None if it was not measured."""
     path = run.run_dir / ADAPTER / "certificate.json"
     try:
         return float(json.loads(path.read_text(encoding="utf-8"))["updates"]["largest_relative_difference"])

@@ -1,4 +1,4 @@
-"""From values to pixels along one axis of a chart."""
+"""A linear or logarithmic chart axis: from values to pixels, and tick positions."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ class Scale:
     """A linear or logarithmic map from the range of `values` onto the pixels from `start` to `stop`.
 
     Args:
-        values: everything that the axis must hold; what is not finite, or not positive on a logarithmic axis, is left
-            out.
+        values: all values to show; those that are not finite, or not positive on a logarithmic axis, are ignored.
         start: pixel of the smallest value.
         stop: pixel of the largest value.
-        log: logarithmic.
+        log: whether the axis is logarithmic.
         margin: share of the range to leave free at both ends.
         bounds: (smallest, largest) possible value; a linear axis never extends beyond them.
     """
@@ -33,7 +32,7 @@ class Scale:
         places = [place for value in values if (place := self._place(value)) is not None]
         low, high = min(places, default=0.0), max(places, default=1.0)
         largest = max(abs(low), abs(high))
-        if high - low <= max(1e-12 * largest, 1e-100):  # one value, as far as a drawing can tell
+        if high - low <= max(1e-12 * largest, 1e-100):  # in effect a single value
             room = 0.5 if log or largest < 1e-100 else 0.5 * largest
             low, high = low - room, high + room
         self._low, self._high = low - margin * (high - low), high + margin * (high - low)
@@ -48,7 +47,7 @@ class Scale:
         return self._start + (place - self._low) / (self._high - self._low) * (self._stop - self._start)
 
     def ticks(self, wanted: int) -> list[float]:
-        """Round values within the axis, about as many as wanted: powers of ten where two of them fit."""
+        """About `wanted` round values within the axis; on a logarithmic axis powers of ten, if at least two fit."""
         if not self._log:
             return _round_ticks(self._low, self._high, wanted)
         exponents = range(math.ceil(self._low - 1e-9), math.floor(self._high + 1e-9) + 1)

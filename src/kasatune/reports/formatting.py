@@ -1,4 +1,4 @@
-"""How numbers and names are written in tables, pages and cards."""
+"""Format numbers and metric names for tables, reports and model cards."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TITLES = {
     "meteor_exact_stem": "METEOR (exact and stem)",
     "rouge_l": "ROUGE-L",
     "cider": "CIDEr",
-    "unparsed": "texts without an answer",
+    "unparsed": "outputs without an answer",
     "acc": "acc (log-likelihood)",
     "acc_norm": "acc_norm (log-likelihood)",
     "judge": "judge, 0 to 10",
@@ -36,22 +36,22 @@ ABSENT = "-"
 
 
 def metric_title(name: str) -> str:
-    """The field's name of a score; the name itself where it is not known."""
+    """The title of a score; its name if it is unknown."""
     return _TITLES.get(name, name.replace("_", " "))
 
 
 def metric_range(name: str) -> tuple[float, float] | None:
-    """The smallest and largest possible value of a score; None if it has no upper bound or is not known."""
+    """The smallest and largest possible value of a score; None if it is unbounded or unknown."""
     return _RANGES.get(name)
 
 
 def sentence(text: str) -> str:
-    """`text` with its first letter in upper case and the rest untouched."""
+    """`text` with its first letter in upper case and the rest unchanged."""
     return text[:1].upper() + text[1:]
 
 
 def score(value: object) -> str:
-    """A score with four decimals, "-" where there is none, "NaN" where it is not a number."""
+    """A score with four decimals; "-" for None and "NaN" for NaN."""
     if value is None:
         return ABSENT
     number = float(value)  # type: ignore[arg-type]
@@ -61,17 +61,17 @@ def score(value: object) -> str:
 
 
 def signed(value: float) -> str:
-    """A difference of scores with its sign, four decimals; what they make zero is +0.0000."""
+    """A difference of scores with its sign and four decimals; values that round to zero are +0.0000."""
     return f"{round(value, 4) + 0.0:+.4f}"
 
 
 def count(value: object) -> str:
-    """A whole number with thousands separated by commas."""
+    """An integer with thousands separated by commas."""
     return ABSENT if value is None else f"{int(value):,}"  # type: ignore[call-overload]
 
 
 def compact(value: float) -> str:
-    """A number in at most five signs or so, for axes: 12,000 is 12k, 0.0001 is 1e-4."""
+    """A short form of a number for axes: 12,000 is 12k, 0.0001 is 1e-4."""
     if value == 0:
         return "0"
     size = abs(value)
@@ -84,7 +84,7 @@ def compact(value: float) -> str:
 
 
 def duration(seconds: object) -> str:
-    """Seconds in the two largest units that matter."""
+    """Seconds as a duration in at most two units."""
     if seconds is None:
         return ABSENT
     value = float(seconds)  # type: ignore[arg-type]
@@ -100,7 +100,7 @@ def duration(seconds: object) -> str:
 
 
 def size(value: object) -> str:
-    """Bytes in binary units."""
+    """Bytes in binary units, up to GiB."""
     if value is None:
         return ABSENT
     number = float(value)  # type: ignore[arg-type]

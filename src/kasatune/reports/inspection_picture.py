@@ -1,7 +1,8 @@
-"""Draw the picture of `kasatune inspect` as a standalone SVG: spectra, sigma and alignment of every layer."""
+"""Draw the result of `kasatune inspect` as a standalone SVG: singular values, sigma and alignment of every layer."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,29 +16,29 @@ from kasatune.reports.formatting import compact
 
 _BASE, _DROPPED, _UPDATE, _CHANCE = "#1f5fbf", "#b8500c", "#167a5b", "#7d8aa0"
 _LEFT, _COLUMN, _PANEL, _GAP, _TOP = 86, 24, 240, 46, 48
-_LETTER = 6.2  # pixels, for the room that layer names need
+_LETTER = 6.2  # width of a letter in pixels, to reserve space for layer names
 
 Point = tuple[int, float, float, str]
 """Index of the layer, shift in columns, value, colour."""
 
 
 def check_picture(path: Path) -> None:
-    """Check that a picture can be written to `path`.
+    """Check the path of a picture.
 
     Raises:
         OutputError: it does not end in .svg, is a directory, or lies in a directory that does not exist.
     """
     if path.is_dir() or not path.absolute().parent.is_dir():
-        what = "is a directory" if path.is_dir() else "cannot be written: there is no such directory"
+        what = "is a directory" if path.is_dir() else "cannot be written: its directory does not exist"
         raise OutputError(f"{path} {what}; name a file in an existing directory")
     if path.suffix.lower() != ".svg":
         raise OutputError(
-            f"{path}: pictures are SVG; name a file that ends in .svg, such as {path.with_suffix('.svg')}"
+            f"{path}: the picture is an SVG file; use a name that ends in .svg, such as {path.with_suffix('.svg')}"
         )
 
 
 def draw_inspection(inspection: Mapping[str, Any], path: Path) -> None:
-    """Three panels over the layers: singular values of W, truncated and of the update; |sigma|; alignment with W.
+    """Draw three panels over the layers: singular values of W (kept, truncated) and of the update; |sigma|; alignment.
 
     Args:
         inspection: the result of `kasatune.adapter_tools.inspect.inspect`.
@@ -50,7 +51,7 @@ def draw_inspection(inspection: Mapping[str, Any], path: Path) -> None:
         write_text(path.absolute(), str(_picture(inspection)) + "\n")
     except OSError as error:
         raise OutputError(
-            f"{path} cannot be written ({error.strerror}); free some space or choose another place"
+            f"{path} cannot be written ({error.strerror}); free disk space or choose another path"
         ) from None
 
 
@@ -67,13 +68,21 @@ def _picture(inspection: Mapping[str, Any]) -> Markup:
             log=True,
             missing="no singular values",
         ),
-        _panel("|sigma|", _sigma(layers), (), log=False, missing="no sigma: this adapter is a plain LoRA"),
+        _panel(
+            "|sigma|",
+            _sigma(layers),
+            (),
+            log=False,
+            bounds=(0.0, math.inf),
+            missing="no sigma: this adapter is a plain LoRA",
+        ),
         _panel(
             "mean squared cosine of the update with W",
             _alignment(layers),
-            (("top", _BASE), ("bottom", _DROPPED), ("chance", _CHANCE)),
+            (("top directions", _BASE), ("bottom directions", _DROPPED), ("chance", _CHANCE)),
             log=False,
-            missing="needs the base model and an update that is not zero",
+            bounds=(0.0, 1.0),
+            missing="requires the base model and a nonzero update",
         ),
     ]
     bottom = _TOP + len(panels) * (_PANEL + _GAP)
@@ -98,7 +107,15 @@ def _picture(inspection: Mapping[str, Any]) -> Markup:
     return Markup("").join([*parts, Markup("</svg>")])
 
 
-def _panel(label: str, points: Sequence[Point], legend: Sequence[tuple[str, str]], *, log: bool, missing: str) -> Any:
+def _panel(
+    label: str,
+    points: Sequence[Point],
+    legend: Sequence[tuple[str, str]],
+    *,
+    log: bool,
+    missing: str,
+    bounds: tuple[float, float] | None = None,
+) -> Any:
     def draw(top: int, right: int) -> list[Markup]:
         floor = top + _PANEL
         parts = [Markup('<text x="{}" y="{}" font-weight="600">{}</text>').format(_LEFT, top + 10, label)]
@@ -117,7 +134,7 @@ def _panel(label: str, points: Sequence[Point], legend: Sequence[tuple[str, str]
             note = Markup('<text x="{}" y="{}" text-anchor="middle" fill="#5d6066">{}</text>')
             return [*parts, note.format(middle, top + _PANEL / 2, missing)]
         values = [value for _, _, value, _ in points] + ([] if log else [0.0])
-        scale = Scale(values, floor - 6, top + 24, log=log, margin=0.02)
+        scale = Scale(values, floor - 6, top + 24, log=log, margin=0.02, bounds=bounds)
         for value in scale.ticks(5):
             y = scale(value)
             parts.append(

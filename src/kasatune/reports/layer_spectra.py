@@ -1,4 +1,4 @@
-"""The adapted layers of a KaSA run: what was dropped of each spectrum, and how sigma moved."""
+"""Charts of the adapted layers of a KaSA run: singular values with the dropped part, and sigma during training."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ import numpy as np
 from kasatune.reports.run_record import RunRecord
 from kasatune.reports.svg_charts import Band, Chart, Line, Region
 
-WIDTH, HEIGHT = 250, 150  # of the small charts, one or two a layer
-MANY_COMPONENTS = 16  # more lines than this in one small chart cannot be told apart: quantiles are drawn instead
-MANY_STATES = 24  # more points than this in one small chart cannot be told apart
-EXACT_POSITIONS = 32  # smallest singular values drawn one by one; the rest at geometric distances
+WIDTH, HEIGHT = 250, 150  # of the small charts per layer
+MANY_COMPONENTS = 16  # more lines cannot be told apart in a small chart: quantiles are drawn instead
+MANY_STATES = 24  # more points cannot be told apart in a small chart
+EXACT_POSITIONS = 32  # smallest singular values drawn individually; the others at geometric distances
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One adapted layer in figures.
+    """Numbers and charts of one adapted layer.
 
     Attributes:
         name: its name in the model.
         shape: (out, in) of its weight.
         rank: r.
-        dropped: how many singular triplets were dropped.
-        energy: share of sum(S^2) that was dropped.
-        largest_dropped: the largest singular value dropped; None where none was.
-        smallest_kept: the smallest singular value kept; None where none was.
-        sigma_start, sigma_end: Frobenius norm of sigma before and after training; None where it is not known.
-        spectrum: chart of all singular values, the dropped part marked.
-        sigma: chart of sigma over the epochs; None where the history holds none.
+        dropped: number of dropped singular triplets.
+        energy: dropped share of sum(S^2).
+        largest_dropped: the largest dropped singular value; None if none was dropped.
+        smallest_kept: the smallest kept singular value; None if none was kept.
+        sigma_start, sigma_end: Frobenius norm of sigma before and after training; None if unknown.
+        spectrum: chart of all singular values, with the dropped part shaded.
+        sigma: chart of sigma over the epochs; None with fewer than two known states.
     """
 
     name: str
@@ -56,7 +56,7 @@ def layers(run: RunRecord) -> list[Layer]:
 
 
 def _states(run: RunRecord) -> list[tuple[float, Mapping[str, Sequence[float]]]]:
-    """(epoch, sigma by layer) from before training to its end, as far as they are known."""
+    """(epoch, sigma by layer) from the start to the end of training, as far as known."""
     states = [(float(event["epoch"]), event["layers"]) for event in run.events("sigma")]
     start = {entry["name"]: entry["sigma_initial"] for entry in run.spectrum if entry["sigma_initial"]}
     if start and not (states and states[0][0] == 0):
@@ -67,7 +67,7 @@ def _states(run: RunRecord) -> list[tuple[float, Mapping[str, Sequence[float]]]]
 def sigma_summary(run: RunRecord) -> Chart | None:
     """||sigma||_F over the epochs: median, 10th to 90th percentile and range over the layers.
 
-    None where fewer than two states of sigma are known.
+    None if fewer than two states of sigma are known.
     """
     states = _states(run)
     if len(states) < 2:
@@ -79,7 +79,7 @@ def sigma_summary(run: RunRecord) -> Chart | None:
         for column in zip(*(np.quantile(n, [0, 0.1, 0.5, 0.9, 1]) for n in norms), strict=True)
     )
     return Chart(
-        title="Size of sigma",
+        title="Norm of sigma",
         description=(
             f"The norm of sigma over {len(norms[0])} layers: median {median[0]:.3g} before training, "
             f"{median[-1]:.3g} at the end; range at the end {low[-1]:.3g} to {high[-1]:.3g}."
@@ -92,17 +92,18 @@ def sigma_summary(run: RunRecord) -> Chart | None:
         bands=[Band("middle 80 % of the layers", epochs, ten, ninety)],
         x_label="epoch",
         whole_x=True,
-        note=f"Frobenius norm of sigma in each of {len(norms[0])} layers.",
+        y_bounds=(0.0, math.inf),
+        note=f"Frobenius norm of sigma over {len(norms[0])} layers.",
     )
 
 
 def _layer(entry: Mapping[str, Any], states: Sequence[tuple[float, Mapping[str, Sequence[float]]]], what: str) -> Layer:
     values = np.asarray(entry["singular_values"], dtype=float)
     first, dropped = (int(n) for n in entry["dropped"])
-    gone = values[first : first + dropped]
-    kept = np.delete(values, slice(first, first + dropped))
+    truncated = values[first : first + dropped]
+    retained = np.delete(values, slice(first, first + dropped))
     total = float(np.sum(values**2))
-    energy = float(np.sum(gone**2)) / total if total else 0.0
+    energy = float(np.sum(truncated**2)) / total if total else 0.0
     name = str(entry["name"])
     return Layer(
         name=name,
@@ -110,8 +111,8 @@ def _layer(entry: Mapping[str, Any], states: Sequence[tuple[float, Mapping[str, 
         rank=int(entry["rank"]),
         dropped=dropped,
         energy=energy,
-        largest_dropped=float(gone[0]) if dropped else None,
-        smallest_kept=float(kept[-1]) if len(kept) else None,
+        largest_dropped=float(truncated[0]) if dropped else None,
+        smallest_kept=float(retained[-1]) if len(retained) else None,
         sigma_start=_norm(entry["sigma_initial"]) if entry["sigma_initial"] else None,
         sigma_end=_norm(entry["sigma"]),
         spectrum=_spectrum_chart(name, values, first, dropped),
@@ -132,7 +133,7 @@ def _positions(k: int) -> list[int]:
 
 
 def _spectrum_chart(name: str, values: np.ndarray, first: int, dropped: int) -> Chart:
-    """Singular values by their position counted from the smallest, so that the few that are dropped can be seen."""
+    """Singular values by position from the smallest, on a logarithmic axis that makes the few dropped ones visible."""
     k = len(values)
     positions = _positions(k)
     floor = float(values.max(initial=0.0)) * 1e-8
@@ -142,12 +143,12 @@ def _spectrum_chart(name: str, values: np.ndarray, first: int, dropped: int) -> 
     if dropped:
         last, start = k - first, max(1, k - first - dropped + 1)
         regions = [Region(f"dropped: {dropped} of {k}", start, min(k, last + 0.5))]
-        words = f"the {dropped} smallest of {k} are dropped"
+        summary = f"the {dropped} smallest of {k} are dropped"
     else:
-        words = f"none of {k} is dropped"
+        summary = f"none of {k} is dropped"
     return Chart(
         title=name,
-        description=f"Singular values from {values[0]:.3g} down to {values[-1]:.3g}; {words}.",
+        description=f"Singular values from {values[0]:.3g} down to {values[-1]:.3g}; {summary}.",
         lines=[Line("singular values", positions, heights, "s1")],
         regions=regions,
         x_label="position, 1 is the smallest",
@@ -164,8 +165,8 @@ def _sigma_chart(name: str, states: Sequence[tuple[float, Sequence[float]]], wha
     if len(states) < 2:
         return None
     if len(states) > MANY_STATES:
-        kept = np.unique(np.linspace(0, len(states) - 1, MANY_STATES).round().astype(int))
-        states = [states[place] for place in kept]
+        shown = np.unique(np.linspace(0, len(states) - 1, MANY_STATES).round().astype(int))
+        states = [states[place] for place in shown]
     epochs = [epoch for epoch, _ in states]
     table = np.asarray([sigma for _, sigma in states], dtype=float)
     if table.shape[1] > MANY_COMPONENTS:

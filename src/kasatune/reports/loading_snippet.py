@@ -1,4 +1,4 @@
-"""The code in adapter/README.md that loads the adapter with transformers and PEFT alone."""
+"""Python code for adapter/README.md that loads the adapter with transformers and PEFT, without kasatune."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from kasatune.reports.snippet_code import base_expression, head_lines, literal, 
 
 
 def label_names(run: RunRecord) -> list[str]:
-    """The labels in the order of the logits; their numbers as text where metrics.json does not name them.
+    """The labels in the order of the logits; "0", "1", ... if metrics.json does not name them.
 
     Raises:
-        AdapterError: metrics.json does not name them and the adapter holds no head to count them by.
+        AdapterError: metrics.json does not name them, and the adapter has no head from which to count them.
     """
-    named = run.metrics.get("label_names")
-    if named:
-        return [str(name) for name in named]
+    names = run.metrics.get("label_names")
+    if names:
+        return [str(name) for name in names]
     return [str(number) for number in range(_head_rows(run.run_dir / ADAPTER / "adapter_model.safetensors"))]
 
 
 def loading_snippet(run: RunRecord) -> str:
-    """Python that loads base and adapter and answers to one text; runs as it stands, kasatune not installed.
+    """A complete Python program that loads base and adapter and predicts for one text, without kasatune.
 
     Raises:
-        AdapterError: the number of labels cannot be known.
+        AdapterError: the number of labels is unknown.
     """
     if run.task_kind == "generation":
         return text_snippet(run)
@@ -72,9 +72,9 @@ def loading_snippet(run: RunRecord) -> str:
 
 
 def example_texts(run: RunRecord) -> tuple[str, ...]:
-    """A text, or two where the task is about pairs."""
+    """A text to show in examples, or two for tasks on pairs of texts."""
     if run.task_kind == "generation":
-        return ("A text to go on from.",)
+        return ("Once upon a time",)
     return ("The first text.", "The second text.") if run.metrics.get("text_fields") == 2 else ("A text to score.",)
 
 
@@ -83,13 +83,13 @@ def _max_length(run: RunRecord) -> int:
 
 
 def _head_rows(path: Path) -> int:
-    """Rows of the head's weight, from the header of a safetensors file: the head is the last saved non-LoRA matrix."""
+    """Number of rows of the head's weight: the saved matrix of the classifier that is not part of LoRA."""
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))
     except (OSError, struct.error, json.JSONDecodeError) as error:
-        raise AdapterError(f"{path}: the adapter cannot be read ({error}); run the training again") from None
+        raise AdapterError(f"{path}: the adapter cannot be read ({error}); train again") from None
     shapes = {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
     heads = {
         name: shape
@@ -99,5 +99,5 @@ def _head_rows(path: Path) -> int:
         and "lora_" not in name
     }
     if not heads:
-        raise AdapterError(f"{path}: holds no head, so that the number of labels is not known; run the training again")
+        raise AdapterError(f"{path}: contains no classification head, so the number of labels is unknown; train again")
     return min(shape[0] for shape in heads.values())

@@ -1,4 +1,4 @@
-"""The code in adapter/README.md that has a language model with the adapter write text, without kasatune."""
+"""Python code for adapter/README.md that generates text with a causal language model and the adapter."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 from kasatune.reports.run_record import RunRecord
 from kasatune.reports.snippet_code import base_expression, head_lines, literal, source_options
 
-_LONGEST = 300  # characters of a prompt that is shown
+_LONGEST = 300  # characters of the example prompt
 
 
 def text_snippet(run: RunRecord) -> str:
-    """Python that loads base and adapter and writes on from one prompt; runs as it stands, kasatune not installed."""
+    """A complete Python program that loads base and adapter and continues one prompt, without kasatune."""
     model = run.recipe.get("model", {})
     decoding: dict[str, Any] = dict(run.recipe.get("generation") or {})
     limit = decoding.pop("no_repeat_ngram_size", 0)
     source = source_options(model)
     options = [*source, f'dtype="{model.get("dtype", "float32")}"']
     note = (
-        f"# An n-gram of {limit} tokens was written once, whatever the prompt held; no_repeat_ngram_size of\n"
-        "# transformers counts the prompt too, and is left out here."
+        f"# The scored texts do not repeat an n-gram of {limit} tokens. no_repeat_ngram_size is not set here, because\n"
+        "# transformers also counts the n-grams of the prompt."
     )
     return "\n".join(
         [
@@ -35,18 +35,18 @@ def text_snippet(run: RunRecord) -> str:
             'inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)',
             *([note] if limit else []),
             "with torch.no_grad():",
-            "    written = model.generate(",
+            "    output = model.generate(",
             "        **inputs,",
             "        do_sample=False,",
             *(f"        {name}={value}," for name, value in decoding.items()),
             "        pad_token_id=tokenizer.eos_token_id,",
             "    )",
-            'answer = written[0, inputs["input_ids"].shape[1] :]',
+            'answer = output[0, inputs["input_ids"].shape[1] :]',
             "print(tokenizer.decode(answer, skip_special_tokens=True).strip())",
         ]
     )
 
 
 def example_prompt(inputs: Sequence[str]) -> str:
-    """The first prompt that is short enough to be shown."""
+    """The first prompt that is short enough for an example."""
     return next((str(prompt) for prompt in inputs if len(str(prompt)) <= _LONGEST), "Once upon a time")

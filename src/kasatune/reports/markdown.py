@@ -1,4 +1,4 @@
-"""Markdown that says what it was given, whatever marks are in it."""
+"""Markdown from values: escaped text, code spans, code blocks and tables."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ _MARKS = re.compile(r"([\\`*_{}\[\]<>|#~&])")
 
 
 def text(value: object) -> str:
-    """`value` as running text: marks escaped, on one line."""
+    """`value` as text on one line, with Markdown characters escaped."""
     return _MARKS.sub(r"\\\1", " ".join(str(value).split()))
 
 
 def code(value: object) -> str:
-    """`value` as a code span on one line, fenced by more backticks than it holds in a row."""
+    """`value` as a code span on one line, with a fence longer than any run of backticks inside."""
     plain = " ".join(str(value).split())
     longest = max((len(run) for run in re.findall(r"`+", plain)), default=0)
     fence = "`" * (longest + 1)
@@ -23,13 +23,13 @@ def code(value: object) -> str:
 
 
 def block(content: str, language: str = "") -> str:
-    """`content` as a code block, fenced by more backticks than it holds in a row."""
+    """`content` as a code block, with a fence longer than any run of backticks inside."""
     longest = max((len(run) for run in re.findall(r"`+", content)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{content.rstrip()}\n{fence}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: int = 0) -> str:
-    """A table of cells that are Markdown already; the last `numbers` columns are aligned to the right."""
+    """A table of Markdown cells; the last `numbers` columns are aligned to the right."""
     rule = ["---"] * (len(head) - numbers) + ["---:"] * numbers
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))

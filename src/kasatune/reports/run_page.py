@@ -1,4 +1,4 @@
-"""report.html: one self-contained page about a run, readable without scripts, a network or kasatune."""
+"""The HTML report of a run: one self-contained page without scripts or network access."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kasatune.reports.score_intervals import accuracy_interval, against_baseline
 from kasatune.reports.svg_charts import swatch
 from kasatune.reports.training_curves import loss_chart, penalty_chart, score_chart
 
-SHOWN_LAYERS = 12  # the rest of a large model opens on demand
+SHOWN_LAYERS = 12  # further layers are in a collapsed section
 SHOWN_TEXTS = 8
 
 
@@ -32,7 +32,7 @@ def write_report(run_dir: Path) -> None:
 
 
 def render(run: RunRecord) -> str:
-    """The page as HTML; everything that comes from the run is escaped."""
+    """The report as HTML; every value from the run is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("kasatune.reports", ""),
         autoescape=True,
@@ -57,6 +57,7 @@ def render(run: RunRecord) -> str:
     return environment.get_template("page.html").render(
         run=run,
         style=Markup(style),
+        result=result_sentence(run),
         seed=run.recipe.get("training", {}).get("seed"),
         interval=accuracy_interval(run),
         against=against_baseline(run),
@@ -68,48 +69,64 @@ def render(run: RunRecord) -> str:
         hidden=all_layers[SHOWN_LAYERS:],
         facts=facts(run),
         origin=origin(run),
-        texts=written(run)[:SHOWN_TEXTS],
+        texts=generated_texts(run)[:SHOWN_TEXTS],
         decoding=decoding(run),
     )
 
 
+def result_sentence(run: RunRecord) -> str:
+    """The main score, and whether it differs significantly from the fitted head's; "" for a run without scores."""
+    if run.primary is None:
+        return ""
+    value = formatting.score(run.scores[run.primary])
+    result = f"{run.method_title}: {formatting.metric_title(run.primary)} {value} on {run.split}"
+    against = against_baseline(run)
+    if against is None or against.low == against.high:
+        return f"{result}."
+    if against.low > 0:
+        verdict = "significantly better than"
+    else:
+        verdict = "significantly worse than" if against.high < 0 else "not significantly different from"
+    return f"{result}, {verdict} a head fitted on the frozen model."
+
+
 def breakable(name: str) -> Markup:
-    """A dotted name that may break after its dots."""
+    """A dotted name that may break after each dot."""
     return Markup(".<wbr>").join(name.split("."))
 
 
 def score_rows(run: RunRecord) -> list[tuple[str, float, float | None]]:
-    """(name, selected state, last state) of every score; the primary score first."""
+    """(name, value of the selected state, value of the last state) of every score; the primary score first."""
     last = (run.metrics.get("last") or {}).get("metrics") or {}
     return [(name, run.scores[name], last.get(name)) for name in run.score_names]
 
 
-def written(run: RunRecord) -> list[tuple[str, str, list[str]]]:
-    """(prompt, what the model wrote, references) of the scored split; empty where no text is written."""
-    kept = run.predictions
-    if not kept.get("inputs"):
+def generated_texts(run: RunRecord) -> list[tuple[str, str, list[str]]]:
+    """(prompt, generated text, references) of each scored row; empty for tasks without text generation."""
+    predictions = run.predictions
+    if not predictions.get("inputs"):
         return []
-    return list(zip(kept["inputs"], kept["predictions"], kept["labels"], strict=True))
+    return list(zip(predictions["inputs"], predictions["predictions"], predictions["labels"], strict=True))
 
 
 def decoding(run: RunRecord) -> str:
-    """How text was written, in words; "" where none is."""
+    """The decoding settings as text; "" for tasks without text generation."""
     settings = run.metrics.get("generation") or {}
     unused = settings.get("model_settings_not_used") or {}
     shown = {name: value for name, value in settings.items() if name != "model_settings_not_used"}
     plain, rest = (
         ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in group.items()) for group in (shown, unused)
     )
-    return f"{plain}; not used of the model's own settings: {rest}" if rest else plain
+    return f"{plain}; settings of the model that are not used: {rest}" if rest else plain
 
 
 def facts(run: RunRecord) -> list[tuple[str, str]]:
-    """What the run cost, in words: (name, value)."""
+    """(name, value) of every cost of the run, formatted."""
     metrics = run.metrics
     trainable, head = metrics.get("trainable_parameters"), metrics.get("head_parameters")
     lines = [("trainable parameters", formatting.count(trainable))]
     if head is not None:
-        lines.append(("parameters of the newly made head", formatting.count(head)))
+        lines.append(("parameters of the new head", formatting.count(head)))
     lines += [
         (f"time, {name.replace('_', ' ')}", formatting.duration(value))
         for name, value in (metrics.get("seconds") or {}).items()
@@ -119,7 +136,7 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
 
 
 def origin(run: RunRecord) -> list[tuple[str, str]]:
-    """What the numbers were made from, in words: (name, value); nothing of a run that did not record it."""
+    """(name, value) of the run's provenance, formatted; only what metrics.json records."""
     metrics = run.metrics
     model, machine = metrics.get("model") or {}, metrics.get("machine") or {}
     lines = [
@@ -137,19 +154,19 @@ def origin(run: RunRecord) -> list[tuple[str, str]]:
 
 
 def _epoch_table(run: RunRecord) -> dict[str, Any] | None:
-    """The numbers behind the score chart, one row an evaluation."""
+    """The scores of every evaluation, one row each; None without evaluations."""
     events = run.events("evaluate")
     if not events:
         return None
     names = list(dict.fromkeys(name for event in events for name in event["metrics"]))
-    chosen = run.metrics.get("selected") or {}
+    selected = run.metrics.get("selected") or {}
     rows = [
         {
             "epoch": event["epoch"],
             "step": event["step"],
             "split": event.get("split"),
             "values": [event["metrics"].get(name) for name in names],
-            "selected": event["step"] == chosen.get("step"),
+            "selected": event["step"] == selected.get("step"),
         }
         for event in events
     ]

@@ -1,4 +1,4 @@
-"""The files of a run directory that reports are made from, read once."""
+"""Read the files of a run directory for its reports and model cards."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from kasatune.runs.metrics import read_metrics
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run directory says about its run.
+    """The content of a run directory.
 
     Attributes:
         run_dir: the run directory.
-        recipe: recipe.yaml, every default filled in.
-        recipe_text: recipe.yaml as it is written.
+        recipe: recipe.yaml, with all defaults filled in.
+        recipe_text: recipe.yaml as text.
         metrics: metrics.json.
-        history: the events of history.jsonl in order; empty where the method has no training steps.
+        history: the events of history.jsonl in order; empty for methods without training steps.
         spectrum: the layers of spectrum.json; empty for methods other than KaSA.
-        predictions: predictions.json: the labels and predictions of the scored split; empty where it is missing.
-        baseline: the run of the fitted head that lies in head/ of the run directory; None where there is none.
+        predictions: predictions.json, the labels and predictions of the scored split; empty if the file is missing.
+        baseline: the run of the fitted head in the subdirectory head/; None if there is none.
     """
 
     run_dir: Path
@@ -45,17 +45,17 @@ class RunRecord:
 
     @property
     def output(self) -> Path:
-        """Where the run directory belongs: the recipe's output, which may still be under a temporary name."""
+        """The final path of the run directory, from the recipe; `run_dir` may be a temporary name while training."""
         return Path(self.recipe.get("output") or self.run_dir)
 
     @property
     def model_name(self) -> str:
-        """The base model's name as the recipe gives it."""
+        """The name of the base model in the recipe."""
         return str(self.recipe.get("model", {}).get("name", "unknown model"))
 
     @property
     def task_name(self) -> str:
-        """The name of the task, as in recipes."""
+        """The name of the task in recipes."""
         return str(self.metrics.get("task") or self.recipe.get("task", {}).get("name", "unknown task"))
 
     @property
@@ -66,37 +66,37 @@ class RunRecord:
 
     @property
     def task_title(self) -> str:
-        """What the task is, in a few words; its name where the table of tasks does not hold it."""
+        """A short description of the task; its name for tasks that kasatune does not know."""
         info = TASKS.get(self.task_name)
         return info.title if info else self.task_name
 
     @property
     def method_name(self) -> str:
-        """The name of the method, as in recipes."""
+        """The name of the method in recipes."""
         return str(self.recipe.get("method", {}).get("name", "unknown method"))
 
     @property
     def method_title(self) -> str:
-        """The method's name in the field."""
+        """The title of the method, such as "KaSA" for "kasa"."""
         info = METHODS.get(self.method_name)
         return info.shown_title if info else self.method_name
 
     @property
     def adapter_note(self) -> str:
-        """How `adapter/` holds the result as a plain LoRA; empty if it does not."""
+        """How `adapter/` represents the result as a plain LoRA; "" for methods without this export."""
         info = METHODS.get(self.method_name)
         return info.adapter_note if info else ""
 
     @property
     def scores(self) -> Mapping[str, float]:
-        """The scores of the selected state, reloaded from the saved files."""
+        """The scores of the selected state, measured after loading the saved files."""
         return self.metrics.get("metrics") or {}
 
     @property
     def primary(self) -> str | None:
-        """The score that is shown first: the one that selects the best epoch, of written text the paper's.
+        """The name of the main score: the task's headline score, else the first one; None without scores.
 
-        The first score where the task does not say.
+        The headline score is the one that selects the best epoch; for text generation, the one that the paper reports.
         """
         info = TASKS.get(self.task_name)
         if info and info.headline in self.scores:
@@ -105,34 +105,34 @@ class RunRecord:
 
     @property
     def split(self) -> str:
-        """The split that the scores were measured on."""
+        """The name of the scored split."""
         return str(self.metrics.get("split", "validation"))
 
     @property
     def selection(self) -> str:
-        """Which state was kept and scored, in words; "" where metrics.json does not say."""
-        chosen = self.metrics.get("selected") or {}
-        rule, epoch = str(chosen.get("rule", "")), chosen.get("epoch")
+        """How the scored state was selected, as text; "" if metrics.json does not record it."""
+        selected = self.metrics.get("selected") or {}
+        rule, epoch = str(selected.get("rule", "")), selected.get("epoch")
         if rule == "best":
             info = TASKS.get(self.task_name)
             score = info.primary if info else self.primary or "score"
             return f"best {metric_title(score)} on {self.split}, epoch {epoch:g}"
         if rule == "last":
             return f"last state, epoch {epoch:g}"
-        return "fitted in one go" if rule == "fitted" else rule
+        return "fitted in closed form" if rule == "fitted" else rule
 
     @property
-    def flattered(self) -> bool:
-        """Whether the scored rows also chose the state."""
+    def selected_on_scored_rows(self) -> bool:
+        """Whether the state was selected on the rows that are scored, which biases its scores upwards."""
         return (self.metrics.get("selected") or {}).get("rule") == "best"
 
     @property
     def correct(self) -> list[bool] | None:
-        """Which rows of the split were answered rightly; None where that is not known or not the score."""
-        labels, given = self.predictions.get("labels"), self.predictions.get("predictions")
-        if not labels or not given or len(labels) != len(given) or self.task_kind != "classification":
+        """Whether each row was classified correctly; None if this is unknown or the task is not a classification."""
+        labels, predicted = self.predictions.get("labels"), self.predictions.get("predictions")
+        if not labels or not predicted or len(labels) != len(predicted) or self.task_kind != "classification":
             return None
-        return [label == answer for label, answer in zip(labels, given, strict=True)]
+        return [label == prediction for label, prediction in zip(labels, predicted, strict=True)]
 
     @property
     def score_names(self) -> list[str]:
@@ -145,10 +145,10 @@ class RunRecord:
 
 
 def read_run(run_dir: Path) -> RunRecord:
-    """Read recipe.yaml and metrics.json, and what else there is of history.jsonl, spectrum.json and predictions.json.
+    """Read recipe.yaml and metrics.json, and history.jsonl, spectrum.json and predictions.json if they exist.
 
     Raises:
-        InputError: the directory is not a finished run, or one of its files is not what it should be.
+        InputError: the directory is not a finished run, or one of its files is damaged.
     """
     run_dir = Path(run_dir)
     recipe_text = _read(run_dir / RECIPE, required=True)

@@ -1,4 +1,4 @@
-"""How sure the main score of a run is, from the rows that it was measured on."""
+"""Bootstrap intervals of a run's main score and of its difference to the fitted head."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from kasatune.reports.run_record import RunRecord
 
 
 def accuracy_interval(run: RunRecord) -> Interval | None:
-    """The accuracy with its 95 % bootstrap interval over the rows; None where accuracy is not the main score."""
+    """The accuracy with its 95 % bootstrap interval over the rows; None if accuracy is not the main score."""
     correct = run.correct
     return bootstrap_interval(correct) if correct and run.primary == "accuracy" else None
 
 
 def against_baseline(run: RunRecord) -> Interval | None:
-    """Main score minus that of the fitted head on the same rows; None where no fitted head was measured.
+    """Main score minus that of the fitted head on the same rows; None without a fitted head.
 
-    The interval is the 95 % paired bootstrap over the rows for accuracy, and the bare difference for other scores.
+    For accuracy, the interval is the 95 % paired bootstrap over the rows; for other scores, low and high equal the
+    difference.
     """
     base = run.baseline
     if base is None or run.primary is None or base.scores.get(run.primary) is None:

@@ -1,4 +1,4 @@
-"""Tables as cells of text, for the terminal and for Markdown, from plain data."""
+"""Tables of scores and costs of runs, as text cells for the terminal and for Markdown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kasatune.reports import formatting, markdown
 
 
 class Cells(NamedTuple):
-    """A table as text: names of the columns, then rows as long as `head`."""
+    """A table as text: column names, and rows of as many cells."""
 
     head: list[str]
     rows: list[list[str]]
@@ -19,14 +19,14 @@ class Cells(NamedTuple):
 
 @dataclass(frozen=True)
 class Compared:
-    """One line of a comparison: a method and what its runs scored.
+    """One row of a table of methods: the scores and costs of a method's runs.
 
     Attributes:
-        method: the method's name in the field.
-        scores: values of each score, one a run, in the same order of runs for every score.
-        trainable_parameters: how many parameters a run trains.
-        seconds: mean time of a run.
-        peak_memory_bytes: largest peak memory of a run.
+        method: title of the method.
+        scores: the values of each score, one per run, in the order of the runs.
+        trainable_parameters: number of trained parameters.
+        seconds: mean duration of a run.
+        peak_memory_bytes: largest peak memory of any run.
     """
 
     method: str
@@ -37,15 +37,15 @@ class Compared:
 
     @property
     def runs(self) -> int:
-        """How many runs the line stands for."""
+        """Number of runs."""
         return max((len(values) for values in self.scores.values()), default=0)
 
 
 def gather(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Compared]:
-    """One line a method, in the order in which the methods first appear.
+    """One entry per method, in the order in which the methods first appear.
 
     Args:
-        runs: (method's name in the field, metrics.json) of every run.
+        runs: (title of the method, content of metrics.json) of every run.
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for method, metrics in runs:
@@ -68,7 +68,7 @@ def gather(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Compared]:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean, and with several values plus or minus the sample standard deviation; "-" for none."""
+    """Mean, with the sample standard deviation if there are several values; "-" for none."""
     if not values:
         return formatting.ABSENT
     if len(values) == 1:
@@ -77,7 +77,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def scores(metrics: Mapping[str, Any]) -> Cells:
-    """The scores of one metrics.json, those of the last epoch beside those of the selected state."""
+    """The scores of one run: the selected state and, if recorded, the last epoch."""
     last = (metrics.get("last") or {}).get("metrics") or {}
     head = [f"{metrics['task']}, {metrics['split']}", "selected", *(["last epoch"] if last else [])]
     rows = [
@@ -88,7 +88,7 @@ def scores(metrics: Mapping[str, Any]) -> Cells:
 
 
 def comparison(lines: Sequence[Compared]) -> Cells:
-    """Methods side by side: scores over the runs, and what a run costs."""
+    """One row per method: scores over the runs, and costs of a run."""
     names = list(dict.fromkeys(name for line in lines for name in line.scores))
     titles = [formatting.metric_title(name) for name in names]
     rows = [
@@ -106,6 +106,6 @@ def comparison(lines: Sequence[Compared]) -> Cells:
 
 
 def as_markdown(cells: Cells) -> str:
-    """A table whose first column holds names and whose other columns hold numbers, as Markdown."""
+    """The table as Markdown, with names in the first column and numbers in the others."""
     head, *rows = [[markdown.text(cell) for cell in row] for row in (cells.head, *cells.rows)]
     return markdown.table(head, rows, numbers=len(head) - 1)

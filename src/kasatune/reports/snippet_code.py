@@ -1,4 +1,4 @@
-"""Pieces of the Python code that model cards show."""
+"""Python code fragments for the examples in model cards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PACKAGE = "package:"
 
 
 def head_lines(run: RunRecord, family: str) -> list[str]:
-    """The imports, with transformers' class `family`, and the search for the adapter's folder."""
+    """The imports, with the auto class `family` of transformers, and the search for the adapter's folder."""
     places = [str(run.output / ADAPTER), ADAPTER, "."]
     return [
         *(["from importlib.util import find_spec"] if is_package(run.recipe.get("model", {})) else []),
@@ -26,26 +26,26 @@ def head_lines(run: RunRecord, family: str) -> list[str]:
         "from peft import PeftModel",
         f"from transformers import {family}, AutoTokenizer",
         "",
-        f"places = {literal(places)}  # where this folder may be",
+        f"places = {literal(places)}  # possible locations of this folder",
         'adapter = next(place for place in places if Path(place, "adapter_config.json").is_file())',
     ]
 
 
 def literal(value: str | list[str]) -> str:
-    """Python for a string or a list of strings, in double quotes: JSON's form of them is Python's too."""
+    """A Python literal in double quotes; for strings and lists of strings, JSON and Python agree."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def is_package(model: Mapping[str, Any]) -> bool:
-    """Whether an installed package brings the base."""
+    """Whether the base model is part of an installed Python package."""
     return str(model.get("name", "")).startswith(_PACKAGE)
 
 
 def base_expression(model: Mapping[str, Any]) -> str:
-    """Python for the name of the base.
+    """A Python expression for the name or path of the base model.
 
     Raises:
-        AdapterError: the package that brings it is not installed, or brings no model.
+        AdapterError: the package with the base model is not installed, or contains no model.
     """
     name = str(model.get("name"))
     if not is_package(model):
@@ -56,10 +56,10 @@ def base_expression(model: Mapping[str, Any]) -> str:
 
 
 def _model_folder(package: str) -> tuple[str, ...]:
-    """Where in the package the model lies: the folder of the config.json that names a model type.
+    """The folder of the model inside the package: the first with a config.json that has a model type.
 
     Raises:
-        AdapterError: the package is not installed, or brings no model.
+        AdapterError: the package is not installed, or contains no model.
     """
     spec = find_spec(package)
     if spec is None or spec.origin is None:
@@ -67,14 +67,14 @@ def _model_folder(package: str) -> tuple[str, ...]:
             f"the base model {_PACKAGE}{package} is not installed; install it, then write the card again"
         )
     root = Path(spec.origin).parent
-    for path in sorted(root.rglob("config.json"), key=lambda found: (len(found.parts), found)):
+    for path in sorted(root.rglob("config.json"), key=lambda path: (len(path.parts), path)):
         if "model_type" in json.loads(path.read_text(encoding="utf-8")):
             return path.parent.relative_to(root).parts
-    raise AdapterError(f"the package {package} holds no config.json of a model; name another base model")
+    raise AdapterError(f"the package {package} contains no config.json of a model; name another base model")
 
 
 def source_options(model: Mapping[str, Any]) -> list[str]:
-    """Where the base is taken from, as arguments of from_pretrained."""
+    """The arguments of from_pretrained that select the revision and remote code of the base model."""
     options = []
     if model.get("revision"):
         options.append(f"revision={literal(model['revision'])}")

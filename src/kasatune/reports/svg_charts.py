@@ -1,6 +1,6 @@
-"""Line charts as inline SVG: no scripts, no fonts, colours from the page's style sheet, so that they follow its theme.
+"""Line charts as inline SVG, without scripts or fonts; colours come from the page's style sheet and follow its theme.
 
-A page holds hundreds of them for a large model: they are drawn in microseconds and take a few kilobytes each.
+A report of a large model has hundreds of charts, so each takes microseconds to draw and a few kilobytes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from kasatune.reports.chart_axis import Scale
 from kasatune.reports.formatting import compact
 
-MAX_POINTS = 300  # of one line: more than a chart of this width can show
+MAX_POINTS = 300  # per line; more cannot be told apart at this width
 
 
 @dataclass(frozen=True)
@@ -64,18 +64,18 @@ class Region:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart and the words that stand beside it.
+    """A chart with its title, description, legend and note.
 
     Attributes:
         title: heading.
-        description: what it shows, in a sentence or two with numbers, for readers who cannot see it.
+        description: one or two sentences with numbers, for screen readers.
         x_label: name of the horizontal axis.
         log_x, log_y: logarithmic axes; values that are not positive are left out.
-        reverse_x: largest position at the left.
-        from_zero: the vertical axis holds zero.
-        whole_x: the horizontal axis counts: ticks only at integers.
+        reverse_x: whether the largest value is at the left.
+        from_zero: whether the vertical axis includes zero.
+        whole_x: whether ticks of the horizontal axis are integers only.
         y_bounds: smallest and largest possible value, beyond which the vertical axis does not extend.
-        note: a remark below the chart.
+        note: text below the chart.
         width, height: in CSS pixels before scaling.
     """
 
@@ -98,7 +98,7 @@ class Chart:
 
     @property
     def legend_entries(self) -> list[tuple[str, str]]:
-        """(style class, label) of everything that the legend names."""
+        """(style class, label) of every entry of the legend."""
         if not self.legend:
             return []
         named = [(line.style, line.label) for line in self.lines]
@@ -113,7 +113,7 @@ class Chart:
 
 
 def thin(x: Sequence[float], y: Sequence[float], limit: int = MAX_POINTS) -> tuple[list[float], list[float]]:
-    """At most `limit` points: each is the mean of a run of neighbours, not-a-number left out of the mean."""
+    """At most `limit` points, each the mean of neighbouring points; NaN is left out of the mean."""
     size = math.ceil(len(x) / limit)
     if size <= 1:
         return list(x), list(y)
@@ -150,11 +150,11 @@ def _draw(chart: Chart) -> Markup:
             )
     parts += _axes(chart, x_scale, y_scale, left=left, right=chart.width - right, floor=floor)
     for band in chart.bands:
-        there = _points(band.x, band.high, x_scale, y_scale)
-        back = _points(band.x, band.low, x_scale, y_scale)
-        if there and back:
+        upper = _points(band.x, band.high, x_scale, y_scale)
+        lower = _points(band.x, band.low, x_scale, y_scale)
+        if upper and lower:
             outline = " ".join(
-                f"{x:.1f},{y:.1f}" for x, y in [p for p in there if p] + [p for p in reversed(back) if p]
+                f"{x:.1f},{y:.1f}" for x, y in [p for p in upper if p] + [p for p in reversed(lower) if p]
             )
             parts.append(Markup('<polygon class="band" points="{}"/>').format(outline))
     for line in chart.lines:
@@ -225,7 +225,7 @@ def _line(line: Line, x_scale: Scale, y_scale: Scale) -> list[Markup]:
 
 
 def swatch(style: str) -> Markup:
-    """The sample of a line, band or region that a legend shows before its name."""
+    """The sample of a line, band or region in a legend."""
     if style in ("band", "region"):
         return Markup(
             '<svg class="swatch" viewBox="0 0 22 10" aria-hidden="true"><rect class="{}" width="22" height="10"/></svg>'

@@ -1,4 +1,4 @@
-"""The curves of a run over its steps and epochs."""
+"""Training curves of a run: loss, scores and penalty terms over steps and epochs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from kasatune.reports import formatting
 from kasatune.reports.run_record import RunRecord
 from kasatune.reports.svg_charts import Chart, Line, thin
 
-_OWN_SCALE = ("loss", "perplexity", "mse", "nist", "cider")  # not between 0 and 1 or -1 and 1
-MANY_DOTS = 30  # evaluations beyond which single points are no longer marked
+_UNBOUNDED = ("loss", "perplexity", "mse", "nist", "cider")  # not in [-1, 1], so they need a different axis
+MANY_DOTS = 30  # up to this many evaluations each point is marked
 
 
 def _numbers(events: Sequence[Mapping[str, Any]], key: str) -> list[float]:
@@ -19,7 +19,7 @@ def _numbers(events: Sequence[Mapping[str, Any]], key: str) -> list[float]:
 
 
 def loss_chart(run: RunRecord) -> Chart | None:
-    """The task's loss over the optimizer steps, in training and where it was evaluated; None without training steps."""
+    """The task loss over the optimizer steps, in training and in evaluations; None without training steps."""
     events = run.events("train")
     if not events:
         return None
@@ -35,14 +35,15 @@ def loss_chart(run: RunRecord) -> Chart | None:
         if points:
             at, values = zip(*points, strict=True)
             lines.append(Line(split, at, values, f"s{min(place, 2) + 2}", dots=len(at) <= MANY_DOTS))
-    averaged = f"Each point of the training line is the mean of {math.ceil(len(steps) / len(x))} entries. "
+    averaged = f"Each point of the training line is the mean of {math.ceil(len(steps) / len(x))} values. "
     return Chart(
-        title="Loss of the task",
+        title="Task loss",
         description=f"Training: {finite[0]:.4g} at the start, {finite[-1]:.4g} at the end, lowest {min(finite):.4g}.",
         lines=lines,
         x_label="optimizer step",
         whole_x=True,
-        note=(averaged if len(x) < len(steps) else "") + "Penalty terms are not in it.",
+        y_bounds=(0.0, math.inf),
+        note=(averaged if len(x) < len(steps) else "") + "Without the penalty terms.",
     )
 
 
@@ -54,14 +55,14 @@ def _evaluations(run: RunRecord) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def score_chart(run: RunRecord) -> Chart | None:
-    """The scores between -1 and 1 over the epochs, on the split that the run reports; None where there are none."""
+    """The scores with values in [-1, 1] over the epochs, on the reported split; None without such scores."""
     groups = _evaluations(run)
     if not groups:
         return None
     reported = str(run.metrics.get("split"))
     split = reported if reported in groups else next(iter(groups))
     events = groups[split]
-    names = [name for name in run.score_names if name in events[0]["metrics"] and name not in _OWN_SCALE]
+    names = [name for name in run.score_names if name in events[0]["metrics"] and name not in _UNBOUNDED]
     if not names:
         return None
     lines = [
@@ -89,7 +90,7 @@ def score_chart(run: RunRecord) -> Chart | None:
 
 
 def penalty_chart(run: RunRecord) -> Chart | None:
-    """The terms beta sum(sigma^2) and gamma L3 over the steps; None for methods without a penalty."""
+    """The penalty terms beta sum(sigma^2) and gamma L3 over the steps; None for methods without a penalty."""
     events = [event for event in run.events("train") if event.get("penalty_sigma") is not None]
     if not events:
         return None
@@ -113,8 +114,9 @@ def penalty_chart(run: RunRecord) -> Chart | None:
         whole_x=True,
         log_y=apart,
         from_zero=not apart,
+        y_bounds=(0.0, math.inf),
         note=(
-            f"As they enter the objective: \u03b2 = {method.get('beta')}, \u03b3 = {method.get('gamma')}, "
+            f"Values as added to the loss: \u03b2 = {method.get('beta')}, \u03b3 = {method.get('gamma')}, "
             f"convention {method.get('convention')}."
         ),
     )
