@@ -67,7 +67,7 @@ def test_there_and_back_again(trained, tmp_path, to):
     record = json.loads((tmp_path / "there" / "certificate.json").read_text())
     assert record["outputs"]["largest_difference"] <= record["outputs"]["limit"]
     if to == "lora":
-        with pytest.raises(InputError, match="a LoRA adapter cannot become"):
+        with pytest.raises(InputError, match="a LoRA adapter cannot be converted to"):
             export_adapter(tmp_path / "there", tmp_path / "back", to="kasa")
         return
     base = AutoModelForCausalLM.from_pretrained(folder)

@@ -101,7 +101,7 @@ def test_an_inspection_of_plain_lora_and_of_no_base_is_drawn_too(kasatune, train
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["export", "adapter", "--to", "onnx", "--out", "new"], "no adapter format"),
+        (["export", "adapter", "--to", "onnx", "--out", "new"], "not a known adapter format"),
         (["export", "adapter", "--to", "authors", "--out", "new"], "4 here, 0 there"),
         (["export", "adapter", "--to", "kasa", "--rank", "2", "--out", "new"], "requires to='lora'"),
         (["export", "adapter", "--out", "base"], "not empty"),
