@@ -1,4 +1,4 @@
-"""What takes minutes to show: runs killed, faults injected, processes, inputs; run by `make soak`."""
+"""Long-running tests, run by `make soak`: killed runs, injected faults, several processes, bad and random inputs."""
 
 from kasatune.io.library_noise import hush_imports
 

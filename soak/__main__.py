@@ -1,4 +1,4 @@
-"""Every part of the soak, one after the other, and docs/reliability.md.
+"""Run every part of the soak in turn, then write docs/reliability.md.
 
 python -m soak [--quick]
 """
@@ -14,7 +14,7 @@ PARTS = ("kills", "faults", "processes", "inputs", "fuzz")
 
 
 def main() -> int:
-    """Exit status 1 where a part found something lost or did not come to its end."""
+    """Return exit status 1 if a part lost a result or failed."""
     failed = []
     for part in PARTS:
         print(f"soak: {part}", flush=True)

@@ -1,4 +1,4 @@
-"""The commands that are killed, on toys: how each is begun and gone on with, and what two equal results share."""
+"""The commands that the soak kills, on toy models: how to start and resume each, and how to compare their results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kasatune.io.run_layout import CARD, REPORT
 from kasatune.recipes.schema import to_yaml
 
 TRAINED = ("kasa", "adalora", "dylora", "ist", "full")
-# Times, dates and what the process itself adds: equal runs differ in these and in nothing else.
+# Times, dates and other values of a single process: equal runs differ only in these.
 _OWN = {
     *("train_seconds", "evaluate_seconds", "finished", "peak_memory_bytes", "bytes", "done_now", "command"),
 }
@@ -24,14 +24,14 @@ _PAGES = (REPORT, CARD, "comparison.md", "comparison.tex")
 
 @dataclass(frozen=True)
 class Case:
-    """A command.
+    """A command and how to start, resume and compare it.
 
     Attributes:
-        name: on the page.
-        begin: its arguments, given where its result goes.
-        further: those that are added where a stopped one left something; None where it leaves a whole result or none.
-        result: what two equal results share, by name.
-        checkpoints: whether it is one run, whose checkpoints can be compared too.
+        name: its name on the page.
+        begin: makes its arguments from the path of its result.
+        further: arguments added to repeat it after a stop that left files; None if it leaves a complete result or none.
+        result: reads the parts of a result that are equal in equal results, by name.
+        checkpoints: whether it is a single run, whose checkpoints can be compared too.
     """
 
     name: str
@@ -42,22 +42,22 @@ class Case:
 
     @property
     def command(self) -> str:
-        """The command's name without what it is given."""
+        """The command's name without its arguments."""
         return self.name.replace(",", " ").split()[0]
 
     def again(self, out: Path) -> Sequence[str] | None:
-        """What is given after a stop; None where nothing is left to do."""
+        """Return the arguments after a stop; None if nothing is left to do."""
         if not out.exists():
             return self.begin(out)
         return None if self.further is None else [*self.begin(out), *self.further]
 
 
 def make_cases(folder: Path, run: Callable[[Sequence[str]], None]) -> list[Case]:
-    """Every command, on models and data that are written to `folder`.
+    """Make every command, with toy models and data in `folder`.
 
     Args:
-        folder: empty.
-        run: does a command to its end; for the adapter that is exported and merged.
+        folder: an empty directory.
+        run: runs a command to its end; it trains the adapter that is exported and merged.
     """
     bert = make_bert(folder / "bert")
     cases = []
@@ -83,35 +83,35 @@ def make_cases(folder: Path, run: Callable[[Sequence[str]], None]) -> list[Case]
 
 
 def files(folder: Path) -> dict[str, Any]:
-    """Every file below `folder` by name, as digest or, without what is of one process alone, as content."""
-    found: dict[str, Any] = {}
+    """Map each file below `folder` to its SHA-256 or, for text formats, its content without times and dates."""
+    contents: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if path.is_dir() or path.name in _PAGES:
             continue
         if path.suffix == ".json":
-            found[name] = _plain(json.loads(path.read_text(encoding="utf-8")))
+            contents[name] = _plain(json.loads(path.read_text(encoding="utf-8")))
         elif path.suffix == ".jsonl":
-            found[name] = [_plain(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+            contents[name] = [_plain(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
         elif path.suffix == ".csv":
-            found[name] = len(path.read_text(encoding="utf-8").splitlines())
+            contents[name] = len(path.read_text(encoding="utf-8").splitlines())
         elif path.suffix == ".yaml":
             lines = path.read_text(encoding="utf-8").splitlines()
-            found[name] = [line for line in lines if not line.startswith("output:")]
+            contents[name] = [line for line in lines if not line.startswith("output:")]
         else:
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
+            contents[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return contents
 
 
 def left_behind(out: Path) -> list[str]:
-    """What a kill left in or beside a result."""
+    """List the temporary files and locks in or beside a result."""
     beside = [path for path in out.parent.iterdir() if path.name.startswith(f".{out.name}")]
     within = [path for path in out.rglob("*") if "unfinished" in path.name or path.name == ".lock"]
     return sorted(str(path) for path in beside + within)
 
 
 def difference(one: Any, other: Any) -> str:
-    """Where two results differ first, as a path of keys."""
+    """Describe the first difference of two results, as a path of keys and the two values."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in sorted(one.keys() | other.keys()):
             if one.get(key) != other.get(key):

@@ -1,4 +1,4 @@
-"""A kasatune command in a process of its own that has everything imported already, so that it starts at once."""
+"""Start a kasatune command in a process forked from one that has imported the libraries, so that it starts at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from kasatune.adapter_tools import export as convert  # noqa: F401 - imported here once for all
+from kasatune.adapter_tools import export as convert  # noqa: F401 - imported once, before the forks
 from kasatune.adapters import gguf_export  # noqa: F401
 from kasatune.cli.main import run
 from kasatune.experiments.compare import compare  # noqa: F401
@@ -24,27 +24,34 @@ _CONTEXT.set_forkserver_preload([__name__])
 
 
 def start(
-    arguments: Sequence[str], log: Path, *, seals: Path | None = None, save_seconds: float = 600.0, **environment: str
+    arguments: Sequence[str],
+    log: Path,
+    *,
+    checksums: Path | None = None,
+    save_seconds: float = 600.0,
+    **environment: str,
 ) -> BaseProcess:
-    """Begin `kasatune ARGUMENTS`, output appended to `log`.
+    """Start `kasatune ARGUMENTS`; its output is appended to `log`.
 
     Args:
-        arguments: of the command line.
-        log: gets standard output and standard error.
-        seals: gets the checksums of every checkpoint, one file a step; None for nobody.
-        save_seconds: how long ago the last checkpoint may be.
-        environment: variables of the process.
+        arguments: the command line.
+        log: the file for standard output and standard error.
+        checksums: the directory for the checksums of every checkpoint, one file per step; None to write none.
+        save_seconds: the longest time between two checkpoints.
+        environment: environment variables of the process.
     """
-    process = _CONTEXT.Process(target=_run, args=(list(arguments), log, seals, save_seconds, environment), daemon=True)
+    process = _CONTEXT.Process(
+        target=_run, args=(list(arguments), log, checksums, save_seconds, environment), daemon=True
+    )
     process.start()
     return process
 
 
 def finish(process: BaseProcess, seconds: float = 3600.0) -> int:
-    """Wait for the end; its exit status, minus the number of the signal that ended it.
+    """Wait for the process and return its exit status, or the negative number of the signal that ended it.
 
     Raises:
-        TimeoutError: it does not end.
+        TimeoutError: the process does not end in time; it is killed.
     """
     process.join(seconds)
     if process.exitcode is None:
@@ -54,7 +61,9 @@ def finish(process: BaseProcess, seconds: float = 3600.0) -> int:
     return process.exitcode
 
 
-def _run(arguments: list[str], log: Path, seals: Path | None, save_seconds: float, environment: dict[str, str]) -> None:
+def _run(
+    arguments: list[str], log: Path, checksums: Path | None, save_seconds: float, environment: dict[str, str]
+) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for number in (1, 2):
         os.dup2(descriptor, number)
@@ -62,18 +71,18 @@ def _run(arguments: list[str], log: Path, seals: Path | None, save_seconds: floa
     os.environ.update(environment)
     sys.argv = ["kasatune", *arguments]
     callback.SAVE_SECONDS = save_seconds
-    if seals is not None:
-        callback.write_manifest = _recording(seals)
+    if checksums is not None:
+        callback.write_manifest = _recording(checksums)
     status = run(arguments)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
-def _recording(seals: Path) -> Any:
+def _recording(checksums: Path) -> Any:
     def recorded(checkpoint: Path, *rest: Any) -> None:
         write_manifest(checkpoint, *rest)
         files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
-        write_text(seals / f"{checkpoint.name}.json", json.dumps(files))  # a kill may come here too
+        write_text(checksums / f"{checkpoint.name}.json", json.dumps(files))  # atomic: a kill may come here too
 
     return recorded

@@ -1,4 +1,4 @@
-"""Faults of a disk: full, or read-only; both need file systems of their own, and with them the rights of root."""
+"""Disk faults: a full and a read-only file system; both are mounted, which needs root."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from soak.child import start
 
 _FULL = ("No space left", "disk is full", "File too large")
 _FILLED = ("train, kasa", "decompose", "export --to lora", "merge")
-_GOES_ON = ("train, kasa", "compare", "decompose")
+_RESUMED = ("train, kasa", "compare", "decompose")
 
 
 def disk_full(bench: Bench, number: int) -> Fault:
-    """A file system of a few kilobytes, at every stage of a command; then room, and the command again."""
+    """Run a command on a file system of a few kilobytes; then enlarge it and repeat the command."""
     fault = Fault("disk full", skipped=no_mount())
     for case in () if fault.skipped else [case for name, case in bench.cases.items() if name in _FILLED]:
         for _ in range(number):
             out = bench.new()
             log = out.with_suffix(".log")
             with _disk(out, f"size={bench.draw.randint(4, 120)}k"):
-                status = bench.do(case.begin(out / "run"), log)
+                status = bench.run(case.begin(out / "run"), log)
                 if status == 0:
                     continue
                 fault.injected += 1
-                fault.answered.add(status)
+                fault.exit_statuses.add(status)
                 text = log.read_text(encoding="utf-8")
                 if status != 1 or not any(word in text for word in _FULL) or "Traceback" in text:
                     fault.lost.append(f"{case.name}: exit status {status}: {text[-200:]!r}")
                 _remount(out, "size=64m")
-                bench.go_on(fault, case, out / "run")
+                bench.repeat(fault, case, out / "run")
     return fault
 
 
 def read_only(bench: Bench, number: int) -> Fault:
-    """A file system that is read-only before a command begins, or before one that was killed goes on."""
+    """Make the file system read-only before a command starts, or before a killed one resumes."""
     fault = Fault("read-only directory", skipped=no_mount())
     for name, case in {} if fault.skipped else bench.cases.items():
         for below in ("run",) if number == 1 else ("run", "deeper/run"):
             out = bench.new()
             with _disk(out, "size=64m"):
                 _refused(bench, fault, case, out, out / below)
-        if number > 1 and name in _GOES_ON:
+        if number > 1 and name in _RESUMED:
             out = bench.new()
             with _disk(out, "size=64m"):
                 process = start(case.begin(out / "run"), bench.folder / "log", save_seconds=0.0)
@@ -60,33 +60,33 @@ def read_only(bench: Bench, number: int) -> Fault:
 
 @cache
 def no_mount() -> str:
-    """Why no file system can be mounted here; empty where one can."""
+    """Return the reason why no file system can be mounted; empty if one can."""
     with tempfile.TemporaryDirectory(prefix="kasatune-soak-") as folder:
         try:
             with _disk(Path(folder) / "disk", "size=4k"):
                 return ""
         except (OSError, subprocess.CalledProcessError):
-            return "no file system can be mounted here; it takes the rights of root"
+            return "mounting a file system needs root"
 
 
 def _refused(bench: Bench, fault: Fault, case: Case, place: Path, out: Path) -> None:
-    """A command on a place that is read-only; then on the same place, once it can be written."""
+    """Run a command on a read-only path, which it must refuse; then make the path writable and repeat the command."""
     arguments = case.again(out)
     if arguments is None:
         return
     log = place.with_suffix(".log")
     _remount(place, "ro")
     before = _content(place)
-    status = bench.do(arguments, log)
+    status = bench.run(arguments, log)
     fault.injected += 1
-    fault.answered.add(status)
+    fault.exit_statuses.add(status)
     text = log.read_text(encoding="utf-8")
     if status != 2 or place.name not in text or "Traceback" in text:
         fault.lost.append(f"{case.name}: exit status {status}: {text[-200:]!r}")
     if _content(place) != before:
         fault.lost.append(f"{case.name}: something was written to {place}")
     _remount(place, "rw")
-    bench.go_on(fault, case, out)
+    bench.repeat(fault, case, out)
 
 
 def _content(place: Path) -> dict[Path, bytes]:
@@ -95,7 +95,7 @@ def _content(place: Path) -> dict[Path, bytes]:
 
 @contextmanager
 def _disk(place: Path, option: str) -> Iterator[None]:
-    """A file system in memory."""
+    """Mount a file system in memory on `place`."""
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", option, "tmpfs", str(place)], check=True, capture_output=True)
     try:

@@ -1,4 +1,4 @@
-"""Faults of disk, files and signals, put into real commands: what they say, and what is there afterwards.
+"""Inject faults of disk, files and signals into real commands; check their messages and the results afterwards.
 
 python -m soak.faults [--quick]
 """
@@ -24,7 +24,7 @@ from soak.record import write
 
 
 def damaged(bench: Bench, number: int) -> Fault:
-    """A bit turned over in a file of the latest checkpoint, or half of it cut away; each file in its turn."""
+    """Flip a bit of a file of the latest checkpoint or remove half of it, for each file in turn; then --resume."""
     fault = Fault("checkpoint damaged")
     first = bench.new()
     process = start(bench.train.begin(first), bench.folder / "log", save_seconds=0.0)
@@ -45,36 +45,36 @@ def damaged(bench: Bench, number: int) -> Fault:
             content[bench.draw.randrange(len(content))] ^= 1 << bench.draw.randrange(8)
         path.write_bytes(content)
         fault.injected += 1
-        status = bench.do([*bench.train.begin(out), "--resume"])
-        fault.answered.add(status)
+        status = bench.run([*bench.train.begin(out), "--resume"])
+        fault.exit_statuses.add(status)
         bench.compare(fault, bench.train, out, status)
     return fault
 
 
 def signals(bench: Bench, number: int) -> Fault:
-    """SIGINT or SIGTERM at a random moment, writing or not; then --resume."""
+    """Send SIGINT or SIGTERM at a random moment, also while files are written; then --resume."""
     fault = Fault("SIGINT, SIGTERM")
     for turn in range(3 * number):
         out = bench.new()
         log = out.with_suffix(".log")
         process = start(bench.train.begin(out), log)
         while not log.exists() and process.is_alive():
-            time.sleep(0.01)  # before it is kasatune's, Python answers the signal
+            time.sleep(0.01)  # until kasatune has started, Python itself handles the signal
         process.join(bench.draw.uniform(0.1, bench.seconds[bench.train.name]))
         if process.pid is not None and process.is_alive():
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGTERM if turn % 2 else signal.SIGINT)
                 fault.injected += 1
         status = finish(process)
-        fault.answered.add(status)
+        fault.exit_statuses.add(status)
         if status not in (0, 130, -signal.SIGTERM, -signal.SIGINT):
             fault.lost.append(f"exit status {status}")
-        bench.go_on(fault, bench.train, out)
+        bench.repeat(fault, bench.train, out)
     return fault
 
 
 def together(bench: Bench, number: int) -> Fault:
-    """A second process on the run directory of one that is at work."""
+    """Start a second process on the run directory of one that is running; it must be refused."""
     fault = Fault("two processes on one run directory")
     for turn in range(number):
         out = bench.new()
@@ -84,10 +84,10 @@ def together(bench: Bench, number: int) -> Fault:
         process.join(bench.draw.uniform(0.0, 0.3 * bench.seconds[bench.train.name]))
         another = [*bench.train.begin(out), "--overwrite" if turn % 2 else "--resume"]
         alive = process.is_alive()
-        status = bench.do(another)
+        status = bench.run(another)
         if alive and process.is_alive():
             fault.injected += 1
-            fault.answered.add(status)
+            fault.exit_statuses.add(status)
             if status != 2:
                 fault.lost.append(f"exit status {status} of the second")
         bench.compare(fault, bench.train, out, finish(process))
@@ -95,7 +95,7 @@ def together(bench: Bench, number: int) -> Fault:
 
 
 def lost_data(bench: Bench, number: int) -> Fault:
-    """The training file is gone, or another, when a killed run is gone on with."""
+    """Remove or change the training file before a killed run is resumed."""
     fault = Fault("data lost or changed before --resume")
     data = bench.folder / "data" / "train.csv"
     content = data.read_bytes()
@@ -110,33 +110,33 @@ def lost_data(bench: Bench, number: int) -> Fault:
             data.write_bytes(content + b"good good,label1\n")
         else:
             data.unlink()
-        status = bench.do([*bench.train.begin(out), "--resume"])
+        status = bench.run([*bench.train.begin(out), "--resume"])
         data.write_bytes(content)
         fault.injected += 1
-        fault.answered.add(status)
+        fault.exit_statuses.add(status)
         if status != 2:
             fault.lost.append(f"exit status {status}")
-        bench.go_on(fault, bench.train, out)
+        bench.repeat(fault, bench.train, out)
     return fault
 
 
 def diverging(bench: Bench, number: int) -> Fault:
-    """A learning rate that no training survives."""
+    """Train with a learning rate at which every run diverges."""
     fault = Fault("loss not finite")
     for turn in range(number):
         out = bench.new()
         log = out.with_suffix(".log")
         rate = ("1e38", "1e30", "1e25")[turn % 3]
-        status = bench.do(
+        status = bench.run(
             ["train", str(bench.folder / "full.yaml"), f"training.learning_rate={rate}", "--out", str(out)], log
         )
         fault.injected += 1
-        fault.answered.add(status)
+        fault.exit_statuses.add(status)
         text = log.read_text(encoding="utf-8")
         if status != 1 or "is not finite at step" not in text:
             fault.lost.append(f"exit status {status}: {text[-200:]!r}")
-        elif (out / METRICS).exists() and bench.do(["evaluate", str(out)], log):
-            fault.lost.append("what was kept cannot be used")
+        elif (out / METRICS).exists() and bench.run(["evaluate", str(out)], log):
+            fault.lost.append("the state that was kept cannot be evaluated")
     return fault
 
 
@@ -152,10 +152,10 @@ KINDS: tuple[Callable[[Bench, int], Fault], ...] = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Every kind of fault, and the record of all; exit status 1 where anything was lost."""
+    """Inject every kind of fault and write the record; return exit status 1 if anything was lost."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--number", type=int, default=6, help="of each kind, or a multiple of it")
-    parser.add_argument("--quick", action="store_true", help="one of each, and no record that is kept")
+    parser.add_argument("--number", type=int, default=6, help="injections of each kind, or a multiple of it")
+    parser.add_argument("--quick", action="store_true", help="one of each kind, without writing the record")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(argv)
     os.environ.setdefault("KASATUNE_CACHE", "off")
@@ -165,8 +165,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         faults = []
         for kind in KINDS:
             faults.append(fault := kind(bench, 1 if given.quick else given.number))
-            told = f"{fault.injected} injected, {fault.compared} compared, lost: {fault.lost or 'nothing'}"
-            print(f"{fault.name}: {fault.skipped or told}", flush=True)
+            summary = f"{fault.injected} injected, {fault.compared} compared, lost: {fault.lost or 'nothing'}"
+            print(f"{fault.name}: {fault.skipped or summary}", flush=True)
     lost = sum(len(fault.lost) for fault in faults)
     write(
         part="faults",
@@ -183,17 +183,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         ),
         columns=["fault", "injected", "exit statuses", "results compared", "lost"],
         rows=[
-            [f.name, f.skipped or f.injected, ", ".join(map(str, sorted(f.answered))), f.compared or "", len(f.lost)]
+            [
+                f.name,
+                f.skipped or f.injected,
+                ", ".join(map(str, sorted(f.exit_statuses))),
+                f.compared or "",
+                len(f.lost),
+            ]
             for f in faults
         ],
         totals={"faults injected": sum(fault.injected for fault in faults), "lost": lost},
         findings=[
-            "A damaged checkpoint could be read as good: every file has a SHA-256 now, and the one before is used.",
-            "Two processes could write one run directory: the second is refused, with the number of the first.",
-            "A run could go on with other rows than it was begun with: refused.",
-            "SIGTERM ended a run where it was: it stops at the next step, as after Ctrl-C.",
-            "A learning rate of 1e38 ended in an error of PyTorch; it is a divergence, with the state before it kept.",
-            "Weights that made a loss NaN were kept, where no evaluation had gone before: those before them are now.",
+            "A damaged checkpoint could be loaded: every file now has a SHA-256, and the checkpoint before it is used.",
+            "Two processes could write one run directory: the second is refused, with the process number of the first.",
+            "A run could be resumed with other rows than it was started with: refused.",
+            "SIGTERM ended a run at once: it now stops at the next step, as after Ctrl-C.",
+            "A learning rate of 1e38 gave an error of PyTorch: it is a divergence now, with the state before it kept.",
+            "Without an earlier evaluation, the weights that made the loss NaN were kept: now those before them are.",
         ],
         seconds=time.perf_counter() - began,
         quick=given.quick,

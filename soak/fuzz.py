@@ -1,7 +1,7 @@
-"""Recipes, data files and adapters made at random: whatever they are, they load or are refused in words.
+"""Fuzz the loaders of recipes, data files and adapters: every random input loads or gives a KasatuneError.
 
-Run `python -m soak.fuzz --minutes 10`. Every input is drawn by hypothesis; what makes anything else than a
-KasatuneError is made as small as it can be, and shown.
+Run `python -m soak.fuzz --minutes 10`. Hypothesis draws the inputs; one that raises anything but a
+KasatuneError is shrunk and printed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from kasatune.io.library_noise import hush_imports
 
-ROUND = 200  # inputs between two looks at the clock
+ROUND = 200  # inputs between two checks of the time
 
 _ODD = [
     "",
@@ -62,27 +62,29 @@ _VALUES = st.recursive(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Fuzz every target, or one."""
+    """Fuzz every target, or the chosen ones; return exit status 1 if there was a fault."""
     parser = argparse.ArgumentParser(prog="python -m soak.fuzz", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10.0, help="for each target")
-    parser.add_argument("--target", choices=TARGETS, action="append", help="one of them; all by default")
+    parser.add_argument("--minutes", type=float, default=10.0, help="minutes for each target")
+    parser.add_argument("--target", choices=TARGETS, action="append", help="a target to fuzz; all by default")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="a few seconds for each, and no record")
-    parser.add_argument("--out", type=Path, help="also write the counts there, as JSON")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few seconds for each target, without writing the record"
+    )
+    parser.add_argument("--out", type=Path, help="also write the counts to this file, as JSON")
     arguments = parser.parse_args(argv)
     hush_imports()
     minutes = 0.05 if arguments.quick else arguments.minutes
     started = time.perf_counter()
-    found = {name: fuzz(name, minutes, arguments.seed) for name in arguments.target or TARGETS}
+    outcomes = {name: fuzz(name, minutes, arguments.seed) for name in arguments.target or TARGETS}
     if arguments.out is not None:
-        arguments.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        arguments.out.write_text(json.dumps(outcomes, indent=2) + "\n", encoding="utf-8")
     if not arguments.quick and not arguments.target:
-        record(found, minutes, time.perf_counter() - started)
-    return int(any(one["faults"] for one in found.values()))
+        record(outcomes, minutes, time.perf_counter() - started)
+    return int(any(outcome["faults"] for outcome in outcomes.values()))
 
 
 def fuzz(name: str, minutes: float, first_seed: int = 0) -> dict[str, Any]:
-    """Draw inputs for one target until the time is over; how many there were, and what went wrong."""
+    """Draw inputs for one target until the time is over; return their counts and the faults."""
     counts: Counter[str] = Counter()
     faults: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="kasatune-fuzz-") as folder:
@@ -93,8 +95,8 @@ def fuzz(name: str, minutes: float, first_seed: int = 0) -> dict[str, Any]:
             try:
                 _round(number, strategy, act, counts, until)
             except Exception as fault:
-                for one in getattr(fault, "exceptions", (fault,)):
-                    faults.setdefault(*_described(one))
+                for single in getattr(fault, "exceptions", (fault,)):
+                    faults.setdefault(*_described(single))
             number += 1
     result = {"inputs": sum(counts.values()), **counts, "faults": faults, "minutes": minutes}
     print(f"{name}: {result['inputs']:,} inputs, {dict(counts)}, {len(faults)} faults", flush=True)
@@ -104,7 +106,7 @@ def fuzz(name: str, minutes: float, first_seed: int = 0) -> dict[str, Any]:
 
 
 def _described(fault: BaseException) -> tuple[str, str]:
-    """A fault by its kind and place, and what it was."""
+    """Return a key of a fault, its type and place, and its description."""
     lines = traceback.extract_tb(fault.__traceback__)
     own = [line for line in lines if "/kasatune/" in line.filename] or list(lines)
     place = f"{Path(own[-1].filename).name}:{own[-1].lineno}"
@@ -124,7 +126,7 @@ def _round(number: int, strategy: Any, act: Callable[[Any], None], counts: Count
         suppress_health_check=list(HealthCheck),
     )
     @given(strategy)
-    def one(drawn: Any) -> None:
+    def check(drawn: Any) -> None:
         if time.monotonic() > until:
             return
         try:
@@ -132,13 +134,13 @@ def _round(number: int, strategy: Any, act: Callable[[Any], None], counts: Count
         except KasatuneError as refusal:
             message = str(refusal)
             assert message.strip(), "an empty message"
-            assert len(message) < 20_000, "an endless message"
+            assert len(message) < 20_000, "a message of more than 20,000 characters"
             assert "\x1b" not in message and "\0" not in message, "a control character in a message"
             counts["refused"] += 1
         else:
-            counts["taken"] += 1
+            counts["accepted"] += 1
 
-    one()
+    check()
 
 
 def _recipes(folder: Path) -> tuple[Any, Callable[[Any], None]]:
@@ -167,7 +169,7 @@ def _recipes(folder: Path) -> tuple[Any, Callable[[Any], None]]:
         path.write_bytes(drawn[0])
         recipe = load_recipe(path, drawn[1], check_inputs=drawn[2])
         path.write_text(to_yaml(recipe), encoding="utf-8")
-        assert load_recipe(path) == recipe, "a recipe that is written is not the one that is read"
+        assert load_recipe(path) == recipe, "a recipe changed when it was written and read again"
 
     return st.tuples(content, st.lists(override, max_size=2), st.booleans()), act
 
@@ -191,8 +193,8 @@ def _data(folder: Path) -> tuple[Any, Callable[[Any], None]]:
         )
 
     objects = st.lists(st.dictionaries(st.sampled_from(["text", "label", "x"]), _VALUES, max_size=3), max_size=8)
-    lines = objects.map(lambda found: "\n".join(json.dumps(one) for one in found).encode())
-    whole = objects.map(lambda found: json.dumps(found).encode())
+    lines = objects.map(lambda rows: "\n".join(json.dumps(row) for row in rows).encode())
+    array = objects.map(lambda rows: json.dumps(rows).encode())
 
     def parquet(pairs: list[tuple[str, str]]) -> bytes:
         sink = pyarrow.BufferOutputStream()
@@ -200,16 +202,16 @@ def _data(folder: Path) -> tuple[Any, Callable[[Any], None]]:
         pyarrow.parquet.write_table(pyarrow.table({"text": texts, "label": [len(text) for text in texts]}), sink)
         return sink.getvalue().to_pybytes()
 
-    makers = {
+    contents = {
         ".csv": delimited(","),
         ".tsv": delimited("\t"),
-        ".json": whole,
+        ".json": array,
         ".jsonl": lines,
         ".parquet": rows.map(parquet),
     }
     kinds = [
-        st.tuples(st.just(ending), made | st.tuples(made, _edits()).map(_edited) | st.binary(max_size=300))
-        for ending, made in makers.items()
+        st.tuples(st.just(ending), content | st.tuples(content, _edits()).map(_edited) | st.binary(max_size=300))
+        for ending, content in contents.items()
     ]
     tasks = st.sampled_from(["classification", "regression"])
 
@@ -219,9 +221,11 @@ def _data(folder: Path) -> tuple[Any, Callable[[Any], None]]:
         path.write_bytes(content)
         data = load_task(TaskSection(name=task, train=str(path), validation=0.5, text="text", label="label"))
         for rows in data.splits.values():
-            assert all(text.strip() and text.encode("utf-8") and "\0" not in text for text in rows.first), "an odd text"
-            assert data.label_names is None or all(0 <= one < len(data.label_names) for one in rows.labels), (
-                "an odd label"
+            assert all(text.strip() and text.encode("utf-8") and "\0" not in text for text in rows.first), (
+                "an empty, undecodable or NUL text"
+            )
+            assert data.label_names is None or all(0 <= label < len(data.label_names) for label in rows.labels), (
+                "a label out of range"
             )
 
     return st.tuples(st.one_of(kinds), tasks), act
@@ -291,18 +295,18 @@ def _adapters(folder: Path) -> tuple[Any, Callable[[Any], None]]:
             weights = _new_header(weights, what, how[0], how[1])
         (target / "adapter_config.json").write_bytes(config_bytes)
         (target / "adapter_model.safetensors").write_bytes(weights)
-        here = copy.deepcopy(base)
+        model = copy.deepcopy(base)
         with quiet(), torch.no_grad():
             try:
-                loaded = load_adapter(here, target)
+                loaded = load_adapter(model, target)
             except KasatuneError:
-                after = here.state_dict()
+                after = model.state_dict()
                 same = after.keys() == state.keys() and all(torch.equal(after[name], state[name]) for name in state)
-                assert same, "a base that a refused adapter has changed"
+                assert same, "a refused adapter changed the base"
                 raise
             loaded(inputs)
             with loaded.disable_adapter():
-                assert torch.equal(loaded(inputs).logits, untouched), "a base that an adapter has changed"
+                assert torch.equal(loaded(inputs).logits, untouched), "an adapter changed the base"
 
     return st.tuples(st.sampled_from(["kasa", "lora", "peft-kasa", "authors"]), change), act
 
@@ -319,7 +323,7 @@ def _bytes(text: str) -> bytes:
 
 
 def _edits() -> Any:
-    """Cuts, insertions and changed bytes: (place as a share, kind, bytes)."""
+    """Strategy of edits of bytes: (place as a fraction, kind, bytes)."""
     edit = st.tuples(st.floats(0, 1), st.sampled_from(["cut", "insert", "replace", "delete"]), st.binary(max_size=8))
     return st.lists(edit, min_size=1, max_size=4)
 
@@ -340,7 +344,7 @@ def _edited(drawn: tuple[bytes, list[tuple[float, str, bytes]]]) -> bytes:
 
 
 def _new_header(weights: bytes, what: str, index: int, change: Any) -> bytes:
-    """A safetensors file whose header claims something else of one tensor, or has another name for it."""
+    """Return a safetensors file whose header has another name, dtype, shape or offset for one tensor."""
     length = int.from_bytes(weights[:8], "little")
     header = json.loads(weights[8 : 8 + length])
     names = [name for name in header if name != "__metadata__"]
@@ -353,8 +357,8 @@ def _new_header(weights: bytes, what: str, index: int, change: Any) -> bytes:
     return len(text).to_bytes(8, "little") + text + weights[8 + length :]
 
 
-def record(found: dict[str, dict[str, Any]], minutes: float, seconds: float) -> None:
-    """Write the record that the page of reliability is made of."""
+def record(outcomes: dict[str, dict[str, Any]], minutes: float, seconds: float) -> None:
+    """Write the record from which docs/reliability.md is made."""
     from soak.record import write
 
     write(
@@ -368,20 +372,27 @@ def record(found: dict[str, dict[str, Any]], minutes: float, seconds: float) -> 
             "loads must be the same after it is written and read again, rows must be text with known labels, "
             "and a base model must be unchanged, bit for bit, after every adapter."
         ),
-        columns=["target", "minutes", "inputs", "taken", "refused", "faults left"],
+        columns=["target", "minutes", "inputs", "accepted", "refused", "faults left"],
         rows=[
-            [name, f"{one['minutes']:g}", one["inputs"], one.get("taken", 0), one.get("refused", 0), len(one["faults"])]
-            for name, one in found.items()
+            [
+                name,
+                f"{one['minutes']:g}",
+                one["inputs"],
+                one.get("accepted", 0),
+                one.get("refused", 0),
+                len(one["faults"]),
+            ]
+            for name, one in outcomes.items()
         ],
-        totals={"inputs tried": sum(one["inputs"] for one in found.values()), "lost": 0},
+        totals={"inputs tried": sum(one["inputs"] for one in outcomes.values()), "lost": 0},
         findings=FINDINGS,
         seconds=seconds,
     )
 
 
 FINDINGS = [
-    "A kind of task that is none, in the configuration of an adapter of PEFT's KaSA or of the authors' code, ended in a"
-    " ValueError of PEFT; the configuration is checked.",
+    "An unknown task type in the configuration of an adapter of PEFT's KaSA or of the authors' code gave a ValueError"
+    " of PEFT; the configuration is checked.",
 ]
 
 

@@ -1,7 +1,7 @@
-"""Every bad input of the corpus, the huge ones too, each in a process of its own under limits of memory and time.
+"""Run every bad input of the corpus, huge ones included, in a separate process with limits of memory and time.
 
-Run `python -m soak.inputs`. The processes are forked from one that has loaded the libraries, which a command of its own
-would do again for seconds each time; a dozen of the inputs go through the command itself in tests/test_bad_inputs.py.
+Run `python -m soak.inputs`. The processes are forked from one that has imported the libraries, which takes seconds; a
+dozen of the inputs go through the real command in tests/test_bad_inputs.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads do not live through a fork
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads do not survive a fork
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["KASATUNE_CACHE"] = "off"
 
@@ -25,13 +25,13 @@ from tests.bad_inputs.corpus import FAMILIES, Case, cases, faults, good_folder, 
 
 from kasatune.io.library_noise import hush_imports
 
-SECONDS = 120  # of the processor
-BYTES = 16 << 30  # of addresses
-QUICK = 40  # of the corpus, every so manieth is tried in the quick form
+SECONDS = 120  # processor time
+BYTES = 16 << 30  # address space
+QUICK = 40  # the quick form tries one input in 40
 
 
 class Outcome(NamedTuple):
-    """How one bad input ended: what was wrong with that, processor seconds, and peak memory in bytes."""
+    """The outcome of one bad input: what was wrong with it, processor seconds, and peak memory in bytes."""
 
     faults: list[str]
     seconds: float
@@ -39,41 +39,41 @@ class Outcome(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Try the corpus; exit status 1 if an input did not end as it should."""
+    """Try the corpus; return exit status 1 if an input was not refused as it should be."""
     parser = argparse.ArgumentParser(prog="python -m soak.inputs", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few of them, and no record")
+    parser.add_argument("--quick", action="store_true", help="a few inputs, without writing the record")
     arguments = parser.parse_args(argv)
     hush_imports()
     started = time.perf_counter()
     chosen = cases()[::QUICK] if arguments.quick else cases()
     with tempfile.TemporaryDirectory(prefix="kasatune-inputs-") as folder:
-        outcomes = _all(chosen, Path(folder))
+        outcomes = _run_all(chosen, Path(folder))
     for case, outcome in outcomes:
         if outcome.faults:
             print(f"{case.family}: {case.id}: {'; '.join(outcome.faults)}", flush=True)
     failed = sum(bool(outcome.faults) for _, outcome in outcomes)
-    print(f"{len(outcomes)} bad inputs, {failed} that did not end as they should", flush=True)
+    print(f"{len(outcomes)} bad inputs, {failed} not refused as they should be", flush=True)
     if not arguments.quick:
         _record(outcomes, time.perf_counter() - started)
     return int(failed > 0)
 
 
-def _all(chosen: Sequence[Case], folder: Path) -> list[tuple[Case, Outcome]]:
+def _run_all(chosen: Sequence[Case], folder: Path) -> list[tuple[Case, Outcome]]:
     good = folder / "good"
     good.mkdir()
     before = Path.cwd()
     os.chdir(good)
     try:
         good_folder(good)
-        return [(case, _one(case, good, folder / "place")) for case in chosen]
+        return [(case, _run_case(case, good, folder / "place")) for case in chosen]
     finally:
         os.chdir(before)
 
 
-def _one(case: Case, good: Path, place: Path) -> Outcome:
+def _run_case(case: Case, good: Path, place: Path) -> Outcome:
     shutil.copytree(good, place, symlinks=True)
     case.put(place)
-    there = listing(place)
+    before = listing(place)
     out, err = place.with_name("out"), place.with_name("err")
     child = os.fork()
     if child == 0:
@@ -81,7 +81,7 @@ def _one(case: Case, good: Path, place: Path) -> Outcome:
     _, ended, used = os.wait4(child, 0)
     texts = [path.read_text(encoding="utf-8", errors="replace") for path in (out, err)]
     wrong = faults(case, os.waitstatus_to_exitcode(ended), texts[0], texts[1])
-    if listing(place) != there:
+    if listing(place) != before:
         wrong.append("something was written")
     shutil.rmtree(place)
     return Outcome(wrong, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)
@@ -142,20 +142,20 @@ def _record(outcomes: Sequence[tuple[Case, Outcome]], seconds: float) -> None:
 
 
 FINDINGS = [
-    "The weights of a model were read from wherever its index pointed; an index may now name files beside it alone.",
-    "Weights in a pickle reached PyTorch's restricted loader; they are refused before by name.",
-    "A model without its tokenizer's files was trained on unknown words alone; it is refused.",
-    "A tokenizer of another model gave numbers that the model had no embedding for; the word and the number are named.",
-    "A configuration of a million blocks was built for minutes; 10,000 is the limit.",
-    "A regular expression as target could match forever; patterns that may are refused.",
-    "Passwords in addresses and tokens were shown in messages and kept in recipes; they are masked, and refused there.",
-    "A name with a terminal's control sequence was printed as it was; it is escaped.",
-    "A recipe of five thousand faults was answered with half a megabyte; twenty are shown and the rest counted.",
-    "Texts to predict were read from a pipe without an end, or a file of any size; the limit is 256 MiB.",
-    "Damaged metrics.json ended in a TypeError, or in scores of another kind; its form is checked.",
-    "Seeds and workers of five thousand digits ended in a ValueError.",
-    "A decomposition that failed at its first weight left its folder behind.",
-    "The commit of a model from the hub was taken from a place that transformers no longer fills.",
+    "The weights of a model were read from any path in its index; an index may now name only files beside it.",
+    "Weights in a pickle reached PyTorch's restricted loader; they are now refused by their name.",
+    "A model without its tokenizer's files was trained on nothing but unknown words; it is refused.",
+    "A tokenizer of another model gave token numbers without an embedding; the word and the number are named.",
+    "A configuration of a million blocks was built for minutes; the limit is 10,000.",
+    "A regular expression as target could match forever; such patterns are refused.",
+    "Passwords in addresses and tokens appeared in messages and recipes; they are masked, and refused in recipes.",
+    "A name with a terminal control sequence was printed unchanged; it is escaped.",
+    "A recipe with five thousand faults gave a message of half a megabyte; twenty are shown and the rest counted.",
+    "Texts to predict were read from an endless pipe or a file of any size; the limit is 256 MiB.",
+    "A damaged metrics.json gave a TypeError or scores of another kind; its form is checked.",
+    "Seeds and numbers of workers with five thousand digits gave a ValueError; they are refused.",
+    "A decomposition that failed at its first weight left its folder behind; it is removed.",
+    "The commit of a model from the hub was read from a field that transformers no longer sets; fixed.",
 ]
 
 

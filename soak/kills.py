@@ -1,4 +1,4 @@
-"""Commands killed with SIGKILL at random moments, gone on with, and held against what was never killed.
+"""Kill commands with SIGKILL at random moments, resume them, and compare the results with those of undisturbed runs.
 
 python -m soak.kills [--kills 24] [--quick]
 """
@@ -24,21 +24,21 @@ from soak.child import finish, start
 from soak.record import write
 
 _MOST = 4
-"""Kills of one result before it may come to its end."""
+"""The most kills of one result before it may finish."""
 _ENOUGH = 5
-"""Losses after which a command is killed no more."""
+"""The number of losses after which the command is abandoned."""
 
 
 @dataclass
 class Tally:
-    """What came of one case.
+    """The outcome of one case.
 
     Attributes:
-        kills: processes killed.
-        results: results that came to their end after kills.
-        checkpoints: checkpoints whose files were held against those of the run that was never killed.
-        lost: what differed, failed or stayed behind.
-        seconds: of one whole run.
+        kills: the number of processes killed.
+        results: the number of results that were completed after kills.
+        checkpoints: the number of checkpoints compared with those of the undisturbed run.
+        lost: one line per result that differed or failed, and per file left behind.
+        seconds: the duration of the undisturbed run.
     """
 
     kills: int = 0
@@ -52,15 +52,15 @@ def try_case(case: Case, folder: Path, kills: int, draw: random.Random) -> Tally
     """Kill a command at least `kills` times, at moments drawn evenly over its length, and compare every result."""
     folder.mkdir(parents=True)
     tally = Tally()
-    whole, steps = folder / "whole", _folder(folder / "whole-steps")
+    reference, steps = folder / "reference", _folder(folder / "reference-steps")
     began = time.perf_counter()
-    if status := finish(start(case.begin(whole), folder / "log", seals=steps, save_seconds=0.0)):
+    if status := finish(start(case.begin(reference), folder / "log", checksums=steps, save_seconds=0.0)):
         raise RuntimeError(f"{case.name}: exit status {status} without a kill; see {folder / 'log'}")
     tally.seconds = time.perf_counter() - began
-    wanted = case.result(whole)
+    wanted = case.result(reference)
     while tally.kills < kills and len(tally.lost) < _ENOUGH:
         out, own = folder / f"run{tally.results}", _folder(folder / f"run{tally.results}-steps")
-        options = {"seals": own, "save_seconds": 0.1 * tally.seconds}
+        options = {"checksums": own, "save_seconds": 0.1 * tally.seconds}
         arguments: Sequence[str] | None = case.begin(out)
         for _ in range(draw.randint(1, _MOST)):
             process = start(arguments, folder / "log", **options)  # pyright: ignore[reportArgumentType]
@@ -88,11 +88,11 @@ def try_case(case: Case, folder: Path, kills: int, draw: random.Random) -> Tally
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Every case, and the record of all; exit status 1 where anything was lost."""
+    """Try every case and write the record; return exit status 1 if anything was lost."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=24, help="of each command, in all its forms")
-    parser.add_argument("--quick", action="store_true", help="three kills of each, and no record that is kept")
-    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name holds it")
+    parser.add_argument("--kills", type=int, default=24, help="kills of each command, over all its forms")
+    parser.add_argument("--quick", action="store_true", help="three kills of each case, without writing the record")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only the cases whose name contains TEXT")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(argv)
     os.environ.setdefault("KASATUNE_CACHE", "off")
@@ -113,9 +113,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 continue
             kills = 3 if given.quick else math.ceil(given.kills / of_command[case.command])
             tallies[case.name] = tally = try_case(case, place / case.name.replace(" ", "-"), kills, draw)
-            told = f"{tally.kills} kills, {tally.results} results, lost: {tally.lost or 'nothing'}"
-            print(f"{case.name}: {told}", flush=True)
-            _record(given, tallies, time.perf_counter() - began)  # a long form that is stopped keeps what was done
+            summary = f"{tally.kills} kills, {tally.results} results, lost: {tally.lost or 'nothing'}"
+            print(f"{case.name}: {summary}", flush=True)
+            _record(
+                given, tallies, time.perf_counter() - began
+            )  # after every case, so that an interrupted soak keeps its record
     return int(any(tally.lost for tally in tallies.values()))
 
 
@@ -147,13 +149,13 @@ def _record(given: argparse.Namespace, tallies: Mapping[str, Tally], seconds: fl
             "lost": sum(len(tally.lost) for tally in tallies.values()),
         },
         findings=[
-            "The only checkpoint was removed before the next one was complete: two are kept, and each is sealed.",
+            "The only checkpoint was removed before the next one was complete: two are kept, each with checksums.",
             "A kill of `export` or `merge` left its unfinished directory behind: the next such command removes it.",
-            "The first evaluation of a process drew from Python's random numbers: a resumed run had others than a run "
-            "that was never killed. No weight depended on them; evaluations draw nothing now.",
-            "A kill within a long epoch lost the epoch: a checkpoint is written every ten minutes too.",
-            "A `train` or `decompose` killed as it wrote its first file could not be resumed, a page under way left a "
-            "temporary file, and a run killed at its last moment left its lock: none of these any more.",
+            "The first evaluation of a process drew from Python's random numbers, so that a resumed run had others "
+            "than an undisturbed one. No weight depended on them; evaluations draw none now.",
+            "A kill within a long epoch lost the epoch: a checkpoint is now also written every ten minutes.",
+            "A `train` or `decompose` killed while it wrote its first file could not be resumed, an unfinished page "
+            "left a temporary file, and a run killed at its last moment left its lock: all fixed.",
         ],
         seconds=seconds,
         quick=given.quick or bool(given.only),
@@ -161,21 +163,21 @@ def _record(given: argparse.Namespace, tallies: Mapping[str, Tally], seconds: fl
 
 
 def _compare(case: Case, out: Path, wanted: dict, tally: Tally) -> None:
-    found = case.result(out) if out.exists() else {}
-    for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
-            tally.lost.append(f"{out.name}/{name}/{difference(found.get(name), wanted.get(name))}")
-    tally.lost += [f"{path} stayed" for path in left_behind(out) if not path.endswith("-steps")]
+    result = case.result(out) if out.exists() else {}
+    for name in sorted(wanted.keys() | result.keys()):
+        if wanted.get(name) != result.get(name):
+            tally.lost.append(f"{out.name}/{name}/{difference(result.get(name), wanted.get(name))}")
+    tally.lost += [f"{path} was left behind" for path in left_behind(out) if not path.endswith("-steps")]
 
 
-def _compare_steps(name: str, own: Path, whole: Path, tally: Tally) -> int:
+def _compare_steps(name: str, own: Path, reference: Path, tally: Tally) -> int:
     compared = 0
     for path in sorted(own.glob("[!.]*.json")):
-        found, wanted = (json.loads((one / path.name).read_text(encoding="utf-8")) for one in (own, whole))
+        resumed, wanted = (json.loads((steps / path.name).read_text(encoding="utf-8")) for steps in (own, reference))
         for file in ("model", "method", "optimizer", "random-0"):
-            if found.get(f"{file}.safetensors") != wanted.get(f"{file}.safetensors"):
+            if resumed.get(f"{file}.safetensors") != wanted.get(f"{file}.safetensors"):
                 tally.lost.append(f"{name}: {file} of {path.stem} differs")
-        if found.get("schedule.json") != wanted.get("schedule.json"):
+        if resumed.get("schedule.json") != wanted.get("schedule.json"):
             tally.lost.append(f"{name}: schedule of {path.stem} differs")
         compared += 1
     return compared

@@ -1,4 +1,4 @@
-"""docs/reliability.md, from the records of the soak.
+"""Write docs/reliability.md from the records of the soak.
 
 python -m soak.page
 """
@@ -22,7 +22,7 @@ short form of every part except the last.
 
 
 def page() -> str:
-    """The page that the records make."""
+    """Return the page made from the records."""
     records = sorted((json.loads(path.read_text(encoding="utf-8")) for path in RECORDS.glob("*.json")), key=_order)
     totals: Counter[str] = Counter()
     for record in records:
@@ -44,10 +44,12 @@ def _order(record: dict[str, Any]) -> tuple[int, str]:
 
 
 def _section(record: dict[str, Any]) -> str:
-    made = f"`{record['command']}`, {record['date']}, {record['machine']}, {record['seconds'] / 60:.1f} minutes."
+    origin = f"`{record['command']}`, {record['date']}, {record['machine']}, {record['seconds'] / 60:.1f} minutes."
     findings = "".join(f"- {finding}\n" for finding in record["findings"])
-    found = f"\nFound and fixed:\n\n{findings}" if findings else ""
-    return f"\n## {record['title']}\n\n{record['text']}\n\n{_table(record['columns'], record['rows'])}\n{made}\n{found}"
+    fixed = f"\nFound and fixed:\n\n{findings}" if findings else ""
+    return (
+        f"\n## {record['title']}\n\n{record['text']}\n\n{_table(record['columns'], record['rows'])}\n{origin}\n{fixed}"
+    )
 
 
 def _table(columns: list[str], rows: list[Any]) -> str:

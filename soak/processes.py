@@ -1,4 +1,4 @@
-"""One recipe on one, two and four processes, with the model whole or sharded, by the real torchrun.
+"""Train one recipe on one, two and four processes under torchrun, replicated and sharded, and compare the results.
 
 python -m soak.processes [--quick]
 """
@@ -26,17 +26,17 @@ METHODS = ("kasa", "lora", "full")
 LIMIT = 1e-5
 
 
-HELD = {
-    "whole (DDP)": {},
+SHARDING = {
+    "replicated (DDP)": {},
     "sharded (FSDP2)": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
     "sharded (ZeRO-3)": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
 }
 
 
-def run(recipe: Path, out: Path, processes: int, *, held: str) -> None:
-    """`kasatune train` under torchrun with the model held in one of the ways; its output is shown where it fails."""
+def run(recipe: Path, out: Path, processes: int, *, sharding: str) -> None:
+    """`kasatune train` under torchrun with one kind of sharding; a failure shows the output."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    environment = {**os.environ, **HELD[held]}
+    environment = {**os.environ, **SHARDING[sharding]}
     command = [sys.executable, *launcher, "-m", "kasatune", "train", str(recipe), "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=900)
     if done.returncode:
@@ -44,7 +44,7 @@ def run(recipe: Path, out: Path, processes: int, *, held: str) -> None:
 
 
 def distance(run_dir: Path, alone: Path) -> tuple[float, float, float]:
-    """The largest differences of losses and scores, which are judged, and of trained weights, which are not."""
+    """Return the largest differences of losses and scores, which are judged, and of trained weights, which are not."""
     return (
         max(abs(one - other) for one, other in zip(_losses(run_dir), _losses(alone), strict=True)),
         max(abs(value - _metrics(alone)[name]) for name, value in _metrics(run_dir).items()),
@@ -53,9 +53,9 @@ def distance(run_dir: Path, alone: Path) -> tuple[float, float, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Every method on every number of processes; exit status 1 where one differs."""
+    """Train every method on every number of processes; return exit status 1 if a result differs."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="KaSA on two processes, and no record that is kept")
+    parser.add_argument("--quick", action="store_true", help="KaSA on two processes, without writing the record")
     given = parser.parse_args(argv)
     began = time.perf_counter()
     rows, lost, used = [], 0, 0
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = Path(folder)
         bert = make_bert(place / "bert")
         for method in METHODS[:1] if given.quick else METHODS:
-            made = make_recipe(
+            settings = make_recipe(
                 bert,
                 place / "data",
                 train=27,
@@ -73,17 +73,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                 max_grad_norm=1.0,
             )
             recipe = place / f"{method}.yaml"
-            recipe.write_text(to_yaml(made), encoding="utf-8")
+            recipe.write_text(to_yaml(settings), encoding="utf-8")
             alone = place / f"{method}-1"
-            run(recipe, alone, 1, held="whole (DDP)")
+            run(recipe, alone, 1, sharding="replicated (DDP)")
             for count in (2,) if given.quick else (2, 4):
-                for number, held in enumerate(HELD):
+                for number, sharding in enumerate(SHARDING):
                     out = place / f"{method}-{count}-{number}"
-                    run(recipe, out, count, held=held)
-                    found = distance(out, alone)
+                    run(recipe, out, count, sharding=sharding)
+                    differences = distance(out, alone)
                     used += count
-                    lost += int(max(found[:2]) > LIMIT)
-                    rows.append([method, count, held, *(f"{value:.1e}" for value in found)])
+                    lost += int(max(differences[:2]) > LIMIT)
+                    rows.append([method, count, sharding, *(f"{value:.1e}" for value in differences)])
                     print(*rows[-1], flush=True)
     write(
         part="processes",
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command="python -m soak.processes",
         text=(
             "One recipe, started by `torchrun` on the CPU (gloo), float32, dropout 0, 27 rows in steps of 8 of "
-            "two pieces, so that the last step of an epoch has fewer rows than positions. The columns are the "
+            "two pieces, so that the last step of an epoch has fewer rows than places. The columns are the "
             "largest differences from a single process: of the loss of any step, of any score, of any trained "
             f"weight. Losses and scores are judged: a difference above {LIMIT:g} counts as lost. The weights are "
             "shown and not judged, because in `full` one may differ by more: the bias of the keys has no "
@@ -105,9 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows=rows,
         totals={"processes used": used, "lost": lost},
         findings=[
-            "In the last step of an epoch, rows that are given twice to fill all places counted twice.",
-            "A loss that was not finite in one process left the others waiting for it: all end at the same step.",
-            "Every process decomposed every weight: they share them.",
+            "In the last step of an epoch, rows repeated to fill all places counted twice.",
+            "A loss that was not finite in one process left the others waiting: all now end at the same step.",
+            "Every process decomposed every weight: the processes now share the work.",
         ],
         seconds=time.perf_counter() - began,
         quick=given.quick,

@@ -1,4 +1,4 @@
-"""One JSON record for each part of the soak; docs/reliability.md is made of them."""
+"""Write one JSON record for each part of the soak; docs/reliability.md is made from these."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ def write(
     quick: bool = False,
     folder: Path = RECORDS,
 ) -> Path | None:
-    """Write the record of one part; a quick form is not kept.
+    """Write the record of one part; a quick form writes none.
 
     Args:
-        part: name of the record.
-        title: of its section.
-        order: of its section among the others.
-        command: that made it.
-        text: a paragraph of Markdown: what was done, and how it is judged.
-        columns: heads of the table.
-        rows: of the table.
-        totals: numbers that are added up over all parts: "processes killed", "faults injected", "inputs tried",
+        part: the name of the record.
+        title: the title of its section.
+        order: the position of its section on the page.
+        command: the command that made it.
+        text: a paragraph of Markdown: what was done and how it is judged.
+        columns: the column headers of the table.
+        rows: the rows of the table.
+        totals: counts that are added up over all parts: "processes killed", "faults injected", "inputs tried",
             "processes used", "lost".
-        findings: what was found and mended, a sentence each.
-        seconds: that it took.
+        findings: the defects found and fixed, one sentence each.
+        seconds: the duration.
         quick: whether this was the quick form.
-        folder: where records are.
+        folder: the directory of the records.
     """
     if quick:
         return None

@@ -52,7 +52,7 @@ def test_a_command_on_a_faulty_disk_says_so_and_is_given_again(kind, cases, tmp_
     bench = Bench(tmp_path, random.Random(32), {name: cases[name] for name in ("decompose", "merge")})
     fault = kind(bench, 1)
     assert fault.injected == fault.compared == 2 and not fault.lost
-    assert fault.answered == {1 if kind is disk_full else 2}
+    assert fault.exit_statuses == {1 if kind is disk_full else 2}
 
 
 @pytest.mark.skipif(not page.PAGE.is_file(), reason="no page yet")
