@@ -168,7 +168,7 @@ def test_a_recipe_that_the_tails_do_not_fit_is_refused_at_once(bert, tmp_path, c
         ({"rank": 0}, "r must be a whole number of at least 1"),
         ({"targets": ("embed_tokens",)}, "embed_tokens is an Embedding"),
         ({"targets": ("q_proj", "nothing")}, "nothing matches no layer; the layers that can be adapted end in: down"),
-        ({"targets": ("q_proj", "all-linear")}, "--target all-linear stands alone"),
+        ({"targets": ("q_proj", "all-linear")}, "--target all-linear cannot be combined"),
     ],
 )
 def test_what_cannot_be_decomposed_is_refused_with_nothing_written(folder, tmp_path, job, fault):
@@ -210,7 +210,7 @@ def test_a_layer_without_a_weight_is_left_out_and_named(folder, tmp_path):
     index = decompose(Job(str(copy), 3), tmp_path / "t", display=recorder)
     assert len(index["layers"]) == 3
     assert recorder.messages == [
-        "skipped, because the files hold no weight of them: layers.1.self_attn.v_proj",
+        "skipped, because the files contain no weight for them: layers.1.self_attn.v_proj",
     ]
 
 
@@ -264,9 +264,9 @@ def test_a_command_killed_while_writing_its_first_file_is_resumed(folder, tmp_pa
 def test_an_occupied_directory_is_left_alone(folder, tmp_path):
     out = tmp_path / "t"
     decompose(Job(str(folder), 3), out)
-    with pytest.raises(OutputError, match="holds something already"):
+    with pytest.raises(OutputError, match="is not empty"):
         decompose(Job(str(folder), 4), out)
-    with pytest.raises(OutputError, match=r"begun otherwise .rank: 3 then, 4 now"):
+    with pytest.raises(OutputError, match=r"started with other options .rank: 3 then, 4 now"):
         decompose(Job(str(folder), 4), out, resume=True)
     (out / "mine.txt").write_text("kept")
     decompose(Job(str(folder), 4), out, overwrite=True)

@@ -34,7 +34,7 @@ def test_tails_for_training(kasatune, base, place):
     [
         (["base", "--rank", "40", "--out", "tails"], "rank 40 must be below min(out, in) = 32"),
         (["nowhere/at/all", "--rank", "2", "--out", "tails"], "MODEL: nowhere/at/all is not a folder"),
-        (["base", "--rank", "2", "--out", "base"], "base holds something already"),
+        (["base", "--rank", "2", "--out", "base"], "base is not empty"),
         (["base", "--rank", "2", "--out", "base", "--resume"], "base holds no decomposition to resume"),
         (["base", "--rank", "2", "--out", "base/config.json"], "is a file"),
         (["base", "--rank", "2", "--out", "tails", "--target", "word_embeddings"], "is an Embedding"),

@@ -8,7 +8,7 @@ import pytest
 
 from kasatune.io.library_noise import quiet
 from kasatune.metrics import regression_scores
-from kasatune.runs.provenance import deterministic_words
+from kasatune.runs.provenance import reproducibility_statement
 from kasatune.training.train import train
 from tests.toys import Recorder, make_recipe
 
@@ -48,13 +48,13 @@ def test_without_a_listener_they_are_shown_as_python_warnings():
 )
 def test_nondeterministic_operations_are_reported_once_rephrased_and_recorded(monkeypatch, warning, operation):
     monkeypatch.setattr("kasatune.io.library_noise._warned_of", {})
-    assert "that it warned of (none)" in deterministic_words()
+    assert "that it warned of (none)" in reproducibility_statement()
     told = []
     with quiet(told.append):
         for _ in range(2):
             warnings.warn(warning, stacklevel=1)
     assert told == [f"{operation} is not deterministic on this device: a repeated run may differ in its last digits"]
-    assert f"that it warned of ({operation})" in deterministic_words()
+    assert f"that it warned of ({operation})" in reproducibility_statement()
 
 
 def test_the_reason_why_no_gpu_is_used_is_reported_without_the_place_in_torch():

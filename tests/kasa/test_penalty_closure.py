@@ -145,7 +145,7 @@ def test_an_engine_that_flattens_parameters_is_named_at_its_first_step():
     model = adapted()
     flat = flat_copy(model)
     optimizer = PartitionedAdam([flat], lr=0.0)
-    with pytest.warns(UserWarning, match=r"PartitionedAdam .* no KaSA parameter of the 4 layers.*penalty='loss'"):
+    with pytest.warns(UserWarning, match=r"PartitionedAdam .* no KaSA parameters of the 4 layers.*penalty='loss'"):
         flat_step(model, optimizer, flat)
     with no_warning():
         flat_step(model, optimizer, flat)

@@ -96,7 +96,7 @@ def test_regularization_in_the_loss_is_named_where_the_optimizer_adds_it_too():
     with no_warning():
         assert regularization(model).item() > 100
         model(**batch()).loss.backward()
-    with pytest.warns(UserWarning, match=r"the KaSA penalty acts twice.*penalty='loss'"):
+    with pytest.warns(UserWarning, match=r"the KaSA penalty is applied twice.*penalty='loss'"):
         (model(**batch()).loss + regularization(model)).backward()
     for penalty in ("loss", "none"):
         with no_warning():

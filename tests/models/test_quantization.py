@@ -150,7 +150,7 @@ def test_the_names_stand_for_what_they_say(kind):
 
 
 def test_another_name_and_a_missing_package_are_refused(monkeypatch):
-    with pytest.raises(InputError, match="'int2' received; choose one of none, nf4, int8, torchao-int8"):
+    with pytest.raises(InputError, match="'int2' received; choose one of: none, nf4, int8, torchao-int8"):
         quantization_config("int2")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"nf4 \(bitsandbytes\) .* pip install 'kasatune\[quant\]'"):

@@ -17,7 +17,7 @@ from kasatune.recipes.schema import Recipe
 from kasatune.runs import directory
 from kasatune.runs.directory import read_recipe
 from kasatune.runs.metrics import read_metrics
-from kasatune.runs.provenance import as_begun, pinned, recipe_sha256
+from kasatune.runs.provenance import pinned, pinned_as_started, recipe_sha256
 from kasatune.training.train import train
 from kasatune.weights.fingerprint import sampled_parameters_sha256
 from tests.toys import make_bert, make_recipe
@@ -92,7 +92,7 @@ def test_a_run_goes_on_with_the_rows_that_it_was_begun_with(data_hub, tmp_path):
     assert (begun.task.train, begun.task.validation) == tuple(pins.values())
     directory.begin(tmp_path / "run", begun, resume=False)
     directory.check_output(tmp_path / "run", asked, resume=True, overwrite=False)
-    assert as_begun(asked, tmp_path / "run") == begun
+    assert pinned_as_started(asked, tmp_path / "run") == begun
     elsewhere = pinned(asked, None, {"train": "hub:a/b@2:train"})
     with pytest.raises(OutputError, match=r"task\.train: 'hub:a/b@1:train' then, 'hub:a/b@2:train' now"):
         directory.check_output(tmp_path / "run", elsewhere, resume=True, overwrite=False)

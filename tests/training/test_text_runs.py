@@ -199,7 +199,7 @@ def test_a_fitted_head_is_refused_with_the_reason(llama, tmp_path):
 def test_an_encoder_is_refused(bert, tmp_path):
     recipe = make_text_recipe(bert, tmp_path / "data")
     for act in (lambda: train(recipe, tmp_path / "run"), lambda: make_plan(recipe)):
-        with pytest.raises(ModelError, match="'bert', which is no causal language model"):
+        with pytest.raises(ModelError, match="'bert', which is not a causal language model"):
             act()
     assert not (tmp_path / "run").exists()
 

@@ -46,15 +46,15 @@ _TIMEOUT = timedelta(days=7)
 
 @dataclass(frozen=True)
 class Job:
-    """What to decompose, and how; equal jobs on one checkpoint give equal files.
+    """What to decompose, and how; equal jobs on the same checkpoint give equal files.
 
     Attributes:
         model: hub id, folder or package:NAME.
         rank: r.
-        targets: ("default",), ("all-linear",) or ends of layer names.
+        targets: ("default",), ("all-linear",) or endings of layer names.
         convention: decides how many triplets a layer drops.
-        dtype: that the model will be loaded in; None for that of the files.
-        revision: of a model on the hub.
+        dtype: dtype in which the model will be loaded; None for that of the files.
+        revision: revision of a model on the hub.
     """
 
     model: str
@@ -65,7 +65,7 @@ class Job:
     revision: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """As it is written to the index."""
+        """The entry in the index."""
         return {**asdict(self), "targets": list(self.targets), "dtype": self.dtype or _AS_STORED}
 
 
@@ -74,11 +74,11 @@ class Layer:
     """A weight to decompose.
 
     Attributes:
-        name: of the layer, in the model without a head.
-        stored: the weight in its file.
+        name: name of the layer in the model without a head.
+        stored: its weight in a safetensors file.
         transposed: whether it is stored (in, out).
         shape: (out, in).
-        dropped: number of triplets.
+        dropped: number of singular triplets to drop.
     """
 
     name: str
@@ -89,13 +89,13 @@ class Layer:
 
     @property
     def cost(self) -> int:
-        """Multiplications of one product W W^T."""
+        """Multiplications in one product W W^T."""
         return min(self.shape) ** 2 * max(self.shape)
 
 
 @dataclass(frozen=True)
 class Process:
-    """One of the processes that torchrun started, or the only one."""
+    """This process: one of those that torchrun started, or the only one."""
 
     rank: int
     count: int
@@ -113,23 +113,23 @@ def decompose(
     """Write the r smallest singular triplets of every target weight of a checkpoint, and an index of them.
 
     The model is never built with weights: names and types of its layers come from its configuration, and each weight is
-    read from its safetensors file when its turn comes. Every tail is a separate file that appears when it is complete,
-    so that a killed command can be resumed, and several processes may work in one directory. Processes started by
-    torchrun share the layers by cost.
+    read from its safetensors file just before it is decomposed. Every tail is a separate file that is written
+    atomically, so that a killed command can be resumed and several processes can work in one directory. The layers are
+    distributed by cost over processes started by torchrun.
 
     Args:
         job: what to decompose.
-        out: the directory; must be empty or not exist yet, unless one of the next two says otherwise.
-        device: "auto", or one of torch's.
-        resume: continue what an earlier command wrote for an equal job; its tails are checked.
-        overwrite: replace what an earlier command wrote.
-        display: shows the progress; None shows nothing.
+        out: the output directory; must be empty or not exist yet, unless `resume` or `overwrite` is given.
+        device: "auto" or a torch device.
+        resume: continue an earlier decomposition with an equal job; its tails are verified.
+        overwrite: replace an earlier decomposition.
+        display: receives the progress; None for no output.
 
     Returns:
-        The index, in the first process; in the others only what they wrote themselves.
+        The index, complete in the first process; in the others, only the layers that they wrote.
 
     Raises:
-        InputError: model, targets, rank or output is wrong; nothing has been written in this case.
+        InputError: the model, targets, rank or output is invalid; nothing has been written in this case.
         WorkError: a file could not be written.
     """
     started, began = time.perf_counter(), time.time()
@@ -143,8 +143,9 @@ def decompose(
                 _begin(out, job, keep=resume)
             _wait(process)
             written = _decompose(_share(layers, process), out / TAILS, job, where, shown)
-            found = {"seconds": round(time.perf_counter() - started, 3), "layers": _gathered(written, process)}
-            index = {"format": FORMAT, "algorithm": ALGORITHM, **job.as_dict(), **found}
+            gathered = _gathered(written, process)
+            seconds = round(time.perf_counter() - started, 3)
+            index = {"format": FORMAT, "algorithm": ALGORITHM, **job.as_dict(), "seconds": seconds, "layers": gathered}
             if process.rank == 0:
                 index["layers"] = {layer.name: index["layers"][layer.name] for layer in layers}
                 write_json(out / INDEX, index)
@@ -167,19 +168,19 @@ def check_output(out: Path, job: Job, *, resume: bool, overwrite: bool) -> None:
     """Check that a decomposition may be written to `out`; writes nothing.
 
     Raises:
-        OutputError: it is a file, or is not empty and neither `overwrite` nor `resume` of an equal job is given.
+        OutputError: `out` is a file, or is not empty and neither `overwrite` nor `resume` with an equal job is given.
     """
     if resume and overwrite:
         raise OutputError("--resume and --overwrite exclude each other: give one")
     directory.check_place(out)
-    # The first process of torchrun may have begun to write before the others check.
+    # The first process of torchrun may start writing before the others check.
     if overwrite or int(os.environ.get("RANK", "0")) > 0 or not out.is_dir():
         return
-    if all(is_temporary(path) for path in out.iterdir()):  # empty, or killed at once
+    if all(is_temporary(path) for path in out.iterdir()):  # empty, or killed before anything was complete
         return
     if not resume:
-        unfinished = " an unfinished decomposition" if (out / UNFINISHED).is_file() else " something already"
-        raise OutputError(f"{out} holds{unfinished}; give another directory, --resume or --overwrite")
+        content = "holds an unfinished decomposition" if (out / UNFINISHED).is_file() else "is not empty"
+        raise OutputError(f"{out} {content}; give another directory, --resume or --overwrite")
     before = _earlier(out)
     changed = [
         f"{key}: {before.get(key)!r} then, {value!r} now"
@@ -187,11 +188,13 @@ def check_output(out: Path, job: Job, *, resume: bool, overwrite: bool) -> None:
         if before.get(key) != value
     ]
     if changed:
-        raise OutputError(f"{out} was begun otherwise ({'; '.join(changed)}); give the same again, or --overwrite")
+        raise OutputError(
+            f"{out} was started with other options ({'; '.join(changed)}); give the same options, or --overwrite"
+        )
 
 
 def _earlier(out: Path) -> dict[str, Any]:
-    """The job of a directory that an earlier command wrote to."""
+    """The job of an earlier, possibly unfinished, decomposition in a directory."""
     if (out / INDEX).is_file():
         return read_index(out)
     try:
@@ -207,14 +210,14 @@ def _begin(out: Path, job: Job, *, keep: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if not keep:
         remove(out / INDEX)
-    write_json(out / UNFINISHED, job.as_dict())  # first: a killed command can be resumed with it
+    write_json(out / UNFINISHED, job.as_dict())  # first, so that a killed command can be resumed
     if not keep:
         remove(out / TAILS)
     (out / TAILS).mkdir(exist_ok=True)
 
 
 def _withdraw(out: Path) -> None:
-    """Remove everything if no tail was finished."""
+    """Remove the directory's content if no tail was finished."""
     if any((out / TAILS).glob("[!.]*")):
         return
     for name in (UNFINISHED, TAILS):
@@ -224,7 +227,7 @@ def _withdraw(out: Path) -> None:
 
 
 def _clear_abandoned(tails: Path, began: float) -> None:
-    """Remove what killed processes had begun to write before this command began, now that every tail is there."""
+    """Remove temporary files of processes killed before this command began, once every tail is written."""
     remove_unfinished(tails, before=began)
 
 
@@ -251,9 +254,11 @@ def _layers(job: Job, display: ProgressReporter) -> list[Layer]:
         layer = Layer(name, stored, checkpoint.is_transposed(name), weight.shape, settings.drop)
         layers.append(_checked(layer, folder))
     if missing and not layers:
-        raise ModelError(f"{folder} holds no weight of {missing[0]}: its files are of another model; copy it again")
+        raise ModelError(
+            f"{folder} contains no weight of {missing[0]}: its files belong to another model; copy it again"
+        )
     if missing:
-        display.message(f"skipped, because the files hold no weight of them: {', '.join(missing)}")
+        display.message(f"skipped, because the files contain no weight for them: {', '.join(missing)}")
     order = {key: position for position, key in enumerate(checkpoint.names)}
     return sorted(layers, key=lambda layer: order[layer.stored.key])
 
@@ -262,8 +267,8 @@ def _checked(layer: Layer, folder: Path) -> Layer:
     stored, (rows, columns) = layer.stored, layer.shape
     if not stored.is_float:
         raise ModelError(
-            f"{stored.path.name}: {stored.key} is stored as {stored.dtype}; tails come from full-precision weights: "
-            "give the checkpoint that was quantized"
+            f"{stored.path.name}: {stored.key} is stored as {stored.dtype}; tails are computed from full-precision "
+            "weights: give the checkpoint that was quantized"
         )
     if stored.shape != ((columns, rows) if layer.transposed else (rows, columns)):
         raise ModelError(
@@ -277,14 +282,17 @@ def _targets(names: Sequence[str]) -> list[str] | str | None:
     """KasaConfig's target_modules."""
     words = [name for name in names if name in _WORDS]
     if words and len(names) > 1:
-        raise InputError(f"--target {words[0]} stands alone, got {', '.join(names)}; give it or names of layers")
+        raise InputError(
+            f"--target {words[0]} cannot be combined with others, got {', '.join(names)}; give it alone, or names of "
+            "layers"
+        )
     if words:
         return None if words == ["default"] else words[0]
     return list(names)
 
 
 def _skeleton(folder: Path) -> PreTrainedModel:
-    """The model without a head and without weights."""
+    """The model without head, on the meta device."""
     with build_errors(folder), quiet(), torch.device("meta"):
         return AutoModel.from_config(AutoConfig.from_pretrained(folder))
 
@@ -304,7 +312,7 @@ def _share(layers: Sequence[Layer], process: Process) -> list[Layer]:
 def _decompose(
     layers: Sequence[Layer], folder: Path, job: Job, device: torch.device, display: ProgressReporter
 ) -> dict[str, dict[str, Any]]:
-    """Write the tails of layers that have none yet; returns the index entry of each."""
+    """Write the tails that do not exist yet; returns the index entry of each layer."""
     written = {}
     display.progress("decomposing", 0, len(layers))
     for done, layer in enumerate(layers, start=1):
@@ -312,7 +320,7 @@ def _decompose(
         if job.dtype is not None:
             W = W.to(getattr(torch, job.dtype))
         key = TailKey.of(W.T if layer.transposed else W, layer.dropped)
-        if layer.dropped and not _is_there(folder, key, layer.name, display):
+        if layer.dropped and not _has_valid_tail(folder, key, layer.name, display):
             W = W.to(device)
             write_tail(folder, key, tail_svd(W.T if layer.transposed else W, layer.dropped, name=layer.name))
         del W  # before the next is read
@@ -323,7 +331,7 @@ def _decompose(
     return written
 
 
-def _is_there(folder: Path, key: TailKey, name: str, display: ProgressReporter) -> bool:
+def _has_valid_tail(folder: Path, key: TailKey, name: str, display: ProgressReporter) -> bool:
     try:
         return read_tail(folder / key.filename, key) is not None
     except ModelError as fault:
@@ -332,10 +340,10 @@ def _is_there(folder: Path, key: TailKey, name: str, display: ProgressReporter) 
 
 
 def _device(name: str) -> torch.device:
-    """Where to compute.
+    """The torch device that `--device` names.
 
     Raises:
-        InputError: this machine has no such device.
+        InputError: this machine does not have the device.
     """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto" and accelerator is None:
@@ -370,7 +378,7 @@ def _wait(process: Process) -> None:
 
 
 def _gathered(written: dict[str, Any], process: Process) -> dict[str, Any]:
-    """What all processes wrote, in the first process; only their own part in the others."""
+    """The index entries of all processes, in the first process; in the others, only their own entries."""
     if process.count == 1:
         return written
     everywhere: list[Any] | None = [None] * process.count if process.rank == 0 else None

@@ -10,7 +10,7 @@ from kasatune.adapter_tools.resolve import (
     Source,
     checkpoint_folder,
     find_source,
-    is_at_hand,
+    is_base_local,
     load_base_model,
     read_config,
 )
@@ -56,7 +56,7 @@ def convert_adapter(
     if to == "gguf":
         # Fail before the base is loaded.
         architecture_of(read_config(checkpoint_folder(source)))
-    model = load_base_model(source) if base is not None or is_at_hand(source) else None
+    model = load_base_model(source) if base is not None or is_base_local(source) else None
     with quiet():
         if to == "gguf":
             export_gguf(source, out, model, rank)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kasatune.adapter_tools.resolve import find_source, is_at_hand, open_base
+from kasatune.adapter_tools.resolve import find_source, is_base_local, open_base
 from kasatune.adapters.adapter_files import AdapterFiles, read_tensors
 from kasatune.adapters.format_conversion import as_native
 from kasatune.adapters.load import read_checked
@@ -22,41 +22,41 @@ from kasatune.linalg import effective_rank, energy_share, product_svd, subspace_
 from kasatune.linalg.spectrum import ThinSVD
 from kasatune.weights.checkpoint import ModelCheckpoint
 
-# A dropped direction counts as restored if the update restores at least this share of its singular value.
-COME_BACK = 0.5
+# A dropped direction counts as restored if the update restores at least this fraction of its singular value.
+RESTORED_FRACTION = 0.5
 
 
 def inspect(directory: Path, base: str | None = None) -> dict[str, Any]:
-    """Measure every adapted layer; returns {"adapter", "format", "base", "layers": [...]}, plain data.
+    """Measure every adapted layer of an adapter; returns {"adapter", "format", "base", "layers": [...]} as plain data.
 
     For each layer: `name`, `shape` [out, in], `rank`; `update`: norm, singular values and effective rank of dW =
     s B sigma A; for KaSA `sigma`, `orthogonality` (||A A^T - I||_F and ||B^T B - I||_F, by the adapter's
     convention) and `dropped`: the number of triplets.
 
-    If the base is available, `base`: all singular values of W, its norm and effective rank, the update's norm
-    beside it, and the mean squared cosine between the update's singular subspaces and the first and last r of W
-    (`alignment`, with what directions at random would give); and in `dropped` the share of ||W||_F^2 dropped, and how
-    many of the dropped directions the update restores: u^T dW v >= 0.5 s.
+    If the base is available, `base`: all singular values of W, its norm and effective rank, the ratio of the
+    update's norm to it, and the mean squared cosine between the update's singular subspaces and the first and last r
+    singular vectors of W (`alignment`, with the value expected of random directions); and in `dropped` the share of
+    ||W||_F^2 dropped, and how many of the dropped directions the update restores: u^T dW v >= 0.5 s.
 
     Args:
         directory: a run, or an adapter in any format that `load_adapter` reads.
-        base: name or folder of the base; by default the one of the recipe or the adapter, if it is on this machine.
+        base: name or folder of the base; by default that of the recipe or the adapter, if it is on this machine.
 
     Raises:
-        InputError: there is no adapter.
-        AdapterError: it is damaged, or of another base.
+        InputError: `directory` holds no adapter.
+        AdapterError: the adapter is damaged, or belongs to another base.
         ModelError: `base` cannot be found.
     """
     source = find_source(directory, base)
     header, kind, _ = read_checked(source.adapter)
     files = read_tensors(header)
     with quiet():
-        found = open_base(source) if base is not None or is_at_hand(source) else None
-    layers = [dict(layer) for layer in _layers(files, kind, found)]
+        checkpoint = open_base(source) if base is not None or is_base_local(source) else None
+    layers = [dict(layer) for layer in _layers(files, kind, checkpoint)]
     return {
         "adapter": str(source.adapter),
         "format": kind,
-        "base": source.base_name if found is not None else None,
+        "base": source.base_name if checkpoint is not None else None,
         "layers": layers,
     }
 
@@ -95,7 +95,7 @@ def _layer(
     if W is None:
         return layer
     if tuple(W.shape) != shape:
-        raise ModelError(f"{name} has shape {list(W.shape)} in this base, the adapter was made for {list(shape)}")
+        raise ModelError(f"{name} has shape {list(W.shape)} in this base, the adapter needs {list(shape)}")
     U, S, Vh = torch.linalg.svd(W.double(), full_matrices=False)
     layer["base"] = {
         "singular_values": _numbers(S),
@@ -108,7 +108,7 @@ def _layer(
         layer["dropped"] |= {
             "energy": energy_share(S, len(S) - dropped, dropped),
             "singular_values": _numbers(S[-dropped:]),
-            "come_back": _come_back(update, U[:, -dropped:], S[-dropped:], Vh[-dropped:]),
+            "come_back": _restored_count(update, U[:, -dropped:], S[-dropped:], Vh[-dropped:]),
         }
     return layer
 
@@ -123,23 +123,23 @@ def _core(factors: Factors, convention: Any) -> dict[str, Any]:
 
 
 def _alignment(update: ThinSVD, U: Tensor, Vh: Tensor) -> dict[str, float] | None:
-    """Mean squared cosines of the update's two singular subspaces with the first and last as many of W."""
+    """Mean squared cosines between the update's singular subspaces and the first and last singular vectors of W."""
     rank = int((1e-7 * update.S.max() < update.S).sum()) if len(update.S) and update.S.max() > 0 else 0
     if rank == 0:
         return None
     left, right = update.U[:, :rank], update.Vh[:rank].mT
-    found = {}
+    alignment = {}
     for name, part in (("top", slice(None, rank)), ("bottom", slice(-rank, None))):
-        found[name] = (subspace_alignment(left, U[:, part]) + subspace_alignment(right, Vh[part].mT)) / 2
-    found["chance"] = (rank / U.shape[0] + rank / Vh.shape[1]) / 2
-    return found
+        alignment[name] = (subspace_alignment(left, U[:, part]) + subspace_alignment(right, Vh[part].mT)) / 2
+    alignment["chance"] = (rank / U.shape[0] + rank / Vh.shape[1]) / 2
+    return alignment
 
 
-def _come_back(update: ThinSVD, U: Tensor, S: Tensor, Vh: Tensor) -> int:
-    """How many dropped directions have u^T dW v >= 0.5 s."""
+def _restored_count(update: ThinSVD, U: Tensor, S: Tensor, Vh: Tensor) -> int:
+    """The number of dropped directions with u^T dW v >= 0.5 s."""
     left, right = U.mT @ update.U.double(), update.Vh.double() @ Vh.mT
-    put_back = ((left * update.S.double()) * right.mT).sum(dim=1)
-    return int(((put_back >= COME_BACK * S) & (S > 0)).sum())
+    restored = ((left * update.S.double()) * right.mT).sum(dim=1)
+    return int(((restored >= RESTORED_FRACTION * S) & (S > 0)).sum())
 
 
 def _weight(base: ModelCheckpoint | None, name: str) -> Tensor | None:

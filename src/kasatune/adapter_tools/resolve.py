@@ -114,7 +114,7 @@ def require_base_name(source: Source) -> str:
     return source.base_name
 
 
-def is_at_hand(source: Source) -> bool:
+def is_base_local(source: Source) -> bool:
     """Whether the base is on this machine: a folder, an installed package, or in the hub's cache."""
     from huggingface_hub import try_to_load_from_cache
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kasatune import methods
-from kasatune.adapter_tools.resolve import Source, find_source, is_at_hand, load_base_model
+from kasatune.adapter_tools.resolve import Source, find_source, is_base_local, load_base_model
 from kasatune.adapters.certificate import Certificate, read_certificate, write_certificate
 from kasatune.adapters.export import export_smaller_lora
 from kasatune.adapters.load import load_adapter
@@ -46,7 +46,7 @@ def shrink_adapter(
     """
     require_free(out)
     source = find_source(directory, base)
-    model = load_base_model(source) if base is not None or is_at_hand(source) else None
+    model = load_base_model(source) if base is not None or is_base_local(source) else None
     with quiet():
         export_smaller_lora(source.adapter, out, rank=rank, energy=energy, base=model)
     certificate = read_certificate(out)

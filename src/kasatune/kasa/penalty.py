@@ -22,7 +22,7 @@ _KEY = "penalty"
 
 
 class _GroupKey(NamedTuple):
-    """What layers must have in common to be penalized together."""
+    """The properties that layers must share to be penalized in one batch."""
 
     beta: float
     gamma: float
@@ -34,15 +34,15 @@ class _GroupKey(NamedTuple):
 def regularization(model: nn.Module, adapter_name: str | None = None) -> Tensor:
     """Beta sum(sigma^2) + gamma (||A A^T - I|| + ||B^T B - I||) over the layers of the active adapter.
 
-    Eq. 12 of the paper without the task loss. A sum over layers in the convention "paper", a mean in "authors".
+    Eq. 12 of the paper without the task loss: a sum over layers in the convention "paper", a mean in "authors".
 
     Args:
         model: a model with KaSA layers, wrapped (DDP, PeftModel) or not.
         adapter_name: the adapter; None for the active one.
 
     Returns:
-        A scalar with gradient, in float32 or wider whatever the model's dtype. With penalty="step" it is for
-        monitoring: a backward pass through it would apply the penalty twice, and warns.
+        A scalar with gradient, in float32 or wider for any dtype of the model. With penalty="step" it is for
+        monitoring only: a backward pass through it would apply the penalty twice, and warns.
 
     Raises:
         InputError: no layer of the model has such an adapter; or penalty="loss" under ZeRO-3.
@@ -70,7 +70,7 @@ def regularization_terms(model: nn.Module, adapter_name: str | None = None) -> P
 
 
 def install_step_hook() -> None:
-    """Make every optimizer of the process add the gradient of the penalty just before it steps."""
+    """Make every optimizer of this process add the gradient of the penalty at the start of its step."""
     register_optimizer_step_pre_hook(_before_step)
 
 
@@ -88,22 +88,24 @@ def _before_step(
         for layer in layers:
             layer.needs_step = False
         return None
-    held = {id(p): place for place, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
-    served = [layer for layer in layers if any(id(p) in held for p in _active(layer) if p.requires_grad)]
+    positions = {
+        id(p): position for position, p in enumerate(p for group in optimizer.param_groups for p in group["params"])
+    }
+    stepped = [layer for layer in layers if any(id(p) in positions for p in _active(layer) if p.requires_grad)]
     # A weak set has no order; with the optimizer's order two runs add the same numbers in the same order.
-    served.sort(key=lambda layer: min(held.get(id(p), len(held)) for p in _active(layer)))
-    if not served:
+    stepped.sort(key=lambda layer: min(positions.get(id(p), len(positions)) for p in _active(layer)))
+    if not stepped:
         _report_missed(optimizer, layers)
         return None
-    for layer in served:
+    for layer in stepped:
         layer.needs_step = False
     # PyTorch passes the hook the arguments of the unbound method: the optimizer itself comes first.
     closure = args[1] if len(args) > 1 else kwargs.get("closure")
     if closure is None:
-        _add_gradients(optimizer, served, held)
+        _add_gradients(optimizer, stepped, positions)
         return None
     _report_closure(optimizer)
-    wrapped = _penalized_closure(closure, optimizer, served, held)
+    wrapped = _penalized_closure(closure, optimizer, stepped, positions)
     if len(args) > 1:
         return (args[0], wrapped, *args[2:]), kwargs
     return args, {**kwargs, "closure": wrapped}
@@ -126,17 +128,17 @@ def _zero3_id(layer: KasaLayer) -> int:
     return zero3.param_id(_active(layer).A)
 
 
-def _add_gradients(optimizer: Optimizer, served: Iterable[KasaLayer], held: dict[int, int]) -> None:
+def _add_gradients(optimizer: Optimizer, stepped: Iterable[KasaLayer], positions: dict[int, int]) -> None:
     # Fused optimizers divide by the loss scale after this hook.
     scale = getattr(optimizer, "grad_scale", None)
-    for parameter, gradient in _gradients(served):
-        if id(parameter) in held:
+    for parameter, gradient in _gradients(stepped):
+        if id(parameter) in positions:
             _accumulate(parameter, gradient if scale is None else gradient * scale)
 
 
-def _gradients(served: Iterable[KasaLayer]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every trained factor of the layers' active adapters, and the full gradient of its penalty."""
-    for weights, members in _grouped([(layer, layer.active_adapters[0]) for layer in served]).items():
+def _gradients(stepped: Iterable[KasaLayer]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield every trained factor of the layers' active adapters with the full gradient of the penalty."""
+    for weights, members in _grouped([(layer, layer.active_adapters[0]) for layer in stepped]).items():
         factors = [layer.factors(name) for layer, name in members]
         share = _share(weights, len(members))
         gradients = penalty_gradients(
@@ -153,7 +155,7 @@ def _gradients(served: Iterable[KasaLayer]) -> Iterator[tuple[Tensor, Tensor]]:
 
 @torch.no_grad()
 def _accumulate(parameter: Tensor, gradient: Tensor) -> None:
-    # A wrapped optimizer runs this hook twice: a gradient that is unchanged since already contains the penalty.
+    # A wrapped optimizer runs this hook twice: a gradient unchanged since the first run already contains the penalty.
     if getattr(parameter.grad, "_kasa_version", None) == getattr(parameter.grad, "_version", -1):
         return
     gradient = shard_like(gradient, parameter)
@@ -165,25 +167,25 @@ def _accumulate(parameter: Tensor, gradient: Tensor) -> None:
 
 
 def _penalized_closure(
-    closure: Callable[[], Any], optimizer: Optimizer, served: list[KasaLayer], held: dict[int, int]
+    closure: Callable[[], Any], optimizer: Optimizer, stepped: list[KasaLayer], positions: dict[int, int]
 ) -> Callable[[], Any]:
     """The closure with the penalty in its gradients and in the loss that it returns."""
 
     @functools.wraps(closure)
     def penalized() -> Any:
         loss = closure()
-        _add_gradients(optimizer, served, held)
-        for layer in served:
+        _add_gradients(optimizer, stepped, positions)
+        for layer in stepped:
             layer.needs_step = False
-        return None if loss is None else _added_to(loss, served)
+        return None if loss is None else _added_to(loss, stepped)
 
     return penalized
 
 
 @torch.no_grad()
-def _added_to(loss: Any, served: list[KasaLayer]) -> Any:
+def _added_to(loss: Any, stepped: list[KasaLayer]) -> Any:
     """The return value of a closure, a tensor or a number, plus the penalty of the layers."""
-    terms = _weighted_terms([(layer, layer.active_adapters[0]) for layer in served])
+    terms = _weighted_terms([(layer, layer.active_adapters[0]) for layer in stepped])
     penalty = terms.sigma + terms.orthogonality
     return loss + (penalty.to(loss.device) if isinstance(loss, Tensor) else penalty.item())
 
@@ -250,9 +252,10 @@ def _report_missed(optimizer: Optimizer, layers: list[KasaLayer]) -> None:
         return
     optimizer._kasa_reported = True  # pyright: ignore[reportAttributeAccessIssue]
     warnings.warn(
-        f"{type(optimizer).__name__} steps and holds no KaSA parameter of the {len(missed)} layers that were just "
-        "trained: the penalty does not act. If the training engine flattens parameters, use KasaConfig(penalty='loss') "
-        "and add regularization(model) to the loss; if another optimizer holds them, ignore this warning.",
+        f"{type(optimizer).__name__} holds no KaSA parameters of the {len(missed)} layers that were just "
+        "trained: their penalty is not applied. If the training engine flattens parameters, use "
+        "KasaConfig(penalty='loss') and add regularization(model) to the loss; if another optimizer holds them, ignore "
+        "this warning.",
         stacklevel=4,
     )
 
@@ -272,6 +275,6 @@ def _report_closure(optimizer: Optimizer) -> None:
 def _report_doubled(gradient: Tensor) -> None:
     warnings.warn(
         "regularization(model) is part of the loss, and KasaConfig(penalty='step') adds the same gradient at the "
-        "optimizer step: the KaSA penalty acts twice. Remove it from the loss, or use penalty='loss'.",
+        "optimizer step: the KaSA penalty is applied twice. Remove it from the loss, or use penalty='loss'.",
         stacklevel=2,
     )

@@ -1,1 +1,1 @@
-"""The base model of a recipe: found, loaded, quantized and placed on a device."""
+"""Locate, load and quantize the base model of a recipe, and choose its device."""

@@ -1,4 +1,4 @@
-"""The device that a recipe asks for."""
+"""Choose the device of a run from the recipe's `training` section."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 
 def find_device(section: TrainingSection) -> torch.device:
-    """The device that a recipe asks for; "auto" is the accelerator where there is one.
+    """The device that `training.device` names; "auto" is the accelerator if there is one, else the CPU.
 
     Raises:
-        RecipeError: this machine lacks the device, or the device lacks the precision.
+        RecipeError: this machine does not have the device, or the device does not support the precision.
     """
     kind, _, number = section.device.partition(":")
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if kind == "cpu" or (kind == "auto" and accelerator is None):
         device = torch.device("cpu")
     elif accelerator is None or kind not in ("auto", accelerator.type):
-        raise RecipeError([f"training.device: {section.device} is not on this machine; use auto or cpu"])
+        raise RecipeError([f"training.device: {section.device} is not available on this machine; use auto or cpu"])
     elif int(number or 0) > 0:
         raise RecipeError(
             [

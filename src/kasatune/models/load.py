@@ -53,7 +53,7 @@ class Pretrained:
         section: the recipe's `model` section.
         location: a folder, or the model's ID on the hub.
         revision: the commit on the hub; None for a folder.
-        config: as the model's authors wrote it.
+        config: the configuration in the checkpoint, unchanged.
     """
 
     section: ModelSection
@@ -67,12 +67,12 @@ class Base:
     """A base model that is ready for a method.
 
     Attributes:
-        model: with a head of the task's size, or a causal language model; on the CPU, in evaluation mode.
-        tokenizer: with a padding token.
-        new_modules: names of the modules that are trained and saved in full: the head, and any other module with
-            weights that the checkpoint lacks; sorted, none inside another; empty for a language model.
-        revision: the commit of the hub that it was loaded from; None for a folder.
-        fingerprint: of its weights without the new modules; see `sampled_parameters_sha256`.
+        model: a model with a head of the task's size, or a causal language model; on the CPU, in evaluation mode.
+        tokenizer: its tokenizer, with a padding token.
+        new_modules: names of the modules that are trained and saved in full: the head, and any other module whose
+            weights the checkpoint lacks; sorted, none inside another; empty for a language model.
+        revision: the hub commit that it was loaded from; None for a folder.
+        fingerprint: fingerprint of its weights without the new modules; see `sampled_parameters_sha256`.
     """
 
     model: PreTrainedModel
@@ -83,10 +83,10 @@ class Base:
 
 
 def find_model(name: str) -> str:
-    """The folder of the model `name`, or `name` itself if it is a hub ID.
+    """The folder of the model `name`, or `name` itself if it is a hub id.
 
     Args:
-        name: hub ID, local folder, or package:NAME for the model inside an installed package, which is not imported.
+        name: hub id, local folder, or package:NAME for the model inside an installed package, which is not imported.
 
     Raises:
         ModelError: the folder or package does not exist or contains no model.
@@ -109,7 +109,7 @@ def find_model(name: str) -> str:
 
 
 def find_commit(name: str, revision: str | None) -> str | None:
-    """The commit that a revision of a model on the hub points to, or did when it was cached; None for a folder.
+    """The commit that a revision of a model on the hub points to, or pointed to when it was cached; None for a folder.
 
     Raises:
         OSError: the model does not exist.
@@ -133,7 +133,7 @@ def find_pretrained(section: ModelSection) -> Pretrained:
             config = AutoConfig.from_pretrained(
                 location, revision=revision or section.revision, trust_remote_code=section.trust_remote_code
             )
-    except Exception as fault:  # transformers and the hub client raise dozens of unrelated types
+    except Exception as fault:  # transformers and the hub client raise dozens of unrelated exception types
         raise ModelError(
             f"model.name: {section.name} cannot be loaded: {reason_and_remedy(fault, location)}"
         ) from fault
@@ -168,14 +168,14 @@ def load_base(
     folder, revision, config = pretrained.location, pretrained.revision, copy.deepcopy(pretrained.config)
     if Path(folder).is_dir():
         weight_files(Path(folder))
-    # All files are read from one commit.
+    # Tokenizer, weights and remote code are read from the same commit.
     options: dict[str, Any] = {
         "revision": revision or section.revision,
         "trust_remote_code": section.trust_remote_code,
     }
     try:
         with quiet():
-            config._commit_hash = revision  # by which the tuner finds the checkpoint again
+            config._commit_hash = revision  # find_checkpoint looks the files up by it
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
             _set_task(section.name, config, kind, label_names)
             _set_dropout(config, section.dropout)
@@ -195,7 +195,7 @@ def load_base(
             )
     except KasatuneError:
         raise
-    except Exception as fault:  # transformers, the hub client and safetensors raise dozens of unrelated types
+    except Exception as fault:  # transformers, the hub client and safetensors raise dozens of unrelated exception types
         raise ModelError(f"model.name: {section.name} cannot be loaded: {reason_and_remedy(fault, folder)}") from fault
     _check_vocabulary(section.name, tokenizer)
     _check_length(section.name, config, tokenizer, max_length)
@@ -213,21 +213,21 @@ def load_base(
 
 
 def model_family(kind: str) -> Any:
-    """The class of transformers' Auto family for a kind of task."""
+    """The Auto class of transformers for a kind of task."""
     return AutoModelForCausalLM if kind == _TEXT else AutoModelForSequenceClassification
 
 
 def require_causal(name: str, config: PreTrainedConfig) -> None:
-    """Refuse a model in which a token attends to later ones.
+    """Reject a model that is not a causal language model.
 
     Raises:
-        ModelError: it is an encoder, or an encoder-decoder.
+        ModelError: it is an encoder or an encoder-decoder.
     """
     masked = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
     if config.is_encoder_decoder or masked:
         raise ModelError(
-            f"model.name: {name} is of the type {config.model_type!r}, which is no causal language model: text is"
-            " generated by models such as GPT-2 or Llama; name one"
+            f"model.name: {name} has the type {config.model_type!r}, which is not a causal language model; give one,"
+            " such as GPT-2 or Llama, to generate text"
         )
 
 
@@ -243,7 +243,7 @@ def _outside_the_body(config: PreTrainedConfig, section: ModelSection, kind: str
 
 
 def _package_folder(name: str) -> Path:
-    """The folder of the config.json with a model type that lies least deep in the package."""
+    """The folder of a package's least deeply nested config.json that names a model type."""
     package = name.removeprefix(_PACKAGE)
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
@@ -287,7 +287,7 @@ def _set_task(name: str, config: PreTrainedConfig, kind: str, label_names: Seque
 
 
 def _set_dropout(config: PreTrainedConfig, dropout: float | None) -> None:
-    """Set every dropout probability of the architecture; None keeps those of the model."""
+    """Set all dropout probabilities of a configuration; None keeps those of the model."""
     if dropout is None:
         return
     for name, value in config.to_dict().items():
@@ -297,10 +297,10 @@ def _set_dropout(config: PreTrainedConfig, dropout: float | None) -> None:
 
 
 def _check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer with special tokens only, which transformers makes if the files of one are missing."""
+    """Reject a tokenizer with special tokens only, which transformers returns if tokenizer files are missing."""
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
         raise ModelError(
-            f"model.name: the tokenizer of {name} has no tokens other than special ones: one of its files is missing;"
+            f"model.name: the tokenizer of {name} has only special tokens: one of its files is missing;"
             " copy the model again"
         )
 
@@ -364,17 +364,17 @@ def _all_new(model: nn.Module, module: str, new: set[str]) -> bool:
 
 
 def reason_and_remedy(fault: Exception, folder: str) -> str:
-    """Why transformers or the hub client could not load a model, and what to do, in one line.
+    """The reason why transformers or the hub client could not load a model and a remedy, in one line.
 
     Args:
-        fault: the error that they raised.
+        fault: the exception that they raised.
         folder: the folder of the model, or its ID on the hub.
     """
     lines = [line.strip().rstrip(".") for line in str(fault).splitlines() if line.strip()]
     if "trust_remote_code" in str(fault):
         return (
-            "it needs code from its repository, which is not run; choose another model, or read that code and set"
-            " model.trust_remote_code: true"
+            "it needs code from its repository, which is not run by default; choose another model, or review that "
+            "code and set model.trust_remote_code: true"
         )
     remedy = "copy it again" if Path(folder).exists() else "check the name and the network"
     return f"{lines[0] if lines else type(fault).__name__}; {remedy}"

@@ -1,3 +1,5 @@
+"""Quantization settings for `from_pretrained`, from the names in a recipe: nf4, int8, torchao-int8."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -12,24 +14,24 @@ _PACKAGES = {"nf4": "bitsandbytes", "int8": "bitsandbytes", "torchao-int8": "tor
 
 
 def quantization_config(name: str, *, keep: Sequence[str] = (), dtype: torch.dtype = torch.float32) -> Any | None:
-    """What `from_pretrained(quantization_config=...)` of transformers needs for a quantization by its recipe name.
+    """The `quantization_config` of transformers' `from_pretrained` for a quantization named in a recipe.
 
     Args:
-        name: "none", "nf4" (bitsandbytes, 4 bits), "int8" (bitsandbytes) or "torchao-int8" (weights alone).
-        keep: names of modules that are not quantized: those that are trained whole.
-        dtype: what a 4-bit layer computes in.
+        name: "none", "nf4" (bitsandbytes, 4 bits), "int8" (bitsandbytes) or "torchao-int8" (weights only).
+        keep: names of modules that are not quantized, such as a head that is trained in full.
+        dtype: dtype in which a 4-bit layer computes.
 
     Returns:
         The configuration; None for "none".
 
     Raises:
-        MissingExtraError: the package for it is not installed.
-        InputError: another name.
+        MissingExtraError: its package is not installed.
+        InputError: unknown name.
     """
     if name == "none":
         return None
     if name not in _PACKAGES:
-        raise InputError(f"quantization: {name!r} received; choose one of none, {', '.join(_PACKAGES)}")
+        raise InputError(f"quantization: {name!r} received; choose one of: none, {', '.join(_PACKAGES)}")
     if importlib.util.find_spec(_PACKAGES[name]) is None:
         raise MissingExtraError(f"quantization {name} ({_PACKAGES[name]})", "quant")
     from transformers import BitsAndBytesConfig, TorchAoConfig

@@ -1,4 +1,4 @@
-"""Where the numbers of a run come from: recipe, rows, model, software, seed and machine, so that each can be traced."""
+"""Provenance of a run: hashes of recipe and base model, seed, machine and pinned hub commits, for metrics.json."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from kasatune.recipes.schema import Recipe, to_yaml
 
 
 def trace(recipe: Recipe, revision: str | None, fingerprint: str) -> dict[str, Any]:
-    """The entries of metrics.json that say what its numbers were made from.
+    """The entries of metrics.json that record how its numbers were computed.
 
     Args:
-        recipe: as recipe.yaml has it.
-        revision: the commit of a base model from the hub.
-        fingerprint: of the base model.
+        recipe: the recipe in recipe.yaml.
+        revision: commit of a base model from the hub; None for a folder.
+        fingerprint: fingerprint of the base model.
     """
     return {
         "recipe_sha256": recipe_sha256(recipe),
         "seed": recipe.training.seed,
         "model": {"name": recipe.model.name, "revision": revision, "fingerprint": fingerprint},
         "machine": machine(),
-        "deterministic": deterministic_words(),
+        "deterministic": reproducibility_statement(),
     }
 
 
 def recipe_sha256(recipe: Recipe) -> str:
-    """SHA-256 of a recipe with every default filled in, its output left out: a run may be moved."""
+    """SHA-256 of a recipe with all defaults filled in; `output` is excluded, because a run may be moved."""
     return hashlib.sha256(to_yaml(recipe.model_copy(update={"output": "run"})).encode("utf-8")).hexdigest()
 
 
 def machine() -> dict[str, Any]:
-    """What a number can depend on: system, processor, its threads, accelerator and number of processes."""
+    """Hardware that results may depend on: system, processor, threads, accelerator and number of processes."""
     accelerator = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
     return {
         "system": f"{platform.system()} {platform.machine()}",
@@ -51,24 +51,24 @@ def machine() -> dict[str, Any]:
     }
 
 
-def deterministic_words() -> str:
-    """What is the same when a run is made again, and what is not."""
+def reproducibility_statement() -> str:
+    """A statement of what a repeated run reproduces bit for bit, and what it does not."""
     where = "GPU" if torch.cuda.is_available() else "processor"
-    warned_of = ", ".join(not_deterministic()) or "none"
+    exceptions = ", ".join(not_deterministic()) or "none"
     return (
-        "Deterministic algorithms were asked for: made again with the same software, threads and kind of "
-        f"{where}, the run is the same bit for bit, but for operations that it warned of ({warned_of}). "
-        f"Another {where}, number of threads or of processes changes the last digits."
+        "Deterministic algorithms were requested: repeated with the same software, threads and kind of "
+        f"{where}, the run is the same bit for bit, except for operations that it warned of ({exceptions}). "
+        f"Another {where}, or another number of threads or processes, changes the last digits."
     )
 
 
 def pinned(recipe: Recipe, revision: str | None, pins: Mapping[str, str]) -> Recipe:
-    """`recipe` with the commits that its model and rows were read from, where it leaves them to the hub.
+    """`recipe` with its model and data pinned to the hub commits that were read.
 
     Args:
-        recipe: of a run.
-        revision: the commit of its model; None for a folder.
-        pins: keys of its `task` section with what they must be; see `TaskData`.
+        recipe: recipe of a run.
+        revision: commit of its model; None for a folder.
+        pins: pinned values of keys of its `task` section; see `TaskData`.
     """
     sections = {
         "model": recipe.model if revision is None else recipe.model.model_copy(update={"revision": revision}),
@@ -77,20 +77,20 @@ def pinned(recipe: Recipe, revision: str | None, pins: Mapping[str, str]) -> Rec
     return recipe.model_copy(update=sections)
 
 
-def as_begun(recipe: Recipe, out: Path) -> Recipe:
-    """`recipe` with the commits that the run in `out` was begun with."""
+def pinned_as_started(recipe: Recipe, out: Path) -> Recipe:
+    """`recipe`, pinned to the hub commits with which the run in `out` was started."""
     from kasatune.io.run_layout import RECIPE
     from kasatune.runs.directory import read_recipe
 
     if not (out / RECIPE).is_file():
         return recipe
-    begun = read_recipe(out)
-    task, then = recipe.task, begun.task
+    started = read_recipe(out)
+    task, started_task = recipe.task, started.task
     pins = {
-        key: getattr(then, key)
+        key: getattr(started_task, key)
         for key in ("train", "validation")
-        if is_pinned_as(getattr(task, key), getattr(then, key))
+        if is_pinned_as(getattr(task, key), getattr(started_task, key))
     }
-    if task.revision is None and then.revision is not None:
-        pins["revision"] = then.revision
-    return pinned(recipe, begun.model.revision if recipe.model.revision is None else None, pins)
+    if task.revision is None and started_task.revision is not None:
+        pins["revision"] = started_task.revision
+    return pinned(recipe, started.model.revision if recipe.model.revision is None else None, pins)

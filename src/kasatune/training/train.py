@@ -38,7 +38,7 @@ from kasatune.models.load import Pretrained, find_pretrained
 from kasatune.recipes.schema import Recipe
 from kasatune.runs import directory
 from kasatune.runs.metrics import is_finished
-from kasatune.runs.provenance import as_begun, pinned
+from kasatune.runs.provenance import pinned, pinned_as_started
 from kasatune.training.callback import Progress, RunCallback
 from kasatune.training.checkpoint_contents import (
     METHOD_STATE,
@@ -98,7 +98,7 @@ def train(
             with work_errors(out):
                 stack.enter_context(directory.reserved(out, recipe, resume=resume, overwrite=overwrite))
         if resume:
-            recipe = as_begun(recipe, out)
+            recipe = pinned_as_started(recipe, out)
             if is_finished(out):
                 if is_main():
                     remove(out / WORK)  # a kill may have come just before the run removed it
