@@ -14,7 +14,7 @@ FAST := $(addprefix tests/, io kasa linalg metrics recipes reports runs weights)
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo tiny-llama test test-fast check site docs notebooks pictures bench soak tree install clean
+.PHONY: help demo tiny-llama test test-fast check site docs notebooks reports pictures bench soak tree install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ docs: $(STAMP) ## build the documentation and serve it at http://127.0.0.1:8000
 
 notebooks: $(STAMP) ## execute the tutorials and keep their outputs
 	@$(BIN)/python scripts/run_notebooks.py
+
+reports: $(STAMP) ## render the comparisons under docs/results again
+	@$(BIN)/python scripts/render_reports.py
 
 pictures: $(STAMP) ## make the picture of README.md again; needs chromium
 	@$(BIN)/python scripts/make_pictures.py

@@ -10,8 +10,8 @@ from kasatune.reports.formatting import metric_title
 
 HEAD = ("task", "score", "method", "paper", "authors' log", "ours", "95 % interval", "verdict")
 CURVE_HEAD = ("task", "method", "", "best epoch", "last epoch", "mean of the last ten")
-_UNKNOWN = "not known"
-_WHOSE = {"published": "published ones", "recipe": "recipes, whose settings are a choice"}
+_UNKNOWN = "unknown"
+_COMPARED_WITH = {"published": "published runs", "recipe": "recipes, whose settings are a choice"}
 _NONE = "-"
 
 
@@ -66,34 +66,36 @@ def paper(figure: Mapping[str, Any]) -> str:
 
 def conclusion(results: Mapping[str, Any]) -> str:
     """The number of figures with each verdict, in one line."""
-    words = [figure["verdict"] for figure in results["figures"]]
-    counts = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
+    verdicts = [figure["verdict"] for figure in results["figures"]]
+    counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts))
     form = " in the scaled-down form, which reproduces no number of the paper" if results["quick"] else ""
-    return f"{len(words)} figures of {results['model_title']}{form}: {counts}"
+    return f"{len(verdicts)} figures of {results['model_title']}{form}: {counts}"
 
 
-def markdown(results: Mapping[str, Any], *, date: str) -> str:
+def markdown(results: Mapping[str, Any]) -> str:
     """The page reproduction.md.
 
     Args:
         results: the content of reproduction.json.
-        date: date of the page.
     """
     quick = ", the scaled-down form" if results["quick"] else ""
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    date = f"{results['date']}, " if results["date"] else ""
     parts = [
         f"# {results['title']}: the paper's {results['model_title']} and ours{quick}",
-        f"{date}, {results['machine']['processor']}; {versions}.",
+        f"{date}{results['machine']['processor']}; {versions}.",
         f"Made by `{results['command']}`." if results["command"] else "",
-        f"{conclusion(results)}.",
+        f"**{conclusion(results)}.**",
         f"Published: {results['published']}. Scores between 0 and 1 are given in percent.",
         f"Ours: base model {', '.join(results['base'])}; seeds {', '.join(map(str, results['seeds']))}."
         * bool(results["base"]),
         _table(HEAD, rows(results)),
-        f"The verdicts follow one rule. {results['rule'][0].upper()}{results['rule'][1:]}",
-        _list(f"Settings of our runs that differ from the {_WHOSE[results['settings']]}:", results["differences"]),
-        _list("Graded:", results["judged"]),
-        _list("Not run, and why:", _missing(results)),
+        f"Verdicts: {results['rule']}",
+        _list(
+            f"Settings of our runs that differ from the {_COMPARED_WITH[results['settings']]}:", results["differences"]
+        ),
+        _list("Graded answers:", results["judged"]),
+        _list("Not run:", _missing(results)),
         _curves(results),
         _list("## Sources of the published numbers\n", _sources(results)),
         _list("## Unknown\n", results["unknown"]),

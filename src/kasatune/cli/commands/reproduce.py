@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -109,8 +108,7 @@ def _reproduce(request: Any, directory: Path) -> dict[str, Any]:
     from kasatune.cli.progress_bar import make_progress
     from kasatune.cli.run_summary import write_pages
     from kasatune.experiments.reproduce.reproduce import reproduce
-    from kasatune.io.atomic import write_json, write_text
-    from kasatune.reports.reproduction import markdown
+    from kasatune.experiments.reproduce.reproduction_file import write_reproduction
 
     arguments = [argument for argument in sys.argv[1:] if argument != "--json"]
     command_line = f"kasatune {shlex.join(arguments)}" if "reproduce" in arguments else ""
@@ -127,14 +125,14 @@ def _reproduce(request: Any, directory: Path) -> dict[str, Any]:
     except KeyboardInterrupt as interrupt:
         interrupt.add_note(f"{directory} holds the progress so far; continue with the same command")
         raise
-    write_json(directory / "reproduction.json", results)
-    write_text(directory / "reproduction.md", markdown(results, date=datetime.now(UTC).date().isoformat()))
+    write_reproduction(results, directory)
     return results
 
 
 def _show(results: dict[str, Any], directory: Path) -> None:
+    from kasatune.experiments.reproduce.reproduction_file import PAGE
     from kasatune.reports.reproduction import HEAD, conclusion, rows
 
     print_table(HEAD, rows(results), title=f"{results['title']}, {results['model_title']}")
     say(f"\n{conclusion(results)}")
-    say(f"page: {directory / 'reproduction.md'}")
+    say(f"page: {directory / PAGE}")

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from kasatune.experiments.reproduce.judge_scores import grades, measure_judged
 from kasatune.experiments.reproduce.measured_scores import Measured, average, difference, measure
 from kasatune.experiments.reproduce.published.schema import AVERAGE, Figure, Judged, scale
+from kasatune.experiments.reproduce.reproduction_file import checked
 from kasatune.experiments.reproduce.spec import Request
 from kasatune.experiments.reproduce.verdict import RULE, judge
-from kasatune.io.atomic import finite
 from kasatune.io.environment import processor, versions
 
-FORMAT = 1
 Outcomes = dict[tuple[str, str], list[Path] | str]
 """By (task, method), or (`grades_of(task)`, method): the run directories, or why there is no score."""
 
@@ -27,9 +27,9 @@ def grades_of(task: str) -> str:
 def content(request: Request, outcomes: Outcomes, *, command: str = "", failed: bool = False) -> dict[str, Any]:
     """The content of reproduction.json, from finished runs."""
     rows = [_row(request, figure, outcomes) for figure in _figures(request)]
-    return finite(
+    return checked(
         {
-            "format": FORMAT,
+            "date": datetime.now(UTC).date().isoformat(),
             "experiment": request.experiment.name,
             "title": request.experiment.title,
             "command": command,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from kasatune.io.run_layout import ADAPTER, CHECKPOINT, NATIVE
 from kasatune.reports import formatting
-from kasatune.reports.comparison.conclusion import begun, conclusion, protocol_sentence, title_of
+from kasatune.reports.comparison.conclusion import begun, conclusion_sentences, protocol_sentence, title_of
 from kasatune.reports.markdown import code, text
 from kasatune.reports.markdown import table as markdown_table
 
@@ -155,7 +155,10 @@ def counts_sentence(task: Mapping[str, Any]) -> str:
 def as_markdown(comparison: Mapping[str, Any]) -> str:
     """The comparison as a Markdown page."""
     names = ", ".join(task["name"] for task in comparison["tasks"])
-    parts = [f"# Comparison on {text(names)}", text(conclusion(comparison)), text(protocol_sentence(comparison))]
+    result, *details = map(text, conclusion_sentences(comparison))
+    parts = [f"# Comparison on {text(names)}", f"**{result}**"]
+    parts += ["\n".join(f"- {detail}" for detail in details)] if details else []
+    parts.append(text(protocol_sentence(comparison)))
     if len(comparison["tasks"]) > 1 and comparison["overall"]:
         parts += ["## Over all tasks", _markdown(overall_table(comparison))]
     for task in comparison["tasks"]:
@@ -177,7 +180,7 @@ def as_markdown(comparison: Mapping[str, Any]) -> str:
         "## Command and environment",
         "\n".join(
             [
-                f"- {code(comparison['command'])}" if comparison["command"] else "- from Python",
+                f"- {code(comparison['command'])}" if comparison["command"] else "- started from Python",
                 f"- {text(machine['processor'])}, {machine['threads_per_run']} threads per run; {text(software)}",
                 *(f"- {text(task['name'])}: {text(settings_sentence(task))}" for task in comparison["tasks"]),
             ]
