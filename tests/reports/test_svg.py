@@ -15,7 +15,7 @@ finite = st.floats(-1e12, 1e12, allow_nan=False)
 
 
 @given(st.lists(finite, min_size=1, max_size=20), st.booleans())
-def test_everything_that_can_be_shown_lies_within_the_axis(values, log):
+def test_all_values_that_can_be_shown_are_within_the_axis(values, log):
     scale = Scale(values, 50, 300, log=log, margin=0.05)
     for value in values:
         pixel = scale(value)
@@ -58,7 +58,7 @@ def test_a_single_point_is_a_dot():
     assert "<circle" in Chart("t", "d", [Line("a", [1], [2.0])], "x").svg
 
 
-def test_equal_and_absent_values_do_not_break_the_axes():
+def test_equal_and_missing_values_do_not_break_the_axes():
     for values in ([5.0, 5.0], [0.0, 0.0], [math.nan, math.nan]):
         assert "nan" not in Chart("t", "d", [Line("a", [1, 2], values)], "x").svg.lower()
 
@@ -82,5 +82,5 @@ def test_equal_and_absent_values_do_not_break_the_axes():
         (share(1e-9), "under 0.01 %"),
     ],
 )
-def test_numbers_are_written_for_people(written, expected):
+def test_numbers_are_formatted_for_people(written, expected):
     assert written == expected

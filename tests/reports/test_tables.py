@@ -5,7 +5,7 @@ from kasatune.reports.score_tables import as_markdown, comparison, gather, score
 from tests.reports import sample_runs
 
 
-def test_scores_stand_beside_those_of_the_last_epoch():
+def test_scores_are_shown_next_to_those_of_the_last_epoch():
     assert as_markdown(scores(sample_runs.metrics())).splitlines() == [
         "| demo, validation | selected | last epoch |",
         "| --- | ---: | ---: |",
@@ -37,12 +37,12 @@ def test_spread_of_nothing_and_of_one_value():
     assert (spread([]), spread([0.5])) == ("-", "0.5000")
 
 
-def test_marks_in_names_do_not_act():
+def test_markdown_in_names_is_escaped():
     table = as_markdown(scores(sample_runs.metrics(split="a|b*c", metrics={"[x](y)": 0.5}, last=None)))
     assert r"demo, a\|b\*c" in table
     assert r"\[x\](y)" in table
 
 
-def test_code_is_fenced_by_more_backticks_than_it_holds():
+def test_code_fences_are_longer_than_backticks_in_the_code():
     assert markdown.code("a`b``c") == "``` a`b``c ```"
     assert markdown.block("```\nx\n```", "python").startswith("````python\n")
