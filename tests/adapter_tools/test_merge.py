@@ -189,7 +189,7 @@ def test_an_index_that_leads_out_of_its_folder_is_refused(tmp_path):
     index = json.loads(path.read_text())
     index["weight_map"] = {name: f"../base/{file}" for name, file in index["weight_map"].items()}
     path.write_text(json.dumps(index))
-    with pytest.raises(ModelError, match="which is not a file beside it"):
+    with pytest.raises(ModelError, match="which is not in the same folder"):
         merge(tmp_path / "adapter", tmp_path / "merged")
 
 

@@ -131,7 +131,7 @@ def test_damaged_checkpoints_are_refused_by_file(monkeypatch, tmp_path, damage):
     elif damage == "outside":
         held["weight_map"][key] = "../elsewhere.safetensors"
         index.write_text(json.dumps(held))
-        expected = "not a file beside it"
+        expected = "not in the same folder"
     else:
         shard = folder / held["weight_map"][key]
         shard.write_bytes(shard.read_bytes()[:200])

@@ -56,7 +56,7 @@ def test_the_order_within_a_file_is_that_of_the_bytes(tmp_path):
         ("[1]", "not an index"),
         ('{"weight_map": 3}', "not an index"),
         ('{"weight_map": {"a": ["b"]}}', "not an index"),
-        ('{"weight_map": {"a": "../b.safetensors"}}', "not a file beside it"),
+        ('{"weight_map": {"a": "../b.safetensors"}}', "not in the same folder"),
         ('{"weight_map": {"a": "b.safetensors"}}', "is missing"),
     ],
 )
@@ -199,7 +199,7 @@ def test_a_file_damaged_after_it_was_opened_raises_model_error(sharded):
 
 def test_a_computed_tensor_of_another_shape_is_refused(tmp_path):
     planned = [PlannedTensor("w", "F32", (2, 2), compute=lambda: torch.zeros(3))]
-    with pytest.raises(ModelError, match="planned was"):
+    with pytest.raises(ModelError, match="but planned as"):
         write_safetensors(tmp_path / "new.safetensors", planned)
 
 

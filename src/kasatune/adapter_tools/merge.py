@@ -30,7 +30,7 @@ from kasatune.weights.checkpoint import FLOAT_DTYPES, INDEX, SINGLE, ModelCheckp
 from kasatune.weights.fingerprint import sketch_distance, sketch_tolerance
 from kasatune.weights.safetensors_writer import PlannedTensor, write_safetensors
 
-# Beside its weights a checkpoint holds configuration, tokenizer and chat template: small text files.
+# Besides its weights a checkpoint contains configuration, tokenizer and chat template: small text files.
 _COPIED_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")
 _COPIED_PREFIXES = ("LICENSE", "NOTICE", "USE_POLICY")
 _NOT_COPIED = ("config.json", INDEX, "adapter_config.json", CERTIFICATE, "trainer_state.json")
@@ -81,7 +81,7 @@ def merge(directory: Path, out: Path, base: str | None = None) -> Merged:
         if read_config(checkpoint.folder).get("quantization_config"):
             raise ModelError(
                 f"{checkpoint.folder} is quantized, and quantizing a merged weight again would lose most of the "
-                "update: name the full-precision base with --base, or serve the adapter beside the base "
+                "update: name the full-precision base with --base, or serve the adapter unmerged "
                 "(kasatune export --to lora)"
             )
         plan = plan_merge(read_tensors(header), kind, list(layers), checkpoint.model)
@@ -234,7 +234,7 @@ def _require_shape(name: str, expected: tuple[int, int], module: Any, *, transpo
     stored = expected[::-1] if transposed else expected
     if shape != stored:
         raise ModelError(
-            f"{name} has shape {list(shape)} in this base, the adapter was made for {list(stored)}; name the right "
+            f"{name} has shape {list(shape)} in this base, the adapter needs {list(stored)}; name the right "
             "base with --base"
         )
 

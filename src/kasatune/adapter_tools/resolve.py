@@ -58,7 +58,7 @@ class Source:
 
     @property
     def base_name(self) -> str | None:
-        """The name of the base from the user, the recipe or the adapter, in this order; None if none of them has it."""
+        """The name of the base from the user, the recipe or the adapter, in this order; None if none names it."""
         if self.base is not None:
             return self.base
         if self.run is not None:
@@ -252,9 +252,9 @@ def model_class(source: Source) -> Any:
     task = source.config.get("task_type")
     if task is None and isinstance(source.config.get("auto_mapping"), dict):
         name = source.config["auto_mapping"].get("base_model_class")
-        found = getattr(transformers, name, None) if isinstance(name, str) else None
-        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
-            return found
+        base_class = getattr(transformers, name, None) if isinstance(name, str) else None
+        if isinstance(base_class, type) and issubclass(base_class, transformers.PreTrainedModel):
+            return base_class
     return getattr(transformers, _AUTO_CLASSES.get(str(task), "AutoModel"))
 
 
@@ -311,7 +311,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _head_rows(source: Source) -> int | None:
-    """The number of labels: the rows of the smallest matrix that the adapter carries beside its layers."""
+    """The number of labels: the rows of the smallest matrix in the adapter outside of its adapted layers."""
     from kasatune.adapters.load import read_checked
     from kasatune.adapters.recognize_format import split_key
 

@@ -27,7 +27,7 @@ def shrink_adapter(
     """Write a smaller stock LoRA adapter of a run or an adapter.
 
     W' - W, including the truncated tail, is reduced to its largest singular triplets in every layer. For a run, the
-    smaller adapter is scored on the rows of metrics.json, beside the run's own scores.
+    smaller adapter is scored on the rows of metrics.json, for comparison with the scores of the run.
 
     Args:
         directory: a run, or an adapter in any format that `load_adapter` reads.

@@ -139,7 +139,7 @@ def _hashes(folder: Path) -> tuple[bool | None, str]:
     recorded = read_certificate(folder)["files"]
     if not recorded:
         return False, f"{CERTIFICATE} names no files"
-    # A name out of a file is never a path: only those of the adapter's own files are looked at.
+    # A name read from a file is never used as a path: it is only compared with the names of the adapter's files.
     own = {path.name: path for path in folder.iterdir() if path.is_file()}
     changed = [name for name, digest in recorded.items() if name not in own or file_sha256(own[name]) != digest]
     if changed:
@@ -147,9 +147,9 @@ def _hashes(folder: Path) -> tuple[bool | None, str]:
     return True, f"{len(recorded)} files as they were written"
 
 
-def _load_base(source: Source, found: list[PreTrainedModel]) -> tuple[bool, str]:
+def _load_base(source: Source, loaded: list[PreTrainedModel]) -> tuple[bool, str]:
     model = load_base_model(source)
-    found.append(model)
+    loaded.append(model)
     return True, f"{type(model).__name__} from {source.base_name}, {str(model.dtype).removeprefix('torch.')}"
 
 
@@ -170,13 +170,13 @@ def _fingerprint(folder: Path, files: AdapterFiles, base: PreTrainedModel) -> tu
     return distance <= limit, figure if distance <= limit else f"{figure} ({name})"
 
 
-def _reload(source: Source, files: AdapterFiles, base: PreTrainedModel, found: list[_Subject]) -> tuple[bool, str]:
+def _reload(source: Source, files: AdapterFiles, base: PreTrainedModel, subjects: list[_Subject]) -> tuple[bool, str]:
     alone = fixed_outputs(base)
     with bare_twin(base) as twin:
         adapted = fixed_outputs(load_adapter(twin, source.adapter))
     if not bool(torch.isfinite(adapted.values).all()):
         return False, "the outputs hold NaN or infinity"
-    found.append(_Subject(source, files, base, alone, adapted))
+    subjects.append(_Subject(source, files, base, alone, adapted))
     moved = float((adapted.values - alone.values).abs().max())
     return True, f"outputs finite, the adapter moves them by up to {moved:.3g}"
 

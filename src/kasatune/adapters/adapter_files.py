@@ -1,4 +1,4 @@
-"""Read and write adapter directories as plain data; nothing in a file is trusted before it is checked."""
+"""Read and write adapter directories (adapter_config.json, adapter_model.safetensors); file contents are untrusted."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Header(NamedTuple):
     Attributes:
         folder: the adapter's directory.
         config: its configuration.
-        shapes: of its tensors, by checkpoint key.
-        repeated: keys of weights of the base, which PEFT saves beside an adapted output embedding.
+        shapes: shapes of its tensors, by checkpoint key.
+        repeated: keys of base weights, which PEFT saves along with an adapted output embedding.
     """
 
     folder: Path
@@ -52,11 +52,11 @@ class AdapterFiles:
 
 
 def read_header(directory: str | os.PathLike[str]) -> Header:
-    """Configuration, and the names and shapes of the tensors, of an adapter directory.
+    """Read the configuration of an adapter directory, and the names and shapes of its tensors.
 
     Raises:
         AdapterError: a file is missing, not a regular file, too large, damaged, or of another kind; a tensor is not
-            of floating-point numbers. Only safetensors are read, never pickles.
+            floating-point. Only safetensors files are read, never pickles.
     """
     folder = Path(directory)
     config = read_json(folder, CONFIG)
@@ -66,7 +66,7 @@ def read_header(directory: str | os.PathLike[str]) -> Header:
     shapes: dict[str, tuple[int, ...]] = {}
     repeated = []
     with _readable(path), safe_open(path, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 - it is no mapping
+        for key in file.keys():  # noqa: SIM118 - not a mapping
             if key.endswith(".base_layer.weight"):
                 repeated.append(key)
                 continue
@@ -79,7 +79,7 @@ def read_header(directory: str | os.PathLike[str]) -> Header:
 
 
 def read_repeated(header: Header) -> dict[str, Tensor]:
-    """The base weights that an adapter repeats.
+    """Read the base weights that an adapter contains; see `Header.repeated`.
 
     Raises:
         AdapterError: they cannot be read.
@@ -90,7 +90,7 @@ def read_repeated(header: Header) -> dict[str, Tensor]:
 
 
 def read_tensors(header: Header) -> AdapterFiles:
-    """The tensors behind a header.
+    """Read the tensors of an adapter whose header was read.
 
     Raises:
         AdapterError: they cannot be read, or one holds NaN or infinity.
@@ -105,7 +105,7 @@ def read_tensors(header: Header) -> AdapterFiles:
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON object of an adapter directory.
+    """Read a JSON object from an adapter directory.
 
     Raises:
         AdapterError: the file is missing, not a regular file, larger than 16 MiB, not UTF-8, or not a JSON object.
@@ -117,22 +117,24 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     except OSError as error:
         raise AdapterError(f"{path} cannot be read: {error.strerror or error}") from error
     if len(content) > LARGEST_JSON:
-        raise AdapterError(f"{path} is larger than {LARGEST_JSON // 2**20} MiB, which no adapter configuration is")
+        raise AdapterError(f"{path} is larger than {LARGEST_JSON // 2**20} MiB, too large for an adapter configuration")
     try:
         value = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
-        raise AdapterError(f"{path} is not UTF-8 text: byte {error.start} is wrong; copy the adapter again") from error
+        raise AdapterError(
+            f"{path} is not UTF-8 text: byte {error.start} is invalid; copy the adapter again"
+        ) from error
     except RecursionError as error:
         raise AdapterError(f"{path} is nested too deeply to be an adapter configuration") from error
     except ValueError as error:
-        raise AdapterError(f"{path} is no JSON file: {error}") from error
+        raise AdapterError(f"{path} is not a JSON file: {error}") from error
     if not isinstance(value, dict):
         raise AdapterError(f"{path} holds a {type(value).__name__}, not a JSON object")
     return value
 
 
 def is_echo(key: str) -> bool:
-    """Whether a tensor repeats another one: with bias="all" PEFT saves the bias of a head three times over."""
+    """Whether a tensor duplicates another: with bias="all" PEFT saves the bias of a head three times."""
     return key.endswith(".bias") and (".modules_to_save." in key or ".original_module." in key)
 
 
@@ -170,7 +172,7 @@ def _regular_file(folder: Path, name: str) -> Path:
     """A regular file of the folder, or of the hub cache that the folder is a snapshot of.
 
     Raises:
-        AdapterError: it is missing, no regular file, or a link that leads elsewhere.
+        AdapterError: it is missing, not a regular file, or a link to another directory.
     """
     path = folder / name
     try:
@@ -179,12 +181,12 @@ def _regular_file(folder: Path, name: str) -> Path:
         home = folder.resolve(strict=True)
     except (OSError, ValueError, RuntimeError) as error:
         hint = "; adapters in pickle format are not read" if (folder / "adapter_model.bin").exists() else ""
-        raise AdapterError(f"{folder}: no {name} there{hint}. Give the directory of an adapter.") from error
+        raise AdapterError(f"{folder} contains no {name}{hint}. Give the directory of an adapter.") from error
     if not stat.S_ISREG(mode):
-        raise AdapterError(f"{path} is no regular file")
+        raise AdapterError(f"{path} is not a regular file")
     blobs = [parent.parent / "blobs" for parent in (home, *home.parents) if parent.name == "snapshots"]
     if target.parent != home and target.parent not in blobs:
-        raise AdapterError(f"{path} is a link that leads out of its directory; replace it by a copy of the file")
+        raise AdapterError(f"{path} is a link to a file outside its directory; replace it with a copy of the file")
     return path
 
 
@@ -195,11 +197,11 @@ def _readable(path: Path) -> Generator[None]:
     except AdapterError:
         raise
     except (SafetensorError, ValueError, OSError, RuntimeError, OverflowError) as error:
-        raise AdapterError(f"{path} cannot be read: {error}. It was cut short or damaged.") from error
+        raise AdapterError(f"{path} cannot be read: {error}. The file is truncated or damaged.") from error
 
 
 def _refuse_constant(text: str) -> float:
-    raise ValueError(f"{text} is no JSON number")
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def is_number(value: object) -> bool:

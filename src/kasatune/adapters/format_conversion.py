@@ -1,4 +1,4 @@
-"""Convert adapters between formats as plain data, and collect what the result is compared with."""
+"""Convert adapters between formats as plain data, and compute the outputs that a conversion must reproduce."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from kasatune.errors import AdapterError, CheckError, InputError, KasatuneError
 from kasatune.kasa.layer import KasaLayer
 from kasatune.kasa.model import KasaModel
 
-# Formats that leave it to their reader to decompose the base.
+# Formats without stored tails: their reader decomposes the base.
 WITHOUT_TAILS = ("peft-kasa", "authors")
 
 _WRITERS: dict[str, Callable[[AdapterFiles], AdapterFiles]] = {
@@ -38,11 +38,11 @@ class Source(NamedTuple):
     """An adapter to convert, and the outputs that its conversion is compared with.
 
     Attributes:
-        files: the adapter, as "lora" or as a native one.
-        kind: which of the two, "lora" or "kasa".
-        read_as: the format it was read in.
-        outputs: of the adapted model for the fixed inputs; None if they cannot be measured.
-        reason: why they cannot.
+        files: the adapter in the format `kind`.
+        kind: "lora" or "kasa" (native).
+        read_as: the format in which it was stored.
+        outputs: outputs of the adapted model for the fixed inputs; None if they cannot be computed.
+        reason: why they cannot be computed; None otherwise.
     """
 
     files: AdapterFiles
@@ -53,10 +53,10 @@ class Source(NamedTuple):
 
 
 def as_native(files: AdapterFiles, kind: str, base: nn.Module | None) -> AdapterFiles:
-    """Convert an adapter of any KaSA format to a native one; without its tails if the base is not given.
+    """Convert an adapter of any KaSA format to the native one; without `base`, the result has no tails.
 
     Raises:
-        AdapterError: an unsupported configuration, or another base.
+        AdapterError: the configuration is not supported, or the adapter belongs to another base.
     """
     if kind == "kasa":
         return files
@@ -67,21 +67,21 @@ def as_native(files: AdapterFiles, kind: str, base: nn.Module | None) -> Adapter
 def convert(
     source: AdapterFiles, kind: str, to: str, choose_rank: Callable[[Tensor], int] | None
 ) -> tuple[AdapterFiles, ReducedAdapter | None]:
-    """Convert an adapter to the format `to`; also returns the errors of a reduction of the rank.
+    """Convert an adapter to the format `to`; also returns the result of a rank reduction, with its errors.
 
     Args:
-        source: a stock LoRA adapter, or a native one.
+        source: a stock LoRA adapter or a native KaSA adapter.
         kind: "lora" or "kasa".
         to: one of FORMATS.
-        choose_rank: for "lora": returns the rank for a layer's singular values; None keeps every layer exactly.
+        choose_rank: for "lora": returns the rank to keep, given a layer's singular values; None keeps layers exact.
 
     Raises:
         InputError: the format cannot hold the adapter.
     """
     if kind == "lora" and to != "lora":
         raise InputError(
-            f"a LoRA adapter cannot be converted to {to!r}: it has no singular values and nothing truncated. Only "
-            "'lora' is possible, with another rank"
+            f"a LoRA adapter cannot be converted to {to!r}: it has no sigma and no truncated tail. Only "
+            "'lora', with another rank, is possible"
         )
     converted = source if kind == "lora" else _WRITERS[to](source)
     if choose_rank is None:
@@ -91,7 +91,7 @@ def convert(
 
 
 def needs_base(kind: str, to: str) -> bool:
-    """Whether a conversion must decompose the base: from a format without tails to one that holds them."""
+    """Whether a conversion must decompose the base: from a format without tails to one with tails."""
     return kind in WITHOUT_TAILS and to not in WITHOUT_TAILS
 
 
@@ -124,16 +124,16 @@ def files_of_model(model: nn.Module) -> AdapterFiles:
 
 
 def outputs_or_reason(model: nn.Module) -> tuple[Outputs | None, str | None]:
-    """The outputs of a model for the fixed inputs, or why they cannot be measured."""
+    """The outputs of a model for the fixed inputs, or why they cannot be computed."""
     if any(parameter.is_meta for parameter in model.parameters()):
-        return None, "weights of the base are offloaded, and PEFT loads no LoRA adapter onto those"
+        return None, "weights of the base are offloaded, and PEFT cannot load a LoRA adapter onto them"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return fixed_outputs(model), None
     except KasatuneError:
         raise
-    except Exception as fault:  # a model that takes no token ids raises an error of its own kind
+    except Exception as fault:  # a model that does not take token ids may raise anything
         return None, _first_line(fault)
 
 
@@ -149,7 +149,7 @@ def outputs_of_written(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return fixed_outputs(load(twin, directory))
-    except Exception as fault:  # whatever stops the reader, the conversion has failed
+    except Exception as fault:  # any failure to load means that the conversion has failed
         raise CheckError(
             f"the conversion to {to!r} cannot be loaded again: {_first_line(fault)}; nothing was written"
         ) from fault

@@ -1,4 +1,4 @@
-"""Export a LoRA adapter as a GGUF file, which llama.cpp and programs based on it load beside a GGUF base."""
+"""Export a LoRA adapter as a GGUF file, which llama.cpp and programs based on it load together with a GGUF base."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def write_gguf(files: AdapterFiles, model_config: Mapping[str, Any], path: Path)
     strange = [layer for layer in layers if layer not in known]
     tied = [layer for layer in layers if layer.endswith("lm_head") and model_config.get("tie_word_embeddings")]
     if strange or tied:
-        raise InputError(f"llama.cpp has no weight of its own for {listed(strange or tied)}: merge the adapter instead")
+        raise InputError(f"llama.cpp has no separate weight for {listed(strange or tied)}: merge the adapter instead")
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
@@ -111,11 +111,11 @@ def read_gguf(path: Path, model_config: Mapping[str, Any]) -> dict[str, StackedL
     alpha = float(reader.fields[gguf.Keys.Adapter.LORA_ALPHA].parts[-1][0])
     tensors = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in reader.tensors}
     heads = int(model_config["num_attention_heads"])
-    found = {}
+    layers = {}
     for name in [name.removesuffix(".weight.lora_a") for name in tensors if name.endswith(".lora_a")]:
         A, B = tensors[f"{name}.weight.lora_a"], tensors[f"{name}.weight.lora_b"]
         count = heads if name.endswith("attn_q") else int(model_config.get("num_key_value_heads") or heads)
         if name.endswith(("attn_q", "attn_k")):
             B = B.reshape(count, B.shape[0] // count // 2, 2, -1).swapaxes(1, 2).reshape(B.shape)
-        found[name] = StackedLora(A, B * (alpha / A.shape[0] if alpha else 1.0))
-    return found
+        layers[name] = StackedLora(A, B * (alpha / A.shape[0] if alpha else 1.0))
+    return layers

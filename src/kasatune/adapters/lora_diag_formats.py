@@ -23,7 +23,7 @@ from kasatune.kasa.config import KasaConfig
 from kasatune.kasa.functional import Convention, Factors, drop_count
 
 _FIELDS = ("r", "lora_alpha", "lora_dropout", "use_rslora", "bias")
-# Fields of a LoraConfig that ask for something beside KaSA and would change the outputs.
+# Fields of a LoraConfig that request something in addition to KaSA and would change the outputs.
 _CHANGES_OUTPUTS = (
     *("use_dora", "lora_bias", "layer_replication", "target_parameters", "trainable_token_indices", "use_qalora"),
     *("velora_config", "monteclora_config", "use_bdlora", "arrow_config", "alora_invocation_tokens"),
@@ -132,16 +132,16 @@ def diagonal_tensors(source: AdapterFiles) -> dict[str, Tensor]:
 
 def native_from_diagonal(files: AdapterFiles, kind: str) -> tuple[dict[str, Factors], dict[str, Tensor]]:
     """The trained factors by module name, and all other tensors, of an adapter with lora_diag."""
-    found: dict[str, dict[str, Tensor]] = {}
+    parts_by_layer: dict[str, dict[str, Tensor]] = {}
     rest = {}
     for key, tensor in files.tensors.items():
         split = split_key(key, kind)
         if split is None:
             rest[key] = tensor
         else:
-            found.setdefault(split[0], {})[split[1]] = tensor
+            parts_by_layer.setdefault(split[0], {})[split[1]] = tensor
     down, up, core = DIAGONAL
-    return {name: Factors(parts[down], parts[core], parts[up]) for name, parts in found.items()}, rest
+    return {name: Factors(parts[down], parts[core], parts[up]) for name, parts in parts_by_layer.items()}, rest
 
 
 def shared_fields(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,17 +204,19 @@ def native_config(config: dict[str, Any], **settings: Any) -> dict[str, Any]:
     """The configuration of a native adapter from a LoraConfig; settings that are None keep KasaConfig's defaults.
 
     Raises:
-        AdapterError: the LoraConfig asks for something that would change the outputs.
+        AdapterError: the LoraConfig enables something that would change the outputs.
     """
-    asked = [name for name in _CHANGES_OUTPUTS if config.get(name)]
-    if asked:
-        raise AdapterError(f"the adapter's configuration combines KaSA with {', '.join(asked)}, which is not supported")
+    enabled = [name for name in _CHANGES_OUTPUTS if config.get(name)]
+    if enabled:
+        raise AdapterError(
+            f"the adapter's configuration combines KaSA with {', '.join(enabled)}, which is not supported"
+        )
     carried = {key: config.get(key) for key in CARRIED}
     auto_mapping = carried.pop("auto_mapping")
     values = {key: value for key, value in settings.items() if value is not None}
     fields = shared_fields(config)
-    made = KasaConfig(**carried, **fields, **values).to_dict()
-    return {**made, "auto_mapping": auto_mapping, "fan_in_fan_out": bool(config.get("fan_in_fan_out"))}
+    native = KasaConfig(**carried, **fields, **values).to_dict()
+    return {**native, "auto_mapping": auto_mapping, "fan_in_fan_out": bool(config.get("fan_in_fan_out"))}
 
 
 def _patterns(config: dict[str, Any], layers: list[str]) -> dict[str, dict[str, Any]]:

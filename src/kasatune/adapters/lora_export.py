@@ -79,24 +79,26 @@ def stock_layers(files: AdapterFiles) -> tuple[dict[str, StackedLora], dict[str,
     Raises:
         AdapterError: it is not a plain LoRA of linear layers: DoRA, convolutions, embeddings or LoRA biases.
     """
-    found: dict[str, dict[str, Tensor]] = {}
+    parts_by_layer: dict[str, dict[str, Tensor]] = {}
     rest = {}
     for key, tensor in files.tensors.items():
         for part in ("lora_A", "lora_B"):
             if key.endswith(f".{part}.weight"):
-                found.setdefault(key.removesuffix(f".{part}.weight").removeprefix(PREFIX), {})[part] = tensor
+                parts_by_layer.setdefault(key.removesuffix(f".{part}.weight").removeprefix(PREFIX), {})[part] = tensor
                 break
         else:
             rest[key] = tensor
     special = [key for key in rest if ".lora_" in key]
-    special += [n for n, parts in found.items() if any(p.ndim < 2 or p[0, 0].numel() > 1 for p in parts.values())]
+    special += [
+        n for n, parts in parts_by_layer.items() if any(p.ndim < 2 or p[0, 0].numel() > 1 for p in parts.values())
+    ]
     if special or files.config.get("use_dora"):
         raise AdapterError(
             f"this LoRA adapter is more than B A on linear layers ({listed(special) or 'use_dora'}); "
             "merge it with PEFT, or convert it with peft.convert_to_lora"
         )
     layers = {}
-    for name, parts in found.items():
+    for name, parts in parts_by_layer.items():
         A, B = (parts[part].reshape(parts[part].shape[:2]) for part in ("lora_A", "lora_B"))
         A, B = (factor.to(torch.promote_types(factor.dtype, torch.float32)) for factor in (A, B))
         layers[name] = StackedLora(A, scaling_of(files.config, name) * B)
@@ -106,8 +108,8 @@ def stock_layers(files: AdapterFiles) -> tuple[dict[str, StackedLora], dict[str,
 def trailing_dimensions(files: AdapterFiles) -> dict[str, int]:
     """The number of trailing dimensions of size 1 of a stock LoRA adapter's tensors, by the name of the convolution."""
     end = ".lora_A.weight"
-    found = {key.removesuffix(end).removeprefix(PREFIX): t.ndim - 2 for key, t in files.tensors.items() if end in key}
-    return {name: count for name, count in found.items() if count}
+    counts = {key.removesuffix(end).removeprefix(PREFIX): t.ndim - 2 for key, t in files.tensors.items() if end in key}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _config(config: dict[str, Any], ranks: dict[str, int]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The native KaSA format as plain data: its layers, tails computed from a base, and their keys."""
+"""The native KaSA format as plain data: layers and their checkpoint keys, and tails computed from a base."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kasatune.weights.base_weight import BaseWeight
 from kasatune.weights.fingerprint import weight_sketch
 from kasatune.weights.quantized_weight import weight_of
 
-# Fields of a configuration that every format has, with the same meaning.
+# Configuration fields with the same meaning in every format.
 CARRIED = (
     *("auto_mapping", "base_model_name_or_path", "revision", "task_type", "target_modules", "exclude_modules"),
     *("modules_to_save", "layers_to_transform", "layers_pattern", "peft_version"),
@@ -42,12 +42,14 @@ def stored_layers(tensors: dict[str, Tensor]) -> tuple[dict[str, StoredLayer], d
     Raises:
         AdapterError: a layer lacks one of its five tensors.
     """
-    found, rest = _sorted(tensors)
+    parts_by_layer, rest = _split_by_layer(tensors)
     layers = {}
-    for name, parts in found.items():
+    for name, parts in parts_by_layer.items():
         missing = [kind for kind in ("kasa_A", "kasa_sigma", "kasa_B", *_TAIL) if kind not in parts]
         if missing:
-            raise AdapterError(f"{listed([name])}: the adapter lacks {', '.join(missing)}; it was cut or edited")
+            raise AdapterError(
+                f"{listed([name])}: the adapter lacks {', '.join(missing)}; it is incomplete or was edited"
+            )
         factors = Factors(parts["kasa_A"], parts["kasa_sigma"], parts["kasa_B"])
         layers[name] = StoredLayer(factors, parts["kasa_tail_U"], parts["kasa_tail_V"])
     if not layers:
@@ -57,8 +59,8 @@ def stored_layers(tensors: dict[str, Tensor]) -> tuple[dict[str, StoredLayer], d
 
 def trained_factors(tensors: dict[str, Tensor]) -> tuple[dict[str, Factors], dict[str, Tensor]]:
     """The trained factors, by module name, of an adapter that may lack its tails; and all other tensors."""
-    found, rest = _sorted(tensors)
-    return {name: Factors(p["kasa_A"], p["kasa_sigma"], p["kasa_B"]) for name, p in found.items()}, rest
+    parts_by_layer, rest = _split_by_layer(tensors)
+    return {name: Factors(p["kasa_A"], p["kasa_sigma"], p["kasa_B"]) for name, p in parts_by_layer.items()}, rest
 
 
 def native_tensors(factors: dict[str, Factors], rest: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -70,21 +72,21 @@ def native_tensors(factors: dict[str, Factors], rest: dict[str, Tensor]) -> dict
 
 
 def scaling_of(config: dict[str, Any], module: str) -> float:
-    """S of one layer, from an adapter's configuration."""
+    """The scaling s of one layer, from an adapter's configuration."""
     r = configured(config, "r", "rank_pattern", module)
     alpha = configured(config, "lora_alpha", "alpha_pattern", module)
     return scaling(alpha, r, use_rslora=bool(config.get("use_rslora")))
 
 
 def with_tails(source: AdapterFiles, base: nn.Module) -> AdapterFiles:
-    """Add the tails that the adapter's convention drops from the weights of `base`, and sketches of the weights.
+    """Compute the tails that the adapter's convention drops from the weights of `base`; add them and weight sketches.
 
     Raises:
-        AdapterError: the base has no such layer, or one of another shape.
-        ModelError: a weight that cannot be decomposed.
+        AdapterError: the base lacks a layer, or has it with another shape.
+        ModelError: a weight cannot be decomposed.
     """
     factors, _ = trained_factors(source.tensors)
-    wanted = []
+    requests = []
     tensors = dict(source.tensors)
     fingerprint = {}
     for name, (A, _, B) in factors.items():
@@ -95,8 +97,8 @@ def with_tails(source: AdapterFiles, base: nn.Module) -> AdapterFiles:
         tensors[f"{PREFIX}{name}.kasa_tail_U"] = torch.zeros(B.shape[0], A.shape[0])
         tensors[f"{PREFIX}{name}.kasa_tail_V"] = torch.zeros_like(A, dtype=torch.float32)
         if dropped:
-            wanted.append(TailRequest(name, W, dropped))
-    for name, tail in compute_tails(wanted, len(wanted)).items():
+            requests.append(TailRequest(name, W, dropped))
+    for name, tail in compute_tails(requests, len(requests)).items():
         dropped = len(tail.S)
         tensors[f"{PREFIX}{name}.kasa_tail_U"][:, :dropped] = (tail.U * tail.S).float()
         tensors[f"{PREFIX}{name}.kasa_tail_V"][:dropped] = tail.Vh.float()
@@ -104,25 +106,25 @@ def with_tails(source: AdapterFiles, base: nn.Module) -> AdapterFiles:
 
 
 def weight_in(base: nn.Module, name: str, shape: tuple[int, int]) -> BaseWeight:
-    """The weight of a layer of the base that an adapter names.
+    """The weight of the base layer `name`, which must have the given (out, in) shape.
 
     Raises:
-        AdapterError: there is no such layer, or it has another shape.
+        AdapterError: the base has no such layer, or it is not linear or has another shape.
     """
     try:
         module = base.get_submodule(name)
     except AttributeError:
         raise AdapterError(
-            f"{type(base).__name__} has no layer {listed([name])}: the adapter is of another base model"
+            f"{type(base).__name__} has no layer {listed([name])}: the adapter belongs to another base model"
         ) from None
     try:
         weight = weight_of(module, **get_quantization_kwargs(base))
-        found = weight.shape
+        actual_shape = weight.shape
     except AttributeError:
-        raise AdapterError(f"{name} is a {type(module).__name__} in this base, no linear layer") from None
-    if found != shape:
+        raise AdapterError(f"{name} is a {type(module).__name__} in this base, not a linear layer") from None
+    if actual_shape != shape:
         raise AdapterError(
-            f"{name} has shape {list(found)} in this base, the adapter was made for {list(shape)}: load the right base"
+            f"{name} has shape {list(actual_shape)} in this base, the adapter needs {list(shape)}: load the right base"
         )
     return weight
 
@@ -135,13 +137,13 @@ def held_as(config: Mapping[str, Any], name: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _sorted(tensors: dict[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-    found: dict[str, dict[str, Tensor]] = {}
+def _split_by_layer(tensors: dict[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    parts_by_layer: dict[str, dict[str, Tensor]] = {}
     rest: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         name, _, kind = key.rpartition(".")
         if kind.startswith("kasa_"):
-            found.setdefault(name.removeprefix(PREFIX), {})[kind] = tensor
+            parts_by_layer.setdefault(name.removeprefix(PREFIX), {})[kind] = tensor
         else:
             rest[key] = tensor
-    return found, rest
+    return parts_by_layer, rest

@@ -176,8 +176,8 @@ def is_quantized(model: nn.Module) -> bool:
 
 def _dtype(model: nn.Module, device: torch.device) -> str:
     """The narrowest floating dtype a model computes in, which determines the rounding."""
-    found = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    narrowest = max(found, key=lambda dtype: torch.finfo(dtype).eps) if found else torch.float32
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    narrowest = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps) if dtypes else torch.float32
     if narrowest == torch.float32 and device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
         return "tf32"
     return str(narrowest).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Recognize the format of an adapter by content, and check that its configuration and its tensors agree."""
+"""Recognize the format of an adapter by its content, and validate its configuration against its tensors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TITLES = {
     "authors": "a KaSA adapter of the authors' code",
 }
 
-# Tensors of one layer by their last names: what each format must hold.
+# Suffixes of the tensors of a layer that each format requires.
 NATIVE = ("kasa_A", "kasa_sigma", "kasa_B", "kasa_tail_U", "kasa_tail_V")
 LORA = ("lora_A.weight", "lora_B.weight")
 DIAGONAL = (*LORA, "lora_diag")
@@ -30,7 +30,7 @@ _PARTS = {"kasa": NATIVE, "peft-kasa": DIAGONAL, "authors": DIAGONAL, "lora": LO
 
 
 class LayerShapes(NamedTuple):
-    """An adapted layer according to its file: module name, (out, in), rank, and shapes by the tensor's last name."""
+    """An adapted layer in an adapter file: module name, (out, in), rank, and shapes by tensor suffix."""
 
     module: str
     shape: tuple[int, int]
@@ -39,10 +39,10 @@ class LayerShapes(NamedTuple):
 
 
 def format_of(header: Header) -> str:
-    """One of `FORMATS`, by content: the configuration's type, and whether there are cores (`lora_diag`).
+    """One of `FORMATS`, by peft_type and the presence of `lora_diag` tensors.
 
     Raises:
-        AdapterError: none of them.
+        AdapterError: the peft_type is not supported.
     """
     kind = header.config["peft_type"]
     if kind == "KASA":
@@ -55,7 +55,7 @@ def format_of(header: Header) -> str:
 
 
 def split_key(key: str, kind: str) -> tuple[str, str] | None:
-    """(module, last name) of a tensor that belongs to an adapted layer; None for heads and biases."""
+    """(module, suffix) of a tensor that belongs to an adapted layer; None for heads and biases."""
     for part in _PARTS[kind]:
         if key.endswith(f".{part}"):
             return key.removesuffix(f".{part}").removeprefix(PREFIX), part
@@ -74,35 +74,36 @@ def checked_layers(header: Header, kind: str) -> dict[str, LayerShapes]:
     parts: dict[str, dict[str, tuple[int, ...]]] = {}
     for key, shape in header.shapes.items():
         if not key.startswith(PREFIX):
-            raise AdapterError(f"{where}: the tensor {listed([key])} does not begin with {PREFIX}; no adapter of PEFT")
+            raise AdapterError(f"{where}: the tensor {listed([key])} does not start with {PREFIX}; not a PEFT adapter")
         split = split_key(key, kind)
         if split is not None:
             parts.setdefault(split[0], {})[split[1]] = shape
         elif kind != "lora" and re.search(r"\.(kasa_|lora_)\w+(\.weight|\.bias)?$", key):
-            raise AdapterError(f"{where}: the tensor {listed([key])} has no place in {TITLES[kind]}")
+            raise AdapterError(f"{where}: the tensor {listed([key])} does not belong in {TITLES[kind]}")
     if not parts:
-        raise AdapterError(f"{where}: the adapter holds no adapted layer; it was cut, or it is of another kind")
+        raise AdapterError(f"{where}: the adapter contains no adapted layer; it is incomplete, or of another kind")
     faults: list[str] = []
     layers: dict[str, LayerShapes] = {}
     for module, stored in parts.items():
-        found = _as_matrices(stored) if kind == "lora" else stored
-        missing = [part for part in _PARTS[kind] if part not in found]
+        shapes = _as_matrices(stored) if kind == "lora" else stored
+        missing = [part for part in _PARTS[kind] if part not in shapes]
         if missing:
             faults.append(f"{listed([module])} lacks {', '.join(missing)}")
             continue
         rank = configured(config, "r", "rank_pattern", module)
-        wanted = _wanted(found, rank, config, kind)
-        wrong = [part for part in _PARTS[kind] if found[part] not in wanted[part]]
-        if wrong and not _is_special(found, config, kind):
+        wanted = _wanted(shapes, rank, config, kind)
+        wrong = [part for part in _PARTS[kind] if shapes[part] not in wanted[part]]
+        if wrong and not _is_special(shapes, config, kind):
             faults += [
-                f"{listed([module])}: {p} has shape {list(found[p])}, rank {rank} gives {_or(wanted[p])}" for p in wrong
+                f"{listed([module])}: {p} has shape {list(shapes[p])}, rank {rank} requires {_or(wanted[p])}"
+                for p in wrong
             ]
             continue
         up, down = _PARTS[kind][1 if kind != "kasa" else 2], _PARTS[kind][0]
-        layers[module] = LayerShapes(module, (found[up][0], found[down][-1]), rank, found)
+        layers[module] = LayerShapes(module, (shapes[up][0], shapes[down][-1]), rank, shapes)
     if faults:
         more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise AdapterError(f"{where}: {'; '.join(faults[:5])}{more}. The adapter was cut or edited.")
+        raise AdapterError(f"{where}: {'; '.join(faults[:5])}{more}. The adapter is incomplete or was edited.")
     return layers
 
 
@@ -113,17 +114,17 @@ def configured(config: dict[str, Any], value: str, pattern: str, module: str) ->
 
 
 def exact_patterns(values: dict[str, Any], layers: Iterable[str]) -> dict[str, Any]:
-    """A rank_pattern or alpha_pattern that gives each named layer its value, and no other layer that of a namesake.
+    """A rank_pattern or alpha_pattern that gives each named layer its value and matches no other layer.
 
-    PEFT interprets a key as a regular expression that may match the ending of a name. Plain names are used where no
-    other name ends in them, because other programs look names up.
+    PEFT interprets a key as a regular expression that may match the end of a name. Plain names are used unless another
+    name ends in them, because other programs compare names literally.
     """
     names = list(layers)
-    found = {}
+    pattern = {}
     for name, value in sorted(values.items()):
         others = [other for other in names if other != name and re.match(rf"(.*\.)?({name})$", other)]
-        found[f"^{re.escape(name)}$" if others else name] = value
-    return found
+        pattern[f"^{re.escape(name)}$" if others else name] = value
+    return pattern
 
 
 def _as_matrices(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -133,12 +134,12 @@ def _as_matrices(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...
 
 
 def _wanted(
-    found: dict[str, tuple[int, ...]], rank: int, config: dict[str, Any], kind: str
+    shapes: dict[str, tuple[int, ...]], rank: int, config: dict[str, Any], kind: str
 ) -> dict[str, list[tuple[int, ...]]]:
-    """Shapes that a layer's tensors may have, given the width of A and the height of B."""
+    """The valid shapes of a layer's tensors, given the width of A and the height of B."""
     down, up = ("kasa_A", "kasa_B") if kind == "kasa" else LORA
-    width = found[down][-1] if found[down] else 0
-    height = found[up][0] if found[up] else 0
+    width = shapes[down][-1] if shapes[down] else 0
+    height = shapes[up][0] if shapes[up] else 0
     wanted: dict[str, list[tuple[int, ...]]] = {down: [(rank, width)], up: [(height, rank)]}
     if kind == "kasa":
         wanted["kasa_sigma"] = [(rank, rank)] if config.get("core") == "dense" else [(rank,)]
@@ -152,11 +153,11 @@ def _wanted(
     return wanted
 
 
-def _is_special(found: dict[str, tuple[int, ...]], config: dict[str, Any], kind: str) -> bool:
-    """LoRA on convolutions and on single parameters has other shapes, which PEFT checks itself."""
+def _is_special(shapes: dict[str, tuple[int, ...]], config: dict[str, Any], kind: str) -> bool:
+    """Whether it is LoRA on convolutions or on single parameters, whose shapes PEFT checks itself."""
     return kind == "lora" and (
-        all(len(found[part]) > 2 for part in LORA)
-        or (bool(config.get("target_parameters")) and all(len(found[part]) == 2 for part in LORA))
+        all(len(shapes[part]) > 2 for part in LORA)
+        or (bool(config.get("target_parameters")) and all(len(shapes[part]) == 2 for part in LORA))
     )
 
 
@@ -200,7 +201,7 @@ def _pattern_faults(name: str, patterns: Sequence[str]) -> list[str]:
         try:
             re.compile(rf"(.*\.)?({pattern})$")
         except (re.error, RecursionError, OverflowError) as error:
-            return [f"{name} holds {_brief(pattern)}, no regular expression: {error}"]
+            return [f"{name} holds {_brief(pattern)}, not a regular expression: {error}"]
     return []
 
 

@@ -25,13 +25,13 @@ Side = Literal["outputs", "inputs"]
 
 @dataclass(frozen=True)
 class ActivationMoments:
-    """Second moments of what enters or leaves one linear layer on calibration tokens.
+    """Second moments of the inputs or outputs of one linear layer on calibration tokens.
 
     Attributes:
         side: "outputs" where out <= in, otherwise "inputs"; see `side_of`.
         moments: E[y y^T] with y = W x without bias, (out, out), or E[x x^T], (in, in); float64, symmetric.
         mean_square: E||x||^2 / in, the mean of the diagonal of E[x x^T].
-        tokens: how many tokens the means are taken over.
+        tokens: number of tokens that the means are taken over.
     """
 
     side: Side
@@ -42,7 +42,7 @@ class ActivationMoments:
 
 @dataclass(frozen=True)
 class ActivationTail:
-    """A component T of rank d, and what the activations make of it.
+    """A component T of rank d, with its share of the layer's output on the calibration tokens.
 
     Attributes:
         tail: singular triplets of T: U (out, d), S (d,) descending, Vh (d, in), float32 or float64.

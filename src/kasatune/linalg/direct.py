@@ -16,7 +16,7 @@ from kasatune.linalg.triplets import ORTHOGONALITY_BOUND, Triplets, largest_resi
 def direct_triplets(W: Tensor, r: int) -> Triplets | None:
     """W W^T U = U S^2 and V = W^T U / S: the r smallest triplets of a small W (k, n), k <= n, r < k, float64.
 
-    None if W is too ill-conditioned for it: W W^T squares the condition number.
+    None if W is too ill-conditioned: W W^T squares the condition number.
     """
     if W.device.type != "cpu":
         return triplets_by_eigh(W, r)
@@ -33,7 +33,7 @@ def direct_triplets(W: Tensor, r: int) -> Triplets | None:
 
 
 def triplets_by_eigh(W: Tensor, r: int) -> Triplets | None:
-    """The same triplets from all eigenvectors of W W^T: for devices that LAPACK does not support."""
+    """The same triplets from all eigenvectors of W W^T, for devices that LAPACK does not support."""
     U = torch.linalg.eigh(W @ W.mT).eigenvectors[:, : r + 1]
     return rayleigh_ritz(W, U, W.mT @ U, r)
 

@@ -29,7 +29,7 @@ def smallest_eigenpairs(G: np.ndarray, m: int) -> tuple[np.ndarray, np.ndarray]:
     if scale == 0:
         return np.zeros(m), np.eye(k, m)
     diagonal, off_diagonal = diagonal / scale, off_diagonal / scale  # dstein has absolute thresholds
-    # an entry below rounding counts as zero; raised to rounding it keeps T one block, as dstein is called for
+    # an entry below rounding counts as zero; raised to rounding it keeps T one block, which dstein is called with
     negligible = np.abs(off_diagonal) < EPS
     if negligible.any():
         off_diagonal[negligible] = EPS

@@ -87,7 +87,7 @@ class _Schedule:
         last_step, last_excess = self._last
         gained = math.log(last_excess / excess) / (step - last_step)
         wanted = math.log(excess) / gained if gained > 0 else math.inf
-        # convergence accelerates: wait for a little less than predicted, and never for long
+        # convergence accelerates: wait a little less than predicted, and never long
         self._next = step + max(1, int(min(0.9 * wanted, 1 + step / 3)))
         self._last = step, excess
 
@@ -96,7 +96,7 @@ def _orthogonalized(Y: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """Y - basis C and C, where C = basis^T Y."""
     coefficients = basis.mT @ Y
     Y = Y - basis @ coefficients
-    # once is not enough: the rest of Y may be far smaller than what was removed
+    # once is not enough: the remainder of Y may be far smaller than what was removed
     correction = basis.mT @ Y
     return Y - basis @ correction, coefficients + correction
 

@@ -23,7 +23,7 @@ SMALLEST_PIVOT = 1e-11
 
 
 def smallest_triplets(W: Tensor, r: int, layer: str) -> Triplets:
-    """W V = U S: the r smallest triplets, verified; from the full SVD, with a line in the log, if no method passes."""
+    """W V = U S: the r smallest triplets, verified; from the full SVD, and logged, if no method passes its checks."""
     for method in _methods(W.shape, r):
         triplets = method(W if method is triplets_by_gram else W.double(), r)
         if triplets is not None:
@@ -105,7 +105,7 @@ def triplets_by_lq(W: Tensor, r: int) -> Triplets | None:
 
 
 def _gram(W: Tensor) -> Tensor:
-    """The upper triangle of W W^T in float64, by block rows: half the work of the whole product."""
+    """The upper triangle of W W^T in float64, by block rows: half the work of the full product."""
     k = W.shape[0]
     blocks = max(1, min(16, k // 256))
     edges = [k * i // blocks for i in range(blocks + 1)]

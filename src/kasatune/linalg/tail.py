@@ -66,8 +66,8 @@ def tail_svd_many(
         progress: called as progress(done, total) after each weight.
 
     Raises:
-        ModelError: as tail_svd, before any weight is decomposed.
-        ValueError: not as many r or names as weights.
+        ModelError: as in `tail_svd`; raised before any weight is decomposed.
+        ValueError: `r` or `names` has another length than `weights`.
     """
     layer_names = list(names) if names is not None else [None] * len(weights)
     for W, count, name in zip(weights, r, layer_names, strict=True):
@@ -102,7 +102,7 @@ def _decompose(W: Tensor, r: int, name: str | None) -> TailSVD:
     W = W.to("cpu" if device.type == "mps" else device)
     tall = W.shape[0] > W.shape[1]
     wide = W.mT if tall else W
-    # a float64 weight is promised float64 accuracy, which only the full SVD has
+    # float64 accuracy is guaranteed for a float64 weight, which only the full SVD provides
     U, S, V = full_triplets(wide, r) if dtype == torch.float64 else smallest_triplets(wide, r, name or "weight")
     if tall:
         U, V = V, U

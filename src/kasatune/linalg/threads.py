@@ -82,7 +82,7 @@ def side_by_side(work: Callable[[_Job], _Result], jobs: Sequence[_Job], done: Ca
             done()
         return results
     try:
-        # held over all jobs: OpenBLAS's threads spin for a while whenever the limit is lifted between two of them
+        # one limit for all jobs: OpenBLAS's threads spin for a while whenever the limit is lifted between two of them
         with one_blas_thread, ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             for result in pool.map(work, jobs):
                 results.append(result)

@@ -1,4 +1,4 @@
-"""Singular triplets of a wide matrix: the full SVD, Rayleigh-Ritz, and the accuracy that a tail must have."""
+"""Singular triplets of a wide matrix: the full SVD, Rayleigh-Ritz, and the required accuracy of a tail."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def rayleigh_ritz(W: Tensor, U: Tensor, V: Tensor, r: int) -> Triplets | None:
     """The r smallest triplets of W within the spans of U (k, q) and V (n, q), q > r; None if inaccurate.
 
     W may be of any floating dtype, U and V are float64. Their error is of second order in that of the spans. None
-    is returned if the residuals or the orthogonality are not good enough. The caller must know that no smaller triplet
+    is returned if the residuals or the orthogonality are insufficient. The caller must ensure that no smaller triplet
     lies outside the spans.
     """
     if not torch.isfinite(U.sum() + V.sum()):

@@ -48,7 +48,7 @@ def refusal(module: nn.Module) -> str | None:
             return None
         dtype = str(weight.dtype).removeprefix("torch.") if plain else type(weight).__name__
         return (
-            f"a {kind} quantized to {dtype}, which PEFT has no backend for; quantize with bitsandbytes, torchao, HQQ "
+            f"a {kind} quantized to {dtype}, for which PEFT has no backend; quantize with bitsandbytes, torchao, HQQ "
             "or GPTQ, or load the base in 16 bits"
         )
     if isinstance(module, nn.Embedding):
@@ -76,7 +76,7 @@ class Original:
     held: nn.Parameter | nn.Module
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Move or cast it along with the model; `fn` as in nn.Module._apply."""
+        """Apply `fn` to it, as nn.Module._apply does when the model is moved or cast."""
         if isinstance(self.held, nn.Module):
             self.held._apply(fn)
         else:

@@ -1,4 +1,4 @@
-"""4-bit weights of bitsandbytes on the CPU, which its inference kernel packs in place: read, trained with and saved.
+"""4-bit weights of bitsandbytes on the CPU, which its kernel packs in place: unpacked to read, train and save.
 
 On a CPU with AVX512-BF16, bitsandbytes packs a 4-bit weight for its kernel at the first forward pass in evaluation
 mode. Its dequantization does not know that layout and returns noise, the kernel has no gradient, and a state_dict

@@ -146,8 +146,8 @@ class ModelCheckpoint:
 
     Args:
         checkpoint: the files.
-        model: the model whose weights they are, with or without weights of its own.
-        root: path of that model inside the model that is adapted, "" if they are the same.
+        model: the model whose weights they are; may be on the meta device.
+        root: path of that model within the adapted model, "" if they are the same.
     """
 
     def __init__(self, checkpoint: Checkpoint, model: nn.Module, root: str = "") -> None:
@@ -167,7 +167,7 @@ class ModelCheckpoint:
 
     @cached_property
     def tensors(self) -> dict[str, StoredTensor]:
-        """Every tensor by the model's name of it."""
+        """Every tensor, by its name in the model."""
         return {self.names[key]: tensor for key, tensor in self._stored.items()}
 
     @cached_property
@@ -234,7 +234,7 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that transformers loads from a folder: model.safetensors, else those of the index, by name.
 
     Raises:
-        ModelError: there are none, or the index is damaged or names a file that is missing or outside of the folder.
+        ModelError: there are none, or the index is damaged or names a file that is missing or outside the folder.
     """
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
@@ -248,7 +248,9 @@ def weight_files(folder: Path) -> list[Path]:
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as fault:
         raise ModelError(f"{folder / INDEX} is not an index of safetensors files ({fault}); copy it again") from fault
     if outside:
-        raise ModelError(f"{folder / INDEX} names {outside[0]!r}, which is not a file beside it; copy the model again")
+        raise ModelError(
+            f"{folder / INDEX} names {outside[0]!r}, which is not in the same folder; copy the model again"
+        )
     missing = sorted(name for name in names if not (folder / name).is_file())
     if missing:
         raise ModelError(f"{folder / INDEX} names {missing[0]!r}, which is missing; copy the model again")
@@ -263,7 +265,7 @@ def find_checkpoint(model: nn.Module, given: str | None) -> tuple[ModelCheckpoin
         given: a folder or a hub id; None for the model's own `name_or_path`.
 
     Returns:
-        The checkpoint, or None if there is none, and what was looked for, in words.
+        The checkpoint, or None if there is none, and a description of what was looked for.
 
     Raises:
         ModelError: there is a checkpoint, but it is incomplete or damaged.
@@ -308,7 +310,7 @@ def _stored_tensors(path: Path) -> list[StoredTensor]:
 
 
 def _parameter_name(key: str, known: Collection[str], prefix: str) -> str | None:
-    """The parameter among `known` that a key of a checkpoint names: without the body's prefix, or in an older form."""
+    """The name in `known` of a checkpoint key, which may lack the body's prefix or use an old spelling; else None."""
     modern = key
     for old, new in _OLD_ENDINGS.items():
         modern = modern.removesuffix(old) + new if modern.endswith(old) else modern

@@ -1,7 +1,7 @@
 """Fingerprints of a base model: sketches of single weights, and SHA-256 digests of weights, parameters and files.
 
 Every digest here is stored somewhere: in adapters, certificates, metrics.json, tail caches and run ids. The bytes that
-are hashed must never change, or what was written before no longer matches.
+are hashed must never change, or digests written earlier would no longer match.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def sketch_distance(W: Tensor, sketch: Mapping[str, Any]) -> float | None:
 
 
 def sketch_tolerance(dtype: torch.dtype, quantized_bits: int | None, sketch: Mapping[str, Any] | None = None) -> float:
-    """The largest `sketch_distance` at which a weight is the one that was sketched.
+    """The largest `sketch_distance` at which a weight counts as the sketched one.
 
     Args:
         dtype: the dtype of the weight now.

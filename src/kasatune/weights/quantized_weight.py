@@ -1,4 +1,4 @@
-"""The weight matrix of any base layer, float or quantized; quantized ones through PEFT's quantization backends.
+"""The weight matrix of any base layer, float or quantized, the latter through PEFT's quantization backends.
 
 Private or undocumented parts of other libraries that this module relies on:
 
@@ -29,7 +29,7 @@ from kasatune.errors import ModelError
 from kasatune.weights.base_weight import BaseWeight, Original
 from kasatune.weights.bitsandbytes_cpu import dequantize_packed, is_packed
 
-EXPORT = "export the adapter with export_adapter(model, out, to='lora') and serve it beside the base"
+EXPORT = "export the adapter with export_adapter(model, out, to='lora') and serve it unmerged"
 
 # A 16-bit kernel rounds each output once or twice; a layer that normalizes or quantizes its input is far outside.
 LINEARITY = 3e-2
@@ -145,7 +145,7 @@ class QuantizedWeight(BaseWeight):
             owner.base_layer = original
             raise
         if owner.base_layer.bias is None:
-            # HQQ's backend makes a new layer without the bias.
+            # HQQ's backend creates a new layer without the bias.
             owner.base_layer.bias = original.bias
         return Original(original)
 

@@ -20,7 +20,7 @@ from kasatune.weights.checkpoint import STORED_DTYPES, StoredTensor
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor to write: the unchanged bytes of a stored tensor, or the result of `compute`, called in its turn.
+    """A tensor to write: the bytes of a stored tensor, or the result of `compute`, called when it is written.
 
     Attributes:
         key: its name in the new file.
@@ -53,7 +53,7 @@ class PlannedTensor:
         tensor = self.compute().contiguous()
         if tuple(tensor.shape) != self.shape or tensor.dtype != STORED_DTYPES[self.dtype]:
             raise ModelError(
-                f"{self.key} was computed as {list(tensor.shape)} {tensor.dtype}, planned was {list(self.shape)} "
+                f"{self.key} was computed as {list(tensor.shape)} {tensor.dtype}, but planned as {list(self.shape)} "
                 f"{STORED_DTYPES[self.dtype]}"
             )
         return tensor.reshape(-1).view(torch.uint8).numpy().data
@@ -85,5 +85,5 @@ def write_safetensors(path: Path, planned: Sequence[PlannedTensor]) -> str:
             content = tensor.content()
             file.write(content)
             digest.update(content)
-            del content  # before the next is read
+            del content  # before the next one is read
     return digest.hexdigest()
