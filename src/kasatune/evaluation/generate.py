@@ -169,7 +169,7 @@ class _NoRepeatInNewText(LogitsProcessor):
         self._prompt_length = prompt_length
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        return self._limit(input_ids[:, self._prompt_length :], scores)  # pyright: ignore[reportArgumentType, reportReturnType]
+        return self._limit(input_ids[:, self._prompt_length :], scores)  # pyright: ignore[reportArgumentType]
 
 
 def _new_tokens(model: Any, batch: dict[str, Tensor], config: GenerationConfig, settings: Decoding) -> list[list[int]]:

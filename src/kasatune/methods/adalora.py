@@ -43,7 +43,7 @@ class AdaLora(AdapterMethod):
         return AdaLoraConfig(
             target_r=settings.r,
             init_r=round(1.5 * settings.r) if initial is None else max(initial, settings.r),
-            lora_alpha=settings.alpha,  # type: ignore[arg-type]
+            lora_alpha=settings.alpha,  # pyright: ignore[reportArgumentType] - PEFT computes with floats too
             lora_dropout=settings.dropout,
             target_modules=targets,
             deltaT=options["interval"],

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -29,7 +29,8 @@ class Full(Method):
 
     def save(self, model: nn.Module, run_dir: Path, base_name: str) -> None:
         """See `Method.save`."""
-        model.save_pretrained(run_dir / CHECKPOINT)  # type: ignore[operator]
+        pretrained: Any = model  # the PreTrainedModel of `attach`
+        pretrained.save_pretrained(run_dir / CHECKPOINT)
 
     def load(self, base: PreTrainedModel, run_dir: Path, settings: MethodSettings) -> nn.Module:
         """See `Method.load`."""
@@ -37,7 +38,8 @@ class Full(Method):
         if not (folder / "config.json").is_file():
             raise AdapterError(f"{folder} holds no config.json; give the run directory of a finished run")
         try:
-            return type(base).from_pretrained(str(folder), dtype="auto").to(base.device)  # type: ignore[arg-type]
+            model: Any = type(base).from_pretrained(str(folder), dtype="auto")
+            return model.to(base.device)
         except Exception as fault:  # safetensors and transformers raise many unrelated types for a damaged file
             raise AdapterError(f"{folder} cannot be loaded: {fault}") from fault
 

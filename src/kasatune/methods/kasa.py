@@ -17,7 +17,7 @@ from kasatune.kasa import KasaConfig, KasaLayer, regularization_terms
 from kasatune.linalg.spectrum import singular_values
 from kasatune.methods.lora import METHOD as LORA
 from kasatune.methods.shared.method import MethodSettings, TaskKind
-from kasatune.methods.shared.peft_adapter import AdapterMethod, save_peft
+from kasatune.methods.shared.peft_adapter import AdapterMethod, save_peft, targeted_layers
 from kasatune.methods.shared.trained_parameters import trainable, within
 from kasatune.methods.table import METHODS
 
@@ -53,8 +53,8 @@ class Kasa(AdapterMethod):
             target_modules=targets,
             beta=settings.beta,
             gamma=settings.gamma,
-            convention=settings.convention,  # type: ignore[arg-type]
-            core=settings.core,  # type: ignore[arg-type]
+            convention=settings.convention,
+            core=settings.core,
             truncation=settings.truncation,
             tails=settings.tails,
             **common,
@@ -85,9 +85,8 @@ class Kasa(AdapterMethod):
         core = 0 if settings.options["sigma"] == "one" else core
         with torch.device("meta"):
             lora = LORA.attach(model, settings, kind, new_modules)
-        layers = len(lora.base_model.targeted_module_names)  # type: ignore[union-attr,arg-type]
         factors = sum(p.numel() for name, p in trainable(lora).items() if not within(name, new_modules))
-        return factors + layers * core
+        return factors + len(targeted_layers(lora)) * core
 
     def stored_numbers(
         self, trained: int, shapes: Sequence[tuple[int, int]], settings: MethodSettings
@@ -115,7 +114,7 @@ class Kasa(AdapterMethod):
         """See `Method.singular_values`: sigma as trained, with sign; for a dense core its singular values."""
         return {name: _shown(layer.factors(_ADAPTER_NAME).sigma) for name, layer in _layers(model)}
 
-    def spectrum(self, model: nn.Module, initial: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
+    def spectrum(self, model: nn.Module, initial: Mapping[str, Sequence[float | None]]) -> list[dict[str, Any]]:
         """See `Method.spectrum`: all singular values of each weight, how many are dropped, sigma before and after."""
         layers: list[dict[str, Any]] = []
         for name, layer in _layers(model):

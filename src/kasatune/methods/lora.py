@@ -26,7 +26,7 @@ class Lora(AdapterMethod):
         """PEFT's LoraConfig."""
         return LoraConfig(
             r=settings.r,
-            lora_alpha=settings.alpha,  # type: ignore[arg-type]
+            lora_alpha=settings.alpha,  # pyright: ignore[reportArgumentType] - PEFT computes with floats too
             lora_dropout=settings.dropout,
             use_rslora=settings.use_rslora,
             target_modules=targets,

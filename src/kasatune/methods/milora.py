@@ -25,10 +25,10 @@ class MiLora(ResidualLora):
 
     def initialize(self, layer: LoraLinear) -> None:
         """See the class."""
-        base: torch.nn.Module = layer.get_base_layer()
+        base: Any = layer.get_base_layer()
         s = layer.scaling[ADAPTER_NAME]
         with torch.no_grad():
-            weight: torch.Tensor = base.weight.T if layer.fan_in_fan_out else base.weight  # type: ignore[assignment]
+            weight: torch.Tensor = base.weight.T if layer.fan_in_fan_out else base.weight
             tail = tail_svd(weight, layer.r[ADAPTER_NAME])
             root = (tail.S / s).sqrt()
             factors: Any = layer

@@ -3,11 +3,12 @@ from __future__ import annotations
 from typing import Any
 
 import peft
-from peft import LoraConfig, PeftConfig
+import torch
+from peft import LoraConfig, LoraModel, PeftConfig
 from torch import Tensor, nn
 
 from kasatune.methods.shared.method import MethodSettings
-from kasatune.methods.shared.peft_adapter import AdapterMethod
+from kasatune.methods.shared.peft_adapter import AdapterMethod, as_peft_model
 from kasatune.methods.table import METHODS
 
 
@@ -26,7 +27,7 @@ class PeftKasa(AdapterMethod):
         """PEFT's LoraConfig with its `kasa_config`."""
         return LoraConfig(
             r=settings.r,
-            lora_alpha=settings.alpha,  # type: ignore[arg-type]
+            lora_alpha=settings.alpha,  # pyright: ignore[reportArgumentType] - PEFT computes with floats too
             lora_dropout=settings.dropout,
             use_rslora=settings.use_rslora,
             target_modules=targets,
@@ -36,7 +37,9 @@ class PeftKasa(AdapterMethod):
 
     def step_penalty(self, model: nn.Module, settings: MethodSettings) -> Tensor:
         """L = beta sum(sigma^2) + gamma (||A A^T - I||_F + ||B^T B - I||_F), summed over the layers."""
-        return model.base_model._get_kasa_loss()  # type: ignore[union-attr,operator]
+        tuner = as_peft_model(model).base_model
+        assert isinstance(tuner, LoraModel)
+        return torch.as_tensor(tuner._get_kasa_loss())
 
 
 METHOD = PeftKasa()

@@ -9,7 +9,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from kasatune.methods.shared.method import MethodSettings
-from kasatune.methods.shared.peft_adapter import AdapterMethod
+from kasatune.methods.shared.peft_adapter import AdapterMethod, as_peft_model
 from kasatune.methods.table import METHODS
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def _without_prefix(model: nn.Module) -> Generator[None]:
     trained = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
     for module in trained:
         module.enable_adapters(False)
-    model.forward = model.base_model.forward  # type: ignore[method-assign,union-attr,assignment]
+    model.forward = as_peft_model(model).base_model.forward
     try:
         yield
     finally:

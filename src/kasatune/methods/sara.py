@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peft import LoraConfig
 from torch import Tensor, nn
 
 from kasatune.linalg import singular_values
 from kasatune.methods.lora import ADAPTER_NAME, lora_layers
 from kasatune.methods.shared.computed_lora import ComputedLinear, ComputedLora, weight_under
 from kasatune.methods.shared.method import MethodSettings, TaskKind
+from kasatune.methods.shared.peft_adapter import as_peft_model
 from kasatune.methods.table import METHODS
 
 if TYPE_CHECKING:
@@ -41,7 +43,9 @@ class Sara(ComputedLora):
         """See `Method.attach`."""
         wrapped = super().attach(model, settings, kind, new_modules)
         ranks = {name.removeprefix(_PREFIX): layer.r[ADAPTER_NAME] for name, layer in lora_layers(wrapped)}
-        wrapped.peft_config[ADAPTER_NAME].rank_pattern = ranks  # type: ignore[index,union-attr]
+        config = as_peft_model(wrapped).peft_config[ADAPTER_NAME]
+        assert isinstance(config, LoraConfig)
+        config.rank_pattern = ranks
         return wrapped
 
     def trained_parameters(

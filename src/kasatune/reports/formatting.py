@@ -50,11 +50,11 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def score(value: object) -> str:
+def score(value: float | None) -> str:
     """A score with four decimals; "-" for None and "NaN" for NaN."""
     if value is None:
         return ABSENT
-    number = float(value)  # type: ignore[arg-type]
+    number = float(value)
     if math.isnan(number):
         return "NaN"
     return f"{number:.4f}" if abs(number) < 1000 else f"{number:.4g}"
@@ -65,9 +65,9 @@ def signed(value: float) -> str:
     return f"{round(value, 4) + 0.0:+.4f}"
 
 
-def count(value: object) -> str:
+def count(value: float | None) -> str:
     """An integer with thousands separated by commas."""
-    return ABSENT if value is None else f"{int(value):,}"  # type: ignore[call-overload]
+    return ABSENT if value is None else f"{int(value):,}"
 
 
 def compact(value: float) -> str:
@@ -83,11 +83,11 @@ def compact(value: float) -> str:
     return f"{value:.6g}"
 
 
-def duration(seconds: object) -> str:
+def duration(seconds: float | None) -> str:
     """Seconds as a duration in at most two units."""
     if seconds is None:
         return ABSENT
-    value = float(seconds)  # type: ignore[arg-type]
+    value = float(seconds)
     if value < 1:
         return f"{value * 1000:.0f} ms"
     if value < 120:
@@ -99,11 +99,11 @@ def duration(seconds: object) -> str:
     return f"{hours} h {minutes} min"
 
 
-def size(value: object) -> str:
+def size(value: float | None) -> str:
     """Bytes in binary units, up to GiB."""
     if value is None:
         return ABSENT
-    number = float(value)  # type: ignore[arg-type]
+    number = float(value)
     for unit in ("bytes", "KiB", "MiB"):
         if number < 1024:
             return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"

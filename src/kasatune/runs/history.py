@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from kasatune.errors import InputError
 from kasatune.io.atomic import finite, write_text
@@ -16,7 +16,7 @@ from kasatune.runs.schema_version import require_known_version
 SCHEMA_VERSION = 1
 
 
-class HistoryEvent(BaseModel):
+class HistoryEvent(BaseModel, frozen=True, extra="allow"):
     """One line of history.jsonl.
 
     Attributes:
@@ -26,15 +26,13 @@ class HistoryEvent(BaseModel):
         epoch: epochs so far.
     """
 
-    model_config = ConfigDict(frozen=True, extra="allow")
-
     event: str
     schema_version: int = SCHEMA_VERSION
     step: int = 0
     epoch: float = 0.0
 
 
-class TrainEvent(HistoryEvent):
+class TrainEvent(HistoryEvent, frozen=True):
     """An optimizer step. The penalties of the method are further entries, by name.
 
     Attributes:
@@ -47,7 +45,7 @@ class TrainEvent(HistoryEvent):
     learning_rate: float | None = None
 
 
-class EvaluateEvent(HistoryEvent):
+class EvaluateEvent(HistoryEvent, frozen=True):
     """An evaluation.
 
     Attributes:
@@ -62,7 +60,7 @@ class EvaluateEvent(HistoryEvent):
     seconds: float | None = None
 
 
-class SigmaEvent(HistoryEvent):
+class SigmaEvent(HistoryEvent, frozen=True):
     """The learnt singular values.
 
     Attributes:

@@ -110,7 +110,8 @@ def _allow_cpu(arguments: TrainingArguments) -> None:
     # An all-reduce in C++ that would be compiled when the run starts; gloo has its own.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
-    arguments.distributed_state.distributed_type = DistributedType.DEEPSPEED  # type: ignore[union-attr]
+    assert arguments.distributed_state is not None, "reading `arguments.device` sets it"
+    arguments.distributed_state.distributed_type = DistributedType.DEEPSPEED
 
 
 def partition(model: nn.Module, arguments: TrainingArguments) -> None:

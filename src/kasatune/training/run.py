@@ -232,5 +232,5 @@ def work_errors(out: Path) -> Generator[None]:
         raise
 
 
-def _initial_sigma(history: History) -> dict[str, list[float]]:
+def _initial_sigma(history: History) -> dict[str, list[float | None]]:
     return next((event.layers for event in history.events() if isinstance(event, SigmaEvent)), {})

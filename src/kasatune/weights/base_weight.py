@@ -92,12 +92,15 @@ class BaseWeight:
         layer: the base layer.
     """
 
-    backend: QuantizationBackend | None = None
-
     def __init__(self, layer: nn.Module) -> None:
         self.layer: Any = layer
         self.transposed = isinstance(layer, Conv1D)
         self.pointwise = pointwise_dimensions(layer)
+
+    @property
+    def backend(self) -> QuantizationBackend | None:
+        """PEFT's quantization backend; None for a float layer."""
+        return None
 
     @property
     def shape(self) -> tuple[int, int]:

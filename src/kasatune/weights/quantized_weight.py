@@ -75,7 +75,12 @@ class QuantizedWeight(BaseWeight):
 
     def __init__(self, layer: nn.Module, backend: QuantizationBackend) -> None:
         super().__init__(layer)
-        self.backend: QuantizationBackend = backend
+        self._backend = backend
+
+    @property
+    def backend(self) -> QuantizationBackend:
+        """PEFT's quantization backend."""
+        return self._backend
 
     @property
     def held_as(self) -> str:

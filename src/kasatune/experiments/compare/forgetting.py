@@ -57,7 +57,7 @@ class _GivenStates(nn.Module):
 
     def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPastAndCrossAttentions:
         """Return `hidden` in the form of a model body's output."""
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self.hidden)  # pyright: ignore[reportArgumentType] - a tensor is what bodies return
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self.hidden)
 
 
 def measure_untrained(section: ModelSection, base: Base) -> Untrained:

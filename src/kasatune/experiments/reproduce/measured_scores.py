@@ -110,10 +110,10 @@ def average(parts: Sequence[Measured]) -> Measured:
 
 def difference(first: Measured, second: Measured) -> Measured:
     """First minus second, on the same rows and seeds."""
-    both = first.resampled is not None and second.resampled is not None
+    one, other = first.resampled, second.resampled
     return Measured(
         values=tuple(a - b for a, b in zip(first.values, second.values, strict=True)),
-        resampled=first.resampled - second.resampled if both else None,  # type: ignore[operator]
+        resampled=one - other if one is not None and other is not None else None,
         last=first.last - second.last if first.last is not None and second.last is not None else None,
     )
 

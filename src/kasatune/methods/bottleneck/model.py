@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from peft import PeftConfig
@@ -26,12 +26,16 @@ class BottleneckModel(BaseTuner):
 
     prefix = "bottleneck_"
     tuner_layer_cls = BottleneckLayer
-    target_module_mapping: ClassVar[dict[str, Any]] = {}
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 - an attribute of instances in PEFT
 
-    def _prepare_adapter_config(self, peft_config: BottleneckConfig, model_config: dict[str, Any]) -> BottleneckConfig:
+    def _prepare_adapter_config(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, peft_config: BottleneckConfig, model_config: dict[str, Any]
+    ) -> BottleneckConfig:
         return peft_config
 
-    def _prepare_model(self, peft_config: BottleneckConfig, model: nn.Module) -> None:
+    def _prepare_model(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, peft_config: BottleneckConfig, model: nn.Module
+    ) -> None:
         """Find the places of a new adapter; a loaded configuration already has them."""
         if peft_config.places is not None:
             return
@@ -45,10 +49,12 @@ class BottleneckModel(BaseTuner):
             )
 
     @staticmethod
-    def _check_target_module_exists(peft_config: BottleneckConfig, key: str) -> bool:  # type: ignore[override]
+    def _check_target_module_exists(  # pyright: ignore[reportIncompatibleMethodOverride]
+        peft_config: BottleneckConfig, key: str
+    ) -> bool:
         return key in (peft_config.places or {})
 
-    def _create_and_replace(
+    def _create_and_replace(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         peft_config: BottleneckConfig,
         adapter_name: str,

@@ -162,7 +162,7 @@ class Spectra:
         """The learned singular values of each adapted layer, by layer name; {} if the method learns none."""
         return {}
 
-    def spectrum(self, model: nn.Module, initial: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
+    def spectrum(self, model: nn.Module, initial: Mapping[str, Sequence[float | None]]) -> list[dict[str, Any]]:
         """The layers of spectrum.json; [] if the method learns no singular values.
 
         Args:

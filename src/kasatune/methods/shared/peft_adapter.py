@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft import PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, ModulesToSaveWrapper, TaskType
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -76,13 +77,13 @@ class AdapterMethod(Method):
         """See `Method.disabled`."""
         if self.info.disable:
             return super().disabled(model)
-        return _peft(model).disable_adapter()
+        return as_peft_model(model).disable_adapter()
 
     def merge(self, model: nn.Module) -> nn.Module:
         """See `Method.merge`; `model` cannot be used afterwards."""
         if self.info.merge:
             return super().merge(model)
-        merged: nn.Module = _peft(model).merge_and_unload()  # type: ignore[operator]
+        merged: nn.Module = as_peft_model(model).merge_and_unload()
         for name, module in list(merged.named_modules()):
             if isinstance(module, ModulesToSaveWrapper):  # some PEFT tuners do not unwrap it
                 merged.set_submodule(name, module.modules_to_save["default"])
@@ -97,10 +98,21 @@ class AdapterMethod(Method):
         return load_peft(base, run_dir / self.folder)
 
 
-def _peft(model: nn.Module) -> PeftModel:
+def as_peft_model(model: nn.Module) -> PeftModel:
+    """The model that `AdapterMethod.attach` or `load` returned, as the type that it has.
+
+    Raises:
+        TypeError: it is not a PeftModel.
+    """
     if not isinstance(model, PeftModel):
         raise TypeError(f"model must be a PeftModel, got {type(model).__name__}")
     return model
+
+
+def targeted_layers(model: nn.Module) -> list[str]:
+    """The names of the layers of the base that the adapter of a PeftModel changes."""
+    tuner = as_peft_model(model).base_model
+    return tuner.targeted_module_names if isinstance(tuner, BaseTuner) else []
 
 
 def _linear_endings(model: nn.Module) -> str:
@@ -116,7 +128,7 @@ def check_every_target(model: nn.Module, target_modules: str | Sequence[str]) ->
     """
     if isinstance(target_modules, str):
         return
-    adapted: list[str] = model.base_model.targeted_module_names  # type: ignore[union-attr,assignment]
+    adapted = targeted_layers(model)
     unmatched = [name for name in target_modules if not any(f".{layer}".endswith(f".{name}") for layer in adapted)]
     if unmatched:
         endings = sorted({layer.rsplit(".", 1)[-1] for layer in adapted})
@@ -128,7 +140,7 @@ def check_every_target(model: nn.Module, target_modules: str | Sequence[str]) ->
 
 def save_peft(model: nn.Module, folder: Path, base_name: str) -> None:
     """Write the adapter with `base_name` as its base; the bytes do not depend on the order of Python's sets."""
-    model = _peft(model)
+    model = as_peft_model(model)
     model.peft_config["default"].base_model_name_or_path = base_name
     # The default "auto" asks the hub whether the base's vocabulary has another size; it is never resized here.
     model.save_pretrained(str(folder), save_embedding_layers=False)

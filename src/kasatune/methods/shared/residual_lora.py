@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from kasatune.io.run_layout import ADAPTER
 from kasatune.methods.lora import ADAPTER_NAME, Lora, lora_layers
 from kasatune.methods.shared.method import MethodSettings, TaskKind
-from kasatune.methods.shared.peft_adapter import sort_config
+from kasatune.methods.shared.peft_adapter import as_peft_model, sort_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,7 +58,7 @@ class ResidualLora(Lora):
         """See `Method.disabled`; only a loaded adapter can be switched off."""
         if hasattr(model, _INITIAL_FACTORS):
             return super().disabled(model)
-        return model.disable_adapter()  # type: ignore[operator]
+        return as_peft_model(model).disable_adapter()
 
     def save(self, model: nn.Module, run_dir: Path, base_name: str) -> None:
         """Save the LoRA of rank 2r, see the class."""
@@ -79,7 +79,7 @@ class ResidualLora(Lora):
 
     def _save_config(self, model: nn.Module, folder: Path, base_name: str) -> None:
         """Write the configuration of a plain LoRA of rank 2r with the same scaling."""
-        config: Any = copy.copy(model.peft_config[ADAPTER_NAME])  # type: ignore[index]
+        config: Any = copy.copy(as_peft_model(model).peft_config[ADAPTER_NAME])
         config.lora_alpha *= math.sqrt(2) if config.use_rslora else 2
         config.r *= 2
         config.init_lora_weights = True

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from kasatune.kasa.config import Convention, Core
 
 
 class MethodSettings(Protocol):
@@ -40,12 +43,12 @@ class MethodSettings(Protocol):
         ...
 
     @property
-    def convention(self) -> str:
+    def convention(self) -> Convention:
         """The reading of KaSA: "paper" or "authors"."""
         ...
 
     @property
-    def core(self) -> str:
+    def core(self) -> Core:
         """The form of sigma: "diagonal" or "dense"."""
         ...
 

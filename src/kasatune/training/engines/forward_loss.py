@@ -47,7 +47,7 @@ class ForwardLossTrainer(Trainer if TYPE_CHECKING else object):
             if self.args.average_tokens_across_devices:  # the processes' gradients are averaged, N counts all of them
                 weighted = weighted * self.accelerator.num_processes
         self._micro_batch = weighted.detach()
-        return (result[0] + weighted, result[1]) if return_outputs else result + weighted
+        return (result[0] + weighted, result[1]) if isinstance(result, tuple) else result + weighted
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """The base's step; returns the task loss of the micro-batch alone."""

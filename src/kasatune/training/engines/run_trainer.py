@@ -8,7 +8,7 @@ checkpoint that DeepSpeed wrote, which only the same number of processes can rea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -109,7 +109,9 @@ class RunTrainer(ForwardLossTrainer):
         """See `ForwardLossTrainer`."""
         return self._hooks.method.forward_loss(self.run_model)
 
-    def train(self, resume_from_checkpoint: Any = None, **options: Any) -> Any:
+    def train(
+        self, resume_from_checkpoint: Any = None, trial: Any = None, ignore_keys_for_eval: list[str] | None = None
+    ) -> Any:
         """Train, from a checkpoint if one is given; afterwards the model's own forward is back, without autocast.
 
         Raises:
@@ -121,7 +123,7 @@ class RunTrainer(ForwardLossTrainer):
         if deepspeed_requested():
             partition(self.run_model, self.args)
         try:
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         except RuntimeError as fault:
             if "without overflow" not in str(fault):  # torch's words for a factor that its dtype cannot hold
                 raise
@@ -155,7 +157,8 @@ class RunTrainer(ForwardLossTrainer):
         processes, size = self.args.world_size, self.args.per_device_train_batch_size
         if processes == 1:
             return batches, torch.tensor(sum(self.count_examples(batch) for batch in batches), device=device)
-        rows = len(self.train_dataset)  # type: ignore[arg-type]
+        assert isinstance(self.train_dataset, Sized)
+        rows = len(self.train_dataset)
         pieces = math.ceil(rows / (size * processes))
         steps = math.ceil(pieces / self.args.gradient_accumulation_steps)
         start = self.state.global_step % steps * self.args.gradient_accumulation_steps * size * processes

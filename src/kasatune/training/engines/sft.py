@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _ROW_LENGTHS = "row_lengths"
 
 
-class SftRunTrainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
+class SftRunTrainer(RunTrainer, SFTTrainer):
     """TRL's SFTTrainer with the steps of a run: the loss and the packing are TRL's.
 
     Undoes or adjusts three things that TRL does:
