@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 import tomllib
@@ -38,6 +39,14 @@ def test_the_layers_of_the_import_contract_name_every_room():
     named = {room.strip() for layer in contract["layers"] for room in layer.split("|")}
     rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
     assert named == rooms - {"__init__"}
+
+
+def test_every_room_that_pyright_leaves_out_is_checked_strictly():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    lines = (ROOT / "pyright-strict.json").read_text(encoding="utf-8").splitlines()
+    strict = json.loads("\n".join(line for line in lines if not line.lstrip().startswith("//")))
+    assert strict["include"] == project["tool"]["pyright"]["ignore"]
+    assert all((ROOT / room).is_dir() for room in strict["include"])
 
 
 def test_imports_have_no_circle():
