@@ -70,6 +70,11 @@ def test_a_damaged_line_is_named_with_its_number(path, line, fault):
     assert "\n" not in str(caught.value)
 
 
+def test_a_complete_last_line_without_a_line_end_counts(path):
+    path.write_text('{"event": "train", "step": 1}', encoding="utf-8")
+    assert [event.step for event in read_history(path)] == [1]
+
+
 def test_bytes_that_are_not_text_are_damage(path):
     path.write_bytes(b"\xff\xfe\n")
     with pytest.raises(InputError, match="line 1, is damaged"):

@@ -66,7 +66,13 @@ class TaskModel:
 
     @classmethod
     def for_training(
-        cls, recipe: Recipe, data: TaskData, *, pretrained: Pretrained | None = None, on_cpu: bool = False
+        cls,
+        recipe: Recipe,
+        data: TaskData,
+        *,
+        pretrained: Pretrained | None = None,
+        device: torch.device | None = None,
+        on_cpu: bool = False,
     ) -> TaskModel:
         """Load the base and attach the recipe's method, with every random draw made from the recipe's seed.
 
@@ -74,6 +80,7 @@ class TaskModel:
             recipe: recipe of the run.
             data: rows of its task.
             pretrained: the recipe's model, already located; None to locate it now.
+            device: the device that the recipe asks for, already found; None to find it now.
             on_cpu: keep the model in CPU memory, for models that are too large for one device.
 
         Raises:
@@ -83,11 +90,17 @@ class TaskModel:
         def attach(method: Method, base: Base) -> nn.Module:
             return _attached(method, base, recipe)
 
-        return cls._load(recipe, data.label_names, attach, pretrained=pretrained, on_cpu=on_cpu)
+        return cls._load(recipe, data.label_names, attach, pretrained=pretrained, device=device, on_cpu=on_cpu)
 
     @classmethod
     def for_saved_run(
-        cls, recipe: Recipe, label_names: tuple[str, ...] | None, run_dir: Path, *, on_cpu: bool = False
+        cls,
+        recipe: Recipe,
+        label_names: tuple[str, ...] | None,
+        run_dir: Path,
+        *,
+        device: torch.device | None = None,
+        on_cpu: bool = False,
     ) -> TaskModel:
         """Load the trained model from the files of a run.
 
@@ -95,6 +108,7 @@ class TaskModel:
             recipe: recipe of the run.
             label_names: labels of a classification, in the order of their numbers.
             run_dir: directory of the run.
+            device: the device that the recipe asks for, already found; None to find it now.
             on_cpu: keep the model in CPU memory, for models that are too large for one device.
 
         Raises:
@@ -104,7 +118,7 @@ class TaskModel:
         def load(method: Method, base: Base) -> nn.Module:
             return method.load(base.model, run_dir, recipe.method)
 
-        return cls._load(recipe, label_names, load, on_cpu=on_cpu)
+        return cls._load(recipe, label_names, load, device=device, on_cpu=on_cpu)
 
     @classmethod
     def _load(
@@ -114,9 +128,10 @@ class TaskModel:
         make: Callable[[Method, Base], nn.Module],
         *,
         pretrained: Pretrained | None = None,
+        device: torch.device | None,
         on_cpu: bool,
     ) -> TaskModel:
-        device = find_device(recipe.training)
+        device = device or find_device(recipe.training)
         method = methods.load(recipe.method.name)
         base = load_base(
             recipe.model,

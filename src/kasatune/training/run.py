@@ -158,7 +158,9 @@ class Run:
         start = time.perf_counter()
         del self.task_model  # memory may not hold two models
         gc.collect()
-        self.task_model = TaskModel.for_saved_run(self.recipe, self.data.label_names, self.out, on_cpu=self.on_cpu)
+        self.task_model = TaskModel.for_saved_run(
+            self.recipe, self.data.label_names, self.out, device=self.device, on_cpu=self.on_cpu
+        )
         cached, examples = outcome.scores, self.examples[SPLIT]
         if cached is not None and cached.valid_for(self.task_model, examples):
             scores = cached.scores

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import TrainingArguments, set_seed
 
 from kasatune import methods
+from kasatune.data.tasks.dataset import TaskData
 from kasatune.data.tasks.table import TASKS
 from kasatune.distributed.fsdp import (
     deepspeed_requested,
@@ -138,7 +139,7 @@ def _set_up(
     data = data_provider.data(recipe)
     for note in (*plan.notes, *data.notes):
         display.message(note)
-    task_model = _load_model(recipe, pretrained, data, display)
+    task_model = _load_model(recipe, pretrained, data, device, display)
     if deepspeed_requested():
         require_one_dtype(task_model.model, recipe)
     engine.check_model(task_model.model)
@@ -161,9 +162,11 @@ def _set_up(
     return run, engine, arguments
 
 
-def _load_model(recipe: Recipe, pretrained: Pretrained, data: Any, display: ProgressReporter) -> TaskModel:
+def _load_model(
+    recipe: Recipe, pretrained: Pretrained, data: TaskData, device: torch.device, display: ProgressReporter
+) -> TaskModel:
     with progress_listener(display.progress), decompositions_shared():
-        return TaskModel.for_training(recipe, data, pretrained=pretrained, on_cpu=sharding_requested())
+        return TaskModel.for_training(recipe, data, pretrained=pretrained, device=device, on_cpu=sharding_requested())
 
 
 def _fit(run: Run) -> Outcome:
@@ -351,7 +354,7 @@ def _reload_unsharded(run: Run) -> None:
     del run.task_model
     gc.collect()
     run.on_cpu = not fits_on_device(size, run.device)
-    run.task_model = TaskModel.for_training(run.recipe, run.data, on_cpu=run.on_cpu)
+    run.task_model = TaskModel.for_training(run.recipe, run.data, device=run.device, on_cpu=run.on_cpu)
     _prepare_method(run, latest_valid(run.work, run.display.message))
 
 
