@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from kasatune.data.tasks.task_info import EngineName
+from kasatune.errors import InputError
 from kasatune.training.engines.engine import Engine
 
 ENGINES: Mapping[EngineName, str] = MappingProxyType(
@@ -22,6 +23,12 @@ def load_engine(name: EngineName) -> Engine:
     """The engine of that name; its module, and the library that it needs, is imported now.
 
     Raises:
+        InputError: no engine has this name.
         MissingExtraError: the library is not installed.
     """
+    if name not in ENGINES:
+        raise InputError(
+            f"engine {name!r} does not exist; TaskInfo.engine is one of: {', '.join(ENGINES)}; a new engine needs a row"
+            " in kasatune.training.engines.ENGINES"
+        )
     return importlib.import_module(ENGINES[name]).ENGINE
