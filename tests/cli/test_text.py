@@ -101,4 +101,4 @@ def test_what_is_done_with_runs_is_done_with_these(work, kasatune, command):
 
 
 def test_a_rest_of_the_run_is_not_asked_for_twice(work, kasatune):
-    assert "finished already" in kasatune("train", "recipe.yaml", "--resume").err
+    assert "already finished" in kasatune("train", "recipe.yaml", "--resume").err

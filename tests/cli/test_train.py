@@ -129,7 +129,7 @@ def test_only_the_first_process_writes_and_shows(kasatune, work, monkeypatch, tm
 def test_a_finished_run_is_resumed_at_once(kasatune, work):
     done = kasatune("train", "good.yaml", "training.seed=3", "--out", "runs/first", "--resume")
     assert done.status == 0
-    assert "finished already" in done.err
+    assert "already finished" in done.err
 
 
 def test_overwrite_replaces_a_run_and_leaves_the_rest(kasatune, work):

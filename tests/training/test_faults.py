@@ -175,7 +175,7 @@ def test_other_rows_than_the_run_was_begun_with_are_refused_and_it_goes_on_with_
     path = tmp_path / "train.csv"
     before = path.read_bytes()
     write_csv(path, rows(24, 2, seed=9))
-    with pytest.raises(DataError, match="started with other rows; restore those, or start again with --overwrite"):
+    with pytest.raises(DataError, match="started with other rows; restore them, or start again with --overwrite"):
         train(recipe, tmp_path / "run", resume=True)
     path.unlink()
     with pytest.raises(DataError, match=r"train\.csv"):

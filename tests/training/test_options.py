@@ -111,7 +111,7 @@ def test_a_step_is_divided_over_pieces_and_processes(bert, tmp_path, monkeypatch
     training = make_recipe(bert, tmp_path, batch_size=8, gradient_accumulation=4).training
     assert training_arguments(training, tmp_path, torch.device("cpu")).per_device_train_batch_size == 2
     monkeypatch.setattr("transformers.TrainingArguments.world_size", 3)
-    with pytest.raises(RecipeError, match=r"8 examples cannot be cut into 12 equal pieces .*4 x 3 processes"):
+    with pytest.raises(RecipeError, match=r"8 examples cannot be split into 12 equal micro-batches .*4 x 3 processes"):
         training_arguments(training, tmp_path, torch.device("cpu"))
 
 

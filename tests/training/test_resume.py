@@ -153,7 +153,7 @@ def test_resuming_a_finished_run_changes_nothing(bert, tmp_path):
     train(recipe, run, resume=True, display=display)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     assert not (run / "unfinished").exists()
-    assert "finished already" in display.messages[0]
+    assert "already finished" in display.messages[0]
     assert not display.steps
 
 

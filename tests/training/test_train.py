@@ -136,7 +136,7 @@ def test_history_holds_every_step_the_task_loss_alone_and_sigma_each_epoch(bert,
 @pytest.mark.parametrize("labels", [0, 2])
 @pytest.mark.parametrize("name", ["kasa", "lora"])
 def test_a_step_has_the_same_gradient_however_it_is_cut(name, labels, bert, tmp_path):
-    # 10 rows in steps of 8: the second step is 2 rows, one piece where a step is cut into pieces of 2.
+    # 10 rows in steps of 8: the second step is 2 rows, one micro-batch if a step is split into micro-batches of 2.
     gradients = {}
     for pieces in (1, 2, 4):
         seen: list[list[torch.Tensor]] = []

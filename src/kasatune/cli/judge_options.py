@@ -99,14 +99,14 @@ def judge(
 
         settings = JudgeSettings(Endpoint(model, url, rate, workers), questions, prompts, against, sums, split)
         try:
-            found = judge_run(run_dir, settings, teller())
+            judged = judge_run(run_dir, settings, teller())
         except KeyboardInterrupt as interrupt:
             interrupt.add_note("every answer and reply is kept; give the same command to continue")
             raise
     if json:
-        print_json(found)
+        print_json(judged)
     else:
-        _show(found)
+        _show(judged)
 
 
 def teller() -> Callable[[str, int, int], None]:
@@ -121,10 +121,10 @@ def teller() -> Callable[[str, int, int], None]:
     return tell
 
 
-def _show(found: Mapping[str, Any]) -> None:
-    result = found["judge"]
+def _show(judged: Mapping[str, Any]) -> None:
+    result = judged["judge"]
     title = f"{result['protocol']}, judged by {result['model']}"
-    rows = [[name, f"{value:.4f}"] for name, value in found["metrics"].items()]
+    rows = [[name, f"{value:.4f}"] for name, value in judged["metrics"].items()]
     if result["protocol"] == "pairs":
         rows += [[name, f"{result[name]}"] for name in ("wins", "losses", "ties", "swayed")]
     elif result["interval"]:

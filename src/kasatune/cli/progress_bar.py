@@ -32,13 +32,13 @@ def make_progress() -> ProgressReporter:
 class _Work:
     """Work outside training that is in progress.
 
-    `done` units so far; `task` is its bar, if shown; `told` the time of its last line.
+    Units done so far, its bar if one is shown, and the time of its last line.
     """
 
     what: str
     done: int = 0
     task: TaskID | None = None
-    told: float = 0.0
+    printed_at: float = 0.0
     begun: float = field(default_factory=lambda: time.monotonic())
 
     @property
@@ -165,11 +165,11 @@ class LineProgress:
         work, counted = self._work, _COUNTED.get(what, "layers")
         work.done = done
         if done == total:
-            if work.told:
+            if work.printed_at:
                 self.message(f"{what}: {total} {counted} done in {_clock(work.seconds)}")
             self._work = None
-        elif done and work.seconds > (work.told + _SECONDS_BETWEEN_LINES if work.told else _QUICK_SECONDS):
-            work.told = work.seconds
+        elif done and work.seconds > (work.printed_at + _SECONDS_BETWEEN_LINES if work.printed_at else _QUICK_SECONDS):
+            work.printed_at = work.seconds
             left = work.seconds / done * (total - done)
             self.message(f"{what}: {done} of {total} {counted}  {_clock(left)} left")
 

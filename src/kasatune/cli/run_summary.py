@@ -34,7 +34,7 @@ def show_run(run_dir: Path) -> None:
 
 
 def show_scores(metrics: Mapping[str, Any]) -> None:
-    """Print the scores in the content of metrics.json: those of the selected state, beside those of the last."""
+    """Print the scores in the content of metrics.json: those of the selected state and of the last one."""
     from kasatune.reports import formatting as words
 
     last = (metrics.get("last") or {}).get("metrics") or {}

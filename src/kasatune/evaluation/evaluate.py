@@ -168,7 +168,7 @@ def _compare_scores(before: Mapping[str, Any], after: Mapping[str, Any]) -> tupl
     return worst <= SCORE_TOLERANCE, f"{figure}; another {' and other '.join(differing)}, limit {SCORE_TOLERANCE:g}"
 
 
-def _distance(one: Any, other: Any) -> float:
-    if one is None or other is None:
-        return 0.0 if one is other else math.inf
-    return abs(float(one) - float(other))
+def _distance(first: Any, second: Any) -> float:
+    if first is None or second is None:
+        return 0.0 if first is second else math.inf
+    return abs(float(first) - float(second))

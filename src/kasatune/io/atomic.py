@@ -1,7 +1,7 @@
 """Atomic writes: a file or directory appears complete or not at all, and what a killed process left is removed.
 
-Everything is written under a temporary name beside its target (`.NAME.unfinished`, or `.NAME-xxx.unfinished`) and then
-renamed. A name of that form is never a result, so any later start may remove it.
+Everything is written under a temporary name in the folder of its target (`.NAME.unfinished`, or
+`.NAME-xxx.unfinished`) and then renamed. A name of that form is never a result, so any later start may remove it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def is_temporary(path: Path) -> bool:
 
 @contextmanager
 def atomic_write(path: Path, *, shared: bool = False) -> Generator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` when the block succeeds, and remove it when it fails.
+    """Yield a temporary path next to `path`; rename it to `path` if the block succeeds, and remove it if it fails.
 
     The file gets the permissions that the umask gives a new file: safetensors would let only its owner read it.
 
@@ -108,9 +108,9 @@ def require_free(out: Path) -> None:
 
 @contextmanager
 def new_directory(out: Path) -> Generator[Path]:
-    """Yield a temporary directory beside `out`; rename it to `out` when the block succeeds, and else remove it.
+    """Yield a temporary directory next to `out`; rename it to `out` if the block succeeds, else remove it.
 
-    What killed processes left beside `out` is removed first; a lock tells it from what another process is writing.
+    Directories left next to `out` by killed processes are removed first; a lock marks those still being written.
 
     Raises:
         OutputError: `out` is not free, or cannot be made.
@@ -137,9 +137,9 @@ def new_directory(out: Path) -> Generator[Path]:
 
 
 def replace_path(source: Path, target: Path) -> None:
-    """Move the file or directory `source` to `target`, in the place of what is there.
+    """Move the file or directory `source` to `target`, replacing what exists there.
 
-    What is there is renamed first and removed last, so that a kill leaves at no moment a mixture of the two.
+    The old content is renamed first and removed last, so that a kill never leaves a mixture of the two.
     """
     old = source.with_name(f".{target.name}.replaced{SUFFIX}")
     remove(old)

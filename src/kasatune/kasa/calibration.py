@@ -36,7 +36,7 @@ def calibrate(
 
     Raises:
         InputError: config does not truncate by activation, there is no batch, a target never runs on the batches, or
-            the model cannot run on text of its own.
+            the model cannot generate calibration text itself.
         ModelError: a target cannot be adapted, or its weight is not loaded; by name.
     """
     require_kasa_config(config)

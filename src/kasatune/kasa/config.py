@@ -54,7 +54,7 @@ class KasaConfig(PeftConfig):
         core: "diagonal" (sigma holds r values) or "dense" (r x r, starts diagonal).
         penalty: "step" adds its gradient once per optimizer step; "loss" leaves it to `regularization(model)`;
             "none" switches it off.
-        truncation: "attach" keeps the tail beside W; "fold" subtracts it from a float W and keeps the original.
+        truncation: "attach" stores the tail next to W; "fold" subtracts it from a float W and keeps the original.
         tail_source: for quantized bases, what the tail is computed from: the full-precision "checkpoint", the
             "dequantized" weight, or "auto": the checkpoint if it is available and is what was quantized.
         tail_checkpoint: folder or hub name (in this machine's cache) of the full-precision checkpoint; None for the
@@ -73,7 +73,7 @@ class KasaConfig(PeftConfig):
         rank_pattern: r by layer name or regular expression.
         alpha_pattern: lora_alpha by layer name or regular expression.
         bias: "none", "all" or "lora_only": which biases are trained.
-        fan_in_fan_out: accepted because LoraConfig has it; the layout is read from each layer.
+        fan_in_fan_out: accepted for compatibility with LoraConfig; the layout is read from each layer.
         base_fingerprint: a sketch of every adapted weight, set when the adapter is created (weights/fingerprint.py).
         check_base: False loads an adapter on another base than it was trained on, with a warning. Not saved.
 

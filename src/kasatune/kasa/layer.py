@@ -157,7 +157,7 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         """Write the tail U diag(S) Vh of an adapter into its parameters, in place; S is folded into U.
 
         Args:
-            adapter_name: of an adapter that this process holds whole.
+            adapter_name: name of an adapter whose factors are not sharded.
             tail: U (out, d), S (d,), Vh (d, in), with d = settings.drop.
         """
         drop = self.settings[adapter_name].drop
@@ -173,7 +173,7 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         return all(not t.is_meta and bool(torch.isfinite(gather_full(t)).all()) for t in (tail_U, tail_V))
 
     def resolve_tail(self, adapter_name: str) -> None:
-        """Make sure that the tail of an adapter is there: decompose now where that was deferred and nothing was loaded.
+        """Ensure that an adapter has its tail: decompose W now if that was deferred and no tail was loaded.
 
         Raises:
             AdapterError: the adapter was attached to be loaded and never was, or belongs to another base.
@@ -223,7 +223,7 @@ class KasaLayer(nn.Module, BaseTunerLayer):
             AdapterError: the active adapter was attached to be loaded and never was.
         """
         if kwargs.pop("adapter_names", None) is not None:
-            raise InputError(f"adapter_names: a KaSA model uses one adapter for the whole batch; {COMBINE}")
+            raise InputError(f"adapter_names: a KaSA model uses one adapter for the entire batch; {COMBINE}")
         if self._disable_adapters or self.merged_adapters or not self.active_adapters:
             if self._disable_adapters:
                 self.restore_base()

@@ -28,7 +28,7 @@ class KasaModel(BaseTuner):
 
     Created by `peft.get_peft_model(base, KasaConfig(...))` and `peft.PeftModel.from_pretrained(base, directory)`. The
     targets are matched and checked, and the weights of a new adapter are decomposed, before any layer is replaced. The
-    tails of a saved adapter are loaded with it; `kasa.loading` says how the two cases are told apart.
+    tails of a saved adapter are loaded with it; `kasa.loading` distinguishes the two cases.
 
     Raises:
         InputError: not a kasatune.KasaConfig, or settings that contradict each other.
@@ -233,7 +233,7 @@ class KasaModel(BaseTuner):
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Generator[None, None, None]:
         """Refuse mixed batches; PEFT enters this context around every forward pass."""
         if kwargs.get("adapter_names") is not None:
-            raise InputError(f"adapter_names: a KaSA model uses one adapter for the whole batch; {COMBINE}")
+            raise InputError(f"adapter_names: a KaSA model uses one adapter for the entire batch; {COMBINE}")
         yield
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:

@@ -133,8 +133,8 @@ class MethodInfo:
         drops_triplets: it drops the r smallest singular triplets of each adapted weight: r must be less than
             min(out, in).
         trains_base_weights: the trained parameters are parameters of the base model and add nothing to its memory.
-        frozen_rank: rank of the frozen factors that each adapted layer holds beside the trained ones, in units of r.
-        searched: keys that `kasatune compare` searches beside the learning rate, from a tenth to ten times their value.
+        frozen_rank: rank of the frozen factors that each adapted layer holds besides the trained ones, in units of r.
+        searched: keys that `kasatune compare` searches besides the learning rate, from 1/10 to 10 times their value.
         highlight: drawn in the first colour of charts.
         fitted: computed in one step, without gradient steps; there is no learning rate to search.
         adapter_note: how `adapter/` holds the result as a plain LoRA, for its model card; empty if `adapter/` holds the

@@ -146,7 +146,7 @@ class MethodSection(Section):
     )
     truncation: Literal["attach", "fold"] = Field(
         "attach",
-        description="How the dropped triplets are taken from a weight: attach computes them beside the untouched "
+        description="How the dropped triplets are taken from a weight: attach stores them next to the unmodified "
         "weight, fold subtracts them in place (float bases only).",
     )
     beta: Rate = Field(1e-4, description="Weight of the penalty sum(sigma^2), at least 0.")

@@ -13,8 +13,8 @@ from kasatune.reports.run_record import RunRecord
 from kasatune.reports.svg_charts import Band, Chart, Line, Region
 
 WIDTH, HEIGHT = 250, 150  # of the small charts per layer
-MANY_COMPONENTS = 16  # more lines cannot be told apart in a small chart: quantiles are drawn instead
-MANY_STATES = 24  # more points cannot be told apart in a small chart
+MANY_COMPONENTS = 16  # more lines are indistinguishable in a small chart: quantiles are drawn instead
+MANY_STATES = 24  # more points are indistinguishable in a small chart
 EXACT_POSITIONS = 32  # smallest singular values drawn individually; the others at geometric distances
 
 

@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from kasatune.reports.chart_axis import Scale
 from kasatune.reports.formatting import compact
 
-MAX_POINTS = 300  # per line; more cannot be told apart at this width
+MAX_POINTS = 300  # per line; more are indistinguishable at this width
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""One training run, from a recipe to a run directory."""
+"""Train one run, from a recipe to a run directory."""

@@ -41,7 +41,7 @@ LOWER_IS_BETTER = ("loss", "mse", "perplexity")
 
 @dataclass
 class Progress:
-    """How far a run has come; saved with every checkpoint.
+    """Progress of a run; saved with every checkpoint.
 
     Attributes:
         best: epoch, step and metrics of the best evaluation so far; None before the first.
@@ -72,7 +72,7 @@ class CachedScores:
 
     @classmethod
     def of(cls, model: nn.Module, scores: Scores) -> CachedScores:
-        """Keep `scores`, just measured of `model` in its current state."""
+        """Cache `scores`, which were computed with `model` in its current state."""
         names = tuple(trainable(model))
         return cls(scores, names, _named_sha256(model, names))
 
@@ -100,17 +100,17 @@ class RunCallback(TrainerCallback):
 
     Attributes:
         model: the model that is trained.
-        method: its method, which gives penalties and singular values.
+        method: its method, which computes penalties and singular values.
         score: evaluates the model in its current state.
-        primary: the score by which an evaluation is the best; higher is better unless it is a loss.
+        primary: the score that selects the best evaluation; higher is better unless it is a loss.
         keep_best: whether the state of the best evaluation is written to `folder`.
         folder: folder for checkpoints and best-STEP.safetensors.
         history: receives the events.
         display: receives the progress.
-        interrupt: says whether a stop was requested.
+        interrupt: records whether a stop was requested.
         data_sha256: hash of the training data.
-        writes: false for a process that shares the run with the one that writes.
-        progress: how far the run has come.
+        writes: whether this process writes files; true for the first process of a run only.
+        progress: progress of the run.
         stopped: whether the run was stopped on request, at a step from which it can be resumed.
         best_scores: the scores behind `progress.best`, if this process measured them.
         last_scores: the scores behind `progress.last`, if this process measured them.
@@ -179,7 +179,7 @@ class RunCallback(TrainerCallback):
         return scores.metrics
 
     def undo_step(self) -> bool:
-        """Set the trained parameters back to before the last optimizer step; False if no copy of them was made."""
+        """Restore the trained parameters from before the last optimizer step; False if no copy of them was made."""
         return self._undo.restore()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -195,7 +195,7 @@ class RunCallback(TrainerCallback):
         """Stop before a gradient that is not finite reaches the weights; ZeRO-3 has skipped its step already.
 
         Raises:
-            DivergedError: the gradient is not finite, except in float16, where loss scaling deals with it.
+            DivergedError: the gradient is not finite, except in float16, where loss scaling handles it.
         """
         self._undo.save()
         gradients = [p.grad for p in trainable(self.model).values() if p.grad is not None]
@@ -229,9 +229,9 @@ class RunCallback(TrainerCallback):
         self.display.step(self._step, self._epoch, loss, rate)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Stop on request, with a checkpoint; at the end of an epoch it is evaluated first.
+        """Stop on request, with a checkpoint; at the end of an epoch, after its evaluation.
 
-        Without a request, a checkpoint is written if the last one is old, so that a kill costs minutes at most.
+        Without a request, a checkpoint is written if the last one is old, so that a kill loses minutes at most.
         """
         self._set_place(state)
         epoch_ends = float(state.epoch or 0.0).is_integer() or state.global_step >= state.max_steps
@@ -253,7 +253,7 @@ class RunCallback(TrainerCallback):
             control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Write the manifest of the new checkpoint, and remove best states that no checkpoint refers to any more."""
+        """Write the manifest of the new checkpoint, and remove best states that no checkpoint refers to anymore."""
         self._last_save = time.monotonic()
         if args.world_size > 1:
             torch.distributed.barrier()  # until every process has written its part
@@ -278,7 +278,7 @@ class RunCallback(TrainerCallback):
             self.history.add(SigmaEvent.model_validate({"step": self._step, "epoch": self._epoch, "layers": layers}))
 
     def _agreed(self, args: TrainingArguments, *flags: bool) -> list[bool]:
-        """Each flag, true if it is for any process, so that all processes act alike at the same step."""
+        """The logical or of each flag over all processes, so that all of them act alike at the same step."""
         if args.world_size == 1:
             return list(flags)
         shared = torch.tensor([int(flag) for flag in flags], device=args.device)
@@ -292,7 +292,7 @@ class RunCallback(TrainerCallback):
 
 
 def is_better(metrics: dict[str, float], best: dict[str, float] | None, primary: str) -> bool:
-    """Whether `metrics` beat `best` by the score `primary`; a tie and NaN do not, anything finite beats NaN."""
+    """Whether `metrics` are better than `best` in the score `primary`; ties and NaN are not, any number beats NaN."""
     value = metrics.get(primary, math.nan)
     if best is None:
         return True

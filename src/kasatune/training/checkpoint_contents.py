@@ -1,4 +1,4 @@
-"""What a checkpoint holds: trained weights, optimizer, schedule, loss scale and RNG state, in safetensors and JSON.
+"""Contents of a checkpoint: trained weights, optimizer, schedule, loss scale and RNG state, in safetensors and JSON.
 
 Tensors are stored unsharded, by parameter name, so that a run can be resumed with another number of processes.
 """
@@ -91,7 +91,7 @@ def _optimizer_state(optimizer: Optimizer, parameter: nn.Parameter) -> Iterable[
 
 
 def load_optimizer(folder: Path, model: nn.Module, optimizer: Optimizer, scheduler: Any) -> None:
-    """Restore what `save_optimizer` wrote, whatever the number of processes that wrote it."""
+    """Restore what `save_optimizer` wrote, for any number of processes that wrote it."""
     record = json.loads((folder / SCHEDULE).read_text(encoding="utf-8"))
     for group, saved in zip(optimizer.param_groups, record["groups"], strict=True):
         group.update({key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()})
@@ -153,9 +153,9 @@ def load_random_state(folder: Path, process: int) -> None:
 
 @contextmanager
 def preserved_random_state() -> Generator[None]:
-    """Restore the generators of Python, NumPy and torch (CPU) on exit, so that what runs inside draws nothing.
+    """Restore the generators of Python, NumPy and torch (CPU) on exit, so that code inside does not advance them.
 
-    Even the first import of a library may draw.
+    Even the first import of a library may draw random numbers.
     """
     python, numpy, cpu = random.getstate(), _numpy_state(), torch.get_rng_state()
     try:

@@ -12,7 +12,7 @@ from kasatune.io.atomic import remove, write_json
 
 MANIFEST = "complete.json"
 MAX_CHECKPOINTS = 2
-"""Checkpoints that are kept: the latest, and the one before it in case the latest is damaged."""
+"""Number of checkpoints to keep: the latest, and the one before it in case the latest is damaged."""
 
 
 def checkpoint_folder(work: Path, step: int) -> Path:

@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO-3 for a run: recipes that it cannot train, its settings, and the partitioning of the model."""
+"""DeepSpeed ZeRO-3 for a run: validate the recipe, complete DeepSpeed's settings, partition the model."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 _STAGE = 3
 _OF_THE_RECIPE = ("optimizer", "scheduler")
 _OR = ", or shard with FSDP2: accelerate launch --use_fsdp"
-# Allocated by each process whatever the model; DeepSpeed's default of 5e8 elements would be 2 GiB.
+# Allocated by each process for any model size; DeepSpeed's default of 5e8 elements would be 2 GiB.
 _BUCKET = 2**24
 
 
 def require_suitable(recipe: Recipe, method: Method) -> None:
-    """Refuse a recipe that ZeRO-3 would not train as a single process does.
+    """Reject a recipe that ZeRO-3 would train differently from a single process.
 
     Raises:
-        RecipeError: it needs mixed precision, gradient checkpointing, quantization, or a method that accesses its
+        RecipeError: it uses mixed precision, gradient checkpointing, quantization, or a method that accesses its
             parameters between steps.
     """
     training, faults = recipe.training, []
@@ -38,7 +38,7 @@ def require_suitable(recipe: Recipe, method: Method) -> None:
             f"training.precision: {training.precision}: DeepSpeed would cast the base and the adapter; use float32"
         )
     if training.gradient_checkpointing:
-        faults.append("training.gradient_checkpointing: true: DeepSpeed needs another kind of it; use false")
+        faults.append("training.gradient_checkpointing: true: DeepSpeed needs the reentrant kind; use false")
     if recipe.model.quantization != "none":
         faults.append(
             f"model.quantization: {recipe.model.quantization}: DeepSpeed cannot partition packed weights; use none"
@@ -50,7 +50,7 @@ def require_suitable(recipe: Recipe, method: Method) -> None:
 
 
 def require_one_dtype(model: nn.Module, recipe: Recipe) -> None:
-    """Refuse trained parameters of several dtypes, which ZeRO-3 would have to put into one buffer.
+    """Reject trained parameters of several dtypes, which ZeRO-3 cannot hold in one buffer.
 
     Raises:
         RecipeError: there are several, as with the head and the adapter of a 16-bit base.
@@ -66,10 +66,10 @@ def require_one_dtype(model: nn.Module, recipe: Recipe) -> None:
 
 
 def apply_recipe(arguments: TrainingArguments, section: TrainingSection) -> None:
-    """Set what the recipe decides in DeepSpeed's settings, whatever they were.
+    """Override DeepSpeed's settings with those of the recipe.
 
     Args:
-        arguments: of the run; their DeepSpeed settings are changed in place.
+        arguments: arguments of the run; their DeepSpeed settings are changed in place.
         section: the recipe's `training`.
 
     Raises:
@@ -104,10 +104,10 @@ def apply_recipe(arguments: TrainingArguments, section: TrainingSection) -> None
 
 def _allow_cpu(arguments: TrainingArguments) -> None:
     """Use DeepSpeed on the CPU, where it runs although accelerate does not choose it."""
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # with a GPU in the machine it would use that
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise it would use a GPU of the machine
     import deepspeed
 
-    # An all-reduce in C++ that would be compiled when the run starts; gloo has its own.
+    # A C++ all-reduce that would be compiled when the run starts; gloo has one already.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
     assert arguments.distributed_state is not None, "reading `arguments.device` sets it"
@@ -122,7 +122,7 @@ def partition(model: nn.Module, arguments: TrainingArguments) -> None:
 
 
 def stop_partitioning_on_load() -> None:
-    """Have transformers and PEFT load models unsharded from here on; with ZeRO-3 active they would partition them."""
+    """Make transformers and PEFT load models unsharded from now on; with ZeRO-3 active they would partition them."""
     unset_hf_deepspeed_config()
 
 

@@ -1,4 +1,4 @@
-"""Loss or gradient that is not finite: the error, and the per-step copy of the weights that undoes a bad step."""
+"""Handle a loss or gradient that is not finite: the error, and a per-step copy of the weights to undo the step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def divergence_error(what: str, step: int) -> DivergedError:
 class StepUndo:
     """The trained parameters as they were before the last optimizer step.
 
-    A loss that is not finite shows that the weights are useless, even if each of them is finite. No copy is made of a
+    A loss that is not finite means that the weights are unusable, even if each of them is finite. No copy is made of a
     sharded model, nor of one with more trained parameters than the limit of this module.
 
     Args:
@@ -46,7 +46,7 @@ class StepUndo:
             before.copy_(parameter)
 
     def restore(self) -> bool:
-        """Set the trained parameters back to before the last optimizer step; False if no copy was made."""
+        """Restore the trained parameters from before the last optimizer step; False if no copy was made."""
         if self._before is None:
             return False
         for parameter, before in zip(trainable(self._model).values(), self._before, strict=True):

@@ -1,4 +1,4 @@
-"""The layers that a method adapts and the parameters that it trains, counted on a model without weights."""
+"""Count the layers that a method adapts and the parameters that it trains, on a model without weights."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """What a method adapts and trains in a model.
+    """The layers that a method adapts and the parameters that it trains in a model.
 
     Attributes:
         architecture: class of the model.
@@ -102,7 +102,7 @@ def count_parameters(
 def find_target_layers(
     model: PreTrainedModel, settings: MethodSettings, head: str | None
 ) -> tuple[tuple[LayerPlan, ...], list[str]]:
-    """The layers that `settings.target_modules` selects, and sentences about what is wrong with the selection.
+    """The layers that `settings.target_modules` selects, and the problems with the selection, one sentence each.
 
     Args:
         model: on any device, including meta.
@@ -152,7 +152,7 @@ def _build(pretrained: Pretrained, config: PreTrainedConfig, kind: TaskKind) -> 
     try:
         with quiet(), torch.device("meta"):
             return model_family(kind).from_config(config, trust_remote_code=section.trust_remote_code)
-    except Exception as error:  # whatever an architecture raises for a configuration that it cannot use
+    except Exception as error:  # architectures raise any exception for a configuration that they cannot use
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"model.name: {section.name}: no model for {kind} can be built from it ({reason}); name another model"

@@ -1,4 +1,4 @@
-"""What a run would adapt, cost and fail on, from the model's configuration alone: no weight is read."""
+"""Plan a run from the model's configuration alone: adapted layers, parameters, memory, steps and problems."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _QUANTIZED_BYTES = {"nf4": 0.56, "int8": 1.0, "torchao-int8": 1.0}  # with the c
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do.
+    """The plan of a run.
 
     Attributes:
         model: name, architecture, and number of parameters, including the head.
@@ -41,7 +41,7 @@ class Plan:
         rows: training rows that are used; None if they are not on this machine yet.
         steps_per_epoch: optimizer steps.
         steps: optimizer steps in total.
-        notes: what is assumed, defaulted or ignored.
+        notes: assumptions, defaults and ignored settings.
         problems: why the run would fail.
     """
 
@@ -205,7 +205,7 @@ def _read_data(recipe: Recipe, findings: _Findings) -> TaskData | None:
 
 
 def _label_count(recipe: Recipe, data: TaskData | None) -> int:
-    """Outputs of the head; two if only the rows tell the labels and they were not read."""
+    """The number of outputs of the head; two if the labels are only known from the rows, which were not read."""
     info = TASKS[recipe.task.name]
     names = info.label_names if data is None else data.label_names
     if names is not None:

@@ -39,9 +39,9 @@ _DISK_FULL_BYTES = 1 << 20
 
 
 class DataProvider:
-    """Gives a run its rows and tokenized examples, and takes further measurements of the trained model.
+    """Provides the rows and tokenized examples of a run, and takes further measurements of the trained model.
 
-    This one reads the rows for every run and measures nothing; a comparison shares one between its runs.
+    This class reads the rows for every run and measures nothing; a comparison shares a subclass between its runs.
     """
 
     def data(self, recipe: Recipe) -> TaskData:
@@ -61,7 +61,7 @@ class DataProvider:
         return task_model.encode(data, split)
 
     def measure(self, task_model: TaskModel, run_dir: Path) -> Mapping[str, Any]:
-        """Further entries of metrics.json, measured of the trained model, which was loaded from `run_dir`."""
+        """Further entries of metrics.json, measured on the trained model, which was loaded from `run_dir`."""
         return {}
 
 
@@ -90,15 +90,15 @@ class Run:
         recipe: its recipe.
         out: the run directory.
         display: receives the progress.
-        device: where the run computes.
+        device: device of the run.
         data: the rows.
         task_model: the model that is trained.
         examples: tokenized rows by split.
         seconds: time spent, by phase.
-        counts: numbers of trained parameters outside and within the newly made modules.
-        data_provider: gave the rows, and measures the trained model.
+        counts: numbers of trained parameters outside and within the newly initialized modules.
+        data_provider: provided the rows, and measures the trained model.
         details: further entries of metrics.json.
-        on_cpu: the unsharded model does not fit on the device and is kept in CPU memory.
+        on_cpu: whether the unsharded model is kept in CPU memory, because it does not fit on the device.
     """
 
     recipe: Recipe
@@ -136,9 +136,10 @@ class Run:
         load_trained_parameters(self.task_model.model, path)
 
     def save(self, *, spectrum: bool = False) -> None:
-        """Save the model in its current state to the run directory, and spectrum.json if asked and the method has one.
+        """Save the model in its current state to the run directory, with spectrum.json if `spectrum` is set.
 
-        Files are written to a staging folder first and then moved into place.
+        A method without a spectrum writes no spectrum.json. Files are written to a staging folder first and then moved
+        into place.
         """
         model, method = self.task_model.model, self.task_model.method
         staged = self.work / "staged"
@@ -151,7 +152,7 @@ class Run:
         directory.publish(staged, self.out)
 
     def finish(self, outcome: Outcome) -> None:
-        """Load the saved files as any user would, score them, and write predictions.json and metrics.json.
+        """Load the saved files as a user would, score them, and write predictions.json and metrics.json.
 
         If the files hold bit for bit a state that was scored in training, those scores are used.
         """
@@ -228,7 +229,7 @@ def work_errors(out: Path) -> Generator[None]:
             "the GPU ran out of memory: raise training.gradient_accumulation, lower training.eval_batch_size, "
             "or set training.gradient_checkpointing"
         ) from fault
-    except (RuntimeError, SafetensorError) as fault:  # torch and safetensors do not say which write failed, or why
+    except (RuntimeError, SafetensorError) as fault:  # torch and safetensors do not report which write failed, or why
         if shutil.disk_usage(out).free < _DISK_FULL_BYTES:
             raise WorkError(f"{out}: the disk is full; free some space, then use --resume") from fault
         raise

@@ -78,16 +78,16 @@ def train(
     Args:
         recipe: a validated recipe.
         out: the run directory; must be empty or not exist, unless `resume` or `overwrite` is given.
-        resume: continue the run in `out`; start it if there is none.
+        resume: continue the run in `out`; start a new one if there is none.
         overwrite: start again, replacing what an earlier run wrote to `out`.
         display: receives the progress; None for no output.
-        data_provider: gives the rows and measures the trained model; None to read the rows that the recipe names.
+        data_provider: provides the rows and measures the trained model; None to read the rows that the recipe names.
 
     Returns:
         `out`.
 
     Raises:
-        InputError: the recipe, the data, the model or the output is wrong, or the run would fail. Nothing has been
+        InputError: the recipe, the data, the model or the output is invalid, or the run would fail. Nothing has been
             written in that case.
         DivergedError: the loss or its gradient became NaN or infinite; the last good state is saved.
         WorkError: a file could not be written, or the GPU ran out of memory.
@@ -104,7 +104,7 @@ def train(
             if is_finished(out):
                 if is_main():
                     remove(out / WORK)  # a kill may have come just before the run removed it
-                reporter.message(f"{out} is finished already; nothing is left to do")
+                reporter.message(f"{out} is already finished; nothing to do")
                 return out
         stack.enter_context(quiet(reporter.message))
         stack.enter_context(deterministic())
@@ -127,7 +127,7 @@ def train(
 def _set_up(
     recipe: Recipe, out: Path, display: ProgressReporter, data_provider: DataProvider
 ) -> tuple[Run, Engine, TrainingArguments]:
-    """Everything that can fail because of the input, cheapest first, before anything is written."""
+    """Do everything that can fail because of the input, cheapest first, before anything is written."""
     start = time.perf_counter()
     reset_peak_memory()
     if sharding_requested() and deepspeed_requested():
@@ -236,7 +236,7 @@ def _resumable_checkpoint(run: Run) -> Path | None:
     if is_main():
         checkpoint = latest_valid(run.work, run.display.message)
         if checkpoint and read_manifest(checkpoint)["data"] != run.data.sha256:
-            fault = f"{run.data.source}: the run in {run.out} was started with other rows; restore those"
+            fault = f"{run.data.source}: the run in {run.out} was started with other rows; restore them"
         elif checkpoint and process_count(checkpoint) != world_size():
             run.display.message(
                 f"{checkpoint.name} was written by {process_count(checkpoint)} processes and is resumed by "
@@ -252,7 +252,7 @@ def _resumable_checkpoint(run: Run) -> Path | None:
 
 
 def _prepare_method(run: Run, checkpoint: Path | None) -> None:
-    """Do what the method needs before the first step, and restore its state from a checkpoint."""
+    """Prepare the method for the first step, and restore its state from a checkpoint."""
     task_model, method = run.task_model, run.task_model.method
     set_seed(run.recipe.training.seed)
     method.prepare(task_model.model.eval(), run.recipe.method, task_model.batches(run.examples[TRAIN_SPLIT]))
@@ -333,7 +333,7 @@ def _save_stopped(
         if checkpoint is not None:
             state, selected = checkpoint / WEIGHTS, last
         elif finite:  # the rows may be at fault
-            run.display.message(f"no state before step {step} was saved: the weights that gave the fault are kept")
+            run.display.message(f"no state before step {step} was saved: the weights that caused the fault are kept")
             selected["step"] = step
         else:
             run.display.message("no state before the fault was saved: the run directory holds no adapter")
@@ -348,7 +348,7 @@ def _save_stopped(
 
 
 def _reload_unsharded(run: Run) -> None:
-    """If the model is sharded, load it again unsharded in this process; its trained parameters are yet to be loaded."""
+    """Load a sharded model again, unsharded, in this process; its trained parameters must be loaded afterwards."""
     if not sharding_requested():
         return
     size = sum(full_numel(p) * p.element_size() for p in run.task_model.model.parameters())

@@ -77,18 +77,18 @@ def command(
         number = _workers(workers)
         if threads < 1:
             raise InputError(f"--threads: {threads} received; must be 1 or more")
-        given = [one for one in sys.argv[1:] if one not in ("--report-only", "--json")]
-        words = f"kasatune {redacted(shlex.join(given))}" if "compare" in given else ""
+        arguments = [argument for argument in sys.argv[1:] if argument not in ("--report-only", "--json")]
+        command_line = f"kasatune {redacted(shlex.join(arguments))}" if "compare" in arguments else ""
         if plan:
-            found: dict[str, Any] = _plan(spec, out, threads, number)
+            results: dict[str, Any] = _plan(spec, out, threads, number)
         else:
-            found = _compare(spec, out, words, number, threads, gpus_per_run, keep_adapters, report_only)
+            results = _compare(spec, out, command_line, number, threads, gpus_per_run, keep_adapters, report_only)
     if json:
-        print_json(found)
+        print_json(results)
     elif plan:
-        _show_plan(found)
+        _show_plan(results)
     else:
-        _show(found, out)
+        _show(results, out)
 
 
 def _spec(
@@ -161,7 +161,7 @@ def _plan(spec: ComparisonSpec, out: Path, threads: int, workers: int | str) -> 
 def _compare(
     spec: ComparisonSpec,
     out: Path,
-    words: str,
+    command_line: str,
     workers: int | str,
     threads: int,
     gpus: float | None,
@@ -172,10 +172,10 @@ def _compare(
     from kasatune.experiments.compare.comparison_file import write_comparison
 
     if report_only:
-        found = collect_finished(spec, out, threads=threads, command=words)
+        comparison = collect_finished(spec, out, threads=threads, command=command_line)
     else:
         try:
-            found = compare(
+            comparison = compare(
                 spec,
                 out,
                 workers=workers,
@@ -183,43 +183,43 @@ def _compare(
                 gpus=gpus,
                 keep_adapters=keep_adapters,
                 tell=note,
-                command=words,
+                command=command_line,
             )
         except KeyboardInterrupt as interrupt:
             interrupt.add_note(f"{out} holds the finished runs; continue with the same command")
             raise
-    return write_comparison(found, out)
+    return write_comparison(comparison, out)
 
 
-def _show_plan(found: dict[str, Any]) -> None:
-    from kasatune.reports import formatting as words
+def _show_plan(plan: dict[str, Any]) -> None:
+    from kasatune.reports import formatting
 
     head = ["task", "method", "runs", "finished", "seconds a run", "time left"]
     rows = [
         [
-            one["task"],
-            one["method"],
-            str(one["runs"]),
-            str(one["finished"]),
-            f"{one['seconds']:.0f}",
-            words.duration(one["left"]),
+            cell["task"],
+            cell["method"],
+            str(cell["runs"]),
+            str(cell["finished"]),
+            f"{cell['seconds']:.0f}",
+            formatting.duration(cell["left"]),
         ]
-        for one in found["cells"]
+        for cell in plan["cells"]
     ]
     print_table(head, rows, numbers=4)
     say(
-        f"\n{found['runs']} runs, {found['finished']} finished; about {words.duration(found['left'])} left"
-        f" with {found['at_once']} at once ({found['basis']})"
+        f"\n{plan['runs']} runs, {plan['finished']} finished; about {formatting.duration(plan['left'])} left"
+        f" with {plan['at_once']} at once ({plan['basis']})"
     )
 
 
-def _show(found: dict[str, Any], out: Path) -> None:
+def _show(comparison: dict[str, Any], out: Path) -> None:
     from kasatune.reports.comparison.comparison_tables import task_table
     from kasatune.reports.comparison.conclusion import begun
 
-    for task in begun(found):
-        table = task_table(found, task)
+    for task in begun(comparison):
+        table = task_table(comparison, task)
         print_table(table.head, table.rows, title=f"{task['name']}: {table.caption}", numbers=len(table.head) - 1)
         say()
-    say(found["answer"])
+    say(comparison["answer"])
     say(f"\nreport: {out / REPORT}")

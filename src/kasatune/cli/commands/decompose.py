@@ -58,8 +58,8 @@ def command(
         try:
             index = decompose(job, out, device=device, resume=resume, overwrite=overwrite, display=make_progress())
         except KeyboardInterrupt as interrupt:
-            kept = f"{out} holds the progress so far; continue with the same command and --resume"
-            interrupt.add_note(kept if out.is_dir() and any(out.iterdir()) else "nothing was written")
+            resume_hint = f"{out} holds the progress so far; continue with the same command and --resume"
+            interrupt.add_note(resume_hint if out.is_dir() and any(out.iterdir()) else "nothing was written")
             raise
     if os.environ.get("RANK", "0") == "0":
         files = {layer["file"] for layer in index["layers"].values() if layer["dropped"]}

@@ -48,7 +48,7 @@ def command(
 
 @contextmanager
 def _workshop(out: Path) -> Generator[Path]:
-    """A temporary directory beside `out`: an interrupted demo leaves the result of an earlier one unchanged."""
+    """A temporary directory next to `out`: an interrupted demo leaves the result of an earlier one unchanged."""
     folder = temporary_path(out.absolute())  # removes what a killed demo left
     shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -90,10 +90,10 @@ def _show(out: Path) -> None:
     rows = [
         [
             METHODS[name].shown_title,
-            *(words.score(found["metrics"].get(score)) for score in scores),
-            words.count(found["trainable_parameters"] + found["head_parameters"]),
+            *(words.score(record["metrics"].get(score)) for score in scores),
+            words.count(record["trainable_parameters"] + record["head_parameters"]),
         ]
-        for name, found in metrics.items()
+        for name, record in metrics.items()
     ]
     title = f"{metrics[DEFAULT_METHOD]['task']}: scores on {metrics[DEFAULT_METHOD]['split']}"
     print_table(head, rows, title=title, numbers=len(head) - 1)

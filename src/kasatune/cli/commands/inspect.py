@@ -35,14 +35,16 @@ def command(
             check_picture(picture)
         from kasatune.adapter_tools.inspect import inspect
 
-        found = inspect(directory, base)
+        inspection = inspect(directory, base)
         if picture is not None:
-            draw_inspection(found, picture)
+            draw_inspection(inspection, picture)
     if json:
-        print_json(found)
+        print_json(inspection)
         return
-    print_table(_HEAD, [_row(layer) for layer in found["layers"]], title=f"{found['format']} adapter", numbers=9)
-    if found["base"] is None:
+    print_table(
+        _HEAD, [_row(layer) for layer in inspection["layers"]], title=f"{inspection['format']} adapter", numbers=9
+    )
+    if inspection["base"] is None:
         note("the base is not on this machine: give --base MODEL to see what was truncated")
     if picture is not None:
         note(f"drawn to {picture}")

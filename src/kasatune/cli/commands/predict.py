@@ -77,9 +77,9 @@ def _show(predictions: Sequence[dict[str, Any]]) -> None:
     elif isinstance(predictions[0]["prediction"], dict):
         head = ["label", "probability", "text"]
         rows = [
-            [one["label"], f"{one['scores'][one['label']]:.4f}", _one_line(item["input"])]
+            [prediction["label"], f"{prediction['scores'][prediction['label']]:.4f}", _one_line(item["input"])]
             for item in predictions
-            for one in (item["prediction"],)
+            for prediction in (item["prediction"],)
         ]
     else:
         head = ["number", "text"]

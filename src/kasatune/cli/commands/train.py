@@ -61,6 +61,6 @@ def _train(recipe: Recipe, directory: Path, *, resume: bool, overwrite: bool) ->
     try:
         train(recipe, directory, resume=resume, overwrite=overwrite, display=make_progress())
     except KeyboardInterrupt as interrupt:
-        kept = f"{directory} holds the progress so far; continue with the same command and --resume"
-        interrupt.add_note(kept if directory.is_dir() and any(directory.iterdir()) else "nothing was written")
+        resume_hint = f"{directory} holds the progress so far; continue with the same command and --resume"
+        interrupt.add_note(resume_hint if directory.is_dir() and any(directory.iterdir()) else "nothing was written")
         raise

@@ -1,4 +1,4 @@
-"""LLM-Adapters' prompts to the letter, its parsing of answers, and the same questions in lm-eval's form.
+"""LLM-Adapters' prompts, verbatim, its parsing of answers, and the same questions in lm-eval's form.
 
 Source: AGI-Edgerunners/LLM-Adapters, commit 8166572, finetune.py and commonsense_evaluate.py; lm-eval 0.4.13, the
 files of the tasks boolq, piqa, social_iqa, hellaswag, winogrande, arc_easy, arc_challenge and openbookqa.

@@ -109,7 +109,7 @@ _REGRESSION = TaskInfo(
 _TEXT_SCORES = ("bleu", "nist", "rouge_l", "cider")
 _BY_REFERENCES = "kasatune.evaluation.text_scores:score_by_references"
 _CONTEXT_PROMPT = "### Context : {}\n### Completion : "
-"""The prompt of the KaSA authors for E2E, to the letter (README of juyongjiang/KaSA), with the blank at its end."""
+"""The KaSA authors' prompt for E2E, verbatim (README of juyongjiang/KaSA), with its trailing space."""
 
 # The beam search of microsoft/LoRA, examples/NLG; its README decodes all three tasks with it.
 _BEAM_SEARCH = {"max_new_tokens": 64, "num_beams": 10, "length_penalty": 0.8, "no_repeat_ngram_size": 4}

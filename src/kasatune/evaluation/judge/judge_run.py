@@ -113,7 +113,7 @@ def judge_run(
         progress: see `StageProgress`.
 
     Returns:
-        An object in the form of metrics.json, with "judge" beside `metrics`.
+        An object in the form of metrics.json, with a "judge" entry in addition to `metrics`.
 
     Raises:
         InputError: the run, the questions, the prompts, the key or the judge's name is invalid.

@@ -41,7 +41,7 @@ def fixed_trials(space: Space, search: Search) -> list[Settings] | None:
     """All trials of a grid or random search; None for Optuna, which chooses each trial from the earlier ones.
 
     "grid" takes `trials` learning rates, log-spaced from low to high and the same for every method. A further setting
-    takes log-spaced values of its own range, one per trial, in an order drawn once (a Latin hypercube). "random" draws
+    takes log-spaced values of its range, one per trial, in an order drawn once (a Latin hypercube). "random" draws
     every setting log-uniformly; the learning rates are again the same for every method.
     """
     if search.kind == "optuna":

@@ -44,7 +44,7 @@ class MethodResult:
         """The main score of each seed on resamples of the scored rows; None if predictions are missing."""
         rows = self.method.data.splits["validation"]
         predictions = [answers for _, run in self.done if (answers := _predictions(run)) is not None]
-        if not predictions or len(predictions) < len(self.done) or any(len(one) != len(rows) for one in predictions):
+        if not predictions or len(predictions) < len(self.done) or any(len(p) != len(rows) for p in predictions):
             return None
         table = resampled_scores(self.primary, rows.labels, predictions)
         return None if table is None else dict(zip(self.scores, table, strict=True))

@@ -72,7 +72,7 @@ def measure(model: nn.Module, layers: Mapping[str, BaseWeight], batches: Iterabl
 def measure_generated(model: nn.Module, layers: Mapping[str, BaseWeight], seed: int = 0) -> Activations:
     """Second moments of the layers' activations on text that the model writes itself, 16 sequences of 96 tokens.
 
-    A causal language model samples at temperature 1 from the whole vocabulary, beginning with its BOS token (else EOS,
+    A causal language model samples at temperature 1 from the full vocabulary, beginning with its BOS token (else EOS,
     else a random token); end-of-text tokens are suppressed. The moments are taken while it writes, so that no second
     pass is needed. Any other model with token embeddings reads random tokens, which choose less well. Random states,
     training modes and generation settings are left as they were.
@@ -98,7 +98,7 @@ def measure_generated(model: nn.Module, layers: Mapping[str, BaseWeight], seed: 
                 model(input_ids=torch.randint(vocabulary, (SEQUENCES, _positions(config)), device=_device(model)))
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
             raise InputError(
-                f"{type(model).__name__} failed on calibration text of its own ({error}): pass calibrate(base, config, "
+                f"{type(model).__name__} failed on generated calibration text ({error}): pass calibrate(base, config, "
                 "batches) with a few batches of your data"
             ) from error
     return _activations(recorder, "generated" if generates else "random", seed, start)

@@ -23,8 +23,8 @@ class BottleneckConfig(PeftConfig):
             "pfeiffer": once a block, after the feed-forward sublayer: between its residual connection and LayerNorm,
             reading the LayerNorm's output, or on the block's output where LayerNorms come first. "lin": on the
             block's output. "series": on the output of the projection out of the feed-forward sublayer;
-            "series-inputs": on the inputs of its other projections too. "parallel": beside the last projection into
-            the feed-forward sublayer and the one out of it.
+            "series-inputs": on the inputs of its other projections too. "parallel": parallel to the last projection
+            into the feed-forward sublayer and the one out of it.
         activation: f, a name that transformers knows.
         layer_norm: g starts with its own LayerNorm.
         adapter_bias: g has b_down and b_up.

@@ -1,4 +1,4 @@
-"""`BottleneckLayer`: a module of a model with bottleneck adapters on its input, output or beside it."""
+"""`BottleneckLayer`: a module of a model with bottleneck adapters on its input, on its output or parallel to it."""
 
 from __future__ import annotations
 

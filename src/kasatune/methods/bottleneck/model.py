@@ -71,9 +71,9 @@ class BottleneckModel(BaseTuner):
             layer.train(target.training)
         widths = self._widths(layer.get_base_layer(), place, current_key)
         # A dropout has no weights: its neighbours give the device and the dtype.
-        beside = next(chain(target.parameters(), parent.parameters()), torch.empty(0))
-        dtype = torch.float64 if beside.dtype == torch.float64 else torch.float32
-        layer.update_layer(adapter_name, peft_config, place, widths, beside.device, dtype)
+        neighbour = next(chain(target.parameters(), parent.parameters()), torch.empty(0))
+        dtype = torch.float64 if neighbour.dtype == torch.float64 else torch.float32
+        layer.update_layer(adapter_name, peft_config, place, widths, neighbour.device, dtype)
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
 

@@ -93,10 +93,10 @@ class LearningRates:
 
 
 class ResumableState:
-    """State of training beside parameters and optimizer, such as running averages."""
+    """Training state besides parameters and optimizer, such as running averages."""
 
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
-        """The tensors that a checkpoint must hold beside the trained parameters and the optimizer."""
+        """The tensors that a checkpoint must hold besides the trained parameters and the optimizer."""
         return {}
 
     def restore_training_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:

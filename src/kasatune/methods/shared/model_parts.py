@@ -37,5 +37,7 @@ def head_name(model: PreTrainedModel) -> str:
     children = [name for name, child in model.named_children() if any(True for _ in child.parameters())]
     heads = [name for name in children if name != model.base_model_prefix]
     if not heads:
-        raise ModelError(f"{type(model).__name__} has no head beside its body; use a model for sequence classification")
+        raise ModelError(
+            f"{type(model).__name__} has no head outside its body; use a model for sequence classification"
+        )
     return heads[-1]

@@ -174,6 +174,6 @@ def load_peft(base: PreTrainedModel, folder: Path) -> PeftModel:
     except Exception as fault:  # safetensors and PEFT raise many unrelated types for a damaged file
         reason = str(fault).strip().splitlines()[0] if str(fault).strip() else type(fault).__name__
         raise AdapterError(
-            f"{folder} cannot be loaded on {type(base).__name__}: {reason}. Its files were cut short or "
-            "edited; copy them again, or train again"
+            f"{folder} cannot be loaded on {type(base).__name__}: {reason}. Its files are truncated or "
+            "were edited; copy them again, or train again"
         ) from fault

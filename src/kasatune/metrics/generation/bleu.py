@@ -27,7 +27,7 @@ def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> flo
 
 
 def bleu_signature(references: Sequence[Sequence[str]]) -> str:
-    """Sacrebleu's signature of the settings of `bleu` on these references, for publication beside the score.
+    """Sacrebleu's signature of the settings of `bleu` on these references, to be published with the score.
 
     Raises:
         MissingExtraError: sacrebleu is not installed.

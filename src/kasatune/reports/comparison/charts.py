@@ -39,7 +39,7 @@ def _letter(index: int) -> str:
 
 
 def _label_lines(label: str) -> list[str]:
-    """The label of a row, in lines that fit beside the chart."""
+    """The label of a row, in lines that fit next to the chart."""
     return textwrap.wrap(label, _LETTERS) or [label]
 
 

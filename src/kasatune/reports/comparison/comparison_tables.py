@@ -315,7 +315,7 @@ def _csv_values(entry: Mapping[str, Any]) -> dict[str, Any]:
     difference, costs = entry["difference"] or {}, entry["costs"] or {}
     low, high = entry["interval"] or (None, None)
     difference_low, difference_high = difference.get("interval") or (None, None)
-    kept = costs.get("retention") or {}
+    retention = costs.get("retention") or {}
     chosen = (entry["search"] or {}).get("chosen") or {}
     return {
         "method": entry["method"],
@@ -337,9 +337,9 @@ def _csv_values(entry: Mapping[str, Any]) -> dict[str, Any]:
             )
         },
         "file_bytes": file_bytes(costs),
-        "retention": kept.get("kind"),
-        "retention_before": kept.get("before"),
-        "retention_after": kept.get("after"),
+        "retention": retention.get("kind"),
+        "retention_before": retention.get("before"),
+        "retention_after": retention.get("after"),
     }
 
 

@@ -1,4 +1,4 @@
-"""Engines: how the weights of a run are trained, one module an engine, chosen by `TaskInfo.engine`."""
+"""Training engines, one module each; `TaskInfo.engine` names the engine of a task."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ ENGINES: Mapping[EngineName, str] = MappingProxyType(
         "sft": "kasatune.training.engines.sft",
     }
 )
-"""The module of every engine, which holds it as `ENGINE`."""
+"""The module of every engine, by name; the module defines `ENGINE`."""
 
 
 def load_engine(name: EngineName) -> Engine:
-    """The engine of that name; its module, and the library that it needs, is imported now.
+    """Import the engine of this name, and the library that it needs.
 
     Raises:
         InputError: no engine has this name.

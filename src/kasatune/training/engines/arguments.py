@@ -1,4 +1,4 @@
-"""TrainingArguments of transformers, or of a library that extends them, from a recipe's section `training`."""
+"""Build TrainingArguments, or a subclass from another library, from a recipe's section `training`."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ def training_arguments(
     """The recipe's section `training` as TrainingArguments.
 
     Args:
-        section: of the recipe.
+        section: the recipe's section `training`.
         checkpoints: the folder for checkpoints.
-        device: where the run computes.
-        kind: the class of arguments.
+        device: device of the run.
+        kind: class of the arguments.
         further: arguments that only `kind` has.
 
     Raises:
-        RecipeError: a step cannot be cut into equal micro-batches over the processes, or transformers refuses a value.
+        RecipeError: a batch cannot be split into equal micro-batches over the processes, or transformers rejects a
+            value.
     """
-    # FSDP2 then reduces the gradient after every micro-batch. The Trainer would postpone it by asking the configuration
+    # FSDP2 then reduces the gradient after every micro-batch. The Trainer would defer it, based on the configuration
     # of a model that transformers sharded itself.
     sync = (
         {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
@@ -53,7 +54,7 @@ def training_arguments(
                 gradient_accumulation_steps=section.gradient_accumulation,
                 learning_rate=section.learning_rate,
                 weight_decay=section.weight_decay,
-                # A ratio below 1 is a share of the steps, 1 would be a single step.
+                # A value below 1 is a fraction of the steps, 1 would be a single step.
                 warmup_steps=min(section.warmup_ratio, 1 - 1e-9),
                 lr_scheduler_type=section.schedule,
                 max_grad_norm=section.max_grad_norm or 0.0,
@@ -81,7 +82,7 @@ def training_arguments(
             )
     except (ValueError, ImportError) as fault:
         raise RecipeError([f"training: {fault}"]) from fault
-    # With several visible GPUs and no launcher the Trainer would use DataParallel, and with it another batch size.
+    # With several visible GPUs and no launcher the Trainer would use DataParallel, with another batch size.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     if deepspeed_requested():
         apply_recipe(arguments, section)
@@ -89,7 +90,7 @@ def training_arguments(
     if section.batch_size % pieces:
         raise RecipeError(
             [
-                f"training.batch_size: {section.batch_size} examples cannot be cut into {pieces} equal pieces "
+                f"training.batch_size: {section.batch_size} examples cannot be split into {pieces} equal micro-batches "
                 f"(gradient_accumulation {section.gradient_accumulation} x {arguments.world_size} processes); "
                 "change one of them"
             ]

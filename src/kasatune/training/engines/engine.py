@@ -32,15 +32,15 @@ class Engine(Protocol):
         Args:
             recipe: recipe of the run.
             checkpoints: the folder for checkpoints.
-            device: where the run computes.
+            device: device of the run.
 
         Raises:
-            RecipeError: the section asks for something that this machine or the engine does not support.
+            RecipeError: a setting is not supported on this machine or by the engine.
         """
         ...
 
     def check_model(self, model: nn.Module) -> None:
-        """Refuse a model that the engine cannot train.
+        """Reject a model that the engine cannot train.
 
         Args:
             model: with the recipe's method attached.
@@ -63,8 +63,8 @@ class Engine(Protocol):
         Args:
             task_model: the model with its method, tokenizer and collator.
             examples: tokenized rows of "train" and "validation".
-            arguments: what `training_arguments` returned.
-            hooks: what the trainer calls back in the run.
-            callbacks: called by the Trainer, in this order.
+            arguments: returned by `training_arguments`.
+            hooks: functions and settings of the run that the trainer uses.
+            callbacks: callbacks of the Trainer, in this order.
         """
         ...

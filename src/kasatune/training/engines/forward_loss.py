@@ -10,7 +10,7 @@ from transformers import Trainer
 from kasatune.evaluation.causal_loss import IGNORED, learnt_tokens
 
 FORWARD_LOSS = "forward_loss"
-"""Its name in the Trainer's logs and in history.jsonl."""
+"""Key of the forward loss in the Trainer's logs and in history.jsonl."""
 
 
 class ForwardLossTrainer(Trainer if TYPE_CHECKING else object):
@@ -36,14 +36,14 @@ class ForwardLossTrainer(Trainer if TYPE_CHECKING else object):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The loss of the base Trainer plus, in training, the weighted forward loss."""
-        items = count_items(inputs["labels"])  # before the base takes the labels out
+        items = count_items(inputs["labels"])  # before the base class pops the labels
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        own = self.forward_loss() if model.training else None
-        if own is None:
+        forward_loss = self.forward_loss() if model.training else None
+        if forward_loss is None:
             return result
-        weighted = own
+        weighted = forward_loss
         if num_items_in_batch is not None:
-            weighted = own * (items / num_items_in_batch)
+            weighted = forward_loss * (items / num_items_in_batch)
             if self.args.average_tokens_across_devices:  # the processes' gradients are averaged, N counts all of them
                 weighted = weighted * self.accelerator.num_processes
         self._micro_batch = weighted.detach()
@@ -59,7 +59,7 @@ class ForwardLossTrainer(Trainer if TYPE_CHECKING else object):
         return loss - earlier.to(loss)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The base's log, with the forward loss since the last one beside the task loss."""
+        """The base's log, with the forward loss since the previous log in addition to the task loss."""
         if self._since_last_log is not None and "loss" in logs:
             everywhere: Any = self.accelerator.gather(self._since_last_log)
             logs = {**logs, FORWARD_LOSS: float(everywhere.float().mean())}

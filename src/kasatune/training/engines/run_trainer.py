@@ -1,6 +1,6 @@
-"""What the trainer of a run adds to any transformers Trainer: example counts, learning rates, penalty, checkpoints.
+"""Mixin for transformers' Trainer with the example counts, learning rates, penalty and checkpoints of a run.
 
-Two private methods of transformers' Trainer are replaced, since a checkpoint is loaded nowhere in public:
+Two private methods of transformers' Trainer are overridden, because no public method loads a checkpoint:
 `_load_from_checkpoint` (it expects a complete model) and `_prepare_for_training` (with DeepSpeed it expects a
 checkpoint that DeepSpeed wrote, which only the same number of processes can read).
 """
@@ -53,12 +53,12 @@ _STEP_PENALTY = "step penalty"
 
 @dataclass(frozen=True)
 class RunHooks:
-    """What the trainer needs from the run.
+    """Functions and settings of a run that its trainer uses.
 
     Attributes:
         method: the fine-tuning method.
         settings: the recipe's section `method`.
-        new_modules: names of the newly made modules, which train with `head_learning_rate`.
+        new_modules: names of the newly initialized modules, which train with `head_learning_rate`.
         head_learning_rate: their learning rate; None for the common one.
         evaluate: evaluates the model in its current state and returns scores by name.
         progress: returns the progress of the run as plain data, for a checkpoint.
@@ -78,14 +78,14 @@ class RunTrainer(ForwardLossTrainer):
     Differences from the base Trainer:
 
     - the examples of an optimizer step are counted over all its micro-batches and processes;
-    - the head, and parameters for which the method asks it, have their own learning rate;
+    - the head, and parameters for which the method requests it, have a separate learning rate;
     - the gradient of the method's step penalty is added once per optimizer step, its forward loss in every micro-batch;
     - a checkpoint holds trained parameters only, is readable with any number of processes, and contains no pickle;
-    - evaluation is the run's own, so that it agrees with `kasatune evaluate`.
+    - evaluation is done by `RunHooks.evaluate`, so that it agrees with `kasatune evaluate`.
 
     Args:
-        hooks: what the trainer needs from the run.
-        callbacks: called by the Trainer, in this order.
+        hooks: functions and settings of the run.
+        callbacks: callbacks of the Trainer, in this order.
         trainer_arguments: arguments of the base Trainer.
 
     Attributes:
@@ -112,10 +112,10 @@ class RunTrainer(ForwardLossTrainer):
     def train(
         self, resume_from_checkpoint: Any = None, trial: Any = None, ignore_keys_for_eval: list[str] | None = None
     ) -> Any:
-        """Train, from a checkpoint if one is given; afterwards the model's own forward is back, without autocast.
+        """Train, from a checkpoint if one is given; then restore the model's original forward, without autocast.
 
         Raises:
-            DivergedError: the learning rate takes a step beyond the range of a float; see also `training_step`.
+            DivergedError: a step exceeds the range of a float, because of the learning rate; see also `training_step`.
         """
         if resume_from_checkpoint is not None:
             self._restore.checkpoint = Path(resume_from_checkpoint)
@@ -125,7 +125,7 @@ class RunTrainer(ForwardLossTrainer):
         try:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         except RuntimeError as fault:
-            if "without overflow" not in str(fault):  # torch's words for a factor that its dtype cannot hold
+            if "without overflow" not in str(fault):  # torch's message for a factor that its dtype cannot represent
                 raise
             self.undo_to = self.state.global_step
             raise divergence_error("the optimizer's step", self.state.global_step + 1) from fault
@@ -133,11 +133,11 @@ class RunTrainer(ForwardLossTrainer):
             self.accelerator.unwrap_model(self.run_model, keep_fp32_wrapper=False)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The base's step.
+        """The base class's step.
 
         Raises:
-            DivergedError: the loss is not finite. With several processes the gradient shows it, to all of them, at the
-                end of the step.
+            DivergedError: the loss is not finite. With several processes it is detected from the gradient, on all of
+                them, at the end of the step.
         """
         loss = super().training_step(*args, **kwargs)
         if self.args.world_size == 1 and not torch.isfinite(loss):
@@ -150,8 +150,8 @@ class RunTrainer(ForwardLossTrainer):
     ) -> tuple[list[Any], Tensor | int | None]:
         """The micro-batches of a step, and the number of examples, or of learnt tokens, in them over all processes.
 
-        The base counts labels other than -100, but a number to predict may be -100. At the end of an epoch the data
-        loader gives every process the same number of rows by repeating some: the repeated ones are masked.
+        The base class counts labels other than -100, but a regression target may be -100. At the end of an epoch the
+        data loader gives every process the same number of rows by repeating some; repeated rows are masked.
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         processes, size = self.args.world_size, self.args.per_device_train_batch_size
@@ -170,7 +170,7 @@ class RunTrainer(ForwardLossTrainer):
         return batches, everywhere.sum()
 
     def count_examples(self, batch: dict[str, Any]) -> int:
-        """Rows of a micro-batch, or learnt tokens if its labels are (rows, tokens)."""
+        """The number of rows of a micro-batch, or of learnt tokens if its labels are (rows, tokens)."""
         return _count(batch["labels"])
 
     def mask_repeated_rows(self, batch: dict[str, Any], number: int) -> int:
@@ -228,7 +228,7 @@ class RunTrainer(ForwardLossTrainer):
             return self._step_penalty_gradients(parameters)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """The run's scores, logged as the base logs its own."""
+        """Evaluate with `RunHooks.evaluate`, and log the scores as the base class does."""
         metrics = {f"{_SCORE_PREFIX}{name}": value for name, value in self._hooks.evaluate().items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -250,10 +250,10 @@ class RunTrainer(ForwardLossTrainer):
             write_json(folder / PROGRESS, self._hooks.progress())
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Nothing: `train` has loaded the trained parameters."""
+        """Do nothing: `train` has loaded the trained parameters."""
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
-        """The base's preparation without a checkpoint, which the first callback restores."""
+        """The base class's preparation without a checkpoint, which the first callback restores."""
         return super()._prepare_for_training(max_steps, train_dataloader, None)
 
 

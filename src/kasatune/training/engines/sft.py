@@ -34,12 +34,12 @@ _ROW_LENGTHS = "row_lengths"
 
 
 class SftRunTrainer(RunTrainer, SFTTrainer):
-    """TRL's SFTTrainer with the steps of a run: the loss and the packing are TRL's.
+    """TRL's SFTTrainer for a run; loss and packing are TRL's.
 
-    Undoes or adjusts three things that TRL does:
+    Reverts or adjusts three things that TRL does:
 
-    - it replaces the forward of the model, which copies of the model would share: restored after training;
-    - it rounds the trained parameters on a quantized base to 16 bits, where small steps would be lost: undone;
+    - it replaces the forward of the model, which would also affect copies of the model: restored after training;
+    - it rounds the trained parameters on a quantized base to 16 bits, in which small steps are lost: reverted;
     - it concatenates the rows of a packed batch: with several processes a batch also carries the lengths of its rows,
       so that repeated ones can be masked.
 
@@ -58,7 +58,7 @@ class SftRunTrainer(RunTrainer, SFTTrainer):
             self.data_collator = _with_row_lengths(self.data_collator)
 
     def mask_repeated_rows(self, batch: dict[str, Any], number: int) -> int:
-        """See the base; the rows of a packed batch are found by their lengths."""
+        """See `RunTrainer`; the rows of a packed batch are located by their lengths."""
         lengths = batch.pop(_ROW_LENGTHS, None)
         if lengths is None:
             return super().mask_repeated_rows(batch, number)
@@ -67,7 +67,7 @@ class SftRunTrainer(RunTrainer, SFTTrainer):
         return learnt_tokens(labels)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """The base's training; the model's own forward is back afterwards."""
+        """Train; the model's original forward is restored afterwards."""
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -76,10 +76,10 @@ class SftRunTrainer(RunTrainer, SFTTrainer):
                 self._bare.forward = self._forward
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: a finished run writes its own model card."""
+        """Do nothing: a finished run writes the model card."""
 
     def _send_telemetry(self) -> None:
-        """Nothing. Private in TRL; the public switch is an environment variable that is read at import."""
+        """Do nothing. Private in TRL; the public switch is an environment variable that is read at import."""
 
 
 def _with_row_lengths(collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> Callable[..., dict[str, Any]]:
@@ -93,8 +93,8 @@ def _with_row_lengths(collate: Callable[[list[dict[str, Any]]], dict[str, Any]])
 class SftEngine:
     """TRL's SFTTrainer; see `Engine`.
 
-    With `training.packing`, rows are concatenated until `task.max_length` is full; no row is cut for it, and none
-    attends to another. An example of `training.batch_size` is then such a packed row.
+    With `training.packing`, rows are concatenated up to `task.max_length`; no row is truncated for it, and none
+    attends to another. `training.batch_size` then counts packed rows.
     """
 
     def training_arguments(self, recipe: Recipe, checkpoints: Path, device: torch.device) -> SFTConfig:
@@ -112,7 +112,7 @@ class SftEngine:
         )
 
     def check_model(self, model: nn.Module) -> None:
-        """Refuse an adapted output layer: TRL multiplies by its weight directly, past an adapter.
+        """Reject an adapted output layer: TRL multiplies by its weight directly, which bypasses an adapter.
 
         Raises:
             RecipeError: the output layer is adapted.
@@ -121,8 +121,8 @@ class SftEngine:
         if isinstance(base.get_output_embeddings(), BaseTunerLayer):
             raise RecipeError(
                 [
-                    "method.target_modules: the model's output layer is among the targets; the task instruction "
-                    "trains past an adapter there; name other layers, or all-linear, which leaves it out"
+                    "method.target_modules: the model's output layer is among the targets, but the task instruction "
+                    "would bypass its adapter; name other layers, or all-linear, which excludes it"
                 ]
             )
 

@@ -29,7 +29,7 @@ class MeanLossTrainer(RunTrainer, Trainer):
 
 
 def mean_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-    """(1/N) sum_i loss_i over the examples of a micro-batch, N the number of examples of the whole optimizer step.
+    """(1/N) sum_i loss_i over the examples of a micro-batch, N the number of examples of the optimizer step.
 
     loss_i is the cross-entropy for integer labels and the squared error for real ones, computed in float32. If labels
     are (rows, tokens), an example is a learnt token, predicted from the tokens before it. Padding rows, labelled -100
