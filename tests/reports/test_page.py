@@ -216,7 +216,7 @@ def test_losses_that_are_not_finite_leave_a_gap(tmp_path):
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"not a finished run, it holds no recipe\.yaml"):
+    with pytest.raises(InputError, match=r"not a finished run, it has no recipe\.yaml"):
         write_report(tmp_path)
 
 

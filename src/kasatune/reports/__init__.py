@@ -1,1 +1,1 @@
-"""Tables, charts, the HTML page and the model cards of a run: made from its JSON files, never from a model."""
+"""Reports from the JSON files of runs, without loading a model: HTML pages, tables, charts and model cards."""

@@ -176,7 +176,7 @@ def _read(path: Path, *, required: bool = False) -> str:
     except FileNotFoundError:
         if required:
             raise InputError(
-                f"{path.parent}: not a finished run, it holds no {path.name}; give the directory that "
+                f"{path.parent}: not a finished run, it has no {path.name}; give the directory that "
                 "`kasatune train` or `kasatune demo` wrote"
             ) from None
         return ""
@@ -186,7 +186,7 @@ def _parse(path: Path, text: str, parser: Any, fault: type[Exception]) -> Any:
     try:
         value = parser(text)
     except fault as error:
-        raise InputError(f"{path}: cannot be read ({error}); run the training again") from None
+        raise InputError(f"{path}: cannot be read ({error}); train again") from None
     if not isinstance(value, dict):
-        raise InputError(f"{path}: holds a {type(value).__name__}, not a mapping; run the training again")
+        raise InputError(f"{path}: contains a {type(value).__name__}, not a mapping; train again")
     return value

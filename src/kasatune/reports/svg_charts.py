@@ -25,7 +25,7 @@ class Line:
         label: its name in the legend.
         x: positions along the horizontal axis, ascending.
         y: values, as many as `x`.
-        style: class of the style sheet: "s1" to "s4" by meaning, "fine" for one of many.
+        style: class of the style sheet: "s1" to "s4" by meaning, "fine" for many thin lines.
         dots: mark each point.
     """
 
@@ -70,7 +70,7 @@ class Chart:
         title: heading.
         description: one or two sentences with numbers, for screen readers.
         x_label: name of the horizontal axis.
-        log_x, log_y: logarithmic axes; values that are not positive are left out.
+        log_x, log_y: logarithmic axes, on which values that are not positive are not shown.
         reverse_x: whether the largest value is at the left.
         from_zero: whether the vertical axis includes zero.
         whole_x: whether ticks of the horizontal axis are integers only.
@@ -108,7 +108,7 @@ class Chart:
 
     @property
     def svg(self) -> Markup:
-        """The chart as one <svg> element."""
+        """The chart as an <svg> element."""
         return _draw(self)
 
 

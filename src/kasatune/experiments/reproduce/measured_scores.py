@@ -110,10 +110,12 @@ def average(parts: Sequence[Measured]) -> Measured:
 
 def difference(first: Measured, second: Measured) -> Measured:
     """First minus second, on the same rows and seeds."""
-    one, other = first.resampled, second.resampled
+    resampled = None
+    if first.resampled is not None and second.resampled is not None:
+        resampled = first.resampled - second.resampled
     return Measured(
         values=tuple(a - b for a, b in zip(first.values, second.values, strict=True)),
-        resampled=one - other if one is not None and other is not None else None,
+        resampled=resampled,
         last=first.last - second.last if first.last is not None and second.last is not None else None,
     )
 

@@ -1,1 +1,1 @@
-"""The pages and tables of a comparison, made from the content of comparison.json alone."""
+"""Reports of a comparison in HTML, Markdown, CSV and LaTeX, from comparison.json alone."""

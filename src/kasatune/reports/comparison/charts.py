@@ -44,7 +44,7 @@ def _label_lines(label: str) -> list[str]:
 
 
 def interval_chart(task: Mapping[str, Any], reference: str) -> Markup:
-    """Mean and 95 % interval of every method on one axis, the majority class as a line."""
+    """Mean and 95 % interval of every method on one axis, with the majority class as a vertical line."""
     entries = [entry for entry in ordered(task) if entry["mean"] is not None]
     values = [v for entry in entries for v in (entry["mean"], *(entry["interval"] or ()))] + [task["majority"]]
     scale = Scale(

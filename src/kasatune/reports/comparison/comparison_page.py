@@ -1,4 +1,4 @@
-"""report.html of a comparison: one self-contained page, readable without scripts, a network or kasatune."""
+"""The HTML report of a comparison: one self-contained page without scripts or network access."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _STYLES = (Path(__file__).parents[1] / "page.css", Path(__file__).with_name("com
 
 
 def render(comparison: Mapping[str, Any]) -> str:
-    """The page as HTML; everything that comes from the comparison is escaped."""
+    """The report as HTML; every value from the comparison is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("kasatune.reports.comparison", ""),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""The tables of a comparison as cells of text, and as Markdown, CSV and LaTeX."""
+"""Tables of a comparison as text cells, and as Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -90,7 +90,9 @@ def overall_table(comparison: Mapping[str, Any]) -> Table:
         for row in sorted(comparison["overall"], key=lambda row: row["losses"] - row["wins"])
     ]
     head = ["method", "wins", "ties", "losses", "not tested", "average rank", "tasks"]
-    return Table(f"Over all tasks, against {reference}; a tie is a task without a significant difference", head, rows)
+    return Table(
+        f"Over all tasks, compared with {reference}; a tie is a task without a significant difference", head, rows
+    )
 
 
 def search_table(task: Mapping[str, Any]) -> Table:
@@ -227,7 +229,7 @@ def as_latex(comparison: Mapping[str, Any]) -> str:
     """One table: methods down, tasks across, mean and standard deviation; for booktabs."""
     tasks = comparison["tasks"]
     lines = [
-        "% made by kasatune compare; needs \\usepackage{booktabs}",
+        "% written by kasatune compare; requires \\usepackage{booktabs}",
         f"\\begin{{tabular}}{{l{'r' * len(tasks)}r}}",
         "\\toprule",
         " & ".join(["Method", *(_latex(task["name"]) for task in tasks), "Trained"]) + r" \\",
