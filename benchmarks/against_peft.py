@@ -123,8 +123,8 @@ def trained(model: Any, steps: int = 10) -> tuple[float, float]:
     return losses[0], losses[-1]
 
 
-def told(case: Callable[[], str]) -> str:
-    """What a case gives, or the error that it raises, as it is."""
+def outcome(case: Callable[[], str]) -> str:
+    """The result of a case, or the error that it raises, verbatim."""
     try:
         return case()
     except Exception as fault:  # whatever PEFT or kasatune raise is the result here
@@ -133,8 +133,8 @@ def told(case: Callable[[], str]) -> str:
 
 
 def both(what: str, case: Callable[[Make], str]) -> Row:
-    """The same case with either."""
-    return Row(what, told(lambda: case(pefts)), told(lambda: case(ours)))
+    """A row with the same case for PEFT and for kasatune."""
+    return Row(what, outcome(lambda: case(pefts)), outcome(lambda: case(ours)))
 
 
 @contextmanager
@@ -249,23 +249,23 @@ def two_ranks() -> Row:
     return both(f"two adapters of rank {RANK} and {2 * RANK}", case)
 
 
-def beside_lora(folder: Path) -> Row:
+def with_a_lora_adapter(folder: Path) -> Row:
     def with_peft() -> str:
         model = adapted(llama(), pefts)
         model.add_adapter("lora", LoraConfig(r=RANK, target_modules=TARGETS))
-        return "stands beside it"
+        return "both adapters on one base"
 
     def with_ours() -> str:
         model = adapted(llama(), ours)
         trained(model)
         expected = logits(model)
-        export_adapter(model, folder / "beside", to="lora")
+        export_adapter(model, folder / "kasa-as-lora", to="lora")
         other = get_peft_model(llama(), LoraConfig(r=RANK, target_modules=TARGETS))
-        other.load_adapter(str(folder / "beside"), "kasa")
+        other.load_adapter(str(folder / "kasa-as-lora"), "kasa")
         other.set_adapter("kasa")
         return f"as its exported LoRA: outputs {_away(logits(other), expected)}"
 
-    return Row("beside a plain LoRA adapter, on one base", told(with_peft), told(with_ours))
+    return Row("together with a plain LoRA adapter, on one base", outcome(with_peft), outcome(with_ours))
 
 
 # Files
@@ -314,7 +314,7 @@ def exported(folder: Path) -> Row:
         found = PeftModel.from_pretrained(llama(), str(folder / "lora"))
         return f"rank {2 * RANK} on the untouched base: outputs {_away(logits(found), expected)}"
 
-    return Row("as a plain LoRA (`peft.save_as_lora`; `export_adapter`)", told(with_peft), told(with_ours))
+    return Row("as a plain LoRA (`peft.save_as_lora`; `export_adapter`)", outcome(with_peft), outcome(with_ours))
 
 
 # The penalty
@@ -374,8 +374,8 @@ def penalty(folder: Path) -> list[Row]:
         both("the penalty's gradient in one step of the stock `Trainer`", stock),
         Row(
             "the same under gradient accumulation (PEFT: its penalty added in `compute_loss`)",
-            told(lambda: accumulated(pefts, AddsPenalty)),
-            told(lambda: accumulated(ours, Trainer)),
+            outcome(lambda: accumulated(pefts, AddsPenalty)),
+            outcome(lambda: accumulated(ours, Trainer)),
         ),
     ]
 
@@ -421,7 +421,7 @@ def measure() -> list[Row]:
             switched_off(),
             merged(),
             two_ranks(),
-            beside_lora(folder),
+            with_a_lora_adapter(folder),
             *reloaded(folder),
             exported(folder),
             *penalty(folder),

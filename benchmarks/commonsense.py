@@ -43,7 +43,7 @@ the answer the model writes on to the limit of new tokens: with its frozen outpu
 
 KaSA: {settings}.
 Each task is trained on its own rows and scored on the first {test} of its test rows. `accuracy` is
-LLM-Adapters' protocol (prompt and reading of the answer to the letter, four beams, 32 new tokens); `acc` and `acc_norm`
+LLM-Adapters' protocol (its prompt and answer parsing, verbatim, four beams, 32 new tokens); `acc` and `acc_norm`
 are lm-eval's (log-likelihood of each choice, the second per letter, questions in lm-eval's own words; BoolQ without its
 passage, which LLM-Adapters' files lack). `chance` is the share of the commonest answer among the scored rows. The
 intervals are 95 %, bootstrap over the rows.

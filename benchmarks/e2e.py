@@ -4,8 +4,8 @@ python -m benchmarks.e2e MODEL_FOLDER E2E_FOLDER RUN_FOLDER [--page docs/results
 
 MODEL_FOLDER is karpathy/tinyllamas stories260K in transformers' form, E2E_FOLDER holds train.txt, valid.txt and
 test.txt. The recipe is `e2e/stories260k`. RUN_FOLDER becomes the run directory; an existing run is
-resumed, or only scored if it is finished. Beside it, RUN_FOLDER-model is a copy of the model whose end-of-text token
-is <s>, which it has read between stories, instead of </s>, which it has never read. The whole test set is scored
+resumed, or only scored if it is finished. Next to it, RUN_FOLDER-model is a copy of the model whose end-of-text token
+is <s>, which it has read between stories, instead of </s>, which it has never read. The complete test set is scored
 twice with the same decoding: by the untrained base, which is the run's model with its adapter switched off, and by the
 run.
 """
@@ -199,8 +199,8 @@ def conditions(subject: Subject, run: Path, metrics: dict[str, Any], found: dict
         f" {repeating(found['base']['texts']):.0%} of the base's texts, {repeating(found['run']['texts']):.0%} of"
         f" KaSA's and {repeating(people):.0%} of people's: no limit was set on repetition, because"
         f" {subject.repetition}.",
-        "METEOR here matches words and stems alone and stands under a name of its own: published METEOR is higher, and"
-        " not to be set beside it.",
+        "METEOR here matches only words and stems and is reported under another name: published METEOR is higher, and"
+        " not comparable with it.",
         "The texts are in LoRA's form, punctuation set apart by blanks.",
         f"Trained were {metrics['trainable_parameters']:,} parameters ({method.target_modules}, r = {method.r}, alpha ="
         f" {method.alpha:g}, beta = {method.beta:g}, gamma = {method.gamma:g}) on the first {task.max_train:,} of"

@@ -2,7 +2,7 @@
 
 python -m benchmarks.e2e_gpt2 ALPACA.json E2E_FOLDER RUN_FOLDER [--page docs/results/e2e-gpt2.md] [--every N]
 
-ALPACA.json holds Alpaca's rows, E2E_FOLDER train.txt, valid.txt and test.txt. Beside RUN_FOLDER, RUN_FOLDER-random
+ALPACA.json holds Alpaca's rows, E2E_FOLDER train.txt, valid.txt and test.txt. Next to RUN_FOLDER, RUN_FOLDER-random
 is the model with random weights and a byte-level vocabulary from Alpaca's texts, RUN_FOLDER-pretraining the run that
 trains all parameters on these texts, and RUN_FOLDER-model the resulting checkpoint. KaSA is then trained on E2E by the
 recipe `e2e/gpt2-tiny`, and the test set is scored twice, as in benchmarks.e2e. Finished parts are not repeated.
@@ -121,7 +121,7 @@ def subject(run: Path, every: int) -> Subject:
         f"""# E2E with GPT-2's architecture
 
 GPT-2's architecture, whose layers are Conv1D, from a configuration: {LAYERS} blocks of width {WIDTH}, {size:,}
-parameters with the embedding of {PIECES:,} byte pairs. It was made with random weights and trained as a whole on
+parameters with the embedding of {PIECES:,} byte pairs. It was made with random weights and trained in full on
 Alpaca's texts, so that there is a base to adapt, if a poor one. KaSA teaches it to tell the facts of a restaurant, the
 task of the E2E challenge. GPT-2 medium and large, the paper's models, were not run: this page shows the way and repeats
 none of the paper's numbers. The same with [a small Llama](e2e.md).

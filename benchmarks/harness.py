@@ -126,7 +126,7 @@ def publish(
     quick: bool = False,
     meaning: str = MEANING,
 ) -> None:
-    """Print the table; write it as docs/results/benchmarks/NAME.md and .json, the quick form under names of its own.
+    """Print the table; write it as docs/results/benchmarks/NAME.md and .json, the quick form under other names.
 
     `meaning` says what the ratios of this table are.
     """

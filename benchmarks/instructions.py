@@ -95,7 +95,7 @@ def _passed_on(url: str, data: bytes) -> tuple[int, bytes]:
 
 
 def rating_of(text: str) -> int:
-    """What the script says of a request."""
+    """The scripted judge's reply to a request."""
     return len(text) % 10 + 1
 
 
@@ -244,9 +244,9 @@ def page(
             zip(samples["inputs"], samples["labels"], samples["predictions"], strict=True)
         )[:3]
     )
-    reasons = Counter(one["reason"] for one in real["found"]["failures"])
-    told = "".join(f"- {number} of {real['found']['failed']}: {reason}\n" for reason, number in reasons.items())
-    reply = next((one["reply"]["text"] for one in real["found"]["grades"] if one["reply"]), "")
+    reasons = Counter(failure["reason"] for failure in real["found"]["failures"])
+    uncounted = "".join(f"- {number} of {real['found']['failed']}: {reason}\n" for reason, number in reasons.items())
+    reply = next((grade["reply"]["text"] for grade in real["found"]["grades"] if grade["reply"]), "")
     return f"""# Instructions, from training to a judge
 
 {datetime.now(UTC).date()}, {_machine()}.
@@ -287,7 +287,7 @@ The scripted judge's mean is that of its ratings, to the last digit.
 
 The served model gives no rating that can be counted, and none is made up for it:
 
-{told or "- it did"}
+{uncounted or "- it did"}
 The beginning of one of its replies: *{_line(reply)}*
 """
 

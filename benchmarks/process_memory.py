@@ -76,7 +76,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         size = make_model(folder / "llama")
-        print(f"\nMiB of its own that each of {PROCESSES} processes takes for {size / MIB:.0f} MiB of files:\n")
+        print(f"\nPrivate MiB of each of {PROCESSES} processes for {size / MIB:.0f} MiB of files:\n")
         print("| `model.dtype` | loaded | adapted | sharded |\n|---|---|---|---|")
         for dtype in DTYPES:
             recipe = make_text_recipe(folder / "llama", folder / "data", method={"r": 4})

@@ -110,7 +110,7 @@ def main() -> None:
             "Made by `python -m benchmarks.truncation_error`.",
             "",
             f"KaSA drops the r = {RANK} smallest singular triplets of a weight W. `fold` writes W - tail back in the "
-            "dtype of W; `attach` leaves W as it is and carries the tail beside it in float32. The reference is W - "
+            "dtype of W; `attach` leaves W as it is and stores the tail next to it in float32. The reference is W - "
             "tail in float64, of W as it is held. Every figure is relative to the tail's own size: an error of 1 "
             "means that as much was put in as was to be taken out.",
             "",

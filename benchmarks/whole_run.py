@@ -216,7 +216,7 @@ def main() -> None:
         + (" --rows N" if options.rows else "")
         + (" --one-thread" if options.one_thread else ""),
         table(cases),
-        f"{described(cases)} Each run is a process of its own, imports included; the model is MiniLM, the settings are "
+        f"{described(cases)} Each run is a separate process, imports included; the model is MiniLM, the settings are "
         "those of the built-in recipes, and the cache of tails is off. kasatune also checks that the saved files hold "
         "what was scored, certifies the exported LoRA, and writes the spectra, a report and a model card; the plain "
         "script does none of these."

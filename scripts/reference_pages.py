@@ -292,7 +292,7 @@ def _classes(kind: type[errors.KasatuneError], depth: int) -> Iterator[list[str]
 
 
 def _raised() -> Iterator[tuple[str, str, str]]:
-    """(exception, message, module) of every `raise` of one of kasatune's errors whose text stands in the source."""
+    """(exception, message, module) of every `raise` of one of kasatune's errors whose text is in the source."""
     names = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
     for path in sorted(SOURCE.rglob("*.py")):
         module = str(path.relative_to(SOURCE).with_suffix("")).replace("/", ".")

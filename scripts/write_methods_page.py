@@ -19,7 +19,7 @@ PAGE = ROOT / "docs" / "methods.md"
 _HEAD = """# Methods
 
 The methods that `method: {name: ...}` of a recipe can name. Every method trains through the same code path, with the
-same data order, head, precision and evaluation; KaSA has no path of its own. All methods train a newly initialized
+same data order, head, precision and evaluation; KaSA has no privileged path. All methods train a newly initialized
 head, which is counted separately.
 
 The equations come from the modules' docstrings: `W` is a frozen weight (out, in), `x` its input, `drop` the dropout of

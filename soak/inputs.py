@@ -142,7 +142,7 @@ def _record(outcomes: Sequence[tuple[Case, Outcome]], seconds: float) -> None:
 
 
 FINDINGS = [
-    "The weights of a model were read from any path in its index; an index may now name only files beside it.",
+    "The weights of a model were read from any path in its index; an index may now name only files in its folder.",
     "Weights in a pickle reached PyTorch's restricted loader; they are now refused by their name.",
     "A model without its tokenizer's files was trained on nothing but unknown words; it is refused.",
     "A tokenizer of another model gave token numbers without an embedding; the word and the number are named.",

@@ -1,4 +1,4 @@
-"""`kasatune reproduce instruct`: trained, answered, graded by a scripted judge over HTTP; and what lacks, told."""
+"""`kasatune reproduce instruct`: training, answers, grades by a scripted judge over HTTP, and what is missing."""
 
 from __future__ import annotations
 

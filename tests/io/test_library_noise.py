@@ -14,13 +14,13 @@ from tests.toys import Recorder, make_recipe
 
 
 def test_warnings_of_kasatune_are_passed_on_once_and_no_others():
-    told = []
-    with quiet(told.append):
+    messages = []
+    with quiet(messages.append):
         for _ in range(2):
             regression_scores(["pearson"], [1.0, 1.0], [1.0, 2.0])
             warnings.warn("of another library", stacklevel=1)
-    assert len(told) == 1
-    assert "pearson is undefined" in told[0]
+    assert len(messages) == 1
+    assert "pearson is undefined" in messages[0]
 
 
 def test_without_a_listener_they_are_shown_as_python_warnings():
@@ -49,23 +49,25 @@ def test_without_a_listener_they_are_shown_as_python_warnings():
 def test_nondeterministic_operations_are_reported_once_rephrased_and_recorded(monkeypatch, warning, operation):
     monkeypatch.setattr("kasatune.io.library_noise._warned_of", {})
     assert "that it warned of (none)" in reproducibility_statement()
-    told = []
-    with quiet(told.append):
+    messages = []
+    with quiet(messages.append):
         for _ in range(2):
             warnings.warn(warning, stacklevel=1)
-    assert told == [f"{operation} is not deterministic on this device: a repeated run may differ in its last digits"]
+    assert messages == [
+        f"{operation} is not deterministic on this device: a repeated run may differ in its last digits"
+    ]
     assert f"that it warned of ({operation})" in reproducibility_statement()
 
 
 def test_the_reason_why_no_gpu_is_used_is_reported_without_the_place_in_torch():
-    told = []
-    with quiet(told.append):
+    messages = []
+    with quiet(messages.append):
         warnings.warn(
             "CUDA initialization: The NVIDIA driver on your system is too old (found version 11040). Please update it. "
             "(Triggered internally at /pytorch/c10/cuda/CUDAFunctions.cpp:119.)",
             stacklevel=1,
         )
-    assert told == [
+    assert messages == [
         "no GPU is used: The NVIDIA driver on your system is too old (found version 11040). Please update it."
     ]
 

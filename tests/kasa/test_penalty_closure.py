@@ -1,4 +1,4 @@
-"""Optimizers that compute their gradients inside the step: warned by name, and penalized all the same."""
+"""Optimizers that compute their gradients inside the step: warned about by name, and penalized."""
 
 import warnings
 

@@ -176,11 +176,11 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
 
 
 def test_progress_goes_to_a_listener(cache):
-    told = []
-    with progress_listener(lambda *news: told.append(news)):
+    reports = []
+    with progress_listener(lambda *report: reports.append(report)):
         adapter(model())
         adapter(model())
-    assert told == [("decomposing", done, 2) for done in range(3)] * 2
+    assert reports == [("decomposing", done, 2) for done in range(3)] * 2
 
 
 def test_quick_work_shows_no_bar(capsys):

@@ -1,4 +1,4 @@
-"""What a method may ask of a run beside its layers, and when it gets it."""
+"""Hooks of a method in a run (data pass, losses, callbacks, state), and when they are called."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WEIGHT = 0.25
 
 
 class Curious(Lora):
-    """LoRA, with a penalty on A and a memory of everything that it was told."""
+    """LoRA, with a penalty on A and a record of every call."""
 
     def __init__(self, weight=0.0):
         self.weight = weight

@@ -1,4 +1,4 @@
-"""Runs on several processes (gloo, CPU): what one process gives, however the model is held and whoever goes on."""
+"""Runs on several processes (gloo, CPU): equal to one process for any sharding, and resumable by any number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs by DeepSpeed's ZeRO-3 on several processes (gloo, CPU): what one process gives, and whoever goes on."""
+"""Runs by DeepSpeed's ZeRO-3 on several processes (gloo, CPU): equal to one process, and resumable by any number."""
 
 from __future__ import annotations
 
@@ -98,18 +98,18 @@ def test_instructions_give_what_one_process_gives(llama, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"precision": "bfloat16"}, "training.precision: bfloat16: .*use float32, or shard with FSDP2"),
         ({"gradient_checkpointing": True}, "training.gradient_checkpointing: true: .*use false"),
         ({"method": {"name": "adalora"}}, "method.name: adalora accesses its parameters between steps"),
     ],
 )
-def test_what_zero3_cannot_train_is_refused_before_anything_is_written(bert, tmp_path, monkeypatch, changes, told):
+def test_what_zero3_cannot_train_is_refused_before_anything_is_written(bert, tmp_path, monkeypatch, changes, message):
     made = make_recipe(bert, tmp_path / "data", **changes)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RecipeError, match=told):
+    with pytest.raises(RecipeError, match=message):
         train(made, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -121,17 +121,17 @@ def test_one_process_alone_is_refused(bert, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"zero_optimization": {"stage": 2}}, "ZeRO stage 2: give stage 3"),
         ({"zero_optimization": {"stage": 3}, "optimizer": {"type": "Adam"}}, "optimizer: the recipe decides it"),
         ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}, "offload_optimizer: .*remove it"),
     ],
 )
-def test_settings_against_the_recipe_are_refused(settings, told):
+def test_settings_against_the_recipe_are_refused(settings, message):
     arguments: Any = SimpleNamespace(deepspeed_plugin=SimpleNamespace(deepspeed_config=settings))
     section: Any = None
-    with pytest.raises(RecipeError, match=told):
+    with pytest.raises(RecipeError, match=message):
         apply_recipe(arguments, section)
 
 

@@ -169,11 +169,13 @@ def test_training_learns_to_copy(llama, tmp_path):
 
 
 def test_cut_rows_are_told(llama, tmp_path):
-    told = Recorder()
+    recorder = Recorder()
     train(
-        make_text_recipe(llama, tmp_path / "data", task={"max_length": 6}, max_steps=1), tmp_path / "run", display=told
+        make_text_recipe(llama, tmp_path / "data", task={"max_length": 6}, max_steps=1),
+        tmp_path / "run",
+        display=recorder,
     )
-    assert any("longer than 6 tokens and were cut" in message for message in told.messages)
+    assert any("longer than 6 tokens and were cut" in message for message in recorder.messages)
 
 
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"head"}))

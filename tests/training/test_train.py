@@ -203,9 +203,9 @@ def test_the_head_learns_at_its_own_rate(bert, tmp_path):
 def test_rows_that_are_cut_are_counted_aloud(bert, tmp_path):
     display = Recorder()
     train(make_recipe(bert, tmp_path, task={"max_length": 6}, epochs=1), tmp_path / "run", display=display)
-    told = [text for text in display.messages if "were cut" in text]
+    cut_messages = [text for text in display.messages if "were cut" in text]
     lengths = [len(line.split(",")[0].split()) + 2 for line in (tmp_path / "train.csv").read_text().splitlines()[1:]]
-    assert told[0].startswith(f"train: {sum(length > 6 for length in lengths)} of 24 rows")
+    assert cut_messages[0].startswith(f"train: {sum(length > 6 for length in lengths)} of 24 rows")
     assert display.steps == list(range(1, display.total + 1)) == [1, 2, 3]
     assert display.finished == 1
 

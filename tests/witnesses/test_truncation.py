@@ -1,4 +1,4 @@
-"""A tail carried beside the weight and a tail folded into it: the same training, and what 16 bits do to each."""
+"""A tail stored next to the weight or folded into it: equal training, and the rounding of each in 16 bits."""
 
 import warnings
 
