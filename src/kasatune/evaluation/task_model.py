@@ -199,9 +199,8 @@ class TaskModel:
         if largest >= embeddings:
             token = self.base.tokenizer.convert_ids_to_tokens(largest)
             raise ModelError(
-                f"model.name: {self.recipe.model.name}: its tokenizer gives {token!r} the id {largest}, but the"
-                f" model has"
-                f" only {embeddings} embeddings; give the tokenizer that belongs to the model"
+                f"model.name: {self.recipe.model.name}: its tokenizer gives {token!r} the id {largest}, but the "
+                f"model has only {embeddings} embeddings; give the tokenizer that belongs to the model"
             )
         return examples
 
