@@ -113,7 +113,7 @@ def test_a_judge_that_is_away_costs_the_grades_alone(kasatune, toy, out):
     with ScriptedServer(lambda body, number: Answer("fine")) as server:
         options = ("--tasks", "closed_qa", "--judge", "mine", "--judge-url", server.url, "--json")
         done = kasatune(*command(toy, out, *options))
-    assert done.status == 1 and "same command to resume" in done.err
+    assert done.status == 1 and "continue with the same command" in done.err
     found = figures(json.loads(done.out))
     assert "none of 3 replies has a valid grade" in found["closed_qa", "judge", "kasa"]["reasons"][0]
     assert found["closed_qa", "loss", "kasa"]["ours"]["score"] > 0
