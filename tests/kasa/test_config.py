@@ -59,17 +59,13 @@ def test_saved_and_loaded_again_it_is_the_same(tmp_path):
 
 
 def test_saved_bytes_do_not_depend_on_the_hash_seed(tmp_path):
-    code = (
-        "import sys, kasatune; kasatune.KasaConfig(target_modules=['value', 'query', 'key', 'dense'], "
-        "exclude_modules=['a', 'b', 'c']).save_pretrained(sys.argv[1])"
-    )
-    files = []
-    for seed in ("1", "2"):
-        folder = tmp_path / seed
-        subprocess.run(
-            [sys.executable, "-c", code, str(folder)], env={**os.environ, "PYTHONHASHSEED": seed}, check=True
-        )
-        files.append((folder / "adapter_config.json").read_bytes())
+    """In this process and in one with a fixed seed."""
+    options = {"target_modules": ["value", "query", "key", "dense"], "exclude_modules": ["a", "b", "c"]}
+    KasaConfig(**options).save_pretrained(tmp_path / "1")
+    code = f"import sys, kasatune; kasatune.KasaConfig(**{options!r}).save_pretrained(sys.argv[1])"
+    command = [sys.executable, "-c", code, str(tmp_path / "2")]
+    subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": "2"}, check=True)
+    files = [(tmp_path / name / "adapter_config.json").read_bytes() for name in "12"]
     assert files[0] == files[1]
     assert json.loads(files[0])["target_modules"] == ["dense", "key", "query", "value"]
     assert "check_base" not in json.loads(files[0])
