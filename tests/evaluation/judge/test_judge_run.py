@@ -178,8 +178,8 @@ def test_kill_while_judging_sends_no_request_twice(run, questions):
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        (["--questions", "q.jsonl"], "--questions is for a judge"),
-        (["--judge-url", "http://x/v1"], "--judge-url is for a judge"),
+        (["--questions", "q.jsonl"], "--questions needs a judge"),
+        (["--judge-url", "http://x/v1"], "--judge-url needs a judge"),
         (["--judge", "m", "--judge-url", "nowhere"], "not the address"),
         (["--judge", "m"], "set OPENAI_API_KEY"),
         (["--judge", "m", "--judge-url", "http://127.0.0.1:9/v1", "--against", "x"], "--questions"),
