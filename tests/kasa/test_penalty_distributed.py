@@ -14,6 +14,7 @@ def free_port():
         return str(found.getsockname()[1])
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs PyTorch with torch.distributed")
 def test_two_processes(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

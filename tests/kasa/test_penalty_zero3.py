@@ -8,6 +8,7 @@ import torch
 from tests.processes import together
 
 
+@pytest.mark.process
 @pytest.mark.skipif(
     not torch.distributed.is_available() or importlib.util.find_spec("deepspeed") is None,
     reason="needs torch.distributed and the extra deepspeed",
