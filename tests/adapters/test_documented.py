@@ -35,7 +35,7 @@ ROWS = {
     "convolutions of kernel 1": (squeezebert, {"target_modules": ["query", "conv1d"]}),
     "a quantized base": (bert, {}),
     "trained biases": (bert, {"bias": "all"}),
-    "a head or other modules saved whole": (bert, {"task_type": "SEQ_CLS", "modules_to_save": ["pooler"]}),
+    "a head or other modules saved in full": (bert, {"task_type": "SEQ_CLS", "modules_to_save": ["pooler"]}),
     "excluded modules": (bert, {"exclude_modules": ["bert.encoder.layer.0.attention.self.query"]}),
     "a folded tail": (bert, {"truncation": "fold"}),
 }

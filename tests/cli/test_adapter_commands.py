@@ -114,8 +114,8 @@ def test_an_inspection_of_plain_lora_and_of_no_base_is_drawn_too(kasatune, train
         (["shrink", "adapter", "--energy", "2", "--out", "new"], "at most 1"),
         (["verify", "nowhere"], "no such directory"),
         (["inspect", "adapter", "--base", "./nowhere"], "not a folder"),
-        (["inspect", "adapter", "--picture", "no/such/folder.svg"], "no such directory"),
-        (["inspect", "adapter", "--picture", "layers.png"], "name a file that ends in .svg"),
+        (["inspect", "adapter", "--picture", "no/such/folder.svg"], "its directory does not exist"),
+        (["inspect", "adapter", "--picture", "layers.png"], "use a name that ends in .svg"),
         (["inspect", "adapter", "--picture", "."], "is a directory"),
     ],
 )

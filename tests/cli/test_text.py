@@ -54,7 +54,7 @@ def work(trained, monkeypatch):
 
 def test_the_scores_are_shown(trained):
     _, out = trained
-    for name in ("BLEU", "NIST", "METEOR (exact and stem)", "ROUGE-L", "CIDEr", "perplexity"):
+    for name in ("BLEU", "NIST", "ROUGE-L", "CIDEr", "perplexity"):
         assert name in out
 
 
@@ -74,7 +74,7 @@ def test_predict_puts_the_prompt_around_the_facts(work, kasatune):
         {"input": facts, "prediction": {"text": text}} for facts, text in zip(FACTS, kept["predictions"], strict=True)
     ]
     shown = kasatune("predict", "out", "--text", FACTS[0]).out
-    assert shown.split("\n")[0].split() == ["text", "written", "for", "it"]
+    assert shown.split("\n")[0].split() == ["input", "generated"]
     assert FACTS[0].split(" | ")[0] in shown
 
 
