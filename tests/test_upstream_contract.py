@@ -206,7 +206,7 @@ ROWS = (
     Row(
         "peft",
         "_disable_adapters",
-        ("kasa/layer.py", "kasa/truncation/activations.py", "methods/bottleneck/layer.py"),
+        ("kasa/layer.py", "kasa/truncation/measure_activations.py", "methods/bottleneck/layer.py"),
         "layers read it in their forward pass; calibration disables adapters without changing requires_grad",
         "an `enable_adapters` that leaves requires_grad as it is",
         the_flag_alone_disables_an_adapter,
@@ -260,7 +260,7 @@ ROWS = (
     Row(
         "transformers",
         "_commit_hash",
-        ("models/load.py", "weights/checkpoint.py"),
+        ("models/load.py", "weights/safetensors_reader.py"),
         "the checkpoint of a hub model is found again by its commit",
         "a public revision of a loaded model",
         source_has("transformers.configuration_utils:PreTrainedConfig", "_commit_hash"),

@@ -22,7 +22,7 @@ from kasatune.kasa.layer import KasaLayer
 from kasatune.kasa.truncation.tail_store import TailDirectory, TailKey
 from kasatune.recipes.schema import Recipe
 from kasatune.training.train import train
-from kasatune.weights.checkpoint import StoredTensor
+from kasatune.weights.safetensors_reader import StoredTensor
 from tests.kasa.models import gpt2, llama
 from tests.toys import Recorder, make_recipe
 

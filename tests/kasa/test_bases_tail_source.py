@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 from kasatune import KasaConfig, tail_svd
 from kasatune.errors import AdapterError, InputError, ModelError
 from kasatune.kasa.layer import KasaLayer
-from kasatune.weights.checkpoint import StoredTensor
+from kasatune.weights.safetensors_reader import StoredTensor
 from tests.kasa.quantized import bert_folder, distance, linear_task, llama_folder, loaded, logits
 
 

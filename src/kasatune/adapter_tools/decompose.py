@@ -36,7 +36,7 @@ from kasatune.kasa.truncation.tail_store import (
 )
 from kasatune.linalg import tail_svd
 from kasatune.runs import directory
-from kasatune.weights.checkpoint import Checkpoint, ModelCheckpoint, StoredTensor
+from kasatune.weights.safetensors_reader import Checkpoint, ModelCheckpoint, StoredTensor
 
 UNFINISHED = "unfinished.json"
 _AS_STORED = "as stored"

@@ -20,7 +20,7 @@ from kasatune.io.library_noise import quiet
 from kasatune.kasa.functional import Factors, drop_count, orthogonality_norms
 from kasatune.linalg import effective_rank, energy_share, product_svd, subspace_alignment
 from kasatune.linalg.spectrum import ThinSVD
-from kasatune.weights.checkpoint import ModelCheckpoint
+from kasatune.weights.safetensors_reader import ModelCheckpoint
 
 # A dropped direction counts as restored if the update restores at least this fraction of its singular value.
 RESTORED_FRACTION = 0.5

@@ -26,8 +26,8 @@ from kasatune.io.atomic import new_directory
 from kasatune.kasa.functional import Factors, drop_count, update
 from kasatune.linalg import tail_svd
 from kasatune.weights.base_weight import pointwise_dimensions
-from kasatune.weights.checkpoint import FLOAT_DTYPES, INDEX, SINGLE, ModelCheckpoint, StoredTensor
 from kasatune.weights.fingerprint import sketch_distance, sketch_tolerance
+from kasatune.weights.safetensors_reader import FLOAT_DTYPES, INDEX, SINGLE, ModelCheckpoint, StoredTensor
 from kasatune.weights.safetensors_writer import PlannedTensor, write_safetensors
 
 # Besides its weights a checkpoint contains configuration, tokenizer and chat template: small text files.

@@ -11,7 +11,7 @@ from torch import nn
 from kasatune.errors import InputError
 from kasatune.kasa.config import KasaConfig, require_kasa_config
 from kasatune.kasa.targets import targets_of_base
-from kasatune.kasa.truncation.activations import measure, measure_generated
+from kasatune.kasa.truncation.measure_activations import measure, measure_generated
 
 
 def calibrate(

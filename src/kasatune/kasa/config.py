@@ -15,7 +15,7 @@ from kasatune.errors import InputError
 from kasatune.kasa.functional import Convention, Core
 
 if TYPE_CHECKING:
-    from kasatune.kasa.truncation.activations import Activations
+    from kasatune.kasa.truncation.measure_activations import Activations
 
 CHOICES = {
     "convention": ("paper", "authors"),

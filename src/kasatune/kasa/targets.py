@@ -21,10 +21,10 @@ from kasatune.kasa.config import KasaConfig, LayerSettings, require_kasa_config
 from kasatune.kasa.experts import check_experts, report_experts
 from kasatune.kasa.functional import drop_count, scaling
 from kasatune.kasa.layer import KasaLayer
-from kasatune.kasa.truncation.activation_tails import compute_activation_tails
-from kasatune.kasa.truncation.activations import measure_generated
 from kasatune.kasa.truncation.compute_tails import TailRequest, compute_tails
+from kasatune.kasa.truncation.measure_activations import measure_generated
 from kasatune.kasa.truncation.tail_source import TailSource
+from kasatune.kasa.truncation.tails_by_activation import compute_activation_tails
 from kasatune.linalg import TailSVD
 from kasatune.weights.base_weight import BaseWeight, refusal
 from kasatune.weights.fingerprint import weight_sketch

@@ -30,8 +30,8 @@ from kasatune.io.library_noise import quiet
 from kasatune.methods.shared.model_parts import head_name
 from kasatune.models.quantization import quantization_config
 from kasatune.weights.bitsandbytes_cpu import unpack_for_training_and_saving
-from kasatune.weights.checkpoint import weight_files
 from kasatune.weights.fingerprint import sampled_parameters_sha256
+from kasatune.weights.safetensors_reader import weight_files
 
 if TYPE_CHECKING:
     from kasatune.recipes.schema import ModelSection

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kasatune.errors import ModelError
-from kasatune.weights.checkpoint import STORED_DTYPES, StoredTensor
+from kasatune.weights.safetensors_reader import STORED_DTYPES, StoredTensor
 
 
 @dataclass(frozen=True)

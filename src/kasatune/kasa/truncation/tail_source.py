@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from kasatune.errors import ModelError
 from kasatune.kasa.config import KasaConfig
 from kasatune.weights.base_weight import BaseWeight
-from kasatune.weights.checkpoint import ModelCheckpoint, find_checkpoint
 from kasatune.weights.fingerprint import TOLERANCES, sketch_tolerance
+from kasatune.weights.safetensors_reader import ModelCheckpoint, find_checkpoint
 
 logger = logging.getLogger("kasatune")
 

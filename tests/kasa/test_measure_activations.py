@@ -10,7 +10,7 @@ from torch import nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 from kasatune.errors import InputError, ModelError
-from kasatune.kasa.truncation.activations import LENGTH, SEQUENCES, measure, measure_generated
+from kasatune.kasa.truncation.measure_activations import LENGTH, SEQUENCES, measure, measure_generated
 from kasatune.weights.quantized_weight import weight_of
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from kasatune.errors import InputError
 from kasatune.io.progress import progress_counter
-from kasatune.kasa.truncation.activations import Activations
 from kasatune.kasa.truncation.compute_tails import TailRequest
+from kasatune.kasa.truncation.measure_activations import Activations
 from kasatune.linalg import TailSVD
 from kasatune.linalg.activation_tail import ActivationTail, activation_tail
 from kasatune.linalg.threads import side_by_side

@@ -12,7 +12,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BertModel
 
 from kasatune.errors import ModelError
-from kasatune.weights.checkpoint import INDEX, SINGLE, Checkpoint, ModelCheckpoint, find_checkpoint, weight_files
+from kasatune.weights.safetensors_reader import (
+    INDEX,
+    SINGLE,
+    Checkpoint,
+    ModelCheckpoint,
+    find_checkpoint,
+    weight_files,
+)
 from kasatune.weights.safetensors_writer import PlannedTensor, write_safetensors
 from tests.kasa.models import bert, gpt2, llama
 
