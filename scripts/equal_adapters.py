@@ -48,7 +48,7 @@ WORDS = (
     "is",
     "a",
 )
-VERSION_ENTRIES = ("versions", "version", "kasatune")
+VERSION_ENTRIES = ("versions", "version", "schema_version", "kasatune")
 
 
 def main() -> int:
