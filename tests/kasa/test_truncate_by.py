@@ -167,3 +167,13 @@ def test_formats_whose_readers_drop_by_magnitude_are_refused(to, tmp_path):
     with pytest.raises(InputError, match=r"truncate_by='activation'.*export to 'lora' or 'kasa'"):
         export_adapter(model, tmp_path / "out", to=to)
     assert not (tmp_path / "out").exists()
+
+
+def test_activations_do_not_choose_for_a_configuration_set_back_to_magnitude():
+    base = llama()
+    calibrated = calibrate(base, config(), batches())
+    calibrated.truncate_by = "magnitude"
+    model = get_peft_model(base, calibrated)
+    for name, layer in layers(get_peft_model(llama(), KasaConfig(r=4, target_modules=TARGETS))).items():
+        assert torch.equal(layers(model)[name].tail("default"), layer.tail("default"))
+    assert model.peft_config["default"].calibration_used is None

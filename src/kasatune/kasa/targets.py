@@ -69,8 +69,9 @@ def decompose(targets: Sequence[Target], config: KasaConfig, model: nn.Module) -
             activations of this base, and the model cannot measure them by itself.
         ModelError: a weight cannot be read or decomposed, or is missing from that directory; by name.
     """
-    activations = config.activations
-    if config.truncate_by == "activation" and activations is None and any(t.settings.drop for t in targets):
+    by_activation = config.truncate_by == "activation"
+    activations = config.activations if by_activation else None
+    if by_activation and activations is None and any(t.settings.drop for t in targets):
         if config.saved:
             raise InputError(
                 "this configuration was saved with an adapter, and its tails with the adapter's weights: load the "
