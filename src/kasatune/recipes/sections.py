@@ -7,7 +7,7 @@ several keys must satisfy together, and `kasatune.recipes.schema.Recipe` does bo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -50,6 +50,18 @@ class Section(BaseModel):
     """A frozen mapping that refuses unknown keys, values of another type, NaN and infinity."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+    written_if_set: ClassVar[frozenset[str]] = frozenset()
+    """Keys left out of a written recipe at their default: the hash of a recipe that is older than a key stays as is."""
+
+    @model_serializer(mode="wrap")
+    def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        return {
+            key: value
+            for key, value in write(self).items()
+            if key not in self.written_if_set or getattr(self, key) != fields[key].default
+        }
 
 
 class ModelSection(Section):
@@ -120,6 +132,8 @@ class TaskSection(Section):
 class MethodSection(Section):
     """The fine-tuning method. A method ignores the keys that it does not read; `kasatune list methods` names them."""
 
+    written_if_set: ClassVar[frozenset[str]] = frozenset({"truncate_by", "drop", "protect", "calibration"})
+
     name: Text = Field(
         DEFAULT_METHOD, description="Fine-tuning method, one of `kasatune list methods`, such as kasa or lora."
     )
@@ -157,6 +171,25 @@ class MethodSection(Section):
         None,
         description="Directory written by `kasatune decompose`, which saves the decomposition when training starts. "
         "null: decompose then.",
+    )
+    truncate_by: Literal["magnitude", "activation"] | None = Field(
+        None,
+        description="Which component of rank d is dropped from each weight: magnitude (the d smallest singular "
+        "triplets, KaSA as published) or activation (what the base's activations use least). null: the method's own.",
+    )
+    drop: Annotated[int, Field(ge=0), BeforeValidator(_as_integer)] | None = Field(
+        None, description="Rank d of the dropped component, at least 0. null: the method's own, r for kasa."
+    )
+    protect: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None,
+        description="Share of the input directions of each layer, those with the strongest activations, that A may not "
+        "use: at least 0 and below 1. null: the method's own, 0 for kasa.",
+    )
+    calibration: Literal["auto", "generated", "task"] = Field(
+        "auto",
+        description="Text on which the base's activations are measured: generated (16 sequences of 96 tokens that the "
+        "base samples itself), task (the first 64 training rows), or auto (generated where the base can generate text, "
+        "otherwise task).",
     )
     options: dict[str, Any] = Field(
         {}, description="Settings that only this method has; `kasatune list methods --json` lists them with limits."
@@ -257,7 +290,7 @@ class RecipeSections(Section):
     output: Text = Field(description="Run directory to write. Default: runs/TASK-METHOD.")
 
     @model_serializer(mode="wrap")
-    def _omit_null_sections(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """The sections by name; `generation` only where the task generates text."""
         return {key: value for key, value in write(self).items() if value is not None}
 

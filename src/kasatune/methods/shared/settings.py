@@ -73,6 +73,26 @@ class MethodSettings(Protocol):
         ...
 
     @property
+    def truncate_by(self) -> str | None:
+        """Which component of each weight is dropped: "magnitude" or "activation"; None for the method's own choice."""
+        ...
+
+    @property
+    def drop(self) -> int | None:
+        """The rank of the dropped component; None for the method's own choice."""
+        ...
+
+    @property
+    def protect(self) -> float | None:
+        """The share of input directions that A may not use; None for the method's own choice."""
+        ...
+
+    @property
+    def calibration(self) -> str:
+        """The text on which activations are measured: "auto", "generated" or "task"."""
+        ...
+
+    @property
     def options(self) -> Mapping[str, Any]:
         """The method's own options, checked, with every option of its row present."""
         ...
