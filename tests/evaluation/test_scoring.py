@@ -93,3 +93,17 @@ def test_non_finite_logits_raise():
 def test_best_epoch_has_the_best_primary_score(value, best, primary, better):
     assert is_better({primary: value}, {primary: best}, primary) is better
     assert is_better({primary: value}, None, primary)
+
+
+@pytest.mark.parametrize(
+    ("loss", "best_loss", "better"),
+    [(0.01, 0.82, True), (0.82, 0.01, False), (0.5, 0.5, False), (0.5, math.nan, True), (math.nan, 0.5, False)],
+)
+@pytest.mark.parametrize(("value", "primary"), [(1.0, "accuracy"), (math.nan, "pearson"), (0.3, "mse")])
+def test_equal_scores_are_ordered_by_their_loss(loss, best_loss, better, value, primary):
+    assert is_better({primary: value, "loss": loss}, {primary: value, "loss": best_loss}, primary) is better
+
+
+def test_a_better_score_counts_more_than_a_lower_loss():
+    assert is_better({"accuracy": 0.9, "loss": 2.0}, {"accuracy": 0.8, "loss": 0.1}, "accuracy")
+    assert not is_better({"accuracy": 0.8, "loss": 0.1}, {"accuracy": 0.9, "loss": 2.0}, "accuracy")

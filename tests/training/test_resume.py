@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kasatune.errors import OutputError
 from kasatune.evaluation.evaluate import evaluate
 from kasatune.evaluation.predict import predict
+from kasatune.evaluation.scoring import Scores
+from kasatune.evaluation.task_model import TaskModel
 from kasatune.training.train import train
 from tests.toys import At, Recorder, make_recipe
 
@@ -60,6 +64,23 @@ def test_ctrl_c_then_resume_gives_what_an_uninterrupted_run_gives(name, step, re
     train(recipe, tmp_path / "run", resume=True, display=display)
     assert display.steps == list(range(reached + 1, 10))
     assert files(tmp_path / "run") == whole
+
+
+def test_of_equal_scores_the_one_of_lower_loss_is_kept_also_after_a_resume(bert, tmp_path, monkeypatch):
+    losses = iter([0.82, 0.01, 0.5])
+    scored = TaskModel.score
+
+    def score(self: TaskModel, examples: Any, data: Any) -> Scores:
+        measured = scored(self, examples, data)
+        return replace(measured, metrics={"accuracy": 1.0, "loss": next(losses, 9.0)})
+
+    monkeypatch.setattr(TaskModel, "score", score)
+    recipe = make_recipe(bert, tmp_path, epochs=3)
+    with pytest.raises(KeyboardInterrupt):  # in the third epoch, when the best one is already over
+        train(recipe, tmp_path / "run", display=At(7, ctrl_c))
+    run = train(recipe, tmp_path / "run", resume=True)
+    selected = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["selected"]
+    assert (selected["epoch"], selected["metrics"]["loss"]) == (2.0, 0.01)
 
 
 def test_ctrl_c_in_the_last_step_is_not_forgotten(bert, tmp_path):

@@ -174,9 +174,7 @@ def test_select_last_saves_the_last_epoch_and_best_the_best(bert, tmp_path):
     last = metrics_of(train(make_recipe(bert, tmp_path, select="last", **options), tmp_path / "last"))
     scores = {event["epoch"]: event["metrics"] for event in events(tmp_path / "best", "evaluate")}
     assert best["metrics"]["accuracy"] == max(score["accuracy"] for score in scores.values())
-    assert best["selected"]["epoch"] == next(
-        e for e, s in scores.items() if s["accuracy"] == best["metrics"]["accuracy"]
-    )
+    assert best["selected"]["epoch"] == max(scores, key=lambda e: (scores[e]["accuracy"], -scores[e]["loss"]))
     assert best["metrics"] == best["selected"]["metrics"] != best["last"]["metrics"]
     assert best["last"] == last["last"]
     assert last["selected"] == {"rule": "last", **last["last"]}

@@ -292,14 +292,18 @@ class RunCallback(TrainerCallback):
 
 
 def is_better(metrics: dict[str, float], best: dict[str, float] | None, primary: str) -> bool:
-    """Whether `metrics` are better than `best` in the score `primary`; ties and NaN are not, any number beats NaN."""
-    value = metrics.get(primary, math.nan)
-    if best is None:
-        return True
-    best_value = best.get(primary, math.nan)
-    if math.isnan(value) or math.isnan(best_value):
-        return math.isnan(best_value) and not math.isnan(value)
-    return value < best_value if primary in LOWER_IS_BETTER else value > best_value
+    """Whether `metrics` are better than `best`: by the score `primary`, and by the lower loss where it is equal.
+
+    NaN is worse than any number. Metrics that are equal in both are not better, so that the earlier ones are kept.
+    """
+    return best is None or _badness(metrics, primary) < _badness(best, primary)
+
+
+def _badness(metrics: dict[str, float], primary: str) -> tuple[bool, float, bool, float]:
+    """A key that sorts evaluations, the best first."""
+    value, loss = metrics.get(primary, math.nan), metrics.get("loss", math.nan)
+    signed = value if primary in LOWER_IS_BETTER else -value
+    return math.isnan(value), 0.0 if math.isnan(value) else signed, math.isnan(loss), 0.0 if math.isnan(loss) else loss
 
 
 def _named_sha256(model: nn.Module, names: Collection[str]) -> str | None:
