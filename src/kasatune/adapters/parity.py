@@ -19,6 +19,7 @@ from kasatune.adapters.lora_export import stack, stock_layers
 from kasatune.adapters.native_format import scaling_of, stored_layers, trained_factors
 from kasatune.kasa.layer import KasaLayer
 from kasatune.weights.bitsandbytes_cpu import unpack_for_training_and_saving
+from kasatune.weights.usable_positions import usable_positions
 
 SEED, ROWS, LENGTH = 0, 2, 16
 
@@ -57,8 +58,7 @@ def fixed_outputs(model: nn.Module) -> Outputs:
     if not isinstance(weight, Tensor):
         raise LookupError("the model has no input embeddings, for which token ids could be drawn")
     config = getattr(model, "config", None)
-    positions = getattr(config, "max_position_embeddings", None)
-    length = min(LENGTH, positions) if isinstance(positions, int) and positions > 0 else LENGTH
+    length = min(LENGTH, usable_positions(model) or LENGTH)
     generator = torch.Generator().manual_seed(SEED)
     ids = torch.randint(0, weight.shape[0], (ROWS, length), generator=generator).to(weight.device)
     extra = "decoder_input_ids" if getattr(config, "is_encoder_decoder", False) else None

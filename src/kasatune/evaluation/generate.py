@@ -15,6 +15,7 @@ from kasatune.data.prompt_completion import prompt_tokens
 from kasatune.errors import InputError, ModelError
 from kasatune.evaluation.batches import batches_by_length, evaluation_mode
 from kasatune.io.progress import progress_counter
+from kasatune.weights.usable_positions import usable_positions
 
 _SET_HERE = ("transformers_version", "_from_model_config", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -116,9 +117,8 @@ def cut_prompts(
         ModelError: the model has too few positions for `settings.max_new_tokens`.
         InputError: a prompt has no tokens.
     """
-    config: Any = model.config
-    positions = getattr(config, "max_position_embeddings", None)
-    room = positions - settings.max_new_tokens if isinstance(positions, int) and positions > 0 else max_length
+    positions = usable_positions(model)
+    room = max_length if positions is None else positions - settings.max_new_tokens
     if room < 1:
         raise ModelError(
             f"generation.max_new_tokens: {settings.max_new_tokens} received; the model has {positions} positions for"

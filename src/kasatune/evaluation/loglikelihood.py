@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from kasatune.data.collate import pad
 from kasatune.evaluation.batches import batches_by_length, evaluation_mode
 from kasatune.io.progress import progress_counter
+from kasatune.weights.usable_positions import usable_positions
 
 Pair = tuple[str, str]
 """A context and a continuation."""
@@ -39,7 +40,7 @@ def log_likelihoods(
         precision: "float32", "bfloat16" or "float16" (autocast).
     """
     rows = encode_pairs(tokenizer, pairs)
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = usable_positions(model)
     result = [0.0] * len(rows)
     with evaluation_mode(model, precision) as device, progress_counter("ranking", len(rows)) as advance:
         for indices in batches_by_length([len(tokens) for tokens, _ in rows], batch_size):

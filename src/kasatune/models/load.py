@@ -32,6 +32,7 @@ from kasatune.models.quantization import quantization_config
 from kasatune.weights.bitsandbytes_cpu import unpack_for_training_and_saving
 from kasatune.weights.fingerprint import sampled_parameters_sha256
 from kasatune.weights.safetensors_reader import weight_files
+from kasatune.weights.usable_positions import usable_positions
 
 if TYPE_CHECKING:
     from kasatune.recipes.schema import ModelSection
@@ -198,7 +199,7 @@ def load_base(
     except Exception as fault:  # transformers, the hub client and safetensors raise dozens of unrelated exception types
         raise ModelError(f"model.name: {section.name} cannot be loaded: {reason_and_remedy(fault, folder)}") from fault
     _check_vocabulary(section.name, tokenizer)
-    _check_length(section.name, config, tokenizer, max_length)
+    _check_length(section.name, model, tokenizer, max_length)
     _set_padding(section.name, model, tokenizer, kind)
     unpack_for_training_and_saving(model)
     if kind == _TEXT:
@@ -305,9 +306,9 @@ def _check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def _check_length(name: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    positions = getattr(config, "max_position_embeddings", None)
-    limits = [limit for limit in (positions, tokenizer.model_max_length) if isinstance(limit, int) and limit > 0]
+def _check_length(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    limits = [usable_positions(model), tokenizer.model_max_length]
+    limits = [limit for limit in limits if isinstance(limit, int) and limit > 0]
     if limits and max_length > min(limits):
         raise ModelError(f"task.max_length: {max_length} tokens, but {name} takes at most {min(limits)}; lower it")
 

@@ -19,6 +19,7 @@ from kasatune.methods.shared.method import Method
 from kasatune.methods.shared.model_parts import head_name
 from kasatune.methods.table import METHODS
 from kasatune.models.load import Pretrained, model_family
+from kasatune.weights.usable_positions import usable_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -56,6 +57,7 @@ class ParameterCount:
         trained: parameters that are trained, without the head; None if unknown before the weights are loaded.
         layers: the adapted layers; empty for a method that targets none by name.
         problems: why the method cannot be attached.
+        positions: tokens of the longest input that the model has positions for; None if it states no limit.
     """
 
     architecture: str
@@ -64,6 +66,7 @@ class ParameterCount:
     trained: int | None
     layers: tuple[LayerPlan, ...]
     problems: tuple[str, ...]
+    positions: int | None
 
 
 def count_parameters(
@@ -83,7 +86,7 @@ def count_parameters(
     """
     model = _build(pretrained, config, kind)
     head = None if kind == "generation" else head_name(model)
-    architecture, total = type(model).__name__, _size(model)
+    architecture, total, positions = type(model).__name__, _size(model), usable_positions(model)
     head_size = _size(model.get_submodule(head)) if head else 0
     layers: tuple[LayerPlan, ...] = ()
     problems: list[str] = []
@@ -96,7 +99,7 @@ def count_parameters(
                 trained = method.trained_parameters(model, settings, kind, [head] if head else [])
         except KasatuneError as error:
             problems.append(str(error))
-    return ParameterCount(architecture, total, head_size, trained, layers, tuple(problems))
+    return ParameterCount(architecture, total, head_size, trained, layers, tuple(problems), positions)
 
 
 def find_target_layers(

@@ -93,7 +93,7 @@ def make_plan(recipe: Recipe, pretrained: Pretrained | None = None, *, read_data
     findings.problems += count.problems
     if count.trained is None and not count.problems:
         findings.notes.append(f"the number of parameters that {recipe.method.name} trains follows from the weights")
-    _check_limits(recipe, config, findings)
+    _check_limits(recipe, count.positions, findings)
     stored = method.stored_numbers(count.trained or 0, [layer.shape for layer in count.layers], recipe.method)
     sizes = {folder: _FLOAT32_BYTES * (numbers + count.head) for folder, numbers in stored.items()}
     trained = (count.trained or 0) + count.head
@@ -223,8 +223,9 @@ def _steps(recipe: Recipe, data: TaskData | None) -> tuple[int | None, int | Non
     return rows, per_epoch, training.max_steps or math.ceil(training.epochs * per_epoch)
 
 
-def _check_limits(recipe: Recipe, config: PreTrainedConfig, findings: _Findings) -> None:
-    findings.problems += _exceeded_positions(recipe, config)
+def _check_limits(recipe: Recipe, positions: int | None, findings: _Findings) -> None:
+    if positions is not None:
+        findings.problems += _exceeded_positions(recipe, positions)
     if recipe.training.max_steps is not None:
         findings.notes.append("training.max_steps is set: training.epochs is not used")
     defaults = MethodSection.model_validate({})
@@ -234,11 +235,10 @@ def _check_limits(recipe: Recipe, config: PreTrainedConfig, findings: _Findings)
             findings.notes.append(f"method.{key} is not used by {recipe.method.name}")
 
 
-def _exceeded_positions(recipe: Recipe, config: PreTrainedConfig) -> Iterator[str]:
-    positions = getattr(config, "max_position_embeddings", None)
-    if isinstance(positions, int) and recipe.task.max_length > positions:
+def _exceeded_positions(recipe: Recipe, positions: int) -> Iterator[str]:
+    if recipe.task.max_length > positions:
         yield f"task.max_length: {recipe.task.max_length} received; the model has {positions} positions; lower it"
-    if isinstance(positions, int) and recipe.generation is not None and recipe.generation.max_new_tokens >= positions:
+    if recipe.generation is not None and recipe.generation.max_new_tokens >= positions:
         yield (
             f"generation.max_new_tokens: {recipe.generation.max_new_tokens} received; the model has {positions}"
             " positions for prompt and answer together; lower it"
