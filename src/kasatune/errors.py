@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kasatune.redaction import presentable
+from kasatune.wording import counted
 
 _MOST_FAULTS = 20
 
@@ -48,10 +49,9 @@ class RecipeError(InputError):
     def __init__(self, faults: Sequence[str], source: str = "recipe") -> None:
         self.faults = tuple(presentable(fault) for fault in faults)
         self.source = source
-        noun = "fault" if len(self.faults) == 1 else "faults"
         lines = "\n".join(f"  - {fault}" for fault in self.faults[:_MOST_FAULTS])
         more = f"\n  and {len(self.faults) - _MOST_FAULTS:,} more" if len(self.faults) > _MOST_FAULTS else ""
-        super().__init__(f"{source}: {len(self.faults):,} {noun}\n{lines}{more}")
+        super().__init__(f"{source}: {counted(len(self.faults), 'fault')}\n{lines}{more}")
 
 
 class DataError(InputError):

@@ -65,7 +65,7 @@ def test_random_weights_of_every_shape_and_dtype(shape, dtype, seed, data):
 def test_values_that_are_not_finite_are_refused(bad):
     W = torch.randn(6, 5)
     W[2, 3] = bad
-    with pytest.raises(ModelError, match=r"'encoder.q'.* 1 values that are NaN or infinite of 30"):
+    with pytest.raises(ModelError, match=r"'encoder.q'.* 1 value of 30 that is NaN or infinite"):
         tail_svd(W, 2, name="encoder.q")
 
 

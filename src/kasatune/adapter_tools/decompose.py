@@ -37,6 +37,7 @@ from kasatune.kasa.truncation.tail_store import (
 from kasatune.linalg import tail_svd
 from kasatune.runs import directory
 from kasatune.weights.safetensors_reader import Checkpoint, ModelCheckpoint, StoredTensor
+from kasatune.wording import counted
 
 UNFINISHED = "unfinished.json"
 _AS_STORED = "as stored"
@@ -273,7 +274,7 @@ def _checked(layer: Layer, folder: Path) -> Layer:
     if stored.shape != ((columns, rows) if layer.transposed else (rows, columns)):
         raise ModelError(
             f"{stored.path.name}: {stored.key} has shape {list(stored.shape)}, and the configuration in {folder} "
-            f"gives the layer {rows} outputs and {columns} inputs; copy the model again"
+            f"gives the layer {counted(rows, 'output')} and {counted(columns, 'input')}; copy the model again"
         )
     return layer
 

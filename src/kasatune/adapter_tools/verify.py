@@ -30,6 +30,7 @@ from kasatune.evaluation.evaluate import check_recorded_scores, is_run
 from kasatune.experiments.compare.verify_comparison import is_comparison, verified
 from kasatune.io.library_noise import quiet
 from kasatune.io.run_layout import ADAPTER, NATIVE
+from kasatune.wording import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -130,7 +131,7 @@ def _files(folder: Path) -> tuple[bool, str]:
     header, kind, layers = read_checked(folder)
     files = read_tensors(header)
     count = sum(tensor.numel() for tensor in files.tensors.values())
-    return True, f"{kind}, {len(layers)} layers, {count:,} numbers, all finite"
+    return True, f"{kind}, {counted(len(layers), 'layer')}, {counted(count, 'number')}, all finite"
 
 
 def _hashes(folder: Path) -> tuple[bool | None, str]:
@@ -144,7 +145,7 @@ def _hashes(folder: Path) -> tuple[bool | None, str]:
     changed = [name for name, digest in recorded.items() if name not in own or file_sha256(own[name]) != digest]
     if changed:
         return False, f"changed since they were written: {', '.join(sorted(map(str, changed)))}"
-    return True, f"{len(recorded)} files as they were written"
+    return True, f"{counted(len(recorded), 'file')} as written"
 
 
 def _load_base(source: Source, loaded: list[PreTrainedModel]) -> tuple[bool, str]:
@@ -166,7 +167,10 @@ def _fingerprint(folder: Path, files: AdapterFiles, base: PreTrainedModel) -> tu
     name, distance, limit = max(differences, key=lambda entry: math.inf if entry[1] is None else entry[1] / entry[2])
     if distance is None:
         return False, f"{name} has another shape"
-    figure = f"samples of {len(differences)} weights differ by at most {distance:.2g} of their norm, limit {limit:g}"
+    figure = (
+        f"samples of {counted(len(differences), 'weight')} differ by at most {distance:.2g} of the norm, "
+        f"limit {limit:g}"
+    )
     return distance <= limit, figure if distance <= limit else f"{figure} ({name})"
 
 

@@ -10,6 +10,7 @@ import typer
 
 from kasatune.cli.console import note, print_json, print_table, results_only, say
 from kasatune.errors import InputError
+from kasatune.wording import counted
 
 if TYPE_CHECKING:
     from kasatune.llm_client import Prices
@@ -137,8 +138,9 @@ def _show(judged: Mapping[str, Any]) -> None:
         say(f"not counted: question {failure['question_id']}, turn {failure['turn']}: {failure['reason']}")
     cost = result["cost"]
     money = "" if cost["money"] is None else f", {cost['money']:.4f} at the given prices"
-    uncounted = f" ({cost['uncounted']} replies not counted by the server)" if cost["uncounted"] else ""
+    uncounted = f" ({counted(cost['uncounted'], 'reply')} not counted by the server)" if cost["uncounted"] else ""
     say(
-        f"asked now: {result['asked_now']}; cost of all {cost['answers']} replies: {cost['prompt_tokens']:,} prompt and"
-        f" {cost['completion_tokens']:,} completion tokens{uncounted}{money}"
+        f"asked now: {result['asked_now']}; cost of all {counted(cost['answers'], 'reply')}: "
+        f"{cost['prompt_tokens']:,} prompt and"
+        f" {counted(cost['completion_tokens'], 'completion token')}{uncounted}{money}"
     )

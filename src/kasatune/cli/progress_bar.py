@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from kasatune import wording
 from kasatune.redaction import presentable
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ _LINES_PER_RUN = 20
 # Work outside training is shown after this time; as lines, at this interval.
 _QUICK_SECONDS = 1.0
 _SECONDS_BETWEEN_LINES = 10.0
-_COUNTED = {"writing": "texts"}  # other work counts layers
+_UNITS = {"writing": "text"}  # other work counts layers
 
 
 def make_progress() -> ProgressReporter:
@@ -84,7 +85,7 @@ class LiveProgress:
     def evaluated(self, epoch: float, metrics: Mapping[str, float]) -> None:
         """See `ProgressReporter.evaluated`."""
         self._score = next(iter(_scores(metrics)), "")
-        self.message(f"epoch {epoch:g}: {', '.join(_scores(metrics))}")
+        self.message(f"epoch {wording.epoch(epoch)}: {', '.join(_scores(metrics))}")
         self._show(None)
 
     def progress(self, what: str, done: int, total: int) -> None:
@@ -94,7 +95,7 @@ class LiveProgress:
         work = self._work
         work.done = done
         if work.task is None and done < total and work.seconds > _QUICK_SECONDS:
-            work.task = self._progress.add_task(what, total=total, state=_COUNTED.get(what, "layers"))
+            work.task = self._progress.add_task(what, total=total, state=f"{_UNITS.get(what, 'layer')}s")
             self._progress.start()
         if work.task is not None:
             self._progress.update(work.task, completed=done)
@@ -140,7 +141,7 @@ class LineProgress:
         self._total = total_steps
         self._every = max(1, math.ceil(total_steps / _LINES_PER_RUN))
         self._begun = time.monotonic()
-        self.message(f"{title}: {total_steps:,} steps")
+        self.message(f"{title}: {wording.counted(total_steps, 'step')}")
 
     def step(self, step: int, epoch: float, loss: float | None, learning_rate: float | None) -> None:
         """See `ProgressReporter.step`."""
@@ -156,22 +157,22 @@ class LineProgress:
 
     def evaluated(self, epoch: float, metrics: Mapping[str, float]) -> None:
         """See `ProgressReporter.evaluated`."""
-        self.message(f"epoch {epoch:g}: {', '.join(_scores(metrics))}")
+        self.message(f"epoch {wording.epoch(epoch)}: {', '.join(_scores(metrics))}")
 
     def progress(self, what: str, done: int, total: int) -> None:
         """See `ProgressReporter.progress`."""
         if self._work is None or self._work.what != what or done < self._work.done:
             self._work = _Work(what)
-        work, counted = self._work, _COUNTED.get(what, "layers")
+        work, unit = self._work, _UNITS.get(what, "layer")
         work.done = done
         if done == total:
             if work.printed_at:
-                self.message(f"{what}: {total} {counted} done in {_clock(work.seconds)}")
+                self.message(f"{what}: {wording.counted(total, unit)} done in {_clock(work.seconds)}")
             self._work = None
         elif done and work.seconds > (work.printed_at + _SECONDS_BETWEEN_LINES if work.printed_at else _QUICK_SECONDS):
             work.printed_at = work.seconds
             left = work.seconds / done * (total - done)
-            self.message(f"{what}: {done} of {total} {counted}  {_clock(left)} left")
+            self.message(f"{what}: {done} of {wording.counted(total, unit)}  {_clock(left)} left")
 
     def message(self, text: str) -> None:
         """See `ProgressReporter.message`."""

@@ -14,6 +14,7 @@ from kasatune.data.prompt_completion import IGNORED
 from kasatune.data.tokenize import Examples
 from kasatune.errors import DivergedError
 from kasatune.evaluation.batches import batches_by_length, evaluation_mode, to_device, token_counts
+from kasatune.wording import counted
 
 
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
@@ -63,7 +64,7 @@ def text_loss(
             total += float(token_losses(model(**batch).logits, labels))
             count += learnt_tokens(labels)
     if not math.isfinite(total):
-        raise DivergedError(f"the loss of {len(examples)} rows is {total}; a lower learning rate may help")
+        raise DivergedError(f"the loss of {counted(len(examples), 'row')} is {total}; a lower learning rate may help")
     return total / count
 
 

@@ -16,6 +16,7 @@ from kasatune.errors import InputError, ModelError
 from kasatune.evaluation.batches import batches_by_length, evaluation_mode
 from kasatune.io.progress import progress_counter
 from kasatune.weights.usable_positions import usable_positions
+from kasatune.wording import agree, counted
 
 _SET_HERE = ("transformers_version", "_from_model_config", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -97,7 +98,8 @@ def generate(
                 advance()
     if unfinished:
         warnings.warn(
-            f"{unfinished} of {len(texts)} texts were cut at generation.max_new_tokens ({settings.max_new_tokens})"
+            f"{unfinished} of {counted(len(texts), 'text')} {agree(unfinished, 'was', 'were')} cut at "
+            f"generation.max_new_tokens ({settings.max_new_tokens})"
             " before the model ended them",
             stacklevel=2,
         )
@@ -121,8 +123,8 @@ def cut_prompts(
     room = max_length if positions is None else positions - settings.max_new_tokens
     if room < 1:
         raise ModelError(
-            f"generation.max_new_tokens: {settings.max_new_tokens} received; the model has {positions} positions for"
-            " prompt and answer together; lower it"
+            f"generation.max_new_tokens: {settings.max_new_tokens} received; the model has "
+            f"{positions} positions for prompt and answer together; lower it"
         )
     tokens = prompt_tokens(tokenizer, prompts)
     empty = next((number for number, row in enumerate(tokens, start=1) if not row), None)

@@ -38,6 +38,7 @@ from kasatune.methods.shared.trained_parameters import count_trained, trainable
 from kasatune.models.device import find_device
 from kasatune.models.load import Base, Pretrained, load_base
 from kasatune.recipes.schema import Recipe
+from kasatune.wording import agree, counted
 
 if TYPE_CHECKING:
     from kasatune.recipes.schema import GenerationSection
@@ -200,7 +201,7 @@ class TaskModel:
             token = self.base.tokenizer.convert_ids_to_tokens(largest)
             raise ModelError(
                 f"model.name: {self.recipe.model.name}: its tokenizer gives {token!r} the id {largest}, but the "
-                f"model has only {embeddings} embeddings; give the tokenizer that belongs to the model"
+                f"model has only {counted(embeddings, 'embedding')}; give the tokenizer that belongs to the model"
             )
         return examples
 
@@ -310,7 +311,10 @@ def report_truncation(progress: ProgressReporter, split: str, examples: Examples
     """Report how many rows were truncated, if any were."""
     cut = len(examples.truncated)
     if cut:
-        progress.message(f"{split}: {cut} of {len(examples)} rows are longer than {max_length} tokens and were cut")
+        progress.message(
+            f"{split}: {cut} of {counted(len(examples), 'row')} {agree(cut, 'is', 'are')} longer than "
+            f"{counted(max_length, 'token')} and {agree(cut, 'was', 'were')} cut"
+        )
 
 
 @contextmanager

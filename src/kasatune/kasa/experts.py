@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import nn
 
 from kasatune.errors import ModelError
+from kasatune.wording import counted
 
 # Names of the matrices of a feed-forward block, alone or as an expert.
 FEED_FORWARD = {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "w1", "w2", "w3", "fc1", "fc2"}
@@ -96,4 +97,6 @@ def report_experts(model: nn.Module, targets: Iterable[str], unmatched: Sequence
 def _described(stacked: Sequence[Stack]) -> str:
     first = stacked[0]
     more = f", and {len(stacked) - 1} more" if len(stacked) > 1 else ""
-    return f"{first.name} ({first.kind}), {first.shape[0]} matrices in one parameter {list(first.shape)}{more}"
+    return (
+        f"{first.name} ({first.kind}), {counted(first.shape[0], 'matrix')} in one parameter {list(first.shape)}{more}"
+    )

@@ -21,6 +21,7 @@ from kasatune.kasa.config import KasaConfig
 from kasatune.kasa.layer import KasaLayer
 from kasatune.kasa.targets import Target, decompose, warn_unmatched
 from kasatune.weights.fingerprint import sketch_distance, sketch_tolerance
+from kasatune.wording import agree, counted
 
 logger = logging.getLogger("kasatune")
 
@@ -64,7 +65,8 @@ class DeferredTails:
             self.stop()
         elif len(missing) < len(self.layers):
             raise AdapterError(
-                f"adapter {name!r} was loaded in part: {len(missing)} of {len(self.layers)} layers have no tail "
+                f"adapter {name!r} was loaded in part: {len(missing)} of {counted(len(self.layers), 'layer')} "
+                f"{agree(len(missing), 'has', 'have')} no tail "
                 f"({missing[0]} first); load all of its tensors"
             )
         else:

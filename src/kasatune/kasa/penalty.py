@@ -17,6 +17,7 @@ from kasatune.distributed.zero3 import is_partitioned
 from kasatune.errors import InputError
 from kasatune.kasa.functional import Convention, Factors, PenaltyTerms, penalty_gradients, penalty_terms
 from kasatune.kasa.layer import LIVE_LAYERS, KasaLayer
+from kasatune.wording import agree, counted
 
 _KEY = "penalty"
 
@@ -252,7 +253,8 @@ def _report_missed(optimizer: Optimizer, layers: list[KasaLayer]) -> None:
         return
     optimizer._kasa_reported = True  # pyright: ignore[reportAttributeAccessIssue]
     warnings.warn(
-        f"{type(optimizer).__name__} holds no KaSA parameters of the {len(missed)} layers that were just "
+        f"{type(optimizer).__name__} holds no KaSA parameters of the {counted(len(missed), 'layer')} that "
+        f"{agree(len(missed), 'was', 'were')} just "
         "trained: their penalty is not applied. If the training engine flattens parameters, use "
         "KasaConfig(penalty='loss') and add regularization(model) to the loss; if another optimizer holds them, ignore "
         "this warning.",

@@ -13,6 +13,7 @@ from kasatune.errors import ModelError
 from kasatune.linalg.eigen import smallest_eigenpairs
 from kasatune.linalg.spectrum import product_svd
 from kasatune.linalg.tail import TailSVD
+from kasatune.wording import counted
 
 FEW_TOKENS = 4
 """With fewer than this many tokens per dimension k, the second moments are close to singular."""
@@ -121,7 +122,8 @@ def _check(W: Tensor, activations: ActivationMoments, d: int, name: str) -> None
     k = min(W.shape)
     if not 1 <= d < k:
         raise ModelError(
-            f"layer {name!r} of shape {tuple(W.shape)} cannot drop d = {d} triplets, d must lie between 1 and {k - 1}: "
+            f"layer {name!r} of shape {tuple(W.shape)} cannot drop d = {counted(d, 'triplet')}, d must lie "
+            f"between 1 and {k - 1}: "
             "choose a smaller `drop`, or leave the layer out of target_modules"
         )
     if activations.side != side_of((W.shape[0], W.shape[1])) or activations.moments.shape != (k, k):

@@ -15,6 +15,7 @@ from kasatune.errors import ModelError
 from kasatune.linalg.smallest import smallest_triplets
 from kasatune.linalg.threads import one_torch_thread, side_by_side
 from kasatune.linalg.triplets import full_triplets
+from kasatune.wording import agree, counted
 
 SMALL = 5 * 2**19
 """Weights of up to this many entries are decomposed on one thread each; several at once use the cores better.
@@ -125,7 +126,8 @@ def _check(W: Tensor, r: int, name: str | None) -> None:
     limit = min(W.shape) - 1
     if not 1 <= r <= limit:
         raise ModelError(
-            f"{layer} of shape {tuple(W.shape)} cannot drop r = {r} singular triplets, r must lie between 1 and "
+            f"{layer} of shape {tuple(W.shape)} cannot drop r = {counted(r, 'singular triplet')}, r must lie "
+            "between 1 and "
             f"{limit}: choose another rank, or leave the layer out of target_modules"
         )
     # a sum is far cheaper than a test of every value, and cannot be finite if one value is not
@@ -133,6 +135,7 @@ def _check(W: Tensor, r: int, name: str | None) -> None:
         bad = int((~torch.isfinite(W.double())).sum())
         if bad:
             raise ModelError(
-                f"{layer} holds {bad} values that are NaN or infinite of {W.numel()}, but all must be finite: "
+                f"{layer} holds {counted(bad, 'value')} of {W.numel()} that {agree(bad, 'is', 'are')} NaN or "
+                "infinite, but all must be finite: "
                 "check the checkpoint, or load it in a wider dtype"
             )

@@ -9,6 +9,7 @@ from typing import Any
 
 from kasatune.errors import InputError, MissingExtraError, WorkError
 from kasatune.llm_client.request import ChatRequest, Endpoint, Refusal, Reply
+from kasatune.wording import counted
 
 KEY = "OPENAI_API_KEY"
 URL = "OPENAI_BASE_URL"
@@ -117,7 +118,7 @@ class ChatClient:
         if status in _REFUSED_STATUS:
             return Refusal(f"the server refused the request with status {status} ({message})")
         raise WorkError(
-            f"{self.url}: status {status} after {self._endpoint.retries} retries ({message});"
+            f"{self.url}: status {status} after {counted(self._endpoint.retries, 'retry')} ({message});"
             " give the same command to resume where it stopped"
         )
 

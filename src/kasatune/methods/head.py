@@ -13,6 +13,7 @@ from kasatune.methods.shared.checkpoint_folder import load_tensors, put_tensors,
 from kasatune.methods.shared.method import Method, MethodSettings, TaskKind
 from kasatune.methods.shared.model_parts import head_name
 from kasatune.methods.table import METHODS
+from kasatune.wording import counted
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -113,7 +114,8 @@ class Head(Method):
         labels, features = head.shape
         if weight.shape != (labels, features or weight.shape[1]) or bias.shape != (labels,):
             raise AdapterError(
-                f"{run_dir} holds a head of {weight.shape[0]} labels and {weight.shape[1]} features, the base model "
+                f"{run_dir} holds a head of {counted(weight.shape[0], 'label')} and "
+                f"{counted(weight.shape[1], 'feature')}, the base model "
                 f"has {labels} and {features}: it was fitted on another model"
             )
         head.put(weight, bias, base.device)

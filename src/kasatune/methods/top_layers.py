@@ -10,6 +10,7 @@ from kasatune.methods.shared.checkpoint_folder import CheckpointMethod
 from kasatune.methods.shared.method import MethodSettings, TaskKind
 from kasatune.methods.shared.model_parts import transformer_blocks
 from kasatune.methods.table import METHODS
+from kasatune.wording import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,7 +32,8 @@ class TopLayers(CheckpointMethod):
         number = settings.options["layers"]
         if number > len(blocks):
             raise ModelError(
-                f"method.options.layers: {number} received; {type(model).__name__} has {len(blocks)} blocks; lower it"
+                f"method.options.layers: {number} received; {type(model).__name__} has "
+                f"{counted(len(blocks), 'block')}; lower it"
             )
         model.requires_grad_(False)
         for block in blocks[-number:]:

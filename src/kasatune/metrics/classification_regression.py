@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kasatune.errors import DivergedError
+from kasatune.wording import counted
 
 Array = npt.NDArray[Any]
 Numbers = Sequence[int] | Sequence[float] | Array
@@ -140,7 +141,7 @@ def _correlation(correlate: Callable[..., Any], name: str, predictions: Array, l
         if np.isfinite(value):
             return value
     constant = "predictions" if np.ptp(predictions) <= np.ptp(labels) else "labels"
-    reason = f"the {constant} are constant over {len(labels)} rows"
+    reason = f"the {constant} are constant over {counted(len(labels), 'row')}"
     warnings.warn(f"{name} is undefined, and 0 is reported: {reason}", UndefinedScoreWarning, stacklevel=5)
     return 0.0
 

@@ -33,6 +33,7 @@ from kasatune.weights.bitsandbytes_cpu import unpack_for_training_and_saving
 from kasatune.weights.fingerprint import sampled_parameters_sha256
 from kasatune.weights.safetensors_reader import weight_files
 from kasatune.weights.usable_positions import usable_positions
+from kasatune.wording import counted
 
 if TYPE_CHECKING:
     from kasatune.recipes.schema import ModelSection
@@ -310,7 +311,9 @@ def _check_length(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokeni
     limits = [usable_positions(model), tokenizer.model_max_length]
     limits = [limit for limit in limits if isinstance(limit, int) and limit > 0]
     if limits and max_length > min(limits):
-        raise ModelError(f"task.max_length: {max_length} tokens, but {name} takes at most {min(limits)}; lower it")
+        raise ModelError(
+            f"task.max_length: {counted(max_length, 'token')}, but {name} takes at most {min(limits)}; lower it"
+        )
 
 
 def _set_padding(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kind: str) -> None:
@@ -339,7 +342,8 @@ def _new_modules(name: str, model: PreTrainedModel, report: dict[str, Any]) -> t
     lacking = sorted(key for key in new if key.startswith(body) and "pooler" not in key)
     if lacking:
         raise ModelError(
-            f"model.name: {name} is not a {type(model).__name__}: its file lacks {len(lacking)} weights of the body, "
+            f"model.name: {name} is not a {type(model).__name__}: its file lacks "
+            f"{counted(len(lacking), 'weight')} of the body, "
             f"e.g. {lacking[0]}; give another model or copy it again"
         )
     modules = {head_name(model)}
@@ -355,7 +359,7 @@ def _require_complete(name: str, model: PreTrainedModel, report: dict[str, Any])
     lacking = sorted(set(report["missing_keys"]) & {key for key, _ in model.named_parameters()})
     if lacking:
         raise ModelError(
-            f"model.name: {name} is not a {type(model).__name__}: its file lacks {len(lacking)} weights, "
+            f"model.name: {name} is not a {type(model).__name__}: its file lacks {counted(len(lacking), 'weight')}, "
             f"e.g. {lacking[0]}; give another model or copy it again"
         )
 

@@ -47,7 +47,8 @@ class _Loader(yaml.SafeLoader):
             )
         if self._depth >= MAX_DEPTH:
             raise _Refused(
-                problem=f"nested more than {MAX_DEPTH} levels deep; a recipe needs three", problem_mark=event.start_mark
+                problem=f"nested more than {MAX_DEPTH} levels deep; a recipe needs three",
+                problem_mark=event.start_mark,
             )
         self._depth += 1
         node = super().compose_node(parent, index)
@@ -72,7 +73,8 @@ class _Loader(yaml.SafeLoader):
         digits = self.construct_scalar(node)
         if len(digits) > MAX_DIGITS:
             raise _Refused(
-                problem=f"a whole number of {len(digits)} digits; write a smaller one", problem_mark=node.start_mark
+                problem=f"a whole number of {len(digits)} digits; write a smaller one",
+                problem_mark=node.start_mark,
             )
         return int(digits.replace("_", ""))
 

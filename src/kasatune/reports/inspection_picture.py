@@ -13,6 +13,7 @@ from kasatune.errors import OutputError
 from kasatune.io.atomic import write_text
 from kasatune.reports.chart_axis import Scale
 from kasatune.reports.formatting import compact
+from kasatune.wording import counted
 
 _BASE, _DROPPED, _UPDATE, _CHANCE = "#1f5fbf", "#b8500c", "#167a5b", "#7d8aa0"
 _LEFT, _COLUMN, _PANEL, _GAP, _TOP = 86, 24, 240, 46, 48
@@ -58,7 +59,7 @@ def draw_inspection(inspection: Mapping[str, Any], path: Path) -> None:
 def _picture(inspection: Mapping[str, Any]) -> Markup:
     layers = inspection["layers"]
     names = [str(layer["name"]) for layer in layers]
-    title = f"{inspection['format']} adapter, {len(layers)} layers"
+    title = f"{inspection['format']} adapter, {counted(len(layers), 'layer')}"
     width = max(560, _LEFT + _COLUMN * len(layers) + 24)
     panels = [
         _panel(

@@ -11,6 +11,7 @@ import numpy as np
 
 from kasatune.reports.run_record import RunRecord
 from kasatune.reports.svg_charts import Band, Chart, Line, Region
+from kasatune.wording import counted
 
 WIDTH, HEIGHT = 250, 150  # of the small charts per layer
 MANY_COMPONENTS = 16  # more lines are indistinguishable in a small chart: quantiles are drawn instead
@@ -81,7 +82,7 @@ def sigma_summary(run: RunRecord) -> Chart | None:
     return Chart(
         title="Norm of sigma",
         description=(
-            f"The norm of sigma over {len(norms[0])} layers: median {median[0]:.3g} before training, "
+            f"The norm of sigma over {counted(len(norms[0]), 'layer')}: median {median[0]:.3g} before training, "
             f"{median[-1]:.3g} at the end; range at the end {low[-1]:.3g} to {high[-1]:.3g}."
         ),
         lines=[
@@ -93,7 +94,7 @@ def sigma_summary(run: RunRecord) -> Chart | None:
         x_label="epoch",
         whole_x=True,
         y_bounds=(0.0, math.inf),
-        note=f"Frobenius norm of sigma over {len(norms[0])} layers.",
+        note=f"Frobenius norm of sigma over {counted(len(norms[0]), 'layer')}.",
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from kasatune.reports.run_record import RunRecord
 from kasatune.reports.snippet_code import base_expression, head_lines, literal, source_options
+from kasatune.wording import counted
 
 _LONGEST = 300  # characters of the example prompt
 
@@ -19,7 +20,8 @@ def text_snippet(run: RunRecord) -> str:
     source = source_options(model)
     options = [*source, f'dtype="{model.get("dtype", "float32")}"']
     note = (
-        f"# The scored texts do not repeat an n-gram of {limit} tokens. no_repeat_ngram_size is not set here, because\n"
+        f"# The scored texts do not repeat an n-gram of {counted(limit, 'token')}. no_repeat_ngram_size is not "
+        "set here, because\n"
         "# transformers also counts the n-grams of the prompt."
     )
     return "\n".join(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kasatune import wording
 from kasatune.methods.table import METHODS
 from kasatune.reports.formatting import metric_title
 
@@ -48,7 +49,7 @@ def curve_rows(results: Mapping[str, Any]) -> list[list[str]]:
         last = [_number(log[key], 2) for key in ("last", "last_ten")]
         lines.append([*name, "log", f"{_number(log['best'], 2)}{at}", *last])
         if ours:
-            epochs = "/".join(f"{epoch:g}" for epoch in ours["epochs"])
+            epochs = "/".join(wording.epoch(epoch) for epoch in ours["epochs"])
             last = [_number(ours[key], 2) for key in ("last", "last_ten")]
             lines.append([*name, "ours", f"{_number(ours['score'], 2)}{f' at {epochs}' if epochs else ''}", *last])
     return lines
@@ -69,7 +70,7 @@ def conclusion(results: Mapping[str, Any]) -> str:
     verdicts = [figure["verdict"] for figure in results["figures"]]
     counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts))
     form = " in the scaled-down form, which reproduces no number of the paper" if results["quick"] else ""
-    return f"{len(verdicts)} figures of {results['model_title']}{form}: {counts}"
+    return f"{wording.counted(len(verdicts), 'figure')} of {results['model_title']}{form}: {counts}"
 
 
 def markdown(results: Mapping[str, Any]) -> str:

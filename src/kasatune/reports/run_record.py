@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from kasatune import wording
 from kasatune.data.tasks.table import TASKS
 from kasatune.errors import InputError
 from kasatune.io.run_layout import BASELINE, HISTORY, METRICS, PREDICTIONS, RECIPE, SPECTRUM
@@ -116,9 +117,9 @@ class RunRecord:
         if rule == "best":
             info = TASKS.get(self.task_name)
             score = info.primary if info else self.primary or "score"
-            return f"best {metric_title(score)} on {self.split}, epoch {epoch:g}"
+            return f"best {metric_title(score)} on {self.split}, epoch {wording.epoch(epoch)}"
         if rule == "last":
-            return f"last state, epoch {epoch:g}"
+            return f"last state, epoch {wording.epoch(epoch)}"
         return "fitted in closed form" if rule == "fitted" else rule
 
     @property

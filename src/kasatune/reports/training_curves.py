@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kasatune import wording
 from kasatune.reports import formatting
 from kasatune.reports.run_record import RunRecord
 from kasatune.reports.svg_charts import Chart, Line, thin
@@ -35,7 +36,9 @@ def loss_chart(run: RunRecord) -> Chart | None:
         if points:
             at, values = zip(*points, strict=True)
             lines.append(Line(split, at, values, f"s{min(place, 2) + 2}", dots=len(at) <= MANY_DOTS))
-    averaged = f"Each point of the training line is the mean of {math.ceil(len(steps) / len(x))} values. "
+    averaged = (
+        f"Each point of the training line is the mean of {wording.counted(math.ceil(len(steps) / len(x)), 'value')}. "
+    )
     return Chart(
         title="Task loss",
         description=f"Training: {finite[0]:.4g} at the start, {finite[-1]:.4g} at the end, lowest {min(finite):.4g}.",
@@ -81,8 +84,8 @@ def score_chart(run: RunRecord) -> Chart | None:
     return Chart(
         y_bounds=(min(low for low, _ in known), max(high for _, high in known)) if len(known) == len(ranges) else None,
         title=f"Scores on {split}",
-        description=f"{formatting.sentence(first.label)}: {first.y[0]:.4f} at epoch {first.x[0]:g}, "
-        f"{first.y[-1]:.4f} at epoch {first.x[-1]:g}.",
+        description=f"{formatting.sentence(first.label)}: {first.y[0]:.4f} at epoch {wording.epoch(first.x[0])}, "
+        f"{first.y[-1]:.4f} at epoch {wording.epoch(first.x[-1])}.",
         lines=lines,
         x_label="epoch",
         whole_x=True,

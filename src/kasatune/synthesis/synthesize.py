@@ -26,6 +26,7 @@ from kasatune.runs.directory import check_place
 from kasatune.synthesis.collect_rows import CollectedRows, collect_rows
 from kasatune.synthesis.data_card import data_card
 from kasatune.synthesis.recipe import SynthesisRecipe, to_yaml
+from kasatune.wording import counted
 
 ROWS = "train.jsonl"
 REPORT = "synthesis.json"
@@ -85,7 +86,7 @@ def synthesize(
         requests_sent = client.requests_sent
     if not collected.rows:
         reasons = "; ".join(f"{number} {reason}" for reason, number in collected.left_out.items()) or "no requests"
-        raise WorkError(f"{out}: {collected.requests} requests gave no valid row ({reasons}); see {REPLIES}")
+        raise WorkError(f"{out}: {counted(collected.requests, 'request')} gave no valid row ({reasons}); see {REPLIES}")
     return _write(recipe, out, collected, requests_sent)
 
 

@@ -57,6 +57,7 @@ from kasatune.training.engines.run_trainer import RunHooks, RunTrainer
 from kasatune.training.plan import require_feasible
 from kasatune.training.run import SPLIT, TRAIN_SPLIT, DataProvider, Outcome, Run, work_errors
 from kasatune.training.signals import Interrupt
+from kasatune.wording import counted
 
 _STOPPING = "stopping after this step; Ctrl-C again stops at once"
 
@@ -239,7 +240,7 @@ def _resumable_checkpoint(run: Run) -> Path | None:
             fault = f"{run.data.source}: the run in {run.out} was started with other rows; restore them"
         elif checkpoint and process_count(checkpoint) != world_size():
             run.display.message(
-                f"{checkpoint.name} was written by {process_count(checkpoint)} processes and is resumed by "
+                f"{checkpoint.name} was written by {counted(process_count(checkpoint), 'process')} and is resumed by "
                 f"{world_size()}: "
                 "the order of the rows is the same, random draws such as dropout are not"
             )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kasatune.errors import AdapterError
+from kasatune.wording import counted
 
 SKETCH_SAMPLES = 32
 PARAMETER_SAMPLES = 256
@@ -68,7 +69,7 @@ def sketch_distance(W: Tensor, sketch: Mapping[str, Any]) -> float | None:
         ) from error
     if sample.size != SKETCH_SAMPLES:
         raise AdapterError(
-            f"base_fingerprint in the adapter's configuration is damaged: {sample.size} samples, expected "
+            f"base_fingerprint in the adapter's configuration is damaged: {counted(sample.size, 'sample')}, expected "
             f"{SKETCH_SAMPLES}. Copy the adapter again."
         )
     if list(W.shape) != shape:

@@ -83,7 +83,7 @@ def test_ragged_rows_are_counted(tmp_path):
     content = "text,label\n" + "a,b\n" + "a\n" * 7 + "a,b,c\n"
     message = refusal(tmp_path / "a.csv", content)
     assert "8 faults" in message
-    assert "row 2 (line 3): 1 columns where the header has 2" in message
+    assert "row 2 (line 3): 1 column where the header has 2" in message
     assert "and 3 more" in message
 
 

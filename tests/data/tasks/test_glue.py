@@ -100,7 +100,7 @@ def test_truncated_rows_of_qqp_are_skipped_and_counted(tmp_path):
     rows = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n1\t2\t3\ta\tb\t1\n4\t5\t6\thalf\n7\t8\t9\tc\td\t0\n"
     data = load("qqp", folder(tmp_path, train=rows, dev=rows.replace("4\t5\t6\thalf\n", "")))
     assert data.splits["train"].first == ["a", "c"]
-    assert "train: 1 rows of train.tsv are cut short in the release and were left out" in data.notes
+    assert "train: 1 row of train.tsv left out, cut short in the release" in data.notes
 
 
 def test_qnli_and_sst2_and_wnli(tmp_path):

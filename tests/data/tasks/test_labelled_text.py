@@ -80,7 +80,7 @@ def test_limits_use_the_first_rows_and_are_reported(load):
     data = load(max_train=5, max_eval=99)
     assert data.splits["train"].first == [f"text {i}" for i in range(5)]
     assert "train: the first 5 of 12 rows (max_train)" in data.notes
-    assert "validation: max_eval is 99 and there are 2 rows; all are used" in data.notes
+    assert "validation: max_eval is 99 and all 2 rows are used" in data.notes
 
 
 def test_label_names_do_not_depend_on_the_limit(load):
@@ -123,7 +123,7 @@ def test_a_share_of_too_few_rows(load):
 
 def test_overlap_with_training_texts_is_reported(load):
     data = load(validation="text,label\ntext 3,no\nnew,yes\n")
-    assert "validation: 1 of 2 rows have the text of a training row" in data.notes
+    assert "validation: 1 of 2 rows has the text of a training row" in data.notes
 
 
 @pytest.mark.parametrize(

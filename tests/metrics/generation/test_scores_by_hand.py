@@ -137,7 +137,7 @@ def test_scores_by_name_and_invalid_input():
     assert list(scores) == ["rouge_l", "bleu"]
     for wrong, message in (
         ((["meteor"], ["a"], [["a"]]), "unknown score: meteor; choose from bleu"),
-        ((["bleu"], ["a"], []), "1 texts and 0 groups"),
+        ((["bleu"], ["a"], []), "1 text and 0 groups"),
         ((["bleu"], [], []), "0 texts and 0 groups"),
         ((["bleu"], ["a", "b"], [["a"], []]), "text 1 has no list of references"),
         ((["bleu"], ["a"], ["a"]), "text 0 has no list of references"),

@@ -14,6 +14,7 @@ from kasatune.errors import InputError
 from kasatune.io.run_layout import REPORT
 from kasatune.recipes.catalogue import find_recipe
 from kasatune.redaction import redacted
+from kasatune.wording import counted
 
 if TYPE_CHECKING:
     from kasatune.experiments.compare.spec import ComparisonSpec
@@ -208,7 +209,7 @@ def _show_plan(plan: dict[str, Any]) -> None:
     ]
     print_table(head, rows, numbers=4)
     say(
-        f"\n{plan['runs']} runs, {plan['finished']} finished; about {formatting.duration(plan['left'])} left"
+        f"\n{counted(plan['runs'], 'run')}, {plan['finished']} finished; about {formatting.duration(plan['left'])} left"
         f" with {plan['at_once']} at once ({plan['basis']})"
     )
 

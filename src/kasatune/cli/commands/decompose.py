@@ -9,6 +9,7 @@ import typer
 from kasatune.cli.console import results_only, say
 from kasatune.cli.progress_bar import make_progress
 from kasatune.errors import InputError
+from kasatune.wording import counted
 
 
 def command(
@@ -64,4 +65,4 @@ def command(
     if os.environ.get("RANK", "0") == "0":
         files = {layer["file"] for layer in index["layers"].values() if layer["dropped"]}
         size = sum((out / file).stat().st_size for file in files)
-        say(f"{out}: tails of {len(index['layers'])} layers, rank {rank}, {size / 1e6:.1f} MB")
+        say(f"{out}: tails of {counted(len(index['layers']), 'layer')}, rank {rank}, {size / 1e6:.1f} MB")

@@ -17,6 +17,7 @@ from kasatune.cli.run_summary import PAGES, write_pages
 from kasatune.io.atomic import temporary_path
 from kasatune.io.run_layout import BASELINE, PREDICTIONS, REPORT
 from kasatune.recipes.catalogue import built_in
+from kasatune.wording import counted
 
 if TYPE_CHECKING:
     from kasatune.recipes.schema import Recipe
@@ -100,7 +101,7 @@ def _show(out: Path) -> None:
     difference, low, high = paired_bootstrap(_correct(runs[DEFAULT_METHOD]), _correct(runs[BASELINE_METHOD]))
     say(
         f"\nKaSA minus the frozen model: accuracy {words.signed(difference)}, 95 % interval {words.signed(low)} to "
-        f"{words.signed(high)} (paired bootstrap over {len(_correct(runs['kasa']))} rows)"
+        f"{words.signed(high)} (paired bootstrap over {counted(len(_correct(runs['kasa'])), 'row')})"
     )
     say(f"run directory: {out}")
     say(f"report: {out / REPORT}")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from kasatune.cli.arguments import AdapterDirectory, BaseModel, NewDirectory
 from kasatune.cli.console import results_only, say
+from kasatune.wording import counted
 
 
 def command(directory: AdapterDirectory, out: NewDirectory, base: BaseModel = None) -> None:
@@ -13,5 +14,8 @@ def command(directory: AdapterDirectory, out: NewDirectory, base: BaseModel = No
         from kasatune.adapter_tools.merge import merge
 
         done = merge(directory, out, base)
-    replaced = f", {len(done.replaced)} parameters replaced" if done.replaced else ""
-    say(f"{done.out}: {done.layers} layers merged{replaced}; rounding loses up to {done.rounding:.2g} of an update")
+    replaced = f", {counted(len(done.replaced), 'parameter')} replaced" if done.replaced else ""
+    say(
+        f"{done.out}: {counted(done.layers, 'layer')} merged{replaced}; rounding loses up to "
+        f"{done.rounding:.2g} of an update"
+    )

@@ -12,6 +12,7 @@ from kasatune.cli.fast_import import large_libraries
 from kasatune.cli.progress_bar import make_progress
 from kasatune.data.readers.text_files import read_text
 from kasatune.errors import InputError
+from kasatune.wording import counted
 
 _LARGEST_FILE = 256 * 1024**2
 
@@ -88,7 +89,7 @@ def _show(predictions: Sequence[dict[str, Any]]) -> None:
     lost = "beginnings" if head[0] == "input" else "ends"
     cut = sum(bool(item.get("truncated")) for item in predictions)
     if cut:
-        note(f"{cut} of {len(predictions)} texts exceed the maximum length of training; their {lost} were cut")
+        note(f"longer than the maximum length of training, {lost} cut: {cut} of {counted(len(predictions), 'text')}")
 
 
 def _one_line(text: str) -> str:

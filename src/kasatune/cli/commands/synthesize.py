@@ -7,6 +7,7 @@ import typer
 
 from kasatune.cli.arguments import Json, NewDirectory, Overrides
 from kasatune.cli.console import note, print_json, say
+from kasatune.wording import counted
 
 
 def command(
@@ -47,8 +48,8 @@ def command(
         print_json(report)
         return
     short = "" if report["rows"] >= report["wanted"] else f" of {report['wanted']:,} wanted"
-    requests = f"{report['requests']:,} requests ({report['asked']:,} now)"
-    say(f"{report['rows']:,} rows{short} in {out / ROWS}, from {requests}")
+    requests = f"{counted(report['requests'], 'request')} ({report['asked']:,} now)"
+    say(f"{counted(report['rows'], 'row')}{short} in {out / ROWS}, from {requests}")
     for reason, number in report["left_out"].items():
         say(f"left out: {number:,} {reason}")
     say(_cost(report["cost"]))
@@ -61,15 +62,18 @@ def _tell() -> Any:
         nonlocal shown
         if done == total or done >= shown + max(1, total // 20):
             shown = done
-            note(f"{done:,} of {total:,} rows")
+            note(f"{done:,} of {counted(total, 'row')}")
 
     return tell
 
 
 def _cost(cost: dict[str, Any]) -> str:
-    parts = [f"{cost['prompt_tokens']:,} prompt tokens", f"{cost['completion_tokens']:,} completion tokens"]
+    parts = [
+        f"{counted(cost['prompt_tokens'], 'prompt token')}",
+        f"{counted(cost['completion_tokens'], 'completion token')}",
+    ]
     if cost["uncounted"]:
-        parts.append(f"{cost['uncounted']:,} replies not counted by the server")
+        parts.append(f"{counted(cost['uncounted'], 'reply')} not counted by the server")
     if cost["money"] is not None:
         parts.append(f"{cost['money']:.4f} at the given prices")
     return f"cost: {', '.join(parts)}"

@@ -9,6 +9,7 @@ from typing import Any
 from kasatune.data.readers.faults import Faults, show
 from kasatune.data.readers.tables import column_names, read_table
 from kasatune.errors import DataError
+from kasatune.wording import agree, counted
 
 Chat = tuple[tuple[str, str], ...]
 """Messages as (role, text): an optional "system" first, then "user" and "assistant" in turn, ending with an answer."""
@@ -72,7 +73,10 @@ def chats_of_rows(columns: Mapping[str, Sequence[Any]], source: str, place: Any 
     answered = [chat for chat in chats if chat]
     empty = len(chats) - len(answered)
     first = next((index for index, chat in enumerate(chats) if not chat), 0)
-    notes = [f"{source}: {empty:,} of {len(chats):,} rows have an empty output and are left out, first row {first + 1}"]
+    notes = [
+        f"{source}: {empty:,} of {counted(len(chats), 'row')} {agree(empty, 'has', 'have')} an empty output "
+        f"and {agree(empty, 'is', 'are')} left out, first row {first + 1}"
+    ]
     return answered, notes if empty else []
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from kasatune.errors import DataError
+from kasatune.wording import counted
 
 SHOWN = 5
 _MAX_SHOWN_LENGTH = 60
@@ -41,7 +42,7 @@ class Faults:
             raise DataError(f"{self.source}, {self.first[0]}")
         lines = "".join(f"\n  - {sentence}" for sentence in self.first)
         rest = f"\n  and {self.count - SHOWN:,} more" if self.count > SHOWN else ""
-        raise DataError(f"{self.source}: {self.count:,} faults{lines}{rest}")
+        raise DataError(f"{self.source}: {counted(self.count, 'fault')}{lines}{rest}")
 
 
 def show(value: object) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from kasatune.data.readers.faults import Faults, nearest, show
 from kasatune.data.readers.text_files import MAX_FILE_BYTES, MAX_LINE_BYTES, read_lines, read_text, require_file
 from kasatune.errors import DataError
+from kasatune.wording import counted
 
 MAX_JSON_BYTES = 256 * 1024**2
 
@@ -114,7 +115,9 @@ def _delimited_rows(path: Path, columns: Sequence[str], reader: Any) -> Table:
     ragged = Faults(str(path))
     for number, (line, record) in enumerate(records, start=1):
         if len(record) != len(header):
-            ragged.add(f"row {number} (line {line}): {len(record)} columns where the header has {len(header)}")
+            ragged.add(
+                f"row {number} (line {line}): {counted(len(record), 'column')} where the header has {len(header)}"
+            )
             continue
         lines.append(line)
         for column_values, index in zip(values, indices, strict=True):
@@ -165,7 +168,8 @@ def _find(path: Path, column: str, header: Sequence[str]) -> int:
     if indices:
         numbers = ", ".join(str(index + 1) for index in indices)
         raise DataError(
-            f"{path}: the column {column!r} occurs {len(indices)} times (columns {numbers}); rename all but one"
+            f"{path}: the column {column!r} occurs {counted(len(indices), 'time')} (columns {numbers}); rename "
+            "all but one"
         )
     mark = next((mark for mark in ";|\t," if len(header) == 1 and mark in header[0]), None)
     hint = (

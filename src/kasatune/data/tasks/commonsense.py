@@ -24,6 +24,7 @@ from kasatune.data.tasks.commonsense_prompts import TRAINING_PROMPT, read_instru
 from kasatune.data.tasks.dataset import Rows, TaskData, TaskSettings, make_task_data
 from kasatune.data.tasks.task_info import TaskInfo
 from kasatune.errors import DataError
+from kasatune.wording import counted
 
 MIXTURE = "commonsense"
 VALIDATION_ROWS = 120
@@ -86,7 +87,7 @@ def load(info: TaskInfo, settings: TaskSettings) -> TaskData:
         name: _rows([files.train[index] for index in indices], TRAINING_PROMPT) for name, indices in parts.items()
     }
     splits |= {name: _rows(rows, info.prompt) for name, rows in files.tests.items()}
-    note = f"validation: {held_out:,} of {len(order):,} training rows, drawn with a fixed seed"
+    note = f"validation: {held_out:,} of {counted(len(order), 'training row')}, drawn with a fixed seed"
     return make_task_data(
         info, settings, splits, source=files.source, notes=[note, *files.notes], pins={"revision": files.commit}
     )

@@ -14,6 +14,7 @@ from typing import Any, Protocol, Self, TypeVar
 from kasatune.data.readers.conversations import Chat
 from kasatune.data.tasks.task_info import TaskInfo, TaskKind
 from kasatune.errors import DataError
+from kasatune.wording import agree, counted
 
 _HOLD_OUT_SEED = 0
 
@@ -194,9 +195,9 @@ def make_task_data(
         key, limit = ("max_train", settings.max_train) if name == "train" else ("max_eval", settings.max_eval)
         limited[name] = rows if limit is None else rows.head(limit)
         if limit is not None and limit > len(rows):
-            all_notes.append(f"{name}: {key} is {limit:,} and there are {len(rows):,} rows; all are used")
+            all_notes.append(f"{name}: {key} is {limit:,} and all {counted(len(rows), 'row')} are used")
         elif limit is not None and limit < len(rows):
-            all_notes.append(f"{name}: the first {limit:,} of {len(rows):,} rows ({key})")
+            all_notes.append(f"{name}: the first {limit:,} of {counted(len(rows), 'row')} ({key})")
         if info.kind != "generation":
             all_notes += _label_notes(name, limited[name], label_names)
     all_notes += _overlap_notes(limited)
@@ -275,11 +276,12 @@ def hold_out(rows: SomeRows, share: float, source: str | Path) -> tuple[SomeRows
     count = round(share * len(rows))
     if not 0 < count < len(rows):
         raise DataError(
-            f"task.validation: {share:g} of the {len(rows)} rows of {source} leaves a part empty; give a file"
+            f"task.validation: {share:g} of the {counted(len(rows), 'row')} of {source} leaves a part empty; "
+            "give a file"
         )
     held_out = set(random.Random(_HOLD_OUT_SEED).sample(range(len(rows)), count))
     train = rows.pick([index for index in range(len(rows)) if index not in held_out])
-    note = f"validation: {count:,} of {len(rows):,} rows of {source}, drawn with a fixed seed"
+    note = f"validation: {count:,} of {counted(len(rows), 'row')} of {source}, drawn with a fixed seed"
     return train, rows.pick(sorted(held_out)), note
 
 
@@ -307,5 +309,8 @@ def _overlap_notes(splits: Mapping[str, Rows]) -> list[str]:
     for name, rows in splits.items():
         shared = 0 if name == "train" else sum(texts in trained for texts in rows.texts())
         if shared:
-            notes.append(f"{name}: {shared:,} of {len(rows):,} rows have the text of a training row")
+            notes.append(
+                f"{name}: {shared:,} of {counted(len(rows), 'row')} {agree(shared, 'has', 'have')} the text of "
+                "a training row"
+            )
     return notes

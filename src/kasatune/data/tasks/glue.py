@@ -21,6 +21,7 @@ from kasatune.data.readers.text_files import read_lines, require_folder
 from kasatune.data.tasks.dataset import Rows, TaskData, TaskSettings, make_task_data
 from kasatune.data.tasks.task_info import TaskInfo
 from kasatune.errors import DataError
+from kasatune.wording import counted
 
 HUB_NAME = "nyu-mll/glue"
 
@@ -156,7 +157,7 @@ def _read_release(info: TaskInfo, folder: Path, train: bool) -> tuple[dict[str, 
     for split, file in files:
         splits[split], skipped = _read_rows(folder / file, info)
         if skipped:
-            notes.append(f"{split}: {skipped:,} rows of {file} are cut short in the release and were left out")
+            notes.append(f"{split}: {counted(skipped, 'row')} of {file} left out, cut short in the release")
     return splits, notes
 
 
@@ -182,7 +183,7 @@ def _read_rows(path: Path, info: TaskInfo) -> tuple[Rows, int]:
             skipped += 1
         elif len(values) != len(header):
             expected = f"{len(header)} separated by tabs are expected: {', '.join(header)}"
-            faults.add(f"{place}: {len(values)} columns; {expected}")
+            faults.add(f"{place}: {counted(len(values), 'column')}; {expected}")
         else:
             label = _parse_label(values[indices[-1]], info)
             if label is None:
@@ -242,7 +243,8 @@ def _read_microsoft(folder: Path, info: TaskInfo) -> dict[str, Rows]:
     in_development = [(values[first], values[second]) in development for _, values in cells]
     if sum(in_development) != len(development):
         raise DataError(
-            f"{ids_file}: {len(development):,} pairs of ids, of which {sum(in_development):,} are in {_MRPC_ALL}"
+            f"{ids_file}: {counted(len(development), 'pair')} of ids, of which {sum(in_development):,} are in "
+            f"{_MRPC_ALL}"
         )
     return {
         "train": rows.pick([index for index, held_out in enumerate(in_development) if not held_out]),

@@ -21,6 +21,7 @@ from kasatune.data.tasks.dataset import (
 )
 from kasatune.data.tasks.task_info import TaskInfo
 from kasatune.errors import DataError
+from kasatune.wording import counted
 
 MAX_LABELS = 1000
 
@@ -105,7 +106,8 @@ def _label_names(table: Table, settings: TaskSettings) -> tuple[str, ...]:
         raise DataError(f"{place}: every row has the label {next(iter(names))!r}; at least two labels are needed")
     if len(names) > MAX_LABELS:
         raise DataError(
-            f"{place}: {len(names):,} different labels in {len(table):,} rows; at most {MAX_LABELS:,} are allowed;"
+            f"{place}: {len(names):,} different labels in {counted(len(table), 'row')}; at most {MAX_LABELS:,} "
+            "are allowed;"
             " is this the label column, or is the task a regression?"
         )
     if all(_WHOLE_NUMBER.fullmatch(name) for name in names):

@@ -44,6 +44,7 @@ from kasatune.llm_client import (
 from kasatune.recipes.schema import Recipe
 from kasatune.runs.directory import read_recipe
 from kasatune.runs.metrics import read_metrics
+from kasatune.wording import agree, counted
 
 ANSWERS = "answers.jsonl"
 REPLIES = "replies.jsonl"
@@ -150,7 +151,9 @@ def judge_run(
     write_json(folder / f"{protocol}.json", {**result, "grades": [asdict(grade) for grade in graded]})
     if not summary["graded"]:
         first = summary["failures"][0]["reason"]
-        raise WorkError(f"none of {summary['failed']} replies has a valid grade ({first}); the replies are in {folder}")
+        raise WorkError(
+            f"none of {counted(summary['failed'], 'reply')} has a valid grade ({first}); the replies are in {folder}"
+        )
     return {
         **before,
         "split": settings.split or before["split"],
@@ -216,7 +219,10 @@ def _others(against: Path, questions: Sequence[Question]) -> dict[str, Conversat
     ]
     if missing:
         shown = ", ".join(missing[:5]) + (", ..." if missing[5:] else "")
-        raise DataError(f"{against}: {len(missing)} of {len(questions)} questions have no answer in it ({shown})")
+        raise DataError(
+            f"{against}: {len(missing)} of {counted(len(questions), 'question')} "
+            f"{agree(len(missing), 'has', 'have')} no answer in it ({shown})"
+        )
     return answers
 
 

@@ -14,6 +14,7 @@ from kasatune.experiments.compare.process_cache import process_cache
 from kasatune.experiments.compare.run_id import PlannedRun
 from kasatune.experiments.compare.run_store import unfinished_folder
 from kasatune.io.atomic import replace_path
+from kasatune.wording import counted
 
 Files = dict[str, bytes]
 
@@ -62,7 +63,8 @@ class RayExecutor:
                 f"the Ray cluster has {resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs, but one "
                 f"run requests {threads} and {wanted_gpus:g}: lower --threads or --gpus-per-run"
             )
-        tell(f"Ray: {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs, {self.slots} runs at once")
+        cpus, gpu_count = (counted(resources.get(kind, 0), kind) for kind in ("CPU", "GPU"))
+        tell(f"Ray: {cpus}, {gpu_count}, {counted(self.slots, 'run')} at once")
         environment = {"env_vars": {"TOKENIZERS_PARALLELISM": "false"}}
         self._task = ray.remote(num_cpus=threads, num_gpus=wanted_gpus, max_retries=1, runtime_env=environment)(
             _execute_in_task

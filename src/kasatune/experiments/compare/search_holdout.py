@@ -11,6 +11,7 @@ import numpy as np
 from kasatune.data.tasks.dataset import TaskData, rows_sha256
 from kasatune.errors import DataError
 from kasatune.experiments.compare.spec import HELD_OUT, SEARCH_SEED
+from kasatune.wording import counted
 
 FEWEST_ROWS = 5
 
@@ -27,7 +28,7 @@ def search_data(data: TaskData) -> TaskData:
     rows = data.splits["train"]
     if len(rows) < FEWEST_ROWS:
         raise DataError(
-            f"task {data.name}: {len(rows)} training rows; a search needs at least {FEWEST_ROWS}, "
+            f"task {data.name}: {counted(len(rows), 'training row')}; a search needs at least {FEWEST_ROWS}, "
             "or skip it with --trials 1"
         )
     held_out = _draw_held_out(list(rows.labels), classes=data.kind == "classification")

@@ -14,6 +14,7 @@ from kasatune.io.progress import ProgressReporter, progress_listener
 from kasatune.io.run_layout import SCORES
 from kasatune.runs.directory import read_recipe
 from kasatune.runs.metrics import read_metrics
+from kasatune.wording import counted
 
 
 def split_file(run_dir: Path, split: str) -> Path:
@@ -44,7 +45,7 @@ def score_splits(run_dir: Path, splits: Sequence[str], display: ProgressReporter
         (run_dir / SCORES).mkdir(exist_ok=True)
         for split in wanted:
             if split not in lacks:
-                display.message(f"scoring {split}: {len(data.splits[split]):,} rows")
+                display.message(f"scoring {split}: {counted(len(data.splits[split]), 'row')}")
                 scores = task_model.final_score(task_model.encode(data, split), data, split)
                 content = {"metrics": scores.metrics, **predictions(split, scores)}
                 write_json(split_file(run_dir, split), content, indent=None)

@@ -14,6 +14,7 @@ from kasatune.experiments.reproduce.reproduction_file import checked
 from kasatune.experiments.reproduce.spec import Request
 from kasatune.experiments.reproduce.verdict import RULE, judge
 from kasatune.io.environment import processor, versions
+from kasatune.wording import agree, counted
 
 Outcomes = dict[tuple[str, str], list[Path] | str]
 """By (task, method), or (`grades_of(task)`, method): the run directories, or why there is no score."""
@@ -134,7 +135,10 @@ def _score(request: Request, task: str, method: str, metric: str, outcomes: Outc
         parts = [_score(request, name, method, _metric(request, name), outcomes)[0] for name in tasks]
         scored = [part for part in parts if part is not None]
         if len(scored) < len(parts):
-            return None, f"{len(scored)} of its {len(parts)} tasks have a score"
+            return (
+                None,
+                f"{len(scored)} of its {counted(len(parts), 'task')} {agree(len(scored), 'has', 'have')} a score",
+            )
         return average(scored), ""
     run, split = request.experiment.run_of(task)
     outcome = outcomes.get((run, method))
@@ -186,7 +190,8 @@ def _grading_summary(folder: Path, how: Judged) -> str:
     cost = judgment["cost"]
     money = "" if cost["money"] is None else f", {cost['money']:.4f} by the prices given"
     return (
-        f"{judgment['graded']} answers graded by {judgment['model']} with {judgment['prompts']} prompts, "
+        f"{counted(judgment['graded'], 'answer')} graded by {judgment['model']} with "
+        f"{counted(judgment['prompts'], 'prompt')}, "
         f"{judgment['failed']} not counted; {cost['prompt_tokens']:,} prompt and "
-        f"{cost['completion_tokens']:,} completion tokens{money}"
+        f"{counted(cost['completion_tokens'], 'completion token')}{money}"
     )

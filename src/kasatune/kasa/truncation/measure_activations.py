@@ -17,6 +17,7 @@ from kasatune.errors import InputError, ModelError
 from kasatune.linalg.activation_tail import ActivationMoments, Side, side_of
 from kasatune.weights.base_weight import BaseWeight
 from kasatune.weights.fingerprint import weight_sketch
+from kasatune.wording import counted
 
 SEQUENCES = 16
 LENGTH = 96
@@ -209,7 +210,8 @@ class _Recorder:
         idle = [name for name, tokens in self._tokens.items() if tokens == 0]
         if idle:
             raise InputError(
-                f"calibration: {len(idle)} layers never ran, first {idle[0]}: pass batches that reach every target, or "
+                f"calibration: {counted(len(idle), 'layer')} never ran, first {idle[0]}: pass batches that "
+                "reach every target, or "
                 "leave these layers out of target_modules"
             )
         return {

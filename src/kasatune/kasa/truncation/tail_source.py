@@ -13,6 +13,7 @@ from kasatune.kasa.config import KasaConfig
 from kasatune.weights.base_weight import BaseWeight
 from kasatune.weights.fingerprint import TOLERANCES, sketch_tolerance
 from kasatune.weights.safetensors_reader import ModelCheckpoint, find_checkpoint
+from kasatune.wording import counted
 
 logger = logging.getLogger("kasatune")
 
@@ -110,7 +111,8 @@ class TailSource:
         """The source of each layer: one word if all have the same, None on a float base; warns of mismatches."""
         if self._reasons:
             warnings.warn(
-                f"tail_source='auto': the checkpoint is not the base that was quantized, so {len(self._reasons)} tails "
+                f"tail_source='auto': the checkpoint is not the base that was quantized, so "
+                f"{counted(len(self._reasons), 'tail')} "
                 f"come from the dequantized weight. {next(iter(self._reasons.values()))}",
                 stacklevel=2,
             )

@@ -25,6 +25,7 @@ from kasatune.errors import InputError, ModelError
 from kasatune.io.atomic import atomic_write, remove_unfinished
 from kasatune.linalg import TailSVD
 from kasatune.weights.fingerprint import weight_values_sha256
+from kasatune.wording import counted
 
 logger = logging.getLogger("kasatune")
 
@@ -256,7 +257,8 @@ class TailDirectory:
     def _refusal(self, key: TailKey, name: str, stored: int | None) -> str:
         if stored is not None:
             return (
-                f"{self.folder} holds {stored} singular triplets of {name}, but {key.drop} are dropped: make it again "
+                f"{self.folder} holds {counted(stored, 'singular triplet')} of {name}, but {key.drop} are "
+                "dropped: make it again "
                 f"with `kasatune decompose --rank {key.drop}`, lower r, or leave tails out"
             )
         return (

@@ -12,6 +12,7 @@ from kasatune.metrics.generation.cider import cider, cider_segments
 from kasatune.metrics.generation.coco_rouge_l import rouge_l, rouge_l_segments
 from kasatune.metrics.generation.meteor import meteor_exact_stem, meteor_exact_stem_segments, require_stemmer
 from kasatune.metrics.generation.nist import nist
+from kasatune.wording import counted
 
 __all__ = [
     "OPTIONAL_SCORES",
@@ -57,7 +58,7 @@ def generation_scores(
     require_scores(names)
     if len(predictions) != len(references) or not len(predictions):
         raise ValueError(
-            f"{len(predictions)} texts and {len(references)} groups of references received; "
+            f"{counted(len(predictions), 'text')} and {counted(len(references), 'group')} of references received; "
             "give one group per text, and at least one text"
         )
     bare = next((index for index, group in enumerate(references) if isinstance(group, str) or not group), None)

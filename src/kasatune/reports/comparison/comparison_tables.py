@@ -12,6 +12,7 @@ from kasatune.reports import formatting
 from kasatune.reports.comparison.conclusion import begun, conclusion_sentences, protocol_sentence, title_of
 from kasatune.reports.markdown import code, text
 from kasatune.reports.markdown import table as markdown_table
+from kasatune.wording import counted
 
 RETENTION = {
     "masked_lm_loss": "masked-LM loss on unrelated text",
@@ -183,7 +184,10 @@ def as_markdown(comparison: Mapping[str, Any]) -> str:
         "\n".join(
             [
                 f"- {code(comparison['command'])}" if comparison["command"] else "- started from Python",
-                f"- {text(machine['processor'])}, {machine['threads_per_run']} threads per run; {text(software)}",
+                (
+                    f"- {text(machine['processor'])}, {counted(machine['threads_per_run'], 'thread')} per run; "
+                    f"{text(software)}"
+                ),
                 *(f"- {text(task['name'])}: {text(settings_sentence(task))}" for task in comparison["tasks"]),
             ]
         ),
@@ -194,12 +198,13 @@ def as_markdown(comparison: Mapping[str, Any]) -> str:
 def settings_sentence(task: Mapping[str, Any]) -> str:
     """The settings that all methods share on a task."""
     training, method = task["training"], task["shared_method_settings"]
-    length = f"{training['max_steps']} steps" if training["max_steps"] else f"{training['epochs']:g} epochs"
+    length = counted(training["max_steps"], "step") if training["max_steps"] else counted(training["epochs"], "epoch")
     targets = method["target_modules"]
     return (
-        f"{task['model']}, {task['rows']['train']:,} training and {task['rows']['validation']:,} validation rows, "
+        f"{task['model']}, {task['rows']['train']:,} training and "
+        f"{counted(task['rows']['validation'], 'validation row')}, "
         f"{length}, batches of {training['batch_size']}, schedule {training['schedule']}, {training['precision']}, at "
-        f"most {task['max_length']} tokens; r {method['r']}, alpha {method['alpha']:g}, targets "
+        f"most {counted(task['max_length'], 'token')}; r {method['r']}, alpha {method['alpha']:g}, targets "
         f"{targets if isinstance(targets, str) else ', '.join(targets)}; rows from {task['data_source']}, SHA-256 "
         f"{task['data_sha256'][:16]}"
     )
@@ -266,7 +271,7 @@ def _row(comparison: Mapping[str, Any], entry: Mapping[str, Any]) -> list[str]:
     missing = (
         ""
         if entry["n"] == len(comparison["seeds"]) or not entry["n"]
-        else f" ({entry['n']} of {len(comparison['seeds'])} seeds)"
+        else f" ({entry['n']} of {counted(len(comparison['seeds']), 'seed')})"
     )
     if entry["mean"] is None:
         score = formatting.ABSENT
@@ -291,7 +296,9 @@ def _row(comparison: Mapping[str, Any], entry: Mapping[str, Any]) -> list[str]:
 
 def _caption(comparison: Mapping[str, Any], task: Mapping[str, Any]) -> str:
     label = "" if comparison["protocol"] == "clean" else ", best epoch chosen on these rows (protocol of the paper)"
-    return f"{formatting.metric_title(task['primary'])} on {task['rows']['validation']:,} validation rows{label}"
+    return (
+        f"{formatting.metric_title(task['primary'])} on {counted(task['rows']['validation'], 'validation row')}{label}"
+    )
 
 
 def _retention(value: Mapping[str, Any] | None) -> str:

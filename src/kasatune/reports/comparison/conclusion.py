@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kasatune.reports import formatting
+from kasatune.wording import agree, counted
 
 NO_DIFFERENCE = "no difference shown"
 
@@ -49,11 +50,12 @@ def listed(names: Sequence[str]) -> str:
 
 def _unfinished(comparison: Mapping[str, Any]) -> str:
     progress = comparison["progress"]
-    failed = f" {progress['failed']} runs failed; they are listed below." if progress["failed"] else ""
+    failed = f" {counted(progress['failed'], 'run')} failed; they are listed below." if progress["failed"] else ""
     if comparison["complete"]:
         return failed.strip()
     return (
-        f"Not finished: {progress['there']} of {progress['planned']} runs are done, and the results below cover only "
+        f"Not finished: {progress['there']} of {counted(progress['planned'], 'run')} "
+        f"{agree(progress['there'], 'is', 'are')} done, and the results below cover only "
         f"these runs.{failed}"
     )
 
@@ -140,7 +142,7 @@ def _ranks(comparison: Mapping[str, Any]) -> str:
     ties = [row for row in ranked if row["average_rank"] == first["average_rank"]]
     names = listed([title_of(comparison, row["method"]) for row in ties])
     return (
-        f"{names} {'have' if len(ties) > 1 else 'has'} the best average rank over {most} tasks, "
+        f"{names} {'have' if len(ties) > 1 else 'has'} the best average rank over {counted(most, 'task')}, "
         f"{first['average_rank']:.2f}; ranks are not tested for significance."
     )
 
@@ -178,7 +180,11 @@ def _not_tested(comparison: Mapping[str, Any]) -> str:
     amount = f"{min(rows):,}" if min(rows) == max(rows) else f"{min(rows):,} to {max(rows):,}"
     ranks = sorted({task["shared_method_settings"]["r"] for task in tasks})
     search = comparison["search"]
-    how = f"more than {search['trials']} search trials per method" if search["applies"] else "a hyperparameter search"
+    how = (
+        f"more than {counted(search['trials'], 'search trial')} per method"
+        if search["applies"]
+        else "a hyperparameter search"
+    )
     without = [entry["title"] for entry in tasks[0]["results"] if not _has_runs(tasks, entry["method"])]
     methods = f"{listed(without)} (no finished run), " if without else ""
     seeds = sorted({run["seed"] for task in tasks for entry in task["results"] for run in entry["runs"]})
@@ -202,7 +208,8 @@ def protocol_sentence(comparison: Mapping[str, Any]) -> str:
             "reported, so every score is biased upwards."
         )
     searched = (
-        f"Settings were searched with {search['trials']} trials per method ({search['kind']}), scored on a held-out "
+        f"Settings were searched with {counted(search['trials'], 'trial')} per method ({search['kind']}), "
+        "scored on a held-out "
         "fifth of the training rows"
         if search["applies"]
         else "All settings are those of the recipe; nothing was searched"

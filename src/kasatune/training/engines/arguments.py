@@ -12,6 +12,7 @@ from kasatune.distributed.fsdp import deepspeed_requested, sharding_requested, w
 from kasatune.errors import RecipeError
 from kasatune.training.checkpoints import MAX_CHECKPOINTS
 from kasatune.training.deepspeed_config import apply_recipe
+from kasatune.wording import counted
 
 if TYPE_CHECKING:
     from kasatune.recipes.schema import TrainingSection
@@ -90,8 +91,10 @@ def training_arguments(
     if section.batch_size % pieces:
         raise RecipeError(
             [
-                f"training.batch_size: {section.batch_size} examples cannot be split into {pieces} equal micro-batches "
-                f"(gradient_accumulation {section.gradient_accumulation} x {arguments.world_size} processes); "
+                f"training.batch_size: {counted(section.batch_size, 'example')} cannot be split into "
+                f"{counted(pieces, 'equal micro-batch')} "
+                f"(gradient_accumulation {section.gradient_accumulation} x "
+                f"{counted(arguments.world_size, 'process')}); "
                 "change one of them"
             ]
         )
