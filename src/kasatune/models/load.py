@@ -28,6 +28,7 @@ from transformers.utils.hub import cached_file
 from kasatune.errors import KasatuneError, ModelError
 from kasatune.io.library_noise import quiet
 from kasatune.methods.shared.model_parts import head_name
+from kasatune.models.padding import drop_unusable_padding, set_padding
 from kasatune.models.quantization import quantization_config
 from kasatune.weights.bitsandbytes_cpu import unpack_for_training_and_saving
 from kasatune.weights.fingerprint import sampled_parameters_sha256
@@ -179,6 +180,7 @@ def load_base(
         with quiet():
             config._commit_hash = revision  # find_checkpoint looks the files up by it
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+            drop_unusable_padding(config)
             _set_task(section.name, config, kind, label_names)
             _set_dropout(config, section.dropout)
             if section.quantization != "none":
@@ -201,7 +203,9 @@ def load_base(
         raise ModelError(f"model.name: {section.name} cannot be loaded: {reason_and_remedy(fault, folder)}") from fault
     _check_vocabulary(section.name, tokenizer)
     _check_length(section.name, model, tokenizer, max_length)
-    _set_padding(section.name, model, tokenizer, kind)
+    if kind == _TEXT:
+        _require_end(section.name, tokenizer)
+    set_padding(section.name, model, tokenizer, classifier=kind != _TEXT)
     unpack_for_training_and_saving(model)
     if kind == _TEXT:
         _require_complete(section.name, model, report)
@@ -316,22 +320,12 @@ def _check_length(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokeni
         )
 
 
-def _set_padding(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kind: str) -> None:
-    """Use the EOS token for padding if the tokenizer has no padding token, as with most decoders."""
-    if kind == _TEXT and tokenizer.eos_token_id is None:
+def _require_end(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    if tokenizer.eos_token_id is None:
         raise ModelError(
             f"model.name: the tokenizer of {name} has no EOS token, so the model cannot learn where to "
             "stop; add one to its tokenizer_config.json"
         )
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise ModelError(
-                f"model.name: the tokenizer of {name} has neither a padding nor an EOS token; "
-                "add one to its tokenizer_config.json"
-            )
-        tokenizer.pad_token = tokenizer.eos_token
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
 
 
 def _new_modules(name: str, model: PreTrainedModel, report: dict[str, Any]) -> tuple[str, ...]:

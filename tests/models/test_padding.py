@@ -1,0 +1,161 @@
+"""Padding: a batch gives the scores of its rows alone, whatever the checkpoint's configuration says of padding."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoTokenizer,
+    GPT2Config,
+    GPT2Model,
+    LlamaConfig,
+    LlamaModel,
+    RobertaConfig,
+    RobertaModel,
+    XLNetConfig,
+    XLNetModel,
+)
+
+from kasatune.data.collate import CausalCollator, LabelledCollator
+from kasatune.data.prompt_completion import IGNORED, encode_rows
+from kasatune.errors import ModelError
+from kasatune.models.load import load_base
+from tests.text_toys import make_llama, save_tokenizer
+
+SIZE = 24
+TEXTS = ["say red", "say one two three pub cafe"]
+
+
+def section(name: Path) -> Any:
+    return SimpleNamespace(
+        name=str(name),
+        revision=None,
+        dtype="float32",
+        quantization="none",
+        dropout=None,
+        trust_remote_code=False,
+    )
+
+
+def load(folder: Path) -> Any:
+    return load_base(section(folder), kind="classification", label_names=("no", "yes"), seed=0, max_length=16)
+
+
+def edit(path: Path, **changes: Any) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(content | changes), encoding="utf-8")
+
+
+def decoder(folder: Path, architecture: str, *, padding: bool, pad_token_id: int | None, side: str) -> Path:
+    torch.manual_seed(3)
+    if architecture == "gpt2":
+        config = GPT2Config(vocab_size=SIZE, n_positions=32, n_embd=16, n_layer=2, n_head=2, pad_token_id=pad_token_id)
+        GPT2Model(config).save_pretrained(folder)
+    else:
+        LlamaModel(
+            LlamaConfig(
+                vocab_size=SIZE,
+                hidden_size=16,
+                intermediate_size=24,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=32,
+                pad_token_id=pad_token_id,
+                initializer_range=0.3,
+            )
+        ).save_pretrained(folder)
+    save_tokenizer(folder, padding=padding)
+    edit(folder / "tokenizer_config.json", padding_side=side)
+    return folder
+
+
+@torch.no_grad()
+def scores(base: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits of every text alone, and in one batch."""
+    collate = LabelledCollator(base.tokenizer)
+    rows = [dict(base.tokenizer(text)) for text in TEXTS]
+    alone = torch.cat([base.model(**collate([row])).logits for row in rows])
+    return alone, base.model(**collate(rows)).logits
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(
+    ("padding", "pad_token_id"),
+    [(True, None), (True, 3), (True, 2), (False, None), (False, 2), (True, 0)],
+    ids=["absent", "equal", "another", "neither", "of the model only", "an ordinary token"],
+)
+def test_a_classifier_on_a_decoder_scores_a_text_alike_alone_and_in_a_batch(
+    architecture, side, padding, pad_token_id, tmp_path
+):
+    base = load(decoder(tmp_path / "base", architecture, padding=padding, pad_token_id=pad_token_id, side=side))
+    assert base.model.config.pad_token_id == base.tokenizer.pad_token_id == (3 if padding else 1)
+    alone, batch = scores(base)
+    torch.testing.assert_close(alone, batch, rtol=1e-4, atol=1e-5)
+    assert float((alone[0] - alone[1]).abs().max()) > 1e-3
+
+
+def test_an_ordinary_token_that_the_configuration_calls_padding_is_learnt(tmp_path):
+    base = load(decoder(tmp_path / "base", "llama", padding=True, pad_token_id=5, side="right"))
+    batch = LabelledCollator(base.tokenizer)([dict(base.tokenizer(text)) for text in ("blue red", "say one two")])
+    assert 5 in batch["input_ids"]
+    base.model(**batch).logits.sum().backward()
+    gradient = base.model.get_input_embeddings().weight.grad
+    assert float(gradient[5].abs().max()) > 0
+    assert float(gradient[3].abs().max()) == 0
+
+
+def test_a_model_that_reads_the_last_position_is_padded_on_the_left(tmp_path):
+    torch.manual_seed(3)
+    XLNetModel(XLNetConfig(vocab_size=SIZE, d_model=16, n_layer=2, n_head=2, d_inner=24)).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path, padding=True)
+    edit(tmp_path / "tokenizer_config.json", padding_side="left")
+    alone, batch = scores(load(tmp_path))
+    torch.testing.assert_close(alone, batch, rtol=1e-4, atol=1e-5)
+
+
+def test_a_padding_token_without_an_embedding_is_refused_by_name(tmp_path):
+    folder = decoder(tmp_path / "base", "llama", padding=True, pad_token_id=None, side="right")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[MORE]"})
+    for number in range(SIZE):
+        tokenizer.add_tokens(f"extra{number}")
+    tokenizer.add_special_tokens({"pad_token": "[LAST]"})
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ModelError, match=rf"pads with '\[LAST\]', number \d+, but the model has only {SIZE}"):
+        load(folder)
+
+
+def test_a_configuration_that_pads_with_a_number_outside_the_vocabulary_is_no_obstacle(tmp_path):
+    folder = decoder(tmp_path / "base", "llama", padding=True, pad_token_id=None, side="right")
+    edit(folder / "config.json", pad_token_id=99)
+    alone, batch = scores(load(folder))
+    torch.testing.assert_close(alone, batch, rtol=1e-4, atol=1e-5)
+
+
+def test_positions_that_count_another_padding_token_are_refused_by_name(tmp_path):
+    options = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    RobertaModel(RobertaConfig(vocab_size=SIZE, pad_token_id=1, **options)).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path, padding=True)
+    with pytest.raises(ModelError, match="pads with '<pad>', number 3, but the model counts positions by .* number 1"):
+        load(tmp_path)
+    RobertaModel(RobertaConfig(vocab_size=SIZE, pad_token_id=3, **options)).save_pretrained(tmp_path)
+    alone, batch = scores(load(tmp_path))
+    torch.testing.assert_close(alone, batch, rtol=1e-4, atol=1e-5)
+
+
+def test_an_end_of_text_that_also_pads_is_learnt_where_it_ends_a_text(tmp_path):
+    base = load_base(section(make_llama(tmp_path)), kind="generation", label_names=None, seed=0, max_length=16)
+    end = base.tokenizer.eos_token_id
+    assert base.tokenizer.pad_token_id == base.model.config.pad_token_id == end
+    examples = encode_rows(base.tokenizer, ["say :", "say one two :"], ["red", "blue green one"], 16)
+    batch = CausalCollator(base.tokenizer)(examples.rows)
+    for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
+        length = int(mask.sum())
+        assert ids[length - 1] == labels[length - 1] == end
+        assert (labels[length:] == IGNORED).all()
