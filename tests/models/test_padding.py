@@ -138,14 +138,17 @@ def test_a_configuration_that_pads_with_a_number_outside_the_vocabulary_is_no_ob
     torch.testing.assert_close(alone, batch, rtol=1e-4, atol=1e-5)
 
 
-def test_positions_that_count_another_padding_token_are_refused_by_name(tmp_path):
+@pytest.mark.parametrize("pad_token_id", [1, 3])
+def test_a_model_that_counts_positions_by_its_padding_token_keeps_it(pad_token_id, tmp_path):
+    torch.manual_seed(3)
     options = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
-    RobertaModel(RobertaConfig(vocab_size=SIZE, pad_token_id=1, **options)).save_pretrained(tmp_path)
+    config = RobertaConfig(vocab_size=SIZE, pad_token_id=pad_token_id, initializer_range=0.3, **options)
+    RobertaModel(config).save_pretrained(tmp_path)
     save_tokenizer(tmp_path, padding=True)
-    with pytest.raises(ModelError, match="pads with '<pad>', number 3, but the model counts positions by .* number 1"):
-        load(tmp_path)
-    RobertaModel(RobertaConfig(vocab_size=SIZE, pad_token_id=3, **options)).save_pretrained(tmp_path)
-    alone, batch = scores(load(tmp_path))
+    edit(tmp_path / "tokenizer_config.json", padding_side="left")
+    base = load(tmp_path)
+    assert base.model.config.pad_token_id == pad_token_id
+    alone, batch = scores(base)
     torch.testing.assert_close(alone, batch, rtol=1e-4, atol=1e-5)
 
 

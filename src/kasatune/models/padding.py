@@ -9,8 +9,6 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from kasatune.errors import ModelError
 
-_POSITIONS = "position_embeddings"
-
 
 def choose_padding_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The id of the tokenizer's padding token; of its EOS token, which becomes the padding token, if it has none.
@@ -23,7 +21,7 @@ def choose_padding_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def set_padding(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, classifier: bool) -> None:
-    """Use the tokenizer's padding token in the model, whatever the model's configuration says.
+    """Set the model's padding token to the tokenizer's.
 
     A classifier on a decoder reads the last token that is not `config.pad_token_id`: with another id than that of the
     batches, the score of a text would depend on the texts beside it. Labelled rows are padded on the right, because a
@@ -37,8 +35,8 @@ def set_padding(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenize
         classifier: whether the model scores labelled rows, instead of generating text.
 
     Raises:
-        ModelError: the tokenizer has neither a padding nor an EOS token, the model has no embedding of its padding
-            token, or the model counts positions by another padding token.
+        ModelError: the tokenizer has neither a padding nor an EOS token, or the model has no embedding of its padding
+            token.
     """
     pad = choose_padding_token(tokenizer)
     if pad is None:
@@ -54,15 +52,9 @@ def set_padding(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenize
             f"{size} embeddings; set pad_token in its tokenizer_config.json to a token that the model has, such as "
             f"{tokenizer.eos_token or tokenizer.unk_token!r}"
         )
-    counted = positions_counted_by(model)
-    if counted not in (None, pad):
-        raise ModelError(
-            f"model.name: {name}: its tokenizer pads with {tokenizer.pad_token!r}, number {pad}, but the model counts "
-            f"positions by the padding token number {counted}; set pad_token in its tokenizer_config.json to "
-            f"{tokenizer.convert_ids_to_tokens(counted)!r}"
-        )
-    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
-        config.pad_token_id = pad
+    if not counts_positions_by_padding(model):
+        for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+            config.pad_token_id = pad
     if getattr(embeddings, "padding_idx", None) not in (None, pad):
         embeddings.padding_idx = None  # an ordinary token, whose embedding would get no gradient
     if classifier and getattr(model.config, "summary_type", None) != "last":
@@ -77,9 +69,10 @@ def drop_unusable_padding(config: PreTrainedConfig) -> None:
             part.pad_token_id = None
 
 
-def positions_counted_by(model: nn.Module) -> int | None:
-    """The padding id from which a model computes position ids, as RoBERTa does; None for other models."""
-    for name, module in model.named_modules():
-        if name.rpartition(".")[2] == _POSITIONS and isinstance(module, nn.Embedding):
-            return module.padding_idx
-    return None
+def counts_positions_by_padding(model: nn.Module) -> bool:
+    """Whether a model numbers positions from its padding id on, as RoBERTa does.
+
+    Its configuration must keep that id, whatever the tokenizer pads with: another one would shift every position.
+    """
+    tables = (module for name, module in model.named_modules() if name.rpartition(".")[2] == "position_embeddings")
+    return any(isinstance(table, nn.Embedding) and table.padding_idx is not None for table in tables)
