@@ -48,8 +48,8 @@ def set_padding(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenize
     size = getattr(embeddings, "num_embeddings", None)
     if size is not None and pad >= size:
         raise ModelError(
-            f"model.name: {name}: its tokenizer pads with {tokenizer.pad_token!r}, number {pad}, but the model has only "
-            f"{size} embeddings; set pad_token in its tokenizer_config.json to a token that the model has, such as "
+            f"model.name: {name}: its tokenizer pads with {tokenizer.pad_token!r}, number {pad}, but the model has "
+            f"only {size} embeddings; set pad_token in its tokenizer_config.json to one that the model has, such as "
             f"{tokenizer.eos_token or tokenizer.unk_token!r}"
         )
     if not counts_positions_by_padding(model):
