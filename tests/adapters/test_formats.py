@@ -206,7 +206,20 @@ def test_layers_whose_names_end_alike_keep_their_own_ranks(tmp_path):
     assert "no input embeddings" in certificate(tmp_path / "out")["outputs"]["reason"]
 
 
-@pytest.mark.parametrize("to", ["lora", "kasa", "peft-kasa"])
+@pytest.mark.parametrize("to", ["peft-kasa", "authors"])
+def test_a_tied_head_is_refused_by_formats_whose_reader_changes_the_embedding_with_it(tmp_path, to):
+    model = trained(lambda: llama(tied=True), target_modules=["lm_head"])
+    with pytest.raises(InputError, match=r"lm_head .*tied"):
+        export_adapter(model, tmp_path / "out", to=to)
+    assert not (tmp_path / "out").exists()
+    pefts_own(lambda: llama(tied=True), target_modules=["lm_head"]).save_pretrained(
+        tmp_path / "pefts", save_embedding_layers=False
+    )
+    with pytest.raises(InputError, match=r"lm_head .*tied"):
+        load_adapter(llama(tied=True), tmp_path / "pefts")
+
+
+@pytest.mark.parametrize("to", ["lora", "kasa"])
 def test_an_adapted_output_embedding_whose_weight_peft_saves_along(tmp_path, to):
     model = trained(lambda: llama(tied=True), target_modules=["lm_head", "q_proj"])
     model.save_pretrained(tmp_path / "native")

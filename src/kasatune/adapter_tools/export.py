@@ -13,6 +13,7 @@ from kasatune.adapter_tools.resolve import (
     is_base_local,
     load_base_model,
     read_config,
+    require_convertible,
 )
 from kasatune.adapters.adapter_files import file_sha256, read_tensors
 from kasatune.adapters.certificate import Certificate, read_certificate, write_certificate
@@ -53,6 +54,7 @@ def convert_adapter(
         raise InputError(f"to={to!r} is not a known adapter format; choose one of {', '.join(FORMATS)}, gguf")
     require_free(out)
     source = find_source(directory, base)
+    require_convertible(source)
     if to == "gguf":
         # Fail before the base is loaded.
         architecture_of(read_config(checkpoint_folder(source)))

@@ -14,7 +14,9 @@ from kasatune.adapters.adapter_files import AdapterFiles, read_tensors
 from kasatune.adapters.format_conversion import as_native
 from kasatune.adapters.load import read_checked
 from kasatune.adapters.lora_export import stock_layers
+from kasatune.adapters.lora_settings import check_settings, residual_init
 from kasatune.adapters.native_format import scaling_of, trained_factors
+from kasatune.adapters.residual_lora import StoredWeight, base_needed, to_plain_lora
 from kasatune.errors import InputError, ModelError
 from kasatune.io.library_noise import quiet
 from kasatune.kasa.functional import Factors, drop_count, orthogonality_norms
@@ -49,9 +51,12 @@ def inspect(directory: Path, base: str | None = None) -> dict[str, Any]:
     """
     source = find_source(directory, base)
     header, kind, _ = read_checked(source.adapter)
+    check_settings(header.config, kind)
     files = read_tensors(header)
     with quiet():
         checkpoint = open_base(source) if base is not None or is_base_local(source) else None
+    if kind == "lora":
+        files = _plain_lora(files, checkpoint)
     layers = [dict(layer) for layer in _layers(files, kind, checkpoint)]
     return {
         "adapter": str(source.adapter),
@@ -59,6 +64,23 @@ def inspect(directory: Path, base: str | None = None) -> dict[str, Any]:
         "base": source.base_name if checkpoint is not None else None,
         "layers": layers,
     }
+
+
+def _plain_lora(files: AdapterFiles, base: ModelCheckpoint | None) -> AdapterFiles:
+    """The adapter as a plain LoRA: of PiSSA and OLoRA, the update includes what they take from the base."""
+    init = residual_init(files.config)
+    if init is None:
+        return files
+    if base is None:
+        raise base_needed(init)
+
+    def stored_weight(name: str, _: tuple[int, int]) -> StoredWeight:
+        stored = base.weight(name)
+        if stored is None:
+            raise ModelError(f"{base.folder} holds no weight of {name}; name the right base with --base")
+        return StoredWeight(stored.read(), base.is_transposed(name))
+
+    return to_plain_lora(files, stored_weight)
 
 
 def _layers(files: AdapterFiles, kind: str, base: ModelCheckpoint | None) -> Iterator[dict[str, Any]]:

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +18,13 @@ from transformers.pytorch_utils import Conv1D
 from kasatune.adapter_tools.resolve import Source, find_source, open_base, read_config
 from kasatune.adapters.adapter_files import PREFIX, AdapterFiles, listed, read_tensors, write_json
 from kasatune.adapters.certificate import CERTIFICATE, Certificate, library_versions, write_certificate
-from kasatune.adapters.format_conversion import as_native
+from kasatune.adapters.format_conversion import WITHOUT_TAILS, as_native
 from kasatune.adapters.load import read_checked
-from kasatune.adapters.lora_export import stock_layers, to_lora
-from kasatune.adapters.native_format import scaling_of, trained_factors
+from kasatune.adapters.lora_export import StackedLora, folded_layers, stock_layers, to_lora
+from kasatune.adapters.lora_settings import check_settings, residual_init
+from kasatune.adapters.native_format import require_untied, scaling_of, trained_factors
+from kasatune.adapters.recognize_format import TITLES
+from kasatune.adapters.residual_lora import StoredWeight, layer_residual
 from kasatune.errors import AdapterError, ModelError
 from kasatune.io.atomic import new_directory
 from kasatune.kasa.functional import Factors, drop_count, update
@@ -71,11 +75,12 @@ def merge(directory: Path, out: Path, base: str | None = None) -> Merged:
     Raises:
         InputError: there is no adapter, or the name of the base is unknown.
         ModelError: the base cannot be found, is quantized, or lacks a weight that the adapter is for.
-        AdapterError: the adapter is damaged, or was made for another base.
+        AdapterError: the adapter is damaged, was made for another base, or has a setting that no merge can express.
         OutputError: `out` is not empty.
     """
     source = find_source(directory, base)
     header, kind, layers = read_checked(source.adapter)
+    check_settings(header.config, kind)
     with new_directory(out) as unfinished:
         checkpoint = open_base(source)
         if read_config(checkpoint.folder).get("quantization_config"):
@@ -123,6 +128,26 @@ class _LoraUpdate:
 
 
 @dataclass(frozen=True)
+class _ResidualUpdate:
+    """W' - W = B A - s B0 A0, for initializations that subtract s B0 A0 from the base (PiSSA, OLoRA)."""
+
+    lora: StackedLora
+    config: dict[str, Any]
+    init: str
+    name: str
+    transposed: bool
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.lora.B.shape[0], self.lora.A.shape[1]
+
+    def __call__(self, W: Tensor) -> Tensor:
+        stored = StoredWeight(W.T if self.transposed else W, self.transposed)
+        taken = layer_residual(self.config, self.init, self.name, stored)
+        return self.lora.B.to(W.dtype) @ self.lora.A.to(W.dtype) - taken.B @ taken.A
+
+
+@dataclass(frozen=True)
 class _TruncatingUpdate:
     """W' - W = s B sigma A - tail(W), for formats whose reader decomposes the base."""
 
@@ -143,7 +168,7 @@ class _TruncatingUpdate:
         return change
 
 
-Update = _LoraUpdate | _TruncatingUpdate
+Update = _LoraUpdate | _ResidualUpdate | _TruncatingUpdate
 
 
 @dataclass
@@ -202,7 +227,8 @@ def plan_merge(files: AdapterFiles, kind: str, layers: list[str], model: nn.Modu
     unknown = [name for name in layers if not hasattr(modules.get(name), "weight")]
     if unknown:
         raise AdapterError(f"{type(model).__name__} has no layer {listed(unknown)}: the adapter is of another model")
-    updates, rest = _updates(files, kind)
+    transposed = {name for name in layers if isinstance(modules[name], Conv1D)}
+    updates, rest = _updates(files, kind, transposed)
     replaced = {key.removeprefix(PREFIX).replace(".base_layer.", "."): tensor for key, tensor in rest.items()}
     known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     unknown = [name for name in replaced if name not in known]
@@ -210,14 +236,25 @@ def plan_merge(files: AdapterFiles, kind: str, layers: list[str], model: nn.Modu
         raise AdapterError(
             f"{type(model).__name__} has no parameter {listed(unknown)}: the adapter is of another model"
         )
-    transposed = {name for name in layers if isinstance(modules[name], Conv1D)}
+    init = residual_init(files.config) if kind == "lora" else None
+    if init is not None or kind in WITHOUT_TAILS:
+        require_untied(model, layers, TITLES[kind] if init is None else f"init_lora_weights={init!r}")
     for name in layers:
         _require_shape(name, updates[name].shape, modules[name], transposed=name in transposed)
     fingerprint = files.config.get("base_fingerprint") if kind == "kasa" else None
     return MergePlan(updates, transposed, replaced, fingerprint if isinstance(fingerprint, dict) else {})
 
 
-def _updates(files: AdapterFiles, kind: str) -> tuple[dict[str, Update], dict[str, Tensor]]:
+def _updates(
+    files: AdapterFiles, kind: str, transposed: Collection[str]
+) -> tuple[dict[str, Update], dict[str, Tensor]]:
+    init = residual_init(files.config) if kind == "lora" else None
+    if init is not None:
+        layers, rest = folded_layers(files)
+        config = files.config
+        return {
+            name: _ResidualUpdate(lora, config, init, name, name in transposed) for name, lora in layers.items()
+        }, rest
     if kind in ("lora", "kasa"):
         layers, rest = stock_layers(files if kind == "lora" else to_lora(files))
         return {name: _LoraUpdate(lora.B, lora.A) for name, lora in layers.items()}, rest

@@ -103,6 +103,19 @@ def has_adapter(run_dir: Path) -> bool:
     return any((run_dir / name / ADAPTER_FILE).is_file() for name in (NATIVE, ADAPTER))
 
 
+def require_convertible(source: Source) -> None:
+    """Check the settings of the adapter before its base is loaded; see `check_settings`.
+
+    Raises:
+        AdapterError: a setting has no equivalent in a merged model or another format.
+    """
+    from kasatune.adapters.load import read_checked
+    from kasatune.adapters.lora_settings import check_settings
+
+    header, kind, _ = read_checked(source.adapter)
+    check_settings(header.config, kind)
+
+
 def require_base_name(source: Source) -> str:
     """The name of the base.
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kasatune import methods
-from kasatune.adapter_tools.resolve import Source, find_source, is_base_local, load_base_model
+from kasatune.adapter_tools.resolve import Source, find_source, is_base_local, load_base_model, require_convertible
 from kasatune.adapters.certificate import Certificate, read_certificate, write_certificate
 from kasatune.adapters.export import export_smaller_lora
 from kasatune.adapters.load import load_adapter
@@ -20,9 +21,17 @@ from kasatune.models.load import load_base
 from kasatune.runs.directory import read_recipe
 from kasatune.runs.metrics import read_metrics
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 def shrink_adapter(
-    directory: Path, out: Path, *, rank: int | None = None, energy: float | None = None, base: str | None = None
+    directory: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    base: str | os.PathLike[str] | PreTrainedModel | None = None,
 ) -> Certificate:
     """Write a smaller stock LoRA adapter of a run or an adapter.
 
@@ -34,7 +43,8 @@ def shrink_adapter(
         out: a directory that does not exist or is empty; it is written completely or not at all.
         rank: the largest rank of a layer; or
         energy: the share of each layer's squared singular values to keep.
-        base: name or folder of the base; by default the one of the recipe or the adapter, if it is on this machine.
+        base: name or folder of the base, or the unadapted base itself, which is not modified; by default the one of the
+            recipe or the adapter, if it is on this machine.
 
     Returns:
         The certificate; for a run with "scores": {"split", "before", "after"}, or {"reason"} if its data is not
@@ -44,9 +54,15 @@ def shrink_adapter(
         InputError: there is no adapter, or neither or both of rank and energy are given.
         OutputError: `out` is not empty.
     """
+    out = Path(out)
     require_free(out)
-    source = find_source(directory, base)
-    model = load_base_model(source) if base is not None or is_base_local(source) else None
+    name = os.fspath(base) if isinstance(base, str | os.PathLike) else None
+    source = find_source(Path(directory), name)
+    require_convertible(source)
+    if base is None or name is not None:
+        model = load_base_model(source) if name is not None or is_base_local(source) else None
+    else:
+        model = base
     with quiet():
         export_smaller_lora(source.adapter, out, rank=rank, energy=energy, base=model)
     certificate = read_certificate(out)

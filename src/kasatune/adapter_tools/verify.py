@@ -19,9 +19,9 @@ from kasatune.adapters.adapter_files import AdapterFiles, file_sha256, read_head
 from kasatune.adapters.attach import sketch_distances
 from kasatune.adapters.certificate import CERTIFICATE, describe, read_certificate
 from kasatune.adapters.export import export_adapter
-from kasatune.adapters.format_conversion import bare_twin
 from kasatune.adapters.gguf_export import architecture_of
-from kasatune.adapters.load import load_adapter, read_checked
+from kasatune.adapters.load import load_adapter, read_checked, twin_for_loading
+from kasatune.adapters.lora_settings import residual_init
 from kasatune.adapters.parity import Outputs, fixed_outputs
 from kasatune.adapters.parity_report import class_and_sha256, output_parity
 from kasatune.adapters.recognize_format import FORMATS
@@ -176,7 +176,7 @@ def _fingerprint(folder: Path, files: AdapterFiles, base: PreTrainedModel) -> tu
 
 def _reload(source: Source, files: AdapterFiles, base: PreTrainedModel, subjects: list[_Subject]) -> tuple[bool, str]:
     alone = fixed_outputs(base)
-    with bare_twin(base) as twin:
+    with twin_for_loading(base, source.adapter) as twin:
         adapted = fixed_outputs(load_adapter(twin, source.adapter))
     if not bool(torch.isfinite(adapted.values).all()):
         return False, "the outputs hold NaN or infinity"
@@ -186,7 +186,10 @@ def _reload(source: Source, files: AdapterFiles, base: PreTrainedModel, subjects
 
 
 def _untouched(subject: _Subject) -> tuple[bool | None, str]:
-    with bare_twin(subject.base) as twin:
+    init = residual_init(subject.source.config)
+    if init is not None:
+        return None, f"init_lora_weights={init!r} changes the base, which disabling the adapter does not undo"
+    with twin_for_loading(subject.base, subject.source.adapter) as twin:
         model = load_adapter(twin, subject.source.adapter)
         with model.disable_adapter():
             off = fixed_outputs(model)
@@ -198,7 +201,7 @@ def _untouched(subject: _Subject) -> tuple[bool | None, str]:
 
 
 def _same(subject: _Subject, folder: Path) -> tuple[bool, str]:
-    with bare_twin(subject.base) as twin:
+    with twin_for_loading(subject.base, folder) as twin:
         return _parity(subject.adapted, fixed_outputs(load_adapter(twin, folder)))
 
 
@@ -216,7 +219,8 @@ def _export_gguf(subject: _Subject) -> tuple[bool | None, str]:
     try:
         architecture_of(subject.base.config.to_dict())
         with tempfile.TemporaryDirectory(prefix="kasatune-") as folder:
-            export_gguf(subject.source, Path(folder) / "gguf", None)
+            needs_base = residual_init(subject.source.config) is not None
+            export_gguf(subject.source, Path(folder) / "gguf", subject.base if needs_base else None)
             difference = read_certificate(Path(folder) / "gguf").get("gguf", {})["largest_relative_difference"]
     except InputError as fault:
         return None, f"cannot hold it: {fault}"

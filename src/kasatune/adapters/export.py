@@ -13,17 +13,18 @@ from kasatune.adapters.adapter_files import read_tensors, write
 from kasatune.adapters.attach import attach_with_peft, check_on_base
 from kasatune.adapters.certificate import write_certificate
 from kasatune.adapters.format_conversion import (
+    WITHOUT_TAILS,
     Source,
     as_native,
-    bare_twin,
     convert,
     files_of_model,
     needs_base,
     outputs_of_written,
     outputs_or_reason,
 )
-from kasatune.adapters.load import load_with_layers, read_checked
-from kasatune.adapters.parity import own_weights
+from kasatune.adapters.load import load_with_layers, read_checked, twin_for_loading
+from kasatune.adapters.lora_settings import check_settings
+from kasatune.adapters.native_format import require_untied
 from kasatune.adapters.parity_report import (
     class_and_sha256,
     conversion_certificate,
@@ -34,6 +35,7 @@ from kasatune.adapters.parity_report import (
 )
 from kasatune.adapters.recognize_format import FORMATS, TITLES
 from kasatune.adapters.reduce_rank import fixed_rank, rank_for_energy
+from kasatune.adapters.residual_lora import plain_on_model
 from kasatune.errors import InputError
 from kasatune.io.atomic import new_directory
 
@@ -134,13 +136,14 @@ def _source_of_directory(directory: str | os.PathLike[str], base: nn.Module | No
             f"{header.folder} holds {TITLES[kind]}, whose reader truncates the base: {to!r} needs the base model that "
             "it was trained on (base=..., or --base MODEL)"
         )
+    check_settings(header.config, kind)
     if base is not None:
         check_on_base(header, layers, base, kind)
     files = read_tensors(header)
-    source = (files, "lora") if kind == "lora" else (as_native(files, kind, base), "kasa")
+    source = (plain_on_model(files, base), "lora") if kind == "lora" else (as_native(files, kind, base), "kasa")
     if base is None:
         return Source(*source, kind, None, "no base model was given")
-    with bare_twin(base) as twin:
+    with twin_for_loading(base, header.folder) as twin:
         return Source(*source, kind, *outputs_or_reason(_load(twin, header.folder)))
 
 
@@ -154,7 +157,9 @@ def _write(
         updates = update_parity((source.files, source.kind), (read_tensors(header), kind))
         outputs, base = None, None
         if model is not None:
-            with bare_twin(model) as twin:
+            with twin_for_loading(model, directory, with_peft=to in _LOADERS) as twin:
+                if to in WITHOUT_TAILS:
+                    require_untied(twin, read_checked(directory)[2], TITLES[to])
                 base = class_and_sha256(twin, source.files)
                 if source.outputs is not None:
                     after = outputs_of_written(twin, _LOADERS.get(to, _load), directory, to)
@@ -176,10 +181,4 @@ def _load_with_peft(base: nn.Module, directory: Path) -> nn.Module:
     return attach_with_peft(base, directory, set())
 
 
-def _load_peft_kasa(base: nn.Module, directory: Path) -> nn.Module:
-    """PEFT writes the truncated weights into the base, so that the adapted layers get separate weights first."""
-    own_weights(base, list(read_checked(directory)[2]))
-    return attach_with_peft(base, directory, set())
-
-
-_LOADERS = {"lora": _load_with_peft, "peft-kasa": _load_peft_kasa}
+_LOADERS = {"lora": _load_with_peft, "peft-kasa": _load_with_peft}

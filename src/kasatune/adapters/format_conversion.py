@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from kasatune.adapters.adapter_files import AdapterFiles, is_echo, listed
 from kasatune.adapters.lora_diag_formats import from_authors, from_peft_kasa, to_authors, to_peft_kasa
 from kasatune.adapters.lora_export import to_lora
-from kasatune.adapters.native_format import with_tails
+from kasatune.adapters.native_format import require_untied, trained_factors, with_tails
 from kasatune.adapters.parity import Outputs, fixed_outputs, flags_kept, untouched_copy
+from kasatune.adapters.recognize_format import TITLES
 from kasatune.adapters.reduce_rank import ReducedAdapter, reduce_rank
 from kasatune.errors import AdapterError, CheckError, InputError, KasatuneError
 from kasatune.kasa.layer import KasaLayer
@@ -61,7 +62,10 @@ def as_native(files: AdapterFiles, kind: str, base: nn.Module | None) -> Adapter
     if kind == "kasa":
         return files
     native = from_peft_kasa(files) if kind == "peft-kasa" else from_authors(files)
-    return native if base is None else with_tails(native, base)
+    if base is None:
+        return native
+    require_untied(base, trained_factors(native.tensors)[0], TITLES[kind])
+    return with_tails(native, base)
 
 
 def convert(

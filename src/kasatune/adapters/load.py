@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
 
 from peft import PeftModel
 from torch import nn
@@ -18,8 +21,9 @@ from kasatune.adapters.attach import (
     check_repeated,
 )
 from kasatune.adapters.certificate import CERTIFICATE, read_certificate
-from kasatune.adapters.format_conversion import as_native
-from kasatune.adapters.parity import own_parameters
+from kasatune.adapters.format_conversion import WITHOUT_TAILS, as_native, bare_twin
+from kasatune.adapters.lora_settings import residual_init
+from kasatune.adapters.parity import copy_parameters, own_parameters
 from kasatune.adapters.recognize_format import TITLES, LayerShapes, checked_layers, format_of
 from kasatune.weights.bitsandbytes_cpu import unpack_for_training_and_saving
 
@@ -73,7 +77,9 @@ def load_with_layers(
     # PEFT asks the base for its state_dict, which damages 4-bit weights that were evaluated before.
     unpack_for_training_and_saving(base)
     files = read_tensors(header)
-    written = own_parameters(files)
+    written = own_parameters(files.tensors)
+    if residual_init(files.config) is not None:
+        written |= {f"{name}.weight" for name in layers}
     options = {"adapter_name": adapter_name, "is_trainable": is_trainable}
     if kind != "kasa" and os.path.lexists(header.folder / CERTIFICATE):
         fingerprint = read_certificate(header.folder)["base"].get("fingerprint")
@@ -86,6 +92,23 @@ def load_with_layers(
         model = attach_files(base, as_native(files, kind, base), written, **options)
     model.kasatune_format = kind  # pyright: ignore[reportArgumentType]
     return model, layers
+
+
+@contextmanager
+def twin_for_loading(model: nn.Module, directory: Path, *, with_peft: bool = False) -> Generator[nn.Module]:
+    """The unadapted base of a model, as a copy on which an adapter can be loaded while `model` is not modified.
+
+    Args:
+        model: an adapted or a bare model, restored afterwards.
+        directory: of the adapter that will be loaded.
+        with_peft: it will be loaded by PEFT alone, which truncates the weights of the base for KaSA.
+    """
+    header, kind, layers = read_checked(directory)
+    changes_base = residual_init(header.config) is not None or (with_peft and kind in WITHOUT_TAILS)
+    weights = {f"{name}.weight" for name in layers} if changes_base else set[str]()
+    with bare_twin(model) as twin:
+        copy_parameters(twin, weights | own_parameters(header.shapes))
+        yield twin
 
 
 def read_checked(directory: str | os.PathLike[str]) -> tuple[Header, str, dict[str, LayerShapes]]:

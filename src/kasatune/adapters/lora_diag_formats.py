@@ -16,18 +16,14 @@ import torch
 from torch import Tensor
 
 from kasatune.adapters.adapter_files import PREFIX, AdapterFiles, listed
+from kasatune.adapters.lora_settings import check_settings
 from kasatune.adapters.native_format import CARRIED, POINTWISE, held_as, native_tensors, trained_factors
 from kasatune.adapters.recognize_format import DIAGONAL, configured, split_key
-from kasatune.errors import AdapterError, InputError
+from kasatune.errors import InputError
 from kasatune.kasa.config import KasaConfig
 from kasatune.kasa.functional import Convention, Factors, drop_count
 
 _FIELDS = ("r", "lora_alpha", "lora_dropout", "use_rslora", "bias")
-# Fields of a LoraConfig that request something in addition to KaSA and would change the outputs.
-_CHANGES_OUTPUTS = (
-    *("use_dora", "lora_bias", "layer_replication", "target_parameters", "trainable_token_indices", "use_qalora"),
-    *("velora_config", "monteclora_config", "use_bdlora", "arrow_config", "alora_invocation_tokens"),
-)
 # Fields that PEFT 0.13 does not know and rejects.
 _NEWER = ("exclude_modules", "peft_version")
 
@@ -57,6 +53,7 @@ def from_peft_kasa(files: AdapterFiles) -> AdapterFiles:
     Raises:
         AdapterError: the configuration combines KaSA with something else.
     """
+    check_settings(files.config, "peft-kasa")
     factors, rest = native_from_diagonal(files, "peft-kasa")
     sub = files.config["kasa_config"]
     sub = sub if isinstance(sub, dict) else {}
@@ -96,6 +93,7 @@ def from_authors(files: AdapterFiles) -> AdapterFiles:
     Raises:
         AdapterError: the configuration combines KaSA with something else.
     """
+    check_settings(files.config, "authors")
     factors, rest = native_from_diagonal(files, "authors")
     dense = any(core.ndim == 2 for _, core, _ in factors.values())
     core = "dense" if dense else "diagonal"
@@ -201,16 +199,7 @@ def require_holdable(source: AdapterFiles, convention: Convention, holder: str, 
 
 
 def native_config(config: dict[str, Any], **settings: Any) -> dict[str, Any]:
-    """The configuration of a native adapter from a LoraConfig; settings that are None keep KasaConfig's defaults.
-
-    Raises:
-        AdapterError: the LoraConfig enables something that would change the outputs.
-    """
-    enabled = [name for name in _CHANGES_OUTPUTS if config.get(name)]
-    if enabled:
-        raise AdapterError(
-            f"the adapter's configuration combines KaSA with {', '.join(enabled)}, which is not supported"
-        )
+    """The configuration of a native adapter from a LoraConfig; settings that are None keep KasaConfig's defaults."""
     carried = {key: config.get(key) for key in CARRIED}
     auto_mapping = carried.pop("auto_mapping")
     values = {key: value for key, value in settings.items() if value is not None}

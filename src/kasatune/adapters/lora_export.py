@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kasatune.adapters.adapter_files import PREFIX, AdapterFiles, listed
+from kasatune.adapters.lora_settings import check_settings, residual_init
 from kasatune.adapters.native_format import CARRIED, POINTWISE, StoredLayer, held_as, scaling_of, stored_layers
 from kasatune.adapters.recognize_format import exact_patterns
 from kasatune.errors import AdapterError
@@ -77,7 +78,23 @@ def stock_layers(files: AdapterFiles) -> tuple[dict[str, StackedLora], dict[str,
     """The layers of a stock LoRA adapter by module name, scaling folded into B, and all other tensors.
 
     Raises:
-        AdapterError: it is not a plain LoRA of linear layers: DoRA, convolutions, embeddings or LoRA biases.
+        AdapterError: it is not a plain LoRA of linear layers on the untouched base; the settings or tensors by name.
+    """
+    check_settings(files.config, "lora")
+    init = residual_init(files.config)
+    if init is not None:
+        raise AdapterError(
+            f"init_lora_weights={init!r} changes the base when the adapter is loaded; export it to 'lora' first, with "
+            "its base"
+        )
+    return folded_layers(files)
+
+
+def folded_layers(files: AdapterFiles) -> tuple[dict[str, StackedLora], dict[str, Tensor]]:
+    """`stock_layers` of an adapter whose settings were checked.
+
+    Raises:
+        AdapterError: it holds convolutions, embeddings or tensors of another kind.
     """
     parts_by_layer: dict[str, dict[str, Tensor]] = {}
     rest = {}
@@ -92,10 +109,10 @@ def stock_layers(files: AdapterFiles) -> tuple[dict[str, StackedLora], dict[str,
     special += [
         n for n, parts in parts_by_layer.items() if any(p.ndim < 2 or p[0, 0].numel() > 1 for p in parts.values())
     ]
-    if special or files.config.get("use_dora"):
+    if special:
         raise AdapterError(
-            f"this LoRA adapter is more than B A on linear layers ({listed(special) or 'use_dora'}); "
-            "merge it with PEFT, or convert it with peft.convert_to_lora"
+            f"this LoRA adapter is more than B A on linear layers ({listed(special)}); merge it with PEFT: "
+            "PeftModel.from_pretrained(base, adapter).merge_and_unload()"
         )
     layers = {}
     for name, parts in parts_by_layer.items():

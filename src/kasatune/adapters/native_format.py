@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -127,6 +128,27 @@ def weight_in(base: nn.Module, name: str, shape: tuple[int, int]) -> BaseWeight:
             f"{name} has shape {list(actual_shape)} in this base, the adapter needs {list(shape)}: load the right base"
         )
     return weight
+
+
+def require_untied(base: nn.Module, layers: Iterable[str], what: str) -> None:
+    """Refuse layers that share their weight with another module, for adapters whose loading changes that weight.
+
+    Args:
+        base: the base model; may be on the meta device.
+        layers: names of the adapted layers.
+        what: what changes the weight, for the message.
+
+    Raises:
+        AdapterError: the tied layers by name.
+    """
+    owners = {name: id(module.weight) for name, module in base.named_modules() if hasattr(module, "weight")}
+    counts = Counter(owners.values())
+    tied = [name for name in layers if name in owners and counts[owners[name]] > 1]
+    if tied:
+        raise AdapterError(
+            f"{what} changes the weight of {listed(tied)} when the adapter is loaded, and with it that of the module that "
+            "it is tied to: leave it out of target_modules, or untie the base (tie_word_embeddings=False)"
+        )
 
 
 def held_as(config: Mapping[str, Any], name: str) -> str | None:

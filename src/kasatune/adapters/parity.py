@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Generator
+from collections.abc import Collection, Generator, Iterable
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -109,12 +109,25 @@ def flags_kept(model: nn.Module) -> Generator[None]:
             parameter.requires_grad_(flag)
 
 
-def own_weights(base: nn.Module, names: list[str]) -> None:
-    """Give the named layers of a copy separate weights, for a loader that writes into them."""
-    for name in names:
-        layer = base.get_submodule(name)
-        weight: Any = layer.weight
-        layer.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+def copy_parameters(twin: nn.Module, written: Collection[str]) -> None:
+    """Replace the named parameters of a copy from `untouched_copy`, which are those of the original, by copies.
+
+    Parameters that are tied stay tied.
+
+    Args:
+        twin: the copy.
+        written: names of the parameters that something will write into.
+    """
+    parameters = list(twin.named_parameters(remove_duplicate=False))
+    copies = {
+        id(parameter): nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
+        for path, parameter in parameters
+        if path in written
+    }
+    for path, parameter in parameters:
+        if id(parameter) in copies:
+            owner, _, name = path.rpartition(".")
+            setattr(twin.get_submodule(owner), name, copies[id(parameter)])
 
 
 def update_factors(files: AdapterFiles, kind: str, *, tails: bool) -> dict[str, tuple[Tensor, Tensor]]:
@@ -146,10 +159,10 @@ def update_difference(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) 
     return apart / norm if norm else apart
 
 
-def own_parameters(files: AdapterFiles) -> set[str]:
-    """Names in the base of the parameters that an adapter holds besides its layers: heads and biases."""
-    keys = [key.removeprefix(PREFIX) for key in files.tensors if ".kasa_" not in key and ".lora_" not in key]
-    return {key.replace(".base_layer.", ".") for key in keys}
+def own_parameters(keys: Iterable[str]) -> set[str]:
+    """Names in the base of the parameters that an adapter holds besides its layers, heads and biases, by its keys."""
+    own = [key.removeprefix(PREFIX) for key in keys if ".kasa_" not in key and ".lora_" not in key]
+    return {key.replace(".base_layer.", ".") for key in own}
 
 
 def _product_norm(left: Tensor, right: Tensor) -> float:

@@ -73,7 +73,7 @@ def class_and_sha256(base: nn.Module, adapter: AdapterFiles) -> tuple[str, str |
     A quantized base has no SHA-256, because kernels pack its weights differently on other machines; neither has a base
     that is partly offloaded.
     """
-    own = own_parameters(adapter)
+    own = own_parameters(adapter.tensors)
     unsteady = is_quantized(base) or any(parameter.is_meta for parameter in base.parameters())
     parameters = ((name, tensor) for name, tensor in sorted(base.named_parameters()) if name not in own)
     return type(base).__name__, None if unsteady else parameters_sha256(parameters)
