@@ -146,8 +146,8 @@ def require_untied(base: nn.Module, layers: Iterable[str], what: str) -> None:
     tied = [name for name in layers if name in owners and counts[owners[name]] > 1]
     if tied:
         raise AdapterError(
-            f"{what} changes the weight of {listed(tied)} when the adapter is loaded, and with it that of the module that "
-            "it is tied to: leave it out of target_modules, or untie the base (tie_word_embeddings=False)"
+            f"{what} changes the weight of {listed(tied)} when the adapter is loaded, and with it that of the module "
+            "that it is tied to: leave it out of target_modules, or untie the base (tie_word_embeddings=False)"
         )
 
 
