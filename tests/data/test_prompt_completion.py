@@ -46,7 +46,7 @@ def test_prompt_tokens_are_equal_in_training_and_generation(tokenizer):
 
 def test_end_token_added_by_the_tokenizer_is_removed_from_prompts(tokenizer):
     class Ending:
-        eos_token_id = END
+        eos_token_id, is_fast = END, True
 
         def __call__(self, texts, **_):
             return {"input_ids": [[BEGIN, 5, END] for _ in texts]}

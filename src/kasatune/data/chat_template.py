@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from kasatune.data.prompt_completion import IGNORED, LossOn
 from kasatune.data.readers.conversations import Chat
-from kasatune.data.tokenize import Examples
+from kasatune.data.tokenize import Examples, tokenize
 from kasatune.errors import ModelError
 
 # For models that have no chat template: the headings of Alpaca's prompt.
@@ -111,4 +111,4 @@ def _render(tokenizer: PreTrainedTokenizerBase, chat: Sequence[tuple[str, str]],
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else []
+    return list(tokenize(tokenizer, [text], add_special_tokens=False)["input_ids"][0]) if text else []

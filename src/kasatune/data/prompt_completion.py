@@ -7,7 +7,7 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from kasatune.data.tokenize import Examples
+from kasatune.data.tokenize import Examples, tokenize
 
 IGNORED = -100
 """Label of a token that is read but not trained on."""
@@ -57,9 +57,9 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str] | S
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     if not texts:
         return [list(row) for row in prompts if not isinstance(row, str)]
-    rows: list[list[int]] = [list(row) for row in tokenizer(texts, verbose=False)["input_ids"]]
+    rows: list[list[int]] = [list(row) for row in tokenize(tokenizer, texts)["input_ids"]]
     return [row[:-1] if len(row) > 1 and row[-1] == tokenizer.eos_token_id else row for row in rows]
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    return list(tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]) if texts else []
+    return list(tokenize(tokenizer, texts, add_special_tokens=False)["input_ids"]) if texts else []

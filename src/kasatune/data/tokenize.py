@@ -11,6 +11,8 @@ from typing import Any
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from kasatune.errors import ModelError
+
 Tokenized = tuple[list[dict[str, Any]], list[int]]
 """Rows with the keys that a tokenizer gives, and the indices of those that were truncated."""
 
@@ -68,6 +70,33 @@ def encode(
     return Examples(list(rows), frozenset(truncated))
 
 
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], **options: Any) -> Any:
+    """The result of calling a tokenizer for several texts, without its warnings about long ones.
+
+    Args:
+        tokenizer: tokenizer of the model.
+        texts: at least one.
+        options: further arguments of the call, such as `text_pair` and `add_special_tokens`.
+
+    Raises:
+        ModelError: the tokenizer has no token for a part of a text, and none that stands for unknown parts.
+    """
+    try:
+        columns: Any = tokenizer(list(texts), verbose=False, **options)
+    except Exception as fault:  # tokenizers raises Exception itself
+        raise _untokenizable(tokenizer, str(fault)) from fault
+    if not tokenizer.is_fast and any(None in row for row in columns["input_ids"]):
+        raise _untokenizable(tokenizer, "it has no token for a part of a text, and no unknown token")
+    return columns
+
+
+def _untokenizable(tokenizer: PreTrainedTokenizerBase, reason: str) -> ModelError:
+    return ModelError(
+        f"model.name: the tokenizer of {tokenizer.name_or_path} cannot read a text: {reason}; give the tokenizer that"
+        " belongs to the model, or add an unknown token to its tokenizer_config.json"
+    )
+
+
 def _tokenize_cached(
     tokenizer: PreTrainedTokenizerBase, first: Sequence[str], second: Sequence[str] | None, max_length: int
 ) -> Tokenized:
@@ -94,7 +123,7 @@ def _tokenize_cached(
 def _tokenize(
     tokenizer: PreTrainedTokenizerBase, first: Sequence[str], second: Sequence[str] | None, max_length: int
 ) -> Tokenized:
-    columns = tokenizer(text=list(first), text_pair=None if second is None else list(second), verbose=False)
+    columns = tokenize(tokenizer, first, text_pair=None if second is None else list(second))
     rows = [{key: values[index] for key, values in columns.items()} for index in range(len(first))]
     truncated = [index for index, row in enumerate(rows) if len(row["input_ids"]) > max_length]
     for index in truncated:

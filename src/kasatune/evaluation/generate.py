@@ -14,6 +14,7 @@ from kasatune.data.collate import pad
 from kasatune.data.prompt_completion import prompt_tokens
 from kasatune.errors import InputError, ModelError
 from kasatune.evaluation.batches import batches_by_length, evaluation_mode
+from kasatune.evaluation.known_tokens import require_known_tokens
 from kasatune.io.progress import progress_counter
 from kasatune.weights.usable_positions import usable_positions
 from kasatune.wording import agree, counted
@@ -74,7 +75,7 @@ def generate(
         precision: "float32", "bfloat16" or "float16" (autocast).
 
     Raises:
-        ModelError: the model has too few positions for `settings.max_new_tokens`.
+        ModelError: the model has too few positions for `settings.max_new_tokens`, or no embedding for a token.
         InputError: a prompt has no tokens.
     """
     tokens = cut_prompts(model, tokenizer, prompts, settings, max_length)
@@ -116,7 +117,7 @@ def cut_prompts(
     """The tokens of each prompt, without its beginning if it exceeds `max_length` or the model's positions.
 
     Raises:
-        ModelError: the model has too few positions for `settings.max_new_tokens`.
+        ModelError: the model has too few positions for `settings.max_new_tokens`, or no embedding for a token.
         InputError: a prompt has no tokens.
     """
     positions = usable_positions(model)
@@ -127,6 +128,7 @@ def cut_prompts(
             f"{positions} positions for prompt and answer together; lower it"
         )
     tokens = prompt_tokens(tokenizer, prompts)
+    require_known_tokens(model, tokenizer, tokens)
     empty = next((number for number, row in enumerate(tokens, start=1) if not row), None)
     if empty is not None:
         raise InputError(f"prompt {empty} is empty: a model needs at least one token to continue")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from kasatune.data.chat_template import PLAIN_TEMPLATE, has_template
 from kasatune.data.tasks.table import TASKS
-from kasatune.errors import InputError, MissingExtraError, WorkError
+from kasatune.errors import InputError, KasatuneError, MissingExtraError, WorkError
+from kasatune.evaluation.known_tokens import only_known_tokens
 from kasatune.io.library_noise import quiet
 from kasatune.io.run_layout import ADAPTER
 from kasatune.models.device import find_device
@@ -24,7 +25,6 @@ from kasatune.runs.metrics import read_metrics
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from kasatune.recipes.schema import ModelSection
 
 _STDERR = "_stderr"
 _EXTRA = "pip install 'kasatune[harness]'"
@@ -33,7 +33,7 @@ _EXTRA = "pip install 'kasatune[harness]'"
 def harness(
     run_dir: Path, tasks: Sequence[str], *, path: Path | None = None, limit: int | None = None
 ) -> dict[str, Any]:
-    """Scores of lm-eval's tasks, from its model "hf" with the run's base and `peft=` RUN/adapter.
+    """Scores of lm-eval's tasks, from its model "hf" around the run's base with RUN/adapter.
 
     The base is loaded in the recipe's dtype and is never quantized, whatever the recipe says. Requests are answered in
     batches of `training.eval_batch_size`. A run on chat rows is asked through the chat template that it was trained
@@ -50,7 +50,8 @@ def harness(
         lm-eval.
 
     Raises:
-        InputError: the run is not of a language model or has no stock adapter, or a task is unknown.
+        InputError: the run is not of a language model or has no stock adapter, a task is unknown, or the model has no
+            embedding for a token of its text.
         MissingExtraError: lm-eval is not installed.
         WorkError: a task's data cannot be read, or lm-eval or a package that the task needs failed.
     """
@@ -90,32 +91,33 @@ def _manager(tasks: Sequence[str], path: Path | None) -> Any:
 
 def _evaluate(recipe: Recipe, adapter: Path, tasks: Sequence[str], manager: Any, limit: int | None) -> dict[str, Any]:
     import lm_eval
+    from lm_eval.models.huggingface import HFLM
 
     simple_evaluate: Any = lm_eval.simple_evaluate
-    section, chats = recipe.model, _reads_chats(recipe)
-    arguments: dict[str, Any] = {
-        "pretrained": find_model(section.name),
-        "peft": str(adapter),
-        "dtype": section.dtype,
-        "trust_remote_code": section.trust_remote_code,
-        **({"revision": section.revision} if section.revision else {}),
-        # The template adds every special token itself, as in training.
-        **({"tokenizer": _with_template(section), "add_bos_token": False} if chats else {}),
-    }
+    chats = _reads_chats(recipe)
     try:
+        # lm-eval itself would resize the embeddings to the size of the tokenizer, which changes every probability.
+        adapted, tokenizer = _load(recipe, adapter, chats=chats)
         with redirect_stdout(StringIO()):  # tasks print about downloads, including failed ones
-            return simple_evaluate(
-                model="hf",
-                model_args=arguments,
-                tasks=list(tasks),
+            model: Any = HFLM(
+                pretrained=adapted,
+                tokenizer=tokenizer,
                 batch_size=recipe.training.eval_batch_size,
-                device=str(find_device(recipe.training)),
-                limit=limit,
-                task_manager=manager,
-                bootstrap_iters=1000,
-                log_samples=False,
-                apply_chat_template=chats,
+                # A chat template adds every special token itself, as in training.
+                add_bos_token=False if chats else None,
             )
+            with only_known_tokens(adapted, tokenizer):
+                return simple_evaluate(
+                    model=model,
+                    tasks=list(tasks),
+                    limit=limit,
+                    task_manager=manager,
+                    bootstrap_iters=1000,
+                    log_samples=False,
+                    apply_chat_template=chats,
+                )
+    except KasatuneError:
+        raise
     except ModuleNotFoundError as fault:
         raise WorkError(
             f"--harness: {', '.join(tasks)} needs {fault.name}, which is not installed: {_EXTRA}"
@@ -128,16 +130,20 @@ def _evaluate(recipe: Recipe, adapter: Path, tasks: Sequence[str], manager: Any,
         ) from fault
 
 
-def _with_template(section: ModelSection) -> PreTrainedTokenizerBase:
-    """The base's tokenizer, with the chat template that the run was trained with."""
-    from transformers import AutoTokenizer
+def _load(recipe: Recipe, adapter: Path, *, chats: bool) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The base with the adapter, on the recipe's device, and its tokenizer with the chat template of the training."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(
-        find_model(section.name), revision=section.revision, trust_remote_code=section.trust_remote_code
-    )
-    if not has_template(tokenizer):
+    section = recipe.model
+    options: dict[str, Any] = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
+    folder = find_model(section.name)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    if chats and not has_template(tokenizer):
         tokenizer.chat_template = PLAIN_TEMPLATE
-    return tokenizer
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=section.dtype, use_safetensors=True, **options)
+    adapted: Any = PeftModel.from_pretrained(base, str(adapter))
+    return adapted.to(find_device(recipe.training)), tokenizer
 
 
 def _is_unreachable(fault: Exception) -> bool:

@@ -11,7 +11,9 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from kasatune.data.collate import pad
+from kasatune.data.tokenize import tokenize
 from kasatune.evaluation.batches import batches_by_length, evaluation_mode
+from kasatune.evaluation.known_tokens import require_known_tokens
 from kasatune.io.progress import progress_counter
 from kasatune.weights.usable_positions import usable_positions
 
@@ -38,8 +40,12 @@ def log_likelihoods(
         pairs: (context, continuation), neither empty.
         batch_size: pairs in a batch; see `batches_by_length`.
         precision: "float32", "bfloat16" or "float16" (autocast).
+
+    Raises:
+        ModelError: the model has no embedding for a token.
     """
     rows = encode_pairs(tokenizer, pairs)
+    require_known_tokens(model, tokenizer, (tokens for tokens, _ in rows))
     positions = usable_positions(model)
     result = [0.0] * len(rows)
     with evaluation_mode(model, precision) as device, progress_counter("ranking", len(rows)) as advance:
@@ -55,8 +61,7 @@ def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> l
     """The tokens of each pair, and how many tokens at the end belong to the continuation."""
     contexts = [context.rstrip() for context, _ in pairs]
     texts = [context + continuation for context, continuation in pairs]
-    context_tokens: Any = tokenizer(contexts, verbose=False)["input_ids"]
-    text_tokens: Any = tokenizer(texts, verbose=False)["input_ids"]
+    context_tokens, text_tokens = (tokenize(tokenizer, column)["input_ids"] for column in (contexts, texts))
     return [
         (list(tokens), max(1, len(tokens) - len(context)))
         for context, tokens in zip(context_tokens, text_tokens, strict=True)

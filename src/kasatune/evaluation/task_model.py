@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -25,10 +24,11 @@ from kasatune.data.tasks.dataset import ChatRows, Rows, TaskData
 from kasatune.data.tasks.table import TASKS
 from kasatune.data.tasks.task_info import TaskInfo, TaskKind
 from kasatune.data.tokenize import Examples, encode
-from kasatune.errors import DataError, ModelError
+from kasatune.errors import DataError
 from kasatune.evaluation.batches import to_device
 from kasatune.evaluation.causal_loss import text_loss, text_metrics
 from kasatune.evaluation.generate import generate, generation_config, unused_settings
+from kasatune.evaluation.known_tokens import require_known_tokens
 from kasatune.evaluation.loglikelihood import log_likelihoods
 from kasatune.evaluation.scoring import Scores, logits, score
 from kasatune.evaluation.text_scores import GeneratedText, group_by_prompt, load_scorer
@@ -194,15 +194,8 @@ class TaskModel:
         return self._checked(encode(self.base.tokenizer, first, second, labels, self.recipe.task.max_length))
 
     def _checked(self, examples: Examples) -> Examples:
-        module: Any = self.base.model.get_input_embeddings()
-        embeddings = getattr(module, "num_embeddings", math.inf)
-        largest = max((max(row["input_ids"], default=0) for row in examples.rows), default=0)
-        if largest >= embeddings:
-            token = self.base.tokenizer.convert_ids_to_tokens(largest)
-            raise ModelError(
-                f"model.name: {self.recipe.model.name}: its tokenizer gives {token!r} the id {largest}, but the "
-                f"model has only {counted(embeddings, 'embedding')}; give the tokenizer that belongs to the model"
-            )
+        rows = (row["input_ids"] for row in examples.rows)
+        require_known_tokens(self.base.model, self.base.tokenizer, rows, self.recipe.model.name)
         return examples
 
     def score(self, examples: Examples, data: TaskData) -> Scores:

@@ -19,6 +19,7 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
+from kasatune.evaluation.known_tokens import require_known_tokens
 from kasatune.io.library_noise import quiet
 from kasatune.models.load import Base, find_model
 from kasatune.recipes.schema import ModelSection
@@ -61,9 +62,15 @@ class _GivenStates(nn.Module):
 
 
 def measure_untrained(section: ModelSection, base: Base) -> Untrained:
-    """Measure the base model on the unrelated sentences, before training."""
+    """Measure the base model on the unrelated sentences, before training.
+
+    Raises:
+        ModelError: the model has no embedding for a token of the sentences.
+    """
     kind, head = _pretraining_head(section)
     batches = _batches(base.tokenizer, kind)
+    rows = [row for batch in batches for row in batch["input_ids"].tolist()]
+    require_known_tokens(base.model, base.tokenizer, rows, section.name)
     loss, features = _run(base.model, batches, head)
     return Untrained(kind, loss, features, batches, head)
 
