@@ -35,8 +35,8 @@ def require_known_tokens(
     token = str(tokenizer.decode([largest])).strip()
     raise ModelError(
         f"model.name: {name or config.name_or_path}: its tokenizer gives {token!r} the id {largest}, but the model has"
-        f" only {counted(embeddings, 'embedding')}; give the tokenizer that belongs to the model, or leave the token out of the"
-        " text"
+        f" only {counted(embeddings, 'embedding')}; give the tokenizer that belongs to the model, or"
+        " leave the token out of the text"
     )
 
 
