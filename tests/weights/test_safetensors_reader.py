@@ -12,13 +12,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BertModel
 
 from kasatune.errors import ModelError
+from kasatune.weights.checkpoint_files import INDEX, SINGLE
 from kasatune.weights.safetensors_reader import (
-    INDEX,
-    SINGLE,
     Checkpoint,
     ModelCheckpoint,
     find_checkpoint,
-    weight_files,
 )
 from kasatune.weights.safetensors_writer import PlannedTensor, write_safetensors
 from tests.kasa.models import bert, gpt2, llama
@@ -41,44 +39,10 @@ def test_all_tensors_of_all_shards_are_read(sharded):
         assert torch.equal(checkpoint.tensors[name].read(), tensor)
 
 
-def test_a_single_file_is_preferred_over_an_index_as_transformers_prefers_it(sharded):
-    model, folder = sharded
-    other = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
-    save_file(other, folder / SINGLE, metadata={"format": "pt"})
-    loaded = AutoModelForCausalLM.from_pretrained(folder)
-    name = "model.layers.0.self_attn.q_proj.weight"
-    assert weight_files(folder) == [folder / SINGLE]
-    assert torch.equal(Checkpoint.open(folder).tensors[name].read(), loaded.get_parameter(name))
-
-
 def test_the_order_within_a_file_is_that_of_the_bytes(tmp_path):
     planned = [PlannedTensor(key, "F32", (2,), compute=lambda: torch.zeros(2)) for key in ("b", "c", "a")]
     write_safetensors(tmp_path / SINGLE, planned)
     assert list(Checkpoint.open(tmp_path).tensors) == ["b", "c", "a"]
-
-
-@pytest.mark.parametrize(
-    ("index", "message"),
-    [
-        ("[1]", "not an index"),
-        ('{"weight_map": 3}', "not an index"),
-        ('{"weight_map": {"a": ["b"]}}', "not an index"),
-        ('{"weight_map": {"a": "../b.safetensors"}}', "not in the same folder"),
-        ('{"weight_map": {"a": "b.safetensors"}}', "is missing"),
-    ],
-)
-def test_a_damaged_index_raises_model_error(tmp_path, index, message):
-    (tmp_path / INDEX).write_text(index)
-    with pytest.raises(ModelError, match=message):
-        weight_files(tmp_path)
-
-
-def test_a_folder_without_safetensors_raises_and_pickles_are_mentioned(tmp_path):
-    with pytest.raises(ModelError, match="holds no model"):
-        Checkpoint.open(tmp_path)
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(ModelError, match="pickled weights are not read"):
-        Checkpoint.open(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"1234", b"\xff" * 100, (10**12).to_bytes(8, "little") + b"{}"])

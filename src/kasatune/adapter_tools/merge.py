@@ -30,14 +30,15 @@ from kasatune.io.atomic import new_directory
 from kasatune.kasa.functional import Factors, drop_count, update
 from kasatune.linalg import tail_svd
 from kasatune.weights.base_weight import pointwise_dimensions
+from kasatune.weights.checkpoint_files import INDEX, SINGLE, is_index
 from kasatune.weights.fingerprint import sketch_distance, sketch_tolerance
-from kasatune.weights.safetensors_reader import FLOAT_DTYPES, INDEX, SINGLE, ModelCheckpoint, StoredTensor
+from kasatune.weights.safetensors_reader import FLOAT_DTYPES, ModelCheckpoint, StoredTensor
 from kasatune.weights.safetensors_writer import PlannedTensor, write_safetensors
 
 # Besides its weights a checkpoint contains configuration, tokenizer and chat template: small text files.
 _COPIED_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")
 _COPIED_PREFIXES = ("LICENSE", "NOTICE", "USE_POLICY")
-_NOT_COPIED = ("config.json", INDEX, "adapter_config.json", CERTIFICATE, "trainer_state.json")
+_NOT_COPIED = ("config.json", "adapter_config.json", CERTIFICATE, "trainer_state.json")
 _ROWS_AT_ONCE = 64
 
 
@@ -366,6 +367,7 @@ def _write_config(out: Path, base: ModelCheckpoint, *, untied: bool) -> None:
     """Write config.json: the base's, with the model's class, its labels, and whether embeddings are tied."""
     config, model = read_config(base.folder), base.model
     config["architectures"] = [type(model).__name__]
+    config.pop("transformers_weights", None)  # the merged files have the usual names, or an index
     if untied:
         config["tie_word_embeddings"] = False
     if "Classification" in type(model).__name__:
@@ -385,5 +387,5 @@ def _copy_other_files(folder: Path, out: Path) -> None:
     """Copy tokenizer, generation configuration, chat template and licence."""
     for path in sorted(folder.iterdir()):
         copied = path.suffix in _COPIED_SUFFIXES or path.name.startswith(_COPIED_PREFIXES)
-        if path.is_file() and copied and path.name not in _NOT_COPIED:
+        if path.is_file() and copied and path.name not in _NOT_COPIED and not is_index(path):
             shutil.copyfile(path, out / path.name)

@@ -16,7 +16,8 @@ from kasatune.io.run_layout import ADAPTER, NATIVE, RECIPE
 from kasatune.models.load import find_model, load_base
 from kasatune.runs.directory import read_recipe
 from kasatune.runs.metrics import read_metrics
-from kasatune.weights.safetensors_reader import Checkpoint, ModelCheckpoint, weight_files
+from kasatune.weights.checkpoint_files import weight_files
+from kasatune.weights.safetensors_reader import Checkpoint, ModelCheckpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

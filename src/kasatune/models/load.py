@@ -31,8 +31,8 @@ from kasatune.methods.shared.model_parts import head_name
 from kasatune.models.padding import drop_unusable_padding, set_padding
 from kasatune.models.quantization import quantization_config
 from kasatune.weights.bitsandbytes_cpu import unpack_for_training_and_saving
+from kasatune.weights.checkpoint_files import weight_files
 from kasatune.weights.fingerprint import sampled_parameters_sha256
-from kasatune.weights.safetensors_reader import weight_files
 from kasatune.weights.usable_positions import usable_positions
 from kasatune.wording import counted
 

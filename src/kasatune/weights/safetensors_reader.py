@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterator
@@ -19,8 +18,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from kasatune.errors import ModelError
-
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+from kasatune.weights.checkpoint_files import INDEX, SINGLE, has_weight_files, weight_files
 
 # The dtypes that weights may be computed with, and all others that can be copied, by their names in safetensors.
 FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -167,8 +165,20 @@ class ModelCheckpoint:
 
     @cached_property
     def tensors(self) -> dict[str, StoredTensor]:
-        """Every tensor, by its name in the model."""
-        return {self.names[key]: tensor for key, tensor in self._stored.items()}
+        """Every tensor, by its name in the model.
+
+        Raises:
+            ModelError: two tensors are of the same parameter.
+        """
+        tensors: dict[str, StoredTensor] = {}
+        for key, tensor in self._stored.items():
+            other = tensors.setdefault(self.names[key], tensor)
+            if other is not tensor:
+                raise ModelError(
+                    f"{self.folder} holds both {other.key} and {key}, two tensors of the same parameter "
+                    f"{self.names[key]}; save the model again with save_pretrained"
+                )
+        return tensors
 
     @cached_property
     def ties(self) -> dict[str, list[str]]:
@@ -230,33 +240,6 @@ class ModelCheckpoint:
         return []
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that transformers loads from a folder: model.safetensors, else those of the index, by name.
-
-    Raises:
-        ModelError: there are none, or the index is damaged or names a file that is missing or outside the folder.
-    """
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    if not (folder / INDEX).is_file():
-        pickles = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
-        hint = "; pickled weights are not read: save the model again with save_pretrained" if pickles else ""
-        raise ModelError(f"{folder} holds no {SINGLE} or {INDEX}{hint}")
-    try:
-        names = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-        outside = [name for name in names if Path(name).name != name]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as fault:
-        raise ModelError(f"{folder / INDEX} is not an index of safetensors files ({fault}); copy it again") from fault
-    if outside:
-        raise ModelError(
-            f"{folder / INDEX} names {outside[0]!r}, which is not in the same folder; copy the model again"
-        )
-    missing = sorted(name for name in names if not (folder / name).is_file())
-    if missing:
-        raise ModelError(f"{folder / INDEX} names {missing[0]!r}, which is missing; copy the model again")
-    return [folder / name for name in sorted(names)]
-
-
 def find_checkpoint(model: nn.Module, given: str | None) -> tuple[ModelCheckpoint | None, str]:
     """The checkpoint that a model was loaded from, without downloading anything.
 
@@ -288,7 +271,7 @@ def _local_folder(name: str, revision: str | None) -> Path | None:
     """The folder of a checkpoint, or the snapshot of a hub model in the cache; None if it has no safetensors."""
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return folder if any((folder / file).is_file() for file in (SINGLE, INDEX)) else None
+        return folder if has_weight_files(folder) else None
     for file in (SINGLE, INDEX):
         try:
             cached: Any = try_to_load_from_cache(name, file, revision=revision)
