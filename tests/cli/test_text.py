@@ -80,7 +80,7 @@ def test_predict_puts_the_prompt_around_the_facts(work, kasatune):
 
 def test_a_text_that_is_cut_is_told(work, kasatune):
     done = kasatune("predict", "out", "--text", "name : " + "red " * 40)
-    assert "1 of 1 texts exceed the maximum length of training; their beginnings were cut" in done.err
+    assert "longer than the maximum length of training, beginnings cut: 1 of 1 text" in done.err
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ from kasatune.kasa.truncation.tail_store import (
     write_tail,
 )
 from kasatune.linalg import tail_svd
+from kasatune.models.moved_base import base_errors
 from kasatune.runs import directory
 from kasatune.weights.safetensors_reader import Checkpoint, ModelCheckpoint, StoredTensor
 from kasatune.wording import counted
@@ -240,7 +241,8 @@ def _layers(job: Job, display: ProgressReporter) -> list[Layer]:
     """
     config = KasaConfig(r=job.rank, target_modules=_targets(job.targets), convention=job.convention)
     try:
-        folder = model_folder(job.model, job.revision)
+        with base_errors(None, "MODEL", remedy=""):
+            folder = model_folder(job.model, job.revision)
     except ModelError as fault:
         raise ModelError(str(fault).replace("model.name", "MODEL", 1)) from fault
     model = _skeleton(folder)

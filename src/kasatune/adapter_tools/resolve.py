@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from kasatune.errors import InputError, ModelError
 from kasatune.io.library_noise import quiet
 from kasatune.io.run_layout import ADAPTER, NATIVE, RECIPE
-from kasatune.models.load import find_model, load_base
+from kasatune.models.load import find_model, load_base, reason_and_remedy
+from kasatune.models.moved_base import base_errors
 from kasatune.runs.directory import read_recipe
 from kasatune.runs.metrics import read_metrics
 from kasatune.weights.checkpoint_files import weight_files
@@ -156,7 +157,7 @@ def load_base_model(source: Source, *, quantized: bool = True) -> PreTrainedMode
         ModelError: it cannot be loaded.
     """
     name = require_base_name(source)
-    with _naming(source):
+    with base_errors(source.base, _named_by(source)):
         return _load_base_model(source, name, quantized=quantized)
 
 
@@ -187,22 +188,12 @@ def _load_base_model(source: Source, name: str, *, quantized: bool) -> PreTraine
     except ModelError:
         raise
     except Exception as fault:  # transformers, the hub client and safetensors raise dozens of unrelated types
-        reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
-        raise ModelError(f"the base {name} cannot be loaded: {reason}; name one with --base MODEL") from fault
+        raise ModelError(f"model.name: {name} cannot be loaded: {reason_and_remedy(fault, folder)}") from fault
 
 
-@contextmanager
-def _naming(source: Source) -> Generator[None]:
-    """Make errors about the base name the place that named it: the option, the recipe or the adapter."""
-    try:
-        yield
-    except ModelError as fault:
-        message = str(fault)
-        if source.base is not None:
-            message = message.replace("model.name:", "--base:", 1)
-        elif source.run is None:
-            message = message.replace("model.name:", "the adapter's base_model_name_or_path:", 1)
-        raise ModelError(message if "--base" in message else f"{message}, or name the base with --base") from fault
+def _named_by(source: Source) -> str:
+    """What names the base, unless the user does, for messages."""
+    return "model.name" if source.run is not None else "the adapter's base_model_name_or_path"
 
 
 def open_base(source: Source) -> ModelCheckpoint:
@@ -278,17 +269,16 @@ def checkpoint_folder(source: Source) -> Path:
     Raises:
         ModelError: there is no such model.
     """
-    with _naming(source):
-        return model_folder(require_base_name(source), source.revision, "name a folder with --base")
+    with base_errors(source.base, _named_by(source)):
+        return model_folder(require_base_name(source), source.revision)
 
 
-def model_folder(name: str, revision: str | None, remedy: str = "check the name and the network") -> Path:
+def model_folder(name: str, revision: str | None) -> Path:
     """The folder with a model's safetensors; a model on the hub is downloaded.
 
     Args:
         name: hub id, folder or package:NAME.
         revision: of a model on the hub.
-        remedy: what to do if it cannot be downloaded.
 
     Raises:
         ModelError: there is no such model.
@@ -308,8 +298,7 @@ def model_folder(name: str, revision: str | None, remedy: str = "check the name 
                 )
             )
     except Exception as fault:  # the hub client raises dozens of unrelated types
-        reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
-        raise ModelError(f"the model {name} cannot be downloaded: {reason}; {remedy}") from fault
+        raise ModelError(f"model.name: {name} cannot be loaded: {reason_and_remedy(fault, folder)}") from fault
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from kasatune.io.atomic import require_free
 from kasatune.io.library_noise import quiet
 from kasatune.models.device import find_device
 from kasatune.models.load import load_base
+from kasatune.models.moved_base import with_base
 from kasatune.runs.directory import read_recipe
 from kasatune.runs.metrics import read_metrics
 
@@ -81,7 +82,7 @@ def _scores(source: Source, run: Path, adapter: Path) -> dict[str, Any]:
         except DataError as fault:
             return {"reason": str(fault)}
         base = load_base(
-            recipe.model if source.base is None else recipe.model.model_copy(update={"name": source.base}),
+            with_base(recipe, source.base).model,
             kind=before["kind"],
             label_names=names,
             seed=recipe.training.seed,

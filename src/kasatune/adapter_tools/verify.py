@@ -76,9 +76,9 @@ def verify(directory: Path, base: str | None = None) -> list[Check]:
     Raises:
         InputError: there is no adapter.
     """
-    if base is None and is_comparison(directory):
+    if is_comparison(directory):
         return [Check(*line) for line in verified(directory)]
-    checks = [Check(*line) for line in check_recorded_scores(directory)] if base is None and is_run(directory) else []
+    checks = [Check(*line) for line in check_recorded_scores(directory, base)] if is_run(directory) else []
     if checks and not has_adapter(directory):  # of a method that writes a complete checkpoint
         return checks
     source = find_source(directory, base)

@@ -90,6 +90,7 @@ def judge(
     workers: int,
     prices: str | None,
     split: str | None,
+    base: str | None,
     json: bool,
 ) -> None:
     """Grade the run with the judge `model` and print the result."""
@@ -98,7 +99,7 @@ def judge(
         from kasatune.evaluation.judge.judge_run import JudgeSettings, judge_run
         from kasatune.llm_client import Endpoint
 
-        settings = JudgeSettings(Endpoint(model, url, rate, workers), questions, prompts, against, sums, split)
+        settings = JudgeSettings(Endpoint(model, url, rate, workers), questions, prompts, against, sums, split, base)
         try:
             judged = judge_run(run_dir, settings, teller())
         except KeyboardInterrupt as interrupt:

@@ -16,7 +16,7 @@ import typer
 import kasatune
 from kasatune.cli.console import complain, note, say
 from kasatune.errors import KasatuneError
-from kasatune.io.library_noise import hush_imports
+from kasatune.io.library_noise import hush_imports, own_warnings
 
 # Subcommand: the module in kasatune.cli.commands whose `command` it runs, in the order of the help.
 COMMANDS = {
@@ -88,7 +88,8 @@ def run(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     hush_imports()
     try:
-        status = _invoke(arguments)
+        with own_warnings(note):
+            status = _invoke(arguments)
         sys.stdout.flush()
         return status
     except BrokenPipeError:

@@ -30,7 +30,12 @@ CheckLine = tuple[str, bool | None, str]
 
 
 def evaluate(
-    run_dir: Path, split: str | None = None, data: str | None = None, extra_scores: Sequence[str] = ()
+    run_dir: Path,
+    split: str | None = None,
+    data: str | None = None,
+    extra_scores: Sequence[str] = (),
+    *,
+    base: str | None = None,
 ) -> dict[str, Any]:
     """Score a run again, from its saved files alone.
 
@@ -40,6 +45,7 @@ def evaluate(
         data: rows to score instead of those that the recipe names: the folder of a benchmark, or a file in the form of
             your own validation data; their split is "validation".
         extra_scores: optional scores of generated text to compute besides the task's, such as "meteor_exact_stem".
+        base: where the base model is now, if not where the recipe says.
 
     Returns:
         An object in the form of metrics.json; `metrics` is bit for bit the same as there for the same rows on the same
@@ -56,7 +62,7 @@ def evaluate(
         start = time.perf_counter()
         reset_peak_memory()
         task = _load_rows(recipe.task, data, names)
-        task_model = TaskModel.for_saved_run(recipe, names, run_dir)
+        task_model = TaskModel.for_saved_run(recipe, names, run_dir, base=base)
         loaded = time.perf_counter()
         chosen = split or str(before["split"])
         scores = task_model.final_score(task_model.encode(task, chosen), task, chosen)
@@ -72,7 +78,7 @@ def evaluate(
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "peak_memory_bytes": peak_memory(),
         "versions": versions(),
-        **trace(recipe, task_model.base.revision, task_model.base.fingerprint),
+        **trace(recipe, recipe.model.revision if base else task_model.base.revision, task_model.base.fingerprint),
     }
 
 
@@ -89,11 +95,15 @@ def _extra_scores(task: str, recorded: Mapping[str, Any], names: Sequence[str]) 
     return extra
 
 
-def check_recorded_scores(run_dir: Path) -> Iterator[CheckLine]:
+def check_recorded_scores(run_dir: Path, base: str | None = None) -> Iterator[CheckLine]:
     """Compare recipe, rows, base model and scores of a run, computed again, with metrics.json.
 
     On the machine and with the software of the run the scores must be equal bit for bit; elsewhere they may differ by
     0.005. What cannot be checked gives None: a run of an earlier version, rows that are not on this machine.
+
+    Args:
+        run_dir: directory of the run.
+        base: where the base model is now, if not where the recipe says.
 
     Raises:
         InputError: recipe.yaml or metrics.json is missing or damaged.
@@ -101,7 +111,7 @@ def check_recorded_scores(run_dir: Path) -> Iterator[CheckLine]:
     before = read_metrics(run_dir)
     yield "recipe", *_compare_sha256(recipe_sha256(read_recipe(run_dir)), before.get("recipe_sha256"))
     try:
-        after = finite(evaluate(run_dir))
+        after = finite(evaluate(run_dir, base=base))
     except DataError as fault:
         yield "scores", None, f"not computed again: {fault}"
         return

@@ -16,7 +16,8 @@ from kasatune.evaluation.known_tokens import only_known_tokens
 from kasatune.io.library_noise import quiet
 from kasatune.io.run_layout import ADAPTER
 from kasatune.models.device import find_device
-from kasatune.models.load import find_model
+from kasatune.models.load import find_model, find_pretrained
+from kasatune.models.moved_base import base_errors, with_base
 from kasatune.recipes.messages import did_you_mean
 from kasatune.recipes.schema import Recipe
 from kasatune.runs.directory import read_recipe
@@ -31,7 +32,12 @@ _EXTRA = "pip install 'kasatune[harness]'"
 
 
 def harness(
-    run_dir: Path, tasks: Sequence[str], *, path: Path | None = None, limit: int | None = None
+    run_dir: Path,
+    tasks: Sequence[str],
+    *,
+    path: Path | None = None,
+    limit: int | None = None,
+    base: str | None = None,
 ) -> dict[str, Any]:
     """Scores of lm-eval's tasks, from its model "hf" around the run's base with RUN/adapter.
 
@@ -44,6 +50,7 @@ def harness(
         tasks: names of lm-eval's tasks or groups, or of those in `path`.
         path: a folder with the user's own task files.
         limit: number of rows of each task, from the first; None for all.
+        base: where the base model is now, if not where the recipe says.
 
     Returns:
         An object in the form of metrics.json, with `metrics` by "task score", and under `harness` further results of
@@ -55,7 +62,7 @@ def harness(
         MissingExtraError: lm-eval is not installed.
         WorkError: a task's data cannot be read, or lm-eval or a package that the task needs failed.
     """
-    recipe, metrics = read_recipe(run_dir), read_metrics(run_dir)
+    recipe, metrics = with_base(read_recipe(run_dir), base), read_metrics(run_dir)
     if metrics.get("kind") != "generation":
         raise InputError(f"{run_dir}: --harness evaluates language models; this run is a {metrics.get('kind')}")
     adapter = run_dir / ADAPTER
@@ -65,7 +72,8 @@ def harness(
         raise InputError(f"--harness-path: {str(path)!r}: no such folder; give one with task files (.yaml) of lm-eval")
     if importlib.util.find_spec("lm_eval") is None:
         raise MissingExtraError("--harness", "harness")
-    with quiet():
+    with quiet(), base_errors(base):
+        find_pretrained(recipe.model)
         manager = _manager(tasks, path)
         results = _evaluate(recipe, adapter, tasks, manager, limit)
     return _as_metrics(metrics, results, chats=_reads_chats(recipe))

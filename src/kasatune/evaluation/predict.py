@@ -18,13 +18,14 @@ from kasatune.runs.metrics import read_metrics
 Text = str | Sequence[str]
 
 
-def predict(run_dir: Path, texts: Sequence[Text]) -> list[dict[str, Any]]:
+def predict(run_dir: Path, texts: Sequence[Text], *, base: str | None = None) -> list[dict[str, Any]]:
     """The predictions of a run's model for new texts.
 
     Args:
         run_dir: directory of a run that has finished or was interrupted.
         texts: one or more, without the task's prompt; for a task on pairs, two texts each, or one with a tab between
             them.
+        base: where the base model is now, if not where the recipe says.
 
     Returns:
         For each text `input` as given and `prediction`: {"label": name, "scores": {name: probability}}, a number, or
@@ -41,7 +42,7 @@ def predict(run_dir: Path, texts: Sequence[Text]) -> list[dict[str, Any]]:
         return []
     names = tuple(metrics["label_names"]) if metrics.get("label_names") else None
     with quiet(), deterministic():
-        task_model = TaskModel.for_saved_run(recipe, names, run_dir)
+        task_model = TaskModel.for_saved_run(recipe, names, run_dir, base=base)
         if task_model.kind == "generation":
             return _generate(task_model, [text for text, *_ in fields])
         second = [pair[1] for pair in fields] if metrics["text_fields"] == 2 else None

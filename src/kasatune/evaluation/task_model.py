@@ -37,6 +37,7 @@ from kasatune.methods.shared.method import Method
 from kasatune.methods.shared.trained_parameters import count_trained, trainable
 from kasatune.models.device import find_device
 from kasatune.models.load import Base, Pretrained, load_base
+from kasatune.models.moved_base import base_errors, recorded_fingerprint, require_same_base, with_base
 from kasatune.recipes.schema import Recipe
 from kasatune.wording import agree, counted
 
@@ -100,6 +101,7 @@ class TaskModel:
         label_names: tuple[str, ...] | None,
         run_dir: Path,
         *,
+        base: str | None = None,
         device: torch.device | None = None,
         on_cpu: bool = False,
     ) -> TaskModel:
@@ -109,6 +111,7 @@ class TaskModel:
             recipe: recipe of the run.
             label_names: labels of a classification, in the order of their numbers.
             run_dir: directory of the run.
+            base: where the base model is now, if not where the recipe says; it must be the same model.
             device: the device that the recipe asks for, already found; None to find it now.
             on_cpu: keep the model in CPU memory, for models that are too large for one device.
 
@@ -116,10 +119,13 @@ class TaskModel:
             InputError: the model or the files of the run are missing or damaged.
         """
 
-        def load(method: Method, base: Base) -> nn.Module:
-            return method.load(base.model, run_dir, recipe.method)
+        def load(method: Method, loaded: Base) -> nn.Module:
+            if base is not None:
+                require_same_base(loaded, recipe, recorded_fingerprint(run_dir), base)
+            return method.load(loaded.model, run_dir, recipe.method)
 
-        return cls._load(recipe, label_names, load, device=device, on_cpu=on_cpu)
+        with base_errors(base):
+            return cls._load(with_base(recipe, base), label_names, load, device=device, on_cpu=on_cpu)
 
     @classmethod
     def _load(

@@ -111,12 +111,14 @@ def new_directory(out: Path) -> Generator[Path]:
     """Yield a temporary directory next to `out`; rename it to `out` if the block succeeds, else remove it.
 
     Directories left next to `out` by killed processes are removed first; a lock marks those still being written.
+    Parents of `out` that were made are removed again if the block fails.
 
     Raises:
         OutputError: `out` is not free, or cannot be made.
     """
     out = out.absolute()
     require_free(out)
+    made = [parent for parent in out.parents if not parent.exists()]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(out)
@@ -134,6 +136,9 @@ def new_directory(out: Path) -> Generator[Path]:
         if lock is not None:
             os.close(lock)
         shutil.rmtree(temporary, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):  # it is not empty
+                parent.rmdir()
 
 
 def replace_path(source: Path, target: Path) -> None:

@@ -66,7 +66,7 @@ def quiet(tell: Callable[[str], None] | None = None) -> Generator[None]:
     for name in levels:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        with _own_warnings(tell):
+        with own_warnings(tell):
             if not torch.accelerator.is_available():
                 os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, imported by accelerate, looks for a GPU
             yield
@@ -81,7 +81,12 @@ def quiet(tell: Callable[[str], None] | None = None) -> Generator[None]:
 
 
 @contextmanager
-def _own_warnings(tell: Callable[[str], None] | None) -> Generator[None]:
+def own_warnings(tell: Callable[[str], None] | None) -> Generator[None]:
+    """Pass on the warnings of kasatune, and those of others that it rephrases, each once; drop the rest.
+
+    Args:
+        tell: see `quiet`.
+    """
     seen: set[str] = set()
     show = warnings.showwarning
 

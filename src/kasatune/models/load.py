@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -107,7 +109,10 @@ def find_model(name: str) -> str:
     if path.exists():
         raise ModelError(f"model.name: {name} is a file; give the folder of a transformers model")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
-        raise ModelError(f"model.name: {name} is not a folder; give a hub id, an existing folder or package:NAME")
+        raise ModelError(
+            f"model.name: {name} is not a folder: {path.absolute()} does not exist;"
+            " give a hub id, an existing folder or package:NAME"
+        )
     return name
 
 
@@ -119,6 +124,9 @@ def find_commit(name: str, revision: str | None) -> str | None:
     """
     if Path(name).is_dir():
         return None
+    if not isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+        place = Path(name).absolute()
+        warnings.warn(f"model.name: {name}: {place} is not a folder; it is looked up on the hub", stacklevel=2)
     folder = Path(str(cached_file(name, "config.json", revision=revision))).parent
     return folder.name if folder.parent.name == "snapshots" else None
 
@@ -375,5 +383,8 @@ def reason_and_remedy(fault: Exception, folder: str) -> str:
             "it needs code from its repository, which is not run by default; choose another model, or review that "
             "code and set model.trust_remote_code: true"
         )
-    remedy = "copy it again" if Path(folder).exists() else "check the name and the network"
-    return f"{lines[0] if lines else type(fault).__name__}; {remedy}"
+    reason = lines[0] if lines else type(fault).__name__
+    if Path(folder).exists():
+        return f"{reason}; copy it again"
+    place = Path(folder).absolute()
+    return f"{place} is not a folder, and on the hub: {reason}; check the path, the name and the network"

@@ -109,6 +109,7 @@ class RunCallback(TrainerCallback):
         display: receives the progress.
         interrupt: records whether a stop was requested.
         data_sha256: hash of the training data.
+        base_fingerprint: fingerprint of the base model.
         writes: whether this process writes files; true for the first process of a run only.
         progress: progress of the run.
         stopped: whether the run was stopped on request, at a step from which it can be resumed.
@@ -126,6 +127,7 @@ class RunCallback(TrainerCallback):
     display: ProgressReporter
     interrupt: Interrupt
     data_sha256: str = ""
+    base_fingerprint: str = ""
     writes: bool = True
     progress: Progress = field(default_factory=Progress)
     stopped: bool = False
@@ -259,7 +261,9 @@ class RunCallback(TrainerCallback):
             torch.distributed.barrier()  # until every process has written its part
         if not self.writes:
             return
-        write_manifest(checkpoint_folder(self.folder, state.global_step), self.best_state, self.data_sha256)
+        write_manifest(
+            checkpoint_folder(self.folder, state.global_step), self.best_state, self.data_sha256, self.base_fingerprint
+        )
         referenced = referenced_best_states(self.folder)
         for path in self.folder.glob("best-*.safetensors"):
             if path != self.best_state and path.name not in referenced:

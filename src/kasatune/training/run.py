@@ -99,6 +99,7 @@ class Run:
         data_provider: provided the rows, and measures the trained model.
         details: further entries of metrics.json.
         on_cpu: whether the unsharded model is kept in CPU memory, because it does not fit on the device.
+        base: where the base model is, if not where the recipe says.
     """
 
     recipe: Recipe
@@ -113,6 +114,7 @@ class Run:
     data_provider: DataProvider
     details: dict[str, Any] = field(default_factory=dict)
     on_cpu: bool = False
+    base: str | None = None
 
     @property
     def title(self) -> str:
@@ -160,7 +162,7 @@ class Run:
         del self.task_model  # memory may not hold two models
         gc.collect()
         self.task_model = TaskModel.for_saved_run(
-            self.recipe, self.data.label_names, self.out, device=self.device, on_cpu=self.on_cpu
+            self.recipe, self.data.label_names, self.out, base=self.base, device=self.device, on_cpu=self.on_cpu
         )
         cached, examples = outcome.scores, self.examples[SPLIT]
         if cached is not None and cached.valid_for(self.task_model, examples):
@@ -208,7 +210,7 @@ class Run:
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "peak_memory_bytes": peak_memory(),
             "versions": versions(),
-            **trace(self.recipe, base.revision, base.fingerprint),
+            **trace(self.recipe, base.revision if self.base is None else self.recipe.model.revision, base.fingerprint),
         }
         write_metrics(self.out, RunMetrics.model_validate(content | self.details | further))
 

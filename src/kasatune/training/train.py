@@ -26,7 +26,7 @@ from kasatune.distributed.fsdp import (
 )
 from kasatune.distributed.process_group import broadcast_from_first, is_main, world_size
 from kasatune.distributed.zero3 import full_numel
-from kasatune.errors import DataError, DivergedError
+from kasatune.errors import DataError, DivergedError, InputError, ModelError
 from kasatune.evaluation.task_model import TaskModel, deterministic, report_truncation
 from kasatune.io.atomic import remove
 from kasatune.io.environment import reset_peak_memory
@@ -37,6 +37,7 @@ from kasatune.kasa.truncation.compute_tails import decompositions_shared
 from kasatune.methods.shared.trained_parameters import trainable
 from kasatune.models.device import find_device
 from kasatune.models.load import Pretrained, find_pretrained
+from kasatune.models.moved_base import base_errors, with_base
 from kasatune.recipes.schema import Recipe
 from kasatune.runs import directory
 from kasatune.runs.metrics import is_finished
@@ -59,6 +60,7 @@ from kasatune.training.run import SPLIT, TRAIN_SPLIT, DataProvider, Outcome, Run
 from kasatune.training.signals import Interrupt
 from kasatune.wording import counted
 
+_ANEW = ", or start again with --overwrite"
 _STOPPING = "stopping after this step; Ctrl-C again stops at once"
 
 
@@ -68,6 +70,7 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    base: str | None = None,
     display: ProgressReporter | None = None,
     data_provider: DataProvider | None = None,
 ) -> Path:
@@ -81,6 +84,7 @@ def train(
         out: the run directory; must be empty or not exist, unless `resume` or `overwrite` is given.
         resume: continue the run in `out`; start a new one if there is none.
         overwrite: start again, replacing what an earlier run wrote to `out`.
+        base: with `resume`, where the base model is now, if not where the recipe says; it must be the same model.
         display: receives the progress; None for no output.
         data_provider: provides the rows and measures the trained model; None to read the rows that the recipe names.
 
@@ -94,6 +98,8 @@ def train(
         WorkError: a file could not be written, or the GPU ran out of memory.
     """
     out = Path(out)
+    if base is not None and not resume:
+        raise InputError("base: only for a run that is resumed; otherwise name the model as model.name")
     reporter: ProgressReporter = display if display is not None and is_main() else NullProgress()
     with ExitStack() as stack:
         stack.callback(reporter.finish)
@@ -109,7 +115,7 @@ def train(
                 return out
         stack.enter_context(quiet(reporter.message))
         stack.enter_context(deterministic())
-        run, engine, arguments = _set_up(recipe, out, reporter, data_provider or DataProvider())
+        run, engine, arguments = _set_up(recipe, out, reporter, data_provider or DataProvider(), base, resume=resume)
         interrupt = stack.enter_context(Interrupt(lambda: reporter.message(_STOPPING)))
         with work_errors(out):
             if is_main():
@@ -126,7 +132,7 @@ def train(
 
 
 def _set_up(
-    recipe: Recipe, out: Path, display: ProgressReporter, data_provider: DataProvider
+    recipe: Recipe, out: Path, display: ProgressReporter, data_provider: DataProvider, base: str | None, *, resume: bool
 ) -> tuple[Run, Engine, TrainingArguments]:
     """Do everything that can fail because of the input, cheapest first, before anything is written."""
     start = time.perf_counter()
@@ -136,12 +142,13 @@ def _set_up(
     device = find_device(recipe.training)
     engine = load_engine(TASKS[recipe.task.name].engine)
     arguments = engine.training_arguments(recipe, out / WORK, device)
-    pretrained = find_pretrained(recipe.model)
+    with base_errors(base, **({} if resume else {"remedy": ""})):
+        pretrained = find_pretrained(with_base(recipe, base).model)
     plan = require_feasible(recipe, pretrained)
     data = data_provider.data(recipe)
     for note in (*plan.notes, *data.notes):
         display.message(note)
-    task_model = _load_model(recipe, pretrained, data, device, display)
+    task_model = _load_model(with_base(recipe, base), pretrained, data, device, display)
     if deepspeed_requested():
         require_one_dtype(task_model.model, recipe)
     engine.check_model(task_model.model)
@@ -150,7 +157,7 @@ def _set_up(
         report_truncation(display, split, rows, recipe.task.max_length)
     attach = task_model.attach_seconds
     run = Run(
-        recipe=pinned(recipe, pretrained.revision, data.pins),
+        recipe=pinned(recipe, pretrained.revision if base is None else None, data.pins),
         out=out,
         display=display,
         device=device,
@@ -160,6 +167,7 @@ def _set_up(
         seconds={"load": time.perf_counter() - start - attach, "attach": attach},
         counts=task_model.parameter_counts(),
         data_provider=data_provider,
+        base=base,
     )
     return run, engine, arguments
 
@@ -232,12 +240,18 @@ def _resumable_checkpoint(run: Run) -> Path | None:
 
     Raises:
         DataError: the run was started with other rows.
+        ModelError: it was started with another base model.
     """
-    checkpoint, fault = None, ""
+    checkpoint, fault = None, None
     if is_main():
         checkpoint = latest_valid(run.work, run.display.message)
-        if checkpoint and read_manifest(checkpoint)["data"] != run.data.sha256:
-            fault = f"{run.data.source}: the run in {run.out} was started with other rows; restore them"
+        manifest = read_manifest(checkpoint) if checkpoint else {}
+        if checkpoint and manifest["data"] != run.data.sha256:
+            fault = DataError(
+                f"{run.data.source}: the run in {run.out} was started with other rows; restore them{_ANEW}"
+            )
+        elif checkpoint and (reason := _other_base(run, manifest.get("base"))):
+            fault = ModelError(f"{reason}{_ANEW}")
         elif checkpoint and process_count(checkpoint) != world_size():
             run.display.message(
                 f"{checkpoint.name} was written by {counted(process_count(checkpoint), 'process')} and is resumed by "
@@ -245,11 +259,22 @@ def _resumable_checkpoint(run: Run) -> Path | None:
                 "the order of the rows is the same, random draws such as dropout are not"
             )
     checkpoint, fault = broadcast_from_first((checkpoint, fault))
-    if fault:
-        raise DataError(f"{fault}, or start again with --overwrite")
+    if fault is not None:
+        raise fault
     if is_main():
         remove_later(run.work, checkpoint)
     return checkpoint
+
+
+def _other_base(run: Run, recorded: str | None) -> str | None:
+    """Why the loaded base model is not the one that the run was started with; None if it is, or if that is unknown."""
+    loaded, section = run.task_model.base.fingerprint, run.recipe.model
+    if recorded is None or recorded == loaded or section.quantization != "none":
+        return None
+    return (
+        f"model.name: {run.base or section.name} is another model than the one with which the run in {run.out} was "
+        f"started (fingerprint {loaded[:12]}, recorded {recorded[:12]}); name a copy of that one with --base MODEL"
+    )
 
 
 def _prepare_method(run: Run, checkpoint: Path | None) -> None:
@@ -273,6 +298,7 @@ def _make_callback(run: Run, interrupt: Interrupt) -> RunCallback:
         display=run.display,
         interrupt=interrupt,
         data_sha256=run.data.sha256,
+        base_fingerprint=run.task_model.base.fingerprint,
         writes=is_main(),
     )
 
@@ -356,7 +382,9 @@ def _reload_unsharded(run: Run) -> None:
     del run.task_model
     gc.collect()
     run.on_cpu = not fits_on_device(size, run.device)
-    run.task_model = TaskModel.for_training(run.recipe, run.data, device=run.device, on_cpu=run.on_cpu)
+    run.task_model = TaskModel.for_training(
+        with_base(run.recipe, run.base), run.data, device=run.device, on_cpu=run.on_cpu
+    )
     _prepare_method(run, latest_valid(run.work, run.display.message))
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from kasatune.cli import judge_options as judging
-from kasatune.cli.arguments import Json, RunDirectory
+from kasatune.cli.arguments import Json, MovedBase, RunDirectory
 from kasatune.cli.console import print_json, results_only
 from kasatune.errors import InputError
 
@@ -19,6 +19,7 @@ def command(
     data: Annotated[
         str | None, typer.Option(metavar="PATH", help="Where the data is now; default: the path in the recipe.")
     ] = None,
+    base: MovedBase = None,
     scores: Annotated[
         str | None,
         typer.Option(
@@ -80,6 +81,7 @@ def command(
             workers=judge_workers,
             prices=judge_prices,
             split=split,
+            base=base,
             json=json,
         )
         return
@@ -96,16 +98,18 @@ def command(
             from kasatune.evaluation.lm_eval import harness as run_harness
 
             names = [name.strip() for name in harness.split(",") if name.strip()]
-            metrics = run_harness(run_dir, names, path=harness_path, limit=harness_limit)
+            metrics = run_harness(run_dir, names, path=harness_path, limit=harness_limit, base=base)
         else:
-            metrics = _evaluate(run_dir, split, data, scores)
+            metrics = _evaluate(run_dir, split, data, scores, base)
     if json:
         print_json(metrics)
     else:
         show_scores(metrics)
 
 
-def _evaluate(run_dir: Path, split: str | None, data: str | None, scores: str | None) -> dict[str, Any]:
+def _evaluate(
+    run_dir: Path, split: str | None, data: str | None, scores: str | None, base: str | None
+) -> dict[str, Any]:
     from kasatune.cli.fast_import import large_libraries
     from kasatune.cli.progress_bar import make_progress
 
@@ -116,6 +120,6 @@ def _evaluate(run_dir: Path, split: str | None, data: str | None, scores: str | 
     display = make_progress()
     with progress_listener(display.progress):
         extra = [name.strip() for name in (scores or "").split(",") if name.strip()]
-        metrics = evaluate(run_dir, split=split, data=data, extra_scores=extra)
+        metrics = evaluate(run_dir, split=split, data=data, extra_scores=extra, base=base)
     display.finish()
     return metrics

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kasatune.cli.arguments import Json, RunDirectory
+from kasatune.cli.arguments import Json, MovedBase, RunDirectory
 from kasatune.cli.console import note, print_json, print_table, results_only
 from kasatune.cli.fast_import import large_libraries
 from kasatune.cli.progress_bar import make_progress
@@ -25,6 +25,7 @@ def command(
     file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A UTF-8 file with one text per line.", show_default=False)
     ] = None,
+    base: MovedBase = None,
     json: Json = False,
 ) -> None:
     """Predict labels with probabilities, numbers, or generated text for new input.
@@ -46,7 +47,7 @@ def command(
 
         display = make_progress()
         with progress_listener(display.progress):
-            predictions = predict(run_dir, texts)
+            predictions = predict(run_dir, texts, base=base)
         display.finish()
     if json:
         print_json(predictions)

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kasatune.cli.arguments import Overrides, RecipeFile
+from kasatune.cli.arguments import MovedBase, Overrides, RecipeFile
 from kasatune.cli.console import results_only
 from kasatune.cli.fast_import import large_libraries
 from kasatune.cli.progress_bar import make_progress
+from kasatune.errors import InputError
 from kasatune.recipes.catalogue import find_recipe
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def command(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the directory.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the directory.")] = False,
+    base: MovedBase = None,
 ) -> None:
     """Fine-tune a model as a recipe describes and write a run directory.
 
@@ -41,25 +43,27 @@ def command(
     from kasatune.cli.run_summary import show_run, write_pages
     from kasatune.recipes.schema import load_recipe
 
-    checked = load_recipe(find_recipe(recipe), overrides or (), check_inputs=True)
+    if base is not None and not resume:
+        raise InputError("--base MODEL is for --resume, when the base has moved; otherwise set model.name=MODEL")
+    checked = load_recipe(find_recipe(recipe), overrides or (), check_inputs=base is None)
     if out is not None:
         checked = checked.model_copy(update={"output": str(out)})
     directory = Path(checked.output)
     first = os.environ.get("RANK", "0") == "0"  # of the processes started by torchrun, one writes and prints
     with results_only():
-        _train(checked, directory, resume=resume, overwrite=overwrite)
+        _train(checked, directory, resume=resume, overwrite=overwrite, base=base)
         if first:
             write_pages(directory)
     if first:
         show_run(directory)
 
 
-def _train(recipe: Recipe, directory: Path, *, resume: bool, overwrite: bool) -> None:
+def _train(recipe: Recipe, directory: Path, *, resume: bool, overwrite: bool, base: str | None) -> None:
     with large_libraries():
         from kasatune.training.train import train
 
     try:
-        train(recipe, directory, resume=resume, overwrite=overwrite, display=make_progress())
+        train(recipe, directory, resume=resume, overwrite=overwrite, base=base, display=make_progress())
     except KeyboardInterrupt as interrupt:
         resume_hint = f"{directory} holds the progress so far; continue with the same command and --resume"
         interrupt.add_note(resume_hint if directory.is_dir() and any(directory.iterdir()) else "nothing was written")

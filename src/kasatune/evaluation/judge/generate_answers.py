@@ -26,10 +26,11 @@ class Candidate:
         run_dir: directory of a run on chat rows.
         recipe: recipe of the run.
         cache: open cache of the answers.
+        base: where the base model is now, if not where the recipe says.
     """
 
-    def __init__(self, run_dir: Path, recipe: Recipe, cache: AnswerCache) -> None:
-        self._run_dir, self._recipe, self._cache = run_dir, recipe, cache
+    def __init__(self, run_dir: Path, recipe: Recipe, cache: AnswerCache, base: str | None = None) -> None:
+        self._run_dir, self._recipe, self._cache, self._base = run_dir, recipe, cache, base
         self._weights = _weights_sha256(run_dir)
         self._task_model: TaskModel | None = None
 
@@ -62,7 +63,7 @@ class Candidate:
         missing = {key: chat for key, chat in zip(keys, chats, strict=True) if self._cache.get(key) is None}
         if missing:
             if self._task_model is None:
-                self._task_model = TaskModel.for_saved_run(self._recipe, None, self._run_dir)
+                self._task_model = TaskModel.for_saved_run(self._recipe, None, self._run_dir, base=self._base)
             texts = self._task_model.answer(list(missing.values()))
             for (key, chat), text in zip(missing.items(), texts, strict=True):
                 self._cache.add(key, {"messages": [list(message) for message in chat], "answer": text})

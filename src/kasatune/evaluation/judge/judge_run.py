@@ -66,6 +66,7 @@ class JudgeSettings:
         against: another run, or a file of answers in MT-Bench's form, for a comparison in both orders.
         prices: prices of the judge, or None.
         split: split of the run's own rows.
+        base: where the base model is now, if not where the recipe says; for `against` too, if its base is the same.
     """
 
     endpoint: Endpoint
@@ -74,10 +75,15 @@ class JudgeSettings:
     against: Path | None = None
     prices: Prices | None = None
     split: str | None = None
+    base: str | None = None
 
 
 def answer_run(
-    run_dir: Path, questions: Path | None = None, progress: StageProgress = lambda stage, done, total: None
+    run_dir: Path,
+    questions: Path | None = None,
+    progress: StageProgress = lambda stage, done, total: None,
+    *,
+    base: str | None = None,
 ) -> Path:
     """Generate the answers that a judge would grade; cached answers are not generated again.
 
@@ -85,6 +91,7 @@ def answer_run(
         run_dir: directory of a run on chat rows.
         questions: MT-Bench's file or folder; None for the run's own validation rows.
         progress: see `StageProgress`.
+        base: where the base model is now, if not where the recipe says.
 
     Returns:
         The file of the answers, in MT-Bench's form.
@@ -95,7 +102,7 @@ def answer_run(
     run_dir = Path(run_dir)
     recipe = _recipe(run_dir)
     to_answer = read_questions(questions) if questions else _own_questions(recipe, None)
-    answers = _answers(run_dir, recipe, to_answer, progress)
+    answers = _answers(run_dir, recipe, to_answer, progress, base)
     write_conversations(run_dir / JUDGE / CONVERSATIONS, run_dir.name, list(answers.values()))
     return run_dir / JUDGE / CONVERSATIONS
 
@@ -131,10 +138,10 @@ def judge_run(
     other = None if settings.against is None or settings.against.is_dir() else _others(settings.against, questions)
     folder = run_dir / JUDGE
     with AnswerCache(folder / REPLIES) as replies, CachedClient(settings.endpoint, replies) as client:
-        answers = _answers(run_dir, recipe, questions, progress)
+        answers = _answers(run_dir, recipe, questions, progress, settings.base)
         write_conversations(folder / CONVERSATIONS, run_dir.name, list(answers.values()))
         if settings.against is not None:
-            other = other or _answers(settings.against, _recipe(settings.against), questions, progress)
+            other = other or _answers_of_other(settings.against, recipe, settings.base, questions, progress)
         graded = _grade(protocol, client, questions, answers, other, prompts, partial(progress, "judging"))
         requests_sent = client.requests_sent
     summary = summarize_matches(graded) if protocol == "pairs" else summarize_grades(graded)
@@ -203,11 +210,20 @@ def _own_questions(recipe: Recipe, split: str | None) -> list[Question]:
 
 
 def _answers(
-    run_dir: Path, recipe: Recipe, questions: Sequence[Question], progress: StageProgress
+    run_dir: Path, recipe: Recipe, questions: Sequence[Question], progress: StageProgress, base: str | None
 ) -> dict[str, Conversation]:
     with AnswerCache(run_dir / JUDGE / ANSWERS) as cache:
-        candidate = Candidate(run_dir, recipe, cache)
+        candidate = Candidate(run_dir, recipe, cache, base)
         return candidate.answer(questions, partial(progress, "answering"))
+
+
+def _answers_of_other(
+    against: Path, recipe: Recipe, base: str | None, questions: Sequence[Question], progress: StageProgress
+) -> dict[str, Conversation]:
+    """The answers of another run; `base` applies to it if its recipe names the same base model."""
+    theirs = _recipe(against)
+    same = theirs.model.name == recipe.model.name
+    return _answers(against, theirs, questions, progress, base if same else None)
 
 
 def _others(against: Path, questions: Sequence[Question]) -> dict[str, Conversation]:
