@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -15,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from kasatune.adapter_tools.merged_files import write_other_files
 from kasatune.adapter_tools.resolve import Source, find_source, open_base, read_config
 from kasatune.adapters.adapter_files import PREFIX, AdapterFiles, listed, read_tensors, write_json
-from kasatune.adapters.certificate import CERTIFICATE, Certificate, library_versions, write_certificate
+from kasatune.adapters.certificate import Certificate, library_versions, write_certificate
 from kasatune.adapters.format_conversion import WITHOUT_TAILS, as_native
 from kasatune.adapters.load import read_checked
 from kasatune.adapters.lora_export import StackedLora, folded_layers, stock_layers, to_lora
@@ -30,15 +29,11 @@ from kasatune.io.atomic import new_directory
 from kasatune.kasa.functional import Factors, drop_count, update
 from kasatune.linalg import tail_svd
 from kasatune.weights.base_weight import pointwise_dimensions
-from kasatune.weights.checkpoint_files import INDEX, SINGLE, is_index
+from kasatune.weights.checkpoint_files import INDEX, SINGLE
 from kasatune.weights.fingerprint import sketch_distance, sketch_tolerance
 from kasatune.weights.safetensors_reader import FLOAT_DTYPES, ModelCheckpoint, StoredTensor
 from kasatune.weights.safetensors_writer import PlannedTensor, write_safetensors
 
-# Besides its weights a checkpoint contains configuration, tokenizer and chat template: small text files.
-_COPIED_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")
-_COPIED_PREFIXES = ("LICENSE", "NOTICE", "USE_POLICY")
-_NOT_COPIED = ("config.json", "adapter_config.json", CERTIFICATE, "trainer_state.json")
 _ROWS_AT_ONCE = 64
 
 
@@ -92,8 +87,7 @@ def merge(directory: Path, out: Path, base: str | None = None) -> Merged:
             )
         plan = plan_merge(read_tensors(header), kind, list(layers), checkpoint.model)
         digests, untied = _write_weights(unfinished, checkpoint, plan)
-        _write_config(unfinished, checkpoint, untied=untied)
-        _copy_other_files(checkpoint.folder, unfinished)
+        write_other_files(unfinished, source, checkpoint, untied=untied)
         worst = max(plan.rounding, key=lambda name: plan.rounding[name])
         write_certificate(unfinished, _certificate(source, kind, plan, worst, digests))
     return Merged(out, len(plan.updates), sorted(plan.replaced), plan.rounding[worst], worst)
@@ -361,31 +355,3 @@ def _usual_dtype(base: ModelCheckpoint) -> str:
         if stored.is_float:
             sizes[stored.dtype] += stored.size
     return max(sizes, key=lambda dtype: sizes[dtype]) if sizes else "F32"
-
-
-def _write_config(out: Path, base: ModelCheckpoint, *, untied: bool) -> None:
-    """Write config.json: the base's, with the model's class, its labels, and whether embeddings are tied."""
-    config, model = read_config(base.folder), base.model
-    config["architectures"] = [type(model).__name__]
-    config.pop("transformers_weights", None)  # the merged files have the usual names, or an index
-    if untied:
-        config["tie_word_embeddings"] = False
-    if "Classification" in type(model).__name__:
-        model_config: Any = model.config
-        config["id2label"] = {str(index): name for index, name in model_config.id2label.items()}
-        config["label2id"] = dict(model_config.label2id)
-        if model_config.problem_type is not None:
-            config["problem_type"] = model_config.problem_type
-        if config.get("pad_token_id") is None and config.get("eos_token_id") is not None:
-            # Decoders that classify read the last token that is not padding.
-            eos = config["eos_token_id"]
-            config["pad_token_id"] = eos[0] if isinstance(eos, list) else eos
-    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def _copy_other_files(folder: Path, out: Path) -> None:
-    """Copy tokenizer, generation configuration, chat template and licence."""
-    for path in sorted(folder.iterdir()):
-        copied = path.suffix in _COPIED_SUFFIXES or path.name.startswith(_COPIED_PREFIXES)
-        if path.is_file() and copied and path.name not in _NOT_COPIED and not is_index(path):
-            shutil.copyfile(path, out / path.name)

@@ -10,11 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kasatune.adapter_tools.tokenizer import load_tokenizer, saved_tokenizer
 from kasatune.errors import InputError, ModelError
 from kasatune.io.library_noise import quiet
 from kasatune.io.run_layout import ADAPTER, NATIVE, RECIPE
 from kasatune.models.load import find_model, load_base, reason_and_remedy
 from kasatune.models.moved_base import base_errors
+from kasatune.models.padding import drop_unusable_padding, set_padding
 from kasatune.runs.directory import read_recipe
 from kasatune.runs.metrics import read_metrics
 from kasatune.weights.checkpoint_files import weight_files
@@ -182,9 +184,14 @@ def _load_base_model(source: Source, name: str, *, quantized: bool) -> PreTraine
     try:
         with quiet():
             config = load_config(source, folder, **options)
-            return model_class(source).from_pretrained(
+            model = model_class(source).from_pretrained(
                 folder, config=config, dtype="auto", ignore_mismatched_sizes=True, use_safetensors=True, **options
             )
+        if source.config.get("task_type") == "SEQ_CLS":
+            tokenizer = load_tokenizer(saved_tokenizer(source.adapter, None) or folder, **options)
+            if tokenizer is not None:
+                set_padding(name, model, tokenizer, classifier=True)
+        return model
     except ModelError:
         raise
     except Exception as fault:  # transformers, the hub client and safetensors raise dozens of unrelated types
@@ -231,6 +238,7 @@ def load_config(source: Source, folder: str, **options: Any) -> PreTrainedConfig
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=source.trust_remote_code, **options)
+    drop_unusable_padding(config)
     if source.run is not None:
         metrics = read_metrics(source.run)
         names = metrics.get("label_names")

@@ -14,7 +14,15 @@ import torch
 
 from kasatune.adapter_tools.export import export_gguf
 from kasatune.adapter_tools.merge import merge
-from kasatune.adapter_tools.resolve import Source, find_source, has_adapter, load_base_model, model_class
+from kasatune.adapter_tools.resolve import (
+    Source,
+    checkpoint_folder,
+    find_source,
+    has_adapter,
+    load_base_model,
+    model_class,
+)
+from kasatune.adapter_tools.tokenizer import load_tokenizer, saved_tokenizer
 from kasatune.adapters.adapter_files import AdapterFiles, file_sha256, read_header, read_tensors
 from kasatune.adapters.attach import sketch_distances
 from kasatune.adapters.certificate import CERTIFICATE, describe, read_certificate
@@ -27,9 +35,11 @@ from kasatune.adapters.parity_report import class_and_sha256, output_parity
 from kasatune.adapters.recognize_format import FORMATS
 from kasatune.errors import CheckError, InputError, KasatuneError
 from kasatune.evaluation.evaluate import check_recorded_scores, is_run
+from kasatune.evaluation.padded_batch import padded_batch
 from kasatune.experiments.compare.verify_comparison import is_comparison, verified
 from kasatune.io.library_noise import quiet
 from kasatune.io.run_layout import ADAPTER, NATIVE
+from kasatune.models.padding import padding_side
 from kasatune.wording import counted
 
 if TYPE_CHECKING:
@@ -112,6 +122,7 @@ def _checks(source: Source) -> Iterator[Check]:
     if not check.passed:
         return
     yield _attempt("base untouched", lambda: _untouched(subject[0]))
+    yield _attempt("padded batch", lambda: _padded_batch(subject[0]))
     for folder in folders[1:]:
         yield _attempt(f"{folder.name} gives the same outputs", lambda folder=folder: _same(subject[0], folder))
     for to in FORMATS:
@@ -200,6 +211,21 @@ def _untouched(subject: _Subject) -> tuple[bool | None, str]:
     return same, "disabled, its outputs are those of the base" + (" bit for bit" if same else ": they are not")
 
 
+def _padded_batch(subject: _Subject) -> tuple[bool | None, str]:
+    """Compare rows in a batch that the tokenizer pads with the same rows alone."""
+    source = subject.source
+    saved = saved_tokenizer(source.adapter, source.run)
+    place = checkpoint_folder(source) if saved is None else saved
+    tokenizer = load_tokenizer(place, trust_remote_code=source.trust_remote_code)
+    if tokenizer is None:
+        return None, "neither the adapter nor the base has a tokenizer"
+    with twin_for_loading(subject.base, source.adapter) as twin:
+        model = load_adapter(twin, source.adapter)
+        tokenizer.padding_side = padding_side(subject.base, tokenizer)
+        outputs = padded_batch(model, tokenizer)
+    return (None, "the model or its tokenizer has no padding token") if outputs is None else _parity(*outputs)
+
+
 def _same(subject: _Subject, folder: Path) -> tuple[bool, str]:
     with twin_for_loading(subject.base, folder) as twin:
         return _parity(subject.adapted, fixed_outputs(load_adapter(twin, folder)))
@@ -240,7 +266,12 @@ def _merge(subject: _Subject) -> tuple[bool | None, str]:
             base = load_base_model(subject.source, quantized=False)
             expected, where = fixed_outputs(load_adapter(base, subject.source.adapter)), " on the full-precision base"
         passed, figure = _parity(expected, fixed_outputs(merged))
-        return passed, f"{figure}{where}; rounding loses up to {done.rounding:.2g} of an update"
+        figure = f"{figure}{where}; rounding loses up to {done.rounding:.2g} of an update"
+        tokenizer = load_tokenizer(done.out, trust_remote_code=subject.source.trust_remote_code)
+        outputs = None if tokenizer is None else padded_batch(merged, tokenizer)
+        if passed and outputs is not None and not _parity(*outputs)[0]:
+            return False, f"a padded batch gives other outputs than its rows alone: {_parity(*outputs)[1]}"
+        return passed, figure
 
 
 def _parity(before: Outputs, after: Outputs) -> tuple[bool, str]:

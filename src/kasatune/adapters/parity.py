@@ -66,8 +66,12 @@ def fixed_outputs(model: nn.Module) -> Outputs:
         # Row by row: classifiers without a padding token take no batches.
         rows = [model(**{"input_ids": row, **({extra: row} if extra else {})}) for row in ids.split(1)]
     values = torch.cat([_first_tensor(row) for row in rows])
-    dtype = "quantized" if is_quantized(model) else _dtype(model, values.device)
-    return Outputs(values.float().cpu(), dtype)
+    return Outputs(values.float().cpu(), output_dtype(model, values.device))
+
+
+def output_dtype(model: nn.Module, device: torch.device) -> str:
+    """The key of `OUTPUT_LIMITS` for a model that computes on `device`."""
+    return "quantized" if is_quantized(model) else _dtype(model, device)
 
 
 def untouched_copy(model: nn.Module) -> nn.Module:

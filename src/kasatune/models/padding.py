@@ -57,8 +57,14 @@ def set_padding(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenize
             config.pad_token_id = pad
     if getattr(embeddings, "padding_idx", None) not in (None, pad):
         embeddings.padding_idx = None  # an ordinary token, whose embedding would get no gradient
-    if classifier and getattr(model.config, "summary_type", None) != "last":
-        tokenizer.padding_side = "right"
+    if classifier:
+        tokenizer.padding_side = padding_side(model, tokenizer)
+
+
+def padding_side(classifier: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The side on which the rows of a classifier are padded: the right one, unless it reads the last position."""
+    reads_last = getattr(classifier.config, "summary_type", None) == "last"
+    return tokenizer.padding_side if reads_last else "right"
 
 
 def drop_unusable_padding(config: PreTrainedConfig) -> None:

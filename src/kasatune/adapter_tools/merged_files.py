@@ -1,0 +1,119 @@
+"""The files of a merged checkpoint besides its weights: configuration, tokenizer, chat template and licence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kasatune.adapter_tools.resolve import Source, read_config
+from kasatune.adapter_tools.tokenizer import TOKENIZER_CONFIG, TOKENIZER_FILES, load_tokenizer, saved_tokenizer
+from kasatune.adapters.certificate import CERTIFICATE
+from kasatune.errors import ModelError
+from kasatune.models.padding import choose_padding_token, counts_positions_by_padding, padding_side
+from kasatune.weights.checkpoint_files import is_index
+from kasatune.weights.safetensors_reader import ModelCheckpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Besides its weights a checkpoint contains configuration, tokenizer and chat template: small text files.
+_COPIED_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")
+_COPIED_PREFIXES = ("LICENSE", "NOTICE", "USE_POLICY")
+_NOT_COPIED = ("config.json", "adapter_config.json", CERTIFICATE, "trainer_state.json")
+_GENERATION_CONFIG = "generation_config.json"
+
+
+def write_other_files(out: Path, source: Source, base: ModelCheckpoint, *, untied: bool) -> None:
+    """Write configuration and tokenizer of a merged checkpoint, and copy the other small files of the base.
+
+    Raises:
+        ModelError: the tokenizer or the configuration of the base cannot be read.
+    """
+    _copy_files(base.folder, out)
+    saved = saved_tokenizer(source.adapter, source.run)
+    for name in TOKENIZER_FILES if saved is not None else ():
+        (out / name).unlink(missing_ok=True)
+        if (saved / name).is_file():
+            shutil.copyfile(saved / name, out / name)
+    config = _config(base, untied=untied)
+    _write(out / "config.json", config)  # which tokenizers are recognized by
+    try:
+        tokenizer = load_tokenizer(out, trust_remote_code=source.trust_remote_code)
+    except ModelError:
+        if _is_classifier(base):  # the position that it reads depends on the padding token
+            raise
+        return
+    if tokenizer is not None:
+        _set_padding(out, config, base, tokenizer)
+
+
+def _copy_files(folder: Path, out: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        copied = path.suffix in _COPIED_SUFFIXES or path.name.startswith(_COPIED_PREFIXES)
+        if path.is_file() and copied and path.name not in _NOT_COPIED and not is_index(path):
+            shutil.copyfile(path, out / path.name)
+
+
+def _config(base: ModelCheckpoint, *, untied: bool) -> dict[str, Any]:
+    """config.json: the base's, with the model's class, its labels, and whether embeddings are tied."""
+    config, model = read_config(base.folder), base.model
+    config["architectures"] = [type(model).__name__]
+    config.pop("transformers_weights", None)  # the merged files have the usual names, or an index
+    if untied:
+        config["tie_word_embeddings"] = False
+    if _is_classifier(base):
+        model_config: Any = model.config
+        config["id2label"] = {str(index): name for index, name in model_config.id2label.items()}
+        config["label2id"] = dict(model_config.label2id)
+        if model_config.problem_type is not None:
+            config["problem_type"] = model_config.problem_type
+    return config
+
+
+def _set_padding(out: Path, config: dict[str, Any], base: ModelCheckpoint, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write one padding token, the tokenizer's, into all configurations, as `models.padding` uses it in training."""
+    changes: dict[str, Any] = {}
+    has_own = tokenizer.pad_token is not None
+    pad = choose_padding_token(tokenizer)
+    embeddings: Any = base.model.get_input_embeddings()
+    if pad is None or pad >= embeddings.weight.shape[0]:
+        return
+    if not has_own:
+        changes["pad_token"] = tokenizer.pad_token
+    if _is_classifier(base):
+        side = padding_side(base.model, tokenizer)
+        if side != tokenizer.padding_side:
+            changes["padding_side"] = side
+    if changes:
+        _edit(out / TOKENIZER_CONFIG, changes)
+    if counts_positions_by_padding(base.model):
+        return
+    parts = [config, *(config[name] for name in ("text_config",) if isinstance(config.get(name), dict))]
+    for part in parts:
+        part["pad_token_id"] = pad
+    _write(out / "config.json", config)
+    path = out / _GENERATION_CONFIG
+    if path.is_file() and _read(path).get("pad_token_id") not in (None, pad):
+        _edit(path, {"pad_token_id": pad})
+
+
+def _is_classifier(base: ModelCheckpoint) -> bool:
+    return "Classification" in type(base.model).__name__
+
+
+def _edit(path: Path, changes: dict[str, Any]) -> None:
+    _write(path, {**(_read(path) if path.is_file() else {}), **changes})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise ModelError(f"{path} cannot be read as JSON ({fault}); copy the model again") from fault
+    return content if isinstance(content, dict) else {}
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,51 @@
+"""Find and load the tokenizer of an adapted model: the one saved with the adapter, else that of the base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kasatune.errors import ModelError
+from kasatune.io.library_noise import quiet
+from kasatune.io.run_layout import ADAPTER
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
+TOKENIZER_FILES = (
+    *("tokenizer.json", TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+)
+
+
+def saved_tokenizer(adapter: Path, run: Path | None) -> Path | None:
+    """The folder with the tokenizer that was saved with an adapter; None if none was.
+
+    Args:
+        adapter: folder of the adapter.
+        run: the run directory that it belongs to, if any.
+    """
+    folders = [adapter, *([run / ADAPTER] if run else [])]
+    return next((folder for folder in folders if (folder / TOKENIZER_CONFIG).is_file()), None)
+
+
+def load_tokenizer(
+    place: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in a folder or of a model on the hub; None if a folder contains none.
+
+    Raises:
+        ModelError: its files cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    folder = Path(place)
+    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return None
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as fault:  # transformers raises many types for files that it cannot read
+        reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+        raise ModelError(f"{place}: its tokenizer cannot be loaded: {reason}; copy the model again") from fault
