@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import (
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     GPT2Config,
     GPT2Model,
@@ -21,6 +23,8 @@ from transformers import (
     XLNetModel,
 )
 
+from kasatune.adapter_tools.merge import merge
+from kasatune.adapter_tools.verify import verify
 from kasatune.data.collate import CausalCollator, LabelledCollator
 from kasatune.data.prompt_completion import IGNORED, encode_rows
 from kasatune.errors import ModelError
@@ -162,3 +166,50 @@ def test_an_end_of_text_that_also_pads_is_learnt_where_it_ends_a_text(tmp_path):
         length = int(mask.sum())
         assert ids[length - 1] == labels[length - 1] == end
         assert (labels[length:] == IGNORED).all()
+
+
+def adapted(base: Any, folder: Path, out: Path) -> Any:
+    """A LoRA that is not zero, saved to `out`."""
+    model = get_peft_model(base.model, LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", r=2))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    model.peft_config["default"].base_model_name_or_path = str(folder)
+    model.save_pretrained(out)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "padding", "pad_token_id", "side"),
+    [("llama", True, 2, "left"), ("gpt2", False, None, "left"), ("gpt2", True, 99, "right")],
+)
+def test_a_merged_classifier_scores_a_batch_as_its_rows_alone_with_plain_transformers(
+    architecture, padding, pad_token_id, side, tmp_path
+):
+    folder = decoder(tmp_path / "base", architecture, padding=padding, pad_token_id=None, side=side)
+    edit(folder / "config.json", pad_token_id=pad_token_id)
+    base = load(folder)
+    model = adapted(base, folder, tmp_path / "adapter")
+    expected, _ = scores(SimpleNamespace(model=model, tokenizer=base.tokenizer))
+    merge(tmp_path / "adapter", tmp_path / "merged")
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    with torch.no_grad():
+        batch = merged(**tokenizer(TEXTS, return_tensors="pt", padding=True, return_token_type_ids=False)).logits
+    assert merged.config.pad_token_id == tokenizer.pad_token_id
+    torch.testing.assert_close(batch, expected, rtol=1e-4, atol=1e-5)
+    checks = {check.name: check for check in verify(tmp_path / "adapter")}
+    assert checks["padded batch"].passed, checks["padded batch"].figure
+    assert checks["merge"].passed, checks["merge"].figure
+
+
+def test_verify_finds_a_model_whose_padding_is_not_that_of_its_tokenizer(tmp_path, monkeypatch):
+    folder = decoder(tmp_path / "base", "llama", padding=True, pad_token_id=2, side="right")
+    adapted(load(folder), folder, tmp_path / "adapter")
+    monkeypatch.setattr("kasatune.adapter_tools.resolve.set_padding", lambda *_, **__: None)
+    monkeypatch.setattr("kasatune.adapter_tools.checkpoint_files._set_padding", lambda *_: None)
+    checks = {check.name: check for check in verify(tmp_path / "adapter")}
+    assert checks["padded batch"].passed is False
+    assert checks["merge"].passed is False
+    assert "a padded batch gives other outputs" in checks["merge"].figure

@@ -60,10 +60,7 @@ def padded_batch(model: Any, tokenizer: PreTrainedTokenizerBase) -> PaddedBatch 
             place = slice(0, len(row)) if side == "right" else slice(len(target) - len(row), None)
             target[place], hidden[place] = row, 1
         together = _outputs(model, ids.to(device), mask.to(device))
-    if per_token:
-        batch = [output[: len(row)] for output, row in zip(together, rows, strict=True)]
-    else:
-        batch = list(together)
+    batch = [output[: len(row)] if per_token else output for output, row in zip(together, rows, strict=True)]
     dtype = output_dtype(model, device)
     return PaddedBatch(*(Outputs(torch.cat([part.flatten() for part in parts]), dtype) for parts in (alone, batch)))
 
