@@ -208,7 +208,7 @@ def test_verify_finds_a_model_whose_padding_is_not_that_of_its_tokenizer(tmp_pat
     folder = decoder(tmp_path / "base", "llama", padding=True, pad_token_id=2, side="right")
     adapted(load(folder), folder, tmp_path / "adapter")
     monkeypatch.setattr("kasatune.adapter_tools.resolve.set_padding", lambda *_, **__: None)
-    monkeypatch.setattr("kasatune.adapter_tools.checkpoint_files._set_padding", lambda *_: None)
+    monkeypatch.setattr("kasatune.adapter_tools.merged_files._set_padding", lambda *_: None)
     checks = {check.name: check for check in verify(tmp_path / "adapter")}
     assert checks["padded batch"].passed is False
     assert checks["merge"].passed is False
