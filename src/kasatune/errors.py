@@ -6,6 +6,7 @@ KasatuneError
 │   ├── DataError             a data set
 │   ├── ModelError            a base model, or a layer that cannot be adapted
 │   ├── AdapterError          adapter files
+│   │   └── NotFiniteError    they hold NaN or infinity
 │   ├── OutputError           an output path that is occupied or not writable
 │   └── MissingExtraError     an optional part that is not installed
 └── WorkError (1)             the inputs were valid, but the operation failed
@@ -64,6 +65,10 @@ class ModelError(InputError):
 
 class AdapterError(InputError):
     """Adapter files are missing, damaged, or belong to another base model."""
+
+
+class NotFiniteError(AdapterError):
+    """Adapter files hold NaN or infinity."""
 
 
 class OutputError(InputError):

@@ -111,7 +111,9 @@ def test_the_plan_counts_the_logits_of_a_large_vocabulary(llama, tmp_path):
 
     wide = make_llama(tmp_path / "wide", vocab_size=5000)
     small, large = (
-        make_plan(make_text_recipe(model, tmp_path / f"data-{model.name}"), read_data=False).memory_bytes["activations"]
+        make_plan(make_text_recipe(model, tmp_path / f"data-{model.name}"), before_training=True).memory_bytes[
+            "activations"
+        ]
         for model in (llama, wide)
     )
     assert large - small == 2 * 8 * 24 * (5000 - 17) * 4

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kasatune.errors import AdapterError
+from kasatune.errors import AdapterError, NotFiniteError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LARGEST_JSON = 16 * 2**20
@@ -93,14 +93,14 @@ def read_tensors(header: Header) -> AdapterFiles:
     """Read the tensors of an adapter whose header was read.
 
     Raises:
-        AdapterError: they cannot be read, or one holds NaN or infinity.
+        AdapterError: they cannot be read, or one holds NaN or infinity (NotFiniteError).
     """
     path = header.folder / WEIGHTS
     with _readable(path), safe_open(path, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in header.shapes}
     broken = [key for key, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if broken:
-        raise AdapterError(f"{path}: {listed(broken)} hold NaN or infinity; the training diverged or the file is bad")
+        raise NotFiniteError(f"{path}: {listed(broken)} hold NaN or infinity; the training diverged or the file is bad")
     return AdapterFiles(header.config, tensors)
 
 

@@ -187,7 +187,6 @@ def load_base(
     try:
         with quiet():
             config._commit_hash = revision  # find_checkpoint looks the files up by it
-            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
             drop_unusable_padding(config)
             _set_task(section.name, config, kind, label_names)
             _set_dropout(config, section.dropout)
@@ -209,11 +208,7 @@ def load_base(
         raise
     except Exception as fault:  # transformers, the hub client and safetensors raise dozens of unrelated exception types
         raise ModelError(f"model.name: {section.name} cannot be loaded: {reason_and_remedy(fault, folder)}") from fault
-    _check_vocabulary(section.name, tokenizer)
-    _check_length(section.name, model, tokenizer, max_length)
-    if kind == _TEXT:
-        _require_end(section.name, tokenizer)
-    set_padding(section.name, model, tokenizer, classifier=kind != _TEXT)
+    tokenizer = load_tokenizer(pretrained, model, kind=kind, max_length=max_length)
     unpack_for_training_and_saving(model)
     if kind == _TEXT:
         _require_complete(section.name, model, report)
@@ -224,6 +219,39 @@ def load_base(
         for name in new_modules:
             model.get_submodule(name).float()
     return Base(model.eval(), tokenizer, new_modules, revision, fingerprint)
+
+
+def load_tokenizer(
+    pretrained: Pretrained, model: PreTrainedModel, *, kind: str, max_length: int
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, with a padding token, which `model` gets too.
+
+    Args:
+        pretrained: the recipe's model.
+        model: the model, whose weights may be on the meta device.
+        kind: "classification", "regression" or "generation".
+        max_length: tokens of the longest input, which model and tokenizer must accept.
+
+    Raises:
+        ModelError: the tokenizer is missing or damaged, too short for `max_length`, or lacks a token that the task
+            needs.
+    """
+    section, folder = pretrained.section, pretrained.location
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder,
+                revision=pretrained.revision or section.revision,
+                trust_remote_code=section.trust_remote_code,
+            )
+    except Exception as fault:  # transformers and the hub client raise dozens of unrelated exception types
+        raise ModelError(f"model.name: {section.name} cannot be loaded: {reason_and_remedy(fault, folder)}") from fault
+    _check_vocabulary(section.name, tokenizer)
+    _check_length(section.name, model, tokenizer, max_length)
+    if kind == _TEXT:
+        _require_end(section.name, tokenizer)
+    set_padding(section.name, model, tokenizer, classifier=kind != _TEXT)
+    return tokenizer
 
 
 def model_family(kind: str) -> Any:

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from kasatune.data.readers.hub import HUB
+from kasatune.data.readers.hub import HUB, parse_hub_name
 from kasatune.data.tasks.table import TASKS
+from kasatune.errors import DataError
 from kasatune.methods.table import METHODS, accepted_names
 from kasatune.recipes.messages import did_you_mean, show
 from kasatune.recipes.sections import RecipeSections, TaskSection
@@ -39,6 +40,7 @@ TRACKERS = {
 _QUANTIZATION_PACKAGES = {"nf4": "bitsandbytes", "int8": "bitsandbytes", "torchao-int8": "torchao"}
 
 _KEY_CHECKS: list[tuple[tuple[str, ...], Check]] = []
+_READ_LATER = ("model.name", "model.gguf_file", "task.")
 _INPUT_CHECKS: list[tuple[tuple[str, ...], Check]] = []
 
 
@@ -55,6 +57,15 @@ def find_faults(recipe: RecipeSections, faulty: Mapping[str, str], *, check_inpu
         if not any(place in faulty or place.partition(".")[0] in faulty for place in places):
             sentences += check(recipe)
     return sentences
+
+
+def missing_packages_and_tails(recipe: RecipeSections) -> list[str]:
+    """One sentence for each package and decomposition that a recipe names and that is not on this machine.
+
+    The model and the rows are checked by those who read them, which may be at another place than the recipe names.
+    """
+    checks = [check for places, check in _INPUT_CHECKS if not any(place.startswith(_READ_LATER) for place in places)]
+    return [sentence for check in checks for sentence in check(recipe)]
 
 
 def _keys(*places: str) -> Callable[[Check], Check]:
@@ -193,6 +204,25 @@ def _files_are_tables(recipe: RecipeSections) -> Iterator[str]:
     if recipe.task.train is not None and recipe.task.train == recipe.task.validation:
         name = show(recipe.task.validation)
         yield f"task.validation: {name} is the training file too; give rows that are not trained on"
+
+
+@_keys("task.name", "task.train", "task.validation")
+def _hub_names_are_complete(recipe: RecipeSections) -> Iterator[str]:
+    task = recipe.task
+    for key in ("train", "validation"):
+        name = getattr(task, key)
+        if not isinstance(name, str) or not name.startswith(HUB) or task.name not in TASKS:
+            continue
+        if not TASKS[task.name].hub_names:
+            readers = ", ".join(info.name for info in TASKS.values() if info.hub_names)
+            yield (
+                f"task.{key}: {show(name)} received; {task.name} reads files; data sets of the hub are for {readers}"
+            )
+            continue
+        try:
+            parse_hub_name(name)
+        except DataError as error:
+            yield f"task.{key}: {error}"
 
 
 @_keys("task.text", "task.label")

@@ -19,7 +19,6 @@ from kasatune.methods.shared.method import Method
 from kasatune.methods.shared.model_parts import head_name
 from kasatune.methods.table import METHODS
 from kasatune.models.load import Pretrained, model_family
-from kasatune.weights.usable_positions import usable_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -57,7 +56,6 @@ class ParameterCount:
         trained: parameters that are trained, without the head; None if unknown before the weights are loaded.
         layers: the adapted layers; empty for a method that targets none by name.
         problems: why the method cannot be attached.
-        positions: tokens of the longest input that the model has positions for; None if it states no limit.
     """
 
     architecture: str
@@ -66,27 +64,43 @@ class ParameterCount:
     trained: int | None
     layers: tuple[LayerPlan, ...]
     problems: tuple[str, ...]
-    positions: int | None
 
 
-def count_parameters(
-    pretrained: Pretrained, config: PreTrainedConfig, method: Method, settings: MethodSettings, kind: TaskKind
-) -> ParameterCount:
-    """Build the model on the meta device, attach the method there, and count.
+def build_without_weights(pretrained: Pretrained, config: PreTrainedConfig, kind: TaskKind) -> PreTrainedModel:
+    """The model with its head on the meta device, with no storage behind its weights.
 
     Args:
         pretrained: the recipe's model.
         config: its configuration, with the number of labels of the task.
-        method: the recipe's method.
-        settings: the recipe's section `method`.
         kind: kind of the task.
 
     Raises:
         ModelError: no model for the task can be built from the configuration.
     """
-    model = _build(pretrained, config, kind)
+    section = pretrained.section
+    try:
+        with quiet(), torch.device("meta"):
+            return model_family(kind).from_config(config, trust_remote_code=section.trust_remote_code)
+    except Exception as error:  # architectures raise any exception for a configuration that they cannot use
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"model.name: {section.name}: no model for {kind} can be built from it ({reason}); name another model"
+        ) from error
+
+
+def count_parameters(
+    model: PreTrainedModel, method: Method, settings: MethodSettings, kind: TaskKind
+) -> ParameterCount:
+    """Attach the method to a model without weights, and count.
+
+    Args:
+        model: the result of `build_without_weights`; changed.
+        method: the recipe's method.
+        settings: the recipe's section `method`.
+        kind: kind of the task.
+    """
     head = None if kind == "generation" else head_name(model)
-    architecture, total, positions = type(model).__name__, _size(model), usable_positions(model)
+    architecture, total = type(model).__name__, _size(model)
     head_size = _size(model.get_submodule(head)) if head else 0
     layers: tuple[LayerPlan, ...] = ()
     problems: list[str] = []
@@ -99,7 +113,7 @@ def count_parameters(
                 trained = method.trained_parameters(model, settings, kind, [head] if head else [])
         except KasatuneError as error:
             problems.append(str(error))
-    return ParameterCount(architecture, total, head_size, trained, layers, tuple(problems), positions)
+    return ParameterCount(architecture, total, head_size, trained, layers, tuple(problems))
 
 
 def find_target_layers(
@@ -147,19 +161,6 @@ def find_target_layers(
     if METHODS[settings.name].drops_triplets:
         problems += _rank_too_large(layers)
     return tuple(layers), problems
-
-
-def _build(pretrained: Pretrained, config: PreTrainedConfig, kind: TaskKind) -> PreTrainedModel:
-    """The model with its head, with no storage behind its weights."""
-    section = pretrained.section
-    try:
-        with quiet(), torch.device("meta"):
-            return model_family(kind).from_config(config, trust_remote_code=section.trust_remote_code)
-    except Exception as error:  # architectures raise any exception for a configuration that they cannot use
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(
-            f"model.name: {section.name}: no model for {kind} can be built from it ({reason}); name another model"
-        ) from error
 
 
 def _size(module: nn.Module) -> int:

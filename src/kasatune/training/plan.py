@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kasatune import methods
 from kasatune.data.tasks.table import TASKS
-from kasatune.errors import InputError, KasatuneError
+from kasatune.errors import InputError, KasatuneError, OutputError, RecipeError
+from kasatune.io.run_layout import WORK
 from kasatune.methods import METHODS
 from kasatune.models.load import Pretrained, find_pretrained, require_causal
 from kasatune.recipes.schema import MethodSection
-from kasatune.training.parameter_count import LayerPlan, count_parameters
+from kasatune.runs.directory import check_output
+from kasatune.training.parameter_count import LayerPlan, build_without_weights, count_parameters
+from kasatune.training.preflight import check_files, check_rows, check_setup, is_configuration_alone
+from kasatune.weights.usable_positions import usable_positions
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from kasatune.data.tasks.dataset import TaskData
     from kasatune.recipes.schema import Recipe
 
+NO_WARMUP = "training.warmup_ratio: the run has one step, and so no warm-up: the rate of that step would be 0"
 _FLOAT32_BYTES = 4
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _QUANTIZED_BYTES = {"nf4": 0.56, "int8": 1.0, "torchao-int8": 1.0}  # with the constants of each block
@@ -67,20 +74,35 @@ class _Findings:
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
+    @contextmanager
+    def problem(self) -> Generator[None]:
+        """Turn an error into a problem, so that the checks that follow are made too."""
+        try:
+            yield
+        except RecipeError as error:
+            self.problems += error.faults
+        except KasatuneError as error:
+            self.problems.append(str(error))
 
-def make_plan(recipe: Recipe, pretrained: Pretrained | None = None, *, read_data: bool = True) -> Plan:
-    """The plan of a recipe.
+
+def make_plan(recipe: Recipe, pretrained: Pretrained | None = None, *, before_training: bool = False) -> Plan:
+    """The plan of a recipe, with every problem that training would meet before its first step without the weights.
 
     Args:
         recipe: a validated recipe.
         pretrained: the recipe's model, already located; None to locate it now.
-        read_data: also read the task's rows, if they are on this machine, to count steps and labels.
+        before_training: leave out what training checks itself directly before or afterwards: packages, device and
+            engine, files and tokenizer, and the task's rows, which give the numbers of steps and labels.
 
     Raises:
         ModelError: the model's configuration cannot be read, or no model can be built from it.
     """
-    findings = _Findings()
-    data = _read_data(recipe, findings) if read_data else None
+    findings, data, setup = _Findings(), None, None
+    if not before_training:
+        with findings.problem():
+            setup = check_setup(recipe, Path(recipe.output) / WORK)
+        _check_output(recipe, findings)
+        data = _read_data(recipe, findings)
     pretrained = find_pretrained(recipe.model) if pretrained is None else pretrained
     kind = TASKS[recipe.task.name].kind
     config = copy.deepcopy(pretrained.config)
@@ -89,15 +111,25 @@ def make_plan(recipe: Recipe, pretrained: Pretrained | None = None, *, read_data
     else:
         config.num_labels = _label_count(recipe, data)
     method = methods.load(recipe.method.name)
-    count = count_parameters(pretrained, config, method, recipe.method, kind)
+    model = build_without_weights(pretrained, config, kind)
+    too_long = list(_exceeded_positions(recipe, usable_positions(model)))
+    findings.problems += too_long
+    if not before_training and not too_long:
+        _check_model(recipe, pretrained, model, data, findings)
+    count = count_parameters(model, method, recipe.method, kind)
+    if setup is not None:
+        with findings.problem():
+            setup.engine.check_model(model)
     findings.problems += count.problems
     if count.trained is None and not count.problems:
         findings.notes.append(f"the number of parameters that {recipe.method.name} trains follows from the weights")
-    _check_limits(recipe, count.positions, findings)
+    _note_unused(recipe, findings)
     stored = method.stored_numbers(count.trained or 0, [layer.shape for layer in count.layers], recipe.method)
     sizes = {folder: _FLOAT32_BYTES * (numbers + count.head) for folder, numbers in stored.items()}
     trained = (count.trained or 0) + count.head
     rows, per_epoch, steps = _steps(recipe, data)
+    if not before_training and steps == 1 and recipe.training.warmup_ratio:
+        findings.notes.append(NO_WARMUP)
     return Plan(
         model={"name": recipe.model.name, "architecture": count.architecture, "parameters": count.total},
         layers=count.layers,
@@ -114,7 +146,7 @@ def make_plan(recipe: Recipe, pretrained: Pretrained | None = None, *, read_data
 
 
 def require_feasible(recipe: Recipe, pretrained: Pretrained | None = None) -> Plan:
-    """The plan of a recipe that would not fail, made without reading rows or weights.
+    """The plan of a recipe that would not fail, made by training itself, which reads the rows and the rest later.
 
     Args:
         recipe: see `make_plan`.
@@ -123,7 +155,7 @@ def require_feasible(recipe: Recipe, pretrained: Pretrained | None = None) -> Pl
     Raises:
         InputError: every reason why the run would fail.
     """
-    plan = make_plan(recipe, pretrained, read_data=False)
+    plan = make_plan(recipe, pretrained, before_training=True)
     if plan.problems:
         raise InputError("the run would fail:\n" + "\n".join(f"  - {problem}" for problem in plan.problems))
     return plan
@@ -195,13 +227,34 @@ def _read_data(recipe: Recipe, findings: _Findings) -> TaskData | None:
         return None
     from kasatune.data.tasks import load_task
 
-    try:
+    data = None
+    with findings.problem():
         data = load_task(recipe.task)
-    except KasatuneError as error:
-        findings.problems.append(str(error))
-        return None
-    findings.notes += data.notes
+        findings.notes += data.notes
     return data
+
+
+def _check_output(recipe: Recipe, findings: _Findings) -> None:
+    """Note an output directory that training would refuse; another one can be given to it."""
+    try:
+        check_output(Path(recipe.output), recipe, resume=False, overwrite=False)
+    except OutputError as error:
+        findings.notes.append(f"output: {error}")
+
+
+def _check_model(
+    recipe: Recipe, pretrained: Pretrained, model: PreTrainedModel, data: TaskData | None, findings: _Findings
+) -> None:
+    """Check files and tokenizer of a local model, and the first rows through its tokenizer."""
+    if is_configuration_alone(pretrained):
+        findings.notes.append(
+            f"{pretrained.location} holds a configuration alone: training needs the weights and the tokenizer beside it"
+        )
+        return
+    with findings.problem():
+        base = check_files(pretrained, model, recipe)
+        if base is not None and data is not None:
+            check_rows(recipe, base, data)
 
 
 def _label_count(recipe: Recipe, data: TaskData | None) -> int:
@@ -223,9 +276,7 @@ def _steps(recipe: Recipe, data: TaskData | None) -> tuple[int | None, int | Non
     return rows, per_epoch, training.max_steps or math.ceil(training.epochs * per_epoch)
 
 
-def _check_limits(recipe: Recipe, positions: int | None, findings: _Findings) -> None:
-    if positions is not None:
-        findings.problems += _exceeded_positions(recipe, positions)
+def _note_unused(recipe: Recipe, findings: _Findings) -> None:
     if recipe.training.max_steps is not None:
         findings.notes.append("training.max_steps is set: training.epochs is not used")
     defaults = MethodSection.model_validate({})
@@ -235,7 +286,9 @@ def _check_limits(recipe: Recipe, positions: int | None, findings: _Findings) ->
             findings.notes.append(f"method.{key} is not used by {recipe.method.name}")
 
 
-def _exceeded_positions(recipe: Recipe, positions: int) -> Iterator[str]:
+def _exceeded_positions(recipe: Recipe, positions: int | None) -> Iterator[str]:
+    if positions is None:
+        return
     if recipe.task.max_length > positions:
         yield f"task.max_length: {recipe.task.max_length} received; the model has {positions} positions; lower it"
     if recipe.generation is not None and recipe.generation.max_new_tokens >= positions:

@@ -18,7 +18,7 @@ from kasatune.data.tasks import load_task
 from kasatune.data.tasks.dataset import TaskData
 from kasatune.data.tokenize import Examples
 from kasatune.distributed.process_group import is_main
-from kasatune.errors import WorkError
+from kasatune.errors import DivergedError, NotFiniteError, WorkError
 from kasatune.evaluation.scoring import predictions
 from kasatune.evaluation.task_model import TaskModel
 from kasatune.io.atomic import remove, write_json
@@ -142,12 +142,22 @@ class Run:
 
         A method without a spectrum writes no spectrum.json. Files are written to a staging folder first and then moved
         into place.
+
+        Raises:
+            DivergedError: the update of a layer is not finite.
         """
         model, method = self.task_model.model, self.task_model.method
         staged = self.work / "staged"
         remove(staged)
         staged.mkdir(parents=True)
-        method.save(model, staged, self.recipe.model.name)
+        try:
+            method.save(model, staged, self.recipe.model.name)
+        except NotFiniteError as fault:
+            remove(staged)
+            raise DivergedError(
+                "training diverged: each trained weight is finite, but their products exceed the range of float32, and "
+                "no adapter was written; lower training.learning_rate"
+            ) from fault
         layers = method.spectrum(model, _initial_sigma(self.history)) if spectrum else []
         if layers:
             write_json(staged / SPECTRUM, {"layers": layers}, indent=None)

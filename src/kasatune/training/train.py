@@ -14,9 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainingArguments, set_seed
 
-from kasatune import methods
 from kasatune.data.tasks.dataset import TaskData
-from kasatune.data.tasks.table import TASKS
 from kasatune.distributed.fsdp import (
     deepspeed_requested,
     fits_on_device,
@@ -35,7 +33,6 @@ from kasatune.io.progress import NullProgress, ProgressReporter, progress_listen
 from kasatune.io.run_layout import WORK
 from kasatune.kasa.truncation.compute_tails import decompositions_shared
 from kasatune.methods.shared.trained_parameters import trainable
-from kasatune.models.device import find_device
 from kasatune.models.load import Pretrained, find_pretrained
 from kasatune.models.moved_base import base_errors, with_base
 from kasatune.recipes.schema import Recipe
@@ -51,11 +48,11 @@ from kasatune.training.checkpoint_contents import (
     save_trained_parameters,
 )
 from kasatune.training.checkpoints import latest_valid, read_manifest, remove_later, step_of
-from kasatune.training.deepspeed_config import require_one_dtype, require_suitable
-from kasatune.training.engines import load_engine
+from kasatune.training.deepspeed_config import require_one_dtype
 from kasatune.training.engines.engine import Engine
 from kasatune.training.engines.run_trainer import RunHooks, RunTrainer
-from kasatune.training.plan import require_feasible
+from kasatune.training.plan import NO_WARMUP, require_feasible
+from kasatune.training.preflight import check_setup
 from kasatune.training.run import SPLIT, TRAIN_SPLIT, DataProvider, Outcome, Run, work_errors
 from kasatune.training.signals import Interrupt
 from kasatune.wording import counted
@@ -137,11 +134,8 @@ def _set_up(
     """Do everything that can fail because of the input, cheapest first, before anything is written."""
     start = time.perf_counter()
     reset_peak_memory()
-    if sharding_requested() and deepspeed_requested():
-        require_suitable(recipe, methods.load(recipe.method.name))
-    device = find_device(recipe.training)
-    engine = load_engine(TASKS[recipe.task.name].engine)
-    arguments = engine.training_arguments(recipe, out / WORK, device)
+    setup = check_setup(recipe, out / WORK)
+    device, engine, arguments = setup.device, setup.engine, setup.arguments
     with base_errors(base, **({} if resume else {"remedy": ""})):
         pretrained = find_pretrained(with_base(recipe, base).model)
     plan = require_feasible(recipe, pretrained)
@@ -319,6 +313,9 @@ def _make_trainer(run: Run, engine: Engine, arguments: TrainingArguments, callba
     rows: Any = trainer.train_dataset
     section = recipe.training
     steps = section.max_steps or math.ceil(section.epochs * math.ceil(len(rows) / section.batch_size))
+    if steps == 1 and arguments.warmup_steps:
+        arguments.warmup_steps = 0
+        run.display.message(NO_WARMUP)
     run.display.start(steps, run.title)
     return trainer
 

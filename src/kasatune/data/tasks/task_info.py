@@ -85,7 +85,7 @@ class TaskInfo:
     def reads_hub(self, settings: TaskSettings) -> bool:
         """Whether these settings take the rows from the hub, so that reading them needs a network."""
         if self.reads_own_files:
-            return self.hub_names and str(settings.train).startswith(HUB)
+            return self.hub_names and any(str(name).startswith(HUB) for name in (settings.train, settings.validation))
         return bool(self.keys) and settings.data is None
 
     def render(self, text: str) -> str:

@@ -228,7 +228,15 @@ class RunTrainer(ForwardLossTrainer):
             return self._step_penalty_gradients(parameters)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Evaluate with `RunHooks.evaluate`, and log the scores as the base class does."""
+        """Evaluate with `RunHooks.evaluate`, and log the scores as the base class does.
+
+        Raises:
+            DivergedError: a trained weight is not finite after the last step of an epoch.
+        """
+        weights = trainable(self.run_model).values()
+        if self.args.world_size == 1 and not all(bool(weight.isfinite().all()) for weight in weights):
+            self.undo_to = self.state.global_step - 1
+            raise divergence_error("a trained weight", self.state.global_step)
         metrics = {f"{_SCORE_PREFIX}{name}": value for name, value in self._hooks.evaluate().items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
