@@ -8,10 +8,11 @@ KasatuneError
 │   ├── AdapterError          adapter files
 │   │   └── NotFiniteError    they hold NaN or infinity
 │   ├── OutputError           an output path that is occupied or not writable
+│   ├── UnknownSettingError   a setting that a configuration does not have; also a TypeError
 │   └── MissingExtraError     an optional part that is not installed
 └── WorkError (1)             the inputs were valid, but the operation failed
     ├── DivergedError         the loss became NaN or infinite
-    └── CheckError            a conversion or verification exceeded its bound
+    └── CheckError            a conversion, merge or verification exceeded its bound; also a ValueError
 """
 
 from __future__ import annotations
@@ -75,6 +76,10 @@ class OutputError(InputError):
     """An output path is occupied or cannot be written."""
 
 
+class UnknownSettingError(InputError, TypeError):
+    """A configuration does not have a setting of this name; also a TypeError, as for any unknown argument."""
+
+
 class MissingExtraError(InputError, ImportError):
     """An optional dependency is not installed; also an ImportError, so that `try: from kasatune import train` works.
 
@@ -101,5 +106,8 @@ class DivergedError(WorkError):
     """The loss became NaN or infinite."""
 
 
-class CheckError(WorkError):
-    """A conversion or verification exceeded the error bound of its dtype."""
+class CheckError(WorkError, ValueError):
+    """A conversion, merge or verification exceeded the error bound of its dtype.
+
+    Also a ValueError, which PEFT's tuners raise where a safe merge gives NaN or Inf.
+    """

@@ -13,6 +13,7 @@ from peft.utils import PeftType
 
 from kasatune.errors import InputError
 from kasatune.kasa.functional import Convention, Core
+from kasatune.kasa.unknown_settings import LORA_ONLY, refuse_unknown_settings
 
 if TYPE_CHECKING:
     from kasatune.kasa.truncation.measure_activations import Activations
@@ -30,6 +31,7 @@ _LEFT_OUT_AT_DEFAULT = {"truncate_by": "magnitude", "drop": None, "calibration_u
 """Fields that adapter_config.json states only where they differ from KaSA as published."""
 
 
+@refuse_unknown_settings(LORA_ONLY)
 @dataclass
 class KasaConfig(PeftConfig):
     """W' = W - tail_d(W) + s B diag(sigma) A, trained with beta sum(sigma^2) + gamma (||A A^T - I|| + ||B^T B - I||).
@@ -84,6 +86,7 @@ class KasaConfig(PeftConfig):
 
     Raises:
         InputError: a value out of its range; the message names the field, the value and the limit.
+        UnknownSettingError: a setting of LoraConfig that KasaConfig does not have, or a name that is unknown.
     """
 
     r: int = field(default=8)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kasatune.distributed.gather_scatter import gather_full, is_sharded
 from kasatune.errors import CheckError, InputError
+from kasatune.kasa.base_state_dict import after_loading, before_loading, write_original
 from kasatune.kasa.config import LayerSettings
 from kasatune.kasa.functional import Factors, initial_factors, update
 from kasatune.kasa.kernel import Tail, adapted_linear
@@ -30,6 +31,8 @@ COMBINE = "export each adapter with export_adapter(model, out, to='lora') and co
 
 class Deferred(Protocol):
     """Supplies the tails of an adapter that was attached without any: `kasa.loading.DeferredTails`."""
+
+    from_files: bool
 
     def is_loadable_only(self) -> bool:
         """Whether the tails cannot be decomposed yet, because weights are on the meta device."""
@@ -97,12 +100,15 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         self.settings: dict[str, LayerSettings] = {}
         self.frozen_peft_weight_names = {}
         self.merged_adapters: list[str] = []
+        self.merged_before_loading: list[str] = []
         self.deferred: dict[str, Deferred] = {}
         self.needs_step = False
         self._disable_adapters = False
         self._active_adapter = []
         self.folded: str | None = None
         self._original: Original | None = None
+        self.register_load_state_dict_pre_hook(before_loading)
+        self.register_load_state_dict_post_hook(after_loading)
 
     # Adapters and their tensors
 
@@ -304,8 +310,15 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         if wanted is None or tail_U is None or tail_U.is_meta:
             return
         W = self.base.read()
-        self._replace_base(W.to(self._wide(W)) - self.tail(wanted).detach().to(self._wide(W)))
+        self._replace_base(W.to(self._wide(W)) - self.tail(wanted).detach().to(W.device, self._wide(W)))
         self.folded = wanted
+
+    def state_dict(self, *args: Any, prefix: str = "", keep_vars: bool = False, **kwargs: Any) -> Any:
+        """As in nn.Module, with W as the base weight while an adapter is folded (kasa/base_state_dict.py)."""
+        tensors: dict[str, Any] = super().state_dict(*args, prefix=prefix, keep_vars=keep_vars, **kwargs)
+        if self._original is not None:
+            write_original(self, self._original, tensors, prefix, keep_vars=keep_vars)
+        return tensors
 
     def fold_error(self) -> float | None:
         """|| rounded(W - tail) - (W - tail) || / || tail ||: the error of folding; None if nothing is folded."""

@@ -17,13 +17,17 @@ from torch import Tensor, nn
 
 from kasatune.distributed.gather_scatter import is_sharded
 from kasatune.errors import AdapterError, InputError
+from kasatune.kasa.call_stack import in_loader
 from kasatune.kasa.config import KasaConfig
 from kasatune.kasa.layer import KasaLayer
-from kasatune.kasa.targets import Target, decompose, warn_unmatched
+from kasatune.kasa.targets import Target, decompose, uncompiled_name, warn_unmatched
 from kasatune.weights.fingerprint import sketch_distance, sketch_tolerance
 from kasatune.wording import agree, counted
 
 logger = logging.getLogger("kasatune")
+
+_PEFT_PREFIX = "base_model.model."
+_TAIL_HALVES = ((".kasa_tail_U.", ".kasa_tail_V."), (".kasa_tail_V.", ".kasa_tail_U."))
 
 
 class DeferredTails:
@@ -33,6 +37,9 @@ class DeferredTails:
         adapter_name: its name.
         config: its configuration.
         model: the adapted model.
+
+    Attributes:
+        from_files: whether PEFT attached the adapter in order to load it from files.
     """
 
     def __init__(self, adapter_name: str, config: KasaConfig, model: nn.Module) -> None:
@@ -40,6 +47,7 @@ class DeferredTails:
         self.config = config
         self.model = model
         self.layers: dict[str, KasaLayer] = {}
+        self.from_files = in_loader()
 
     def is_loadable_only(self) -> bool:
         """Whether the tails cannot be decomposed yet: the adapter or its base is on the meta device."""
@@ -111,8 +119,15 @@ def makes_empty_weights() -> bool:
     return probe.get_parameter("weight").is_meta
 
 
-def check_tensors(model: nn.Module, adapter_name: str, state_dict: dict[str, Tensor]) -> None:
-    """Check that `state_dict` (model keys) holds all tensors of an adapter's KaSA layers.
+def check_tensors(model: nn.Module, adapter_name: str, state_dict: dict[str, Tensor], *, complete: bool) -> None:
+    """Check the tensors of an adapter's KaSA layers before they are loaded.
+
+    Args:
+        model: the adapted model.
+        adapter_name: the adapter.
+        state_dict: tensors by their keys in the model.
+        complete: every tensor is required. Otherwise the adapter has tensors already, and may be loaded in part: the
+            two halves of a layer's tail come together, and the caller learns the missing keys from PEFT.
 
     Raises:
         AdapterError: tensors are missing, unknown, of another shape, or not finite; at most five are named.
@@ -125,7 +140,10 @@ def check_tensors(model: nn.Module, adapter_name: str, state_dict: dict[str, Ten
     faults: list[str] = []
     for key, parameter in expected.items():
         if key not in state_dict:
-            faults.append(f"{key} is missing")
+            if complete:
+                faults.append(f"{key} is missing")
+            elif any(half in key and key.replace(half, other) in state_dict for half, other in _TAIL_HALVES):
+                faults.append(f"{key} is missing, and the other half of the tail is not")
         elif state_dict[key].shape != parameter.shape:
             faults.append(
                 f"{key} has shape {list(state_dict[key].shape)}, the model and the configuration give "
@@ -178,6 +196,19 @@ def check_base(config: KasaConfig, targets: Sequence[Target]) -> None:
             other_precision[0].name,
             other_precision[0].weight.held_as,
         )
+
+
+def with_compiled_names(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under the layer names of the model, where one of the two was compiled with torch.compile."""
+    names = {uncompiled_name(name): name for name, layer in model.named_modules() if isinstance(layer, KasaLayer)}
+    renamed: dict[str, Tensor] = {}
+    for key, tensor in state_dict.items():
+        layer, separator, rest = key.rpartition(".kasa_")
+        plain = uncompiled_name(layer)
+        prefix = "" if plain in names else _PEFT_PREFIX
+        name = names.get(plain.removeprefix(prefix))
+        renamed[key if name is None else f"{prefix}{name}{separator}{rest}"] = tensor
+    return renamed
 
 
 def _is_unknown(key: str, expected: dict[str, Tensor]) -> bool:

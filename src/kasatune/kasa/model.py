@@ -15,10 +15,20 @@ from peft.tuners.tuners_utils import (
 from torch import Tensor, nn
 
 from kasatune.errors import AdapterError, InputError, ModelError
+from kasatune.kasa.call_stack import in_loader
 from kasatune.kasa.config import KasaConfig, require_kasa_config
 from kasatune.kasa.layer import COMBINE, KasaLayer
-from kasatune.kasa.loading import DeferredTails, check_tensors, makes_empty_weights
-from kasatune.kasa.targets import DEFAULT_TARGETS, Target, decompose, matched, new_targets, too_large, warn_unmatched
+from kasatune.kasa.loading import DeferredTails, check_tensors, makes_empty_weights, with_compiled_names
+from kasatune.kasa.targets import (
+    DEFAULT_TARGETS,
+    Target,
+    decompose,
+    matched,
+    new_targets,
+    too_large,
+    uncompiled_name,
+    warn_unmatched,
+)
 from kasatune.linalg import TailSVD
 from kasatune.weights.bitsandbytes_cpu import unpack_for_training_and_saving
 
@@ -109,8 +119,8 @@ class KasaModel(BaseTuner):
         """The layers of an adapter whose weights may be loaded: those named by its file, if PEFT passed its keys."""
         if self._loaded_keys is None:
             return matched(config, model, lambda name: bool(self._check_target_module_exists(config, name)))
-        keys = {key.rsplit("." + self.prefix, 1)[0].removeprefix("_orig_mod.") for key in self._loaded_keys}
-        return matched(config, model, lambda name: name in keys)
+        keys = {uncompiled_name(key.rsplit("." + self.prefix, 1)[0]) for key in self._loaded_keys}
+        return matched(config, model, lambda name: uncompiled_name(name) in keys)
 
     def _refuse_unsuitable(self, config: KasaConfig, model: nn.Module, targets: Sequence[Target]) -> None:
         faults: list[str] = []
@@ -140,8 +150,8 @@ class KasaModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        planned = self._targets[current_key]
-        tail = self._tails.pop(current_key, None)
+        name = uncompiled_name(current_key)
+        planned, tail = self._targets[name], self._tails.pop(name, None)
         if isinstance(target, KasaLayer):
             layer = target
         else:
@@ -159,22 +169,24 @@ class KasaModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(  # pyright: ignore[reportIncompatibleMethodOverride]
         cls, model: nn.Module, config: KasaConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Check tensors and base before anything is loaded; remove the adapter from the model if a check fails."""
-        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        """Check tensors and base before anything is loaded.
+
+        If a check fails, nothing is changed. An adapter that PEFT has just attached to load it from files is removed.
+        """
+        named = with_compiled_names(model, state_dict)
+        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, named)
         layers = [m for m in model.modules() if isinstance(m, KasaLayer) and adapter_name in m.kasa_A]
         deferred = next((layer.deferred[adapter_name] for layer in layers if adapter_name in layer.deferred), None)
         try:
             if deferred is not None:
                 deferred.check_base()
-            check_tensors(model, adapter_name, remapped)
+            check_tensors(model, adapter_name, remapped, complete=deferred is not None)
         except AdapterError:
-            _remove_adapter(model, adapter_name)
+            if deferred is not None and deferred.from_files and in_loader():
+                _remove_adapter(model, adapter_name)
             raise
         if deferred is not None:
             deferred.stop()
-        for layer in layers:
-            if layer.folded == adapter_name:
-                layer.restore_base()
         return remapped
 
     @classmethod

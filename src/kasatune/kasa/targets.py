@@ -164,6 +164,7 @@ def matched(config: KasaConfig, model: nn.Module, is_target: Callable[[str], boo
     for name, module in model.named_modules():
         if not name or (adapted and name.startswith(adapted)) or not is_target(name):
             continue
+        name = uncompiled_name(name)
         base = module.get_base_layer() if isinstance(module, KasaLayer) else module
         weight = weight_of(base, **quantization)
         reason = None if weight.backend is not None else refusal(base)
@@ -177,6 +178,11 @@ def matched(config: KasaConfig, model: nn.Module, is_target: Callable[[str], boo
             f"{'; '.join(refused)}. Name the intended layers, or leave these out with exclude_modules."
         )
     return targets
+
+
+def uncompiled_name(name: str) -> str:
+    """The name of a module without the wrappers that torch.compile puts around models and modules."""
+    return name.replace("_orig_mod.", "")
 
 
 def layer_settings(config: KasaConfig, name: str, shape: tuple[int, int]) -> LayerSettings:

@@ -9,10 +9,21 @@ from peft.utils import PeftType
 from transformers.activations import ACT2FN
 
 from kasatune.errors import InputError
+from kasatune.kasa.unknown_settings import refuse_unknown_settings
 from kasatune.methods.bottleneck.adapter import Shape
 from kasatune.methods.bottleneck.places import KINDS
 
+_NOT_LORA = {
+    "lora_alpha": "the update is scaled by scaling",
+    "lora_dropout": "the dropout is adapter_dropout",
+    "bias": "biases of the base stay frozen, and adapter_bias gives the adapter its own",
+    "exclude_modules": "name the modules to adapt in places",
+    "layers_to_transform": "first_block leaves out the first blocks, and places names single modules",
+    "layers_pattern": "places names single modules",
+}
 
+
+@refuse_unknown_settings(_NOT_LORA)
 @dataclass
 class BottleneckConfig(PeftConfig):
     """h <- h + s g(h), g(h) = W_up f(W_down h + b_down) + b_up, between the sublayers of a transformer.
@@ -39,6 +50,7 @@ class BottleneckConfig(PeftConfig):
 
     Raises:
         InputError: a value is out of range.
+        UnknownSettingError: a setting of this name does not exist.
     """
 
     r: int = field(default=64)

@@ -30,22 +30,26 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
     Args:
         base_layer: M.
         block: number of the transformer block that M is or belongs to; None outside the blocks.
+        features: (in, out) of M; None if M is not linear.
     """
 
     adapter_layer_names = ("bottleneck_adapter",)
-    other_param_names = ("scaling", "place", "skip_blocks")
+    other_param_names = ("scaling", "place", "skip_blocks", "created_on")
 
     base_layer: nn.Module
     bottleneck_adapter: nn.ModuleDict
 
-    def __init__(self, base_layer: nn.Module, block: int | None) -> None:
+    def __init__(self, base_layer: nn.Module, block: int | None, features: tuple[int, int] | None) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.block = block
+        if features is not None:
+            self.in_features, self.out_features = features
         self.bottleneck_adapter = nn.ModuleDict()
         self.scaling: dict[str, float] = {}
         self.place: dict[str, str] = {}
         self.skip_blocks: dict[str, int] = {}
+        self.created_on: dict[str, torch.device] = {}
         self.skip_in_training = 0
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
@@ -74,6 +78,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         self.scaling[adapter_name] = config.scaling
         self.place[adapter_name] = place
         self.skip_blocks[adapter_name] = config.skip_blocks
+        self.created_on[adapter_name] = device
         self.set_adapter(self.active_adapters)
 
     def acting(self) -> list[str]:
@@ -116,7 +121,13 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         raise ModelError(NOT_MERGEABLE)
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        """Do nothing: `update_layer` sets the device, and a module without weights does not have one."""
+        """Move an adapter to the device of M, or to that of its creation if M has no weights."""
+        if adapter_name not in self.bottleneck_adapter:
+            return
+        loaded = next((p.device for p in self.base_layer.parameters() if not p.is_meta), self.created_on[adapter_name])
+        adapter = self.bottleneck_adapter[adapter_name]
+        if not any(parameter.is_meta for parameter in adapter.parameters()):
+            adapter.to(loaded if device is None else device)
 
     def __getattr__(self, name: str) -> Any:
         """Attributes of the base that models read from a block, such as its kind of attention."""
