@@ -1,0 +1,1 @@
+"""PEFT's own test suite, run on this project's tuners."""
