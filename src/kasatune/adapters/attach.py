@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import warnings
 from collections.abc import Collection, Generator, Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -18,6 +19,8 @@ from kasatune.adapters.adapter_files import PREFIX, AdapterFiles, Header, is_ech
 from kasatune.adapters.native_format import weight_in
 from kasatune.adapters.recognize_format import LayerShapes, split_key
 from kasatune.errors import AdapterError, InputError, KasatuneError
+from kasatune.kasa.config import KasaConfig
+from kasatune.kasa.targets import targets_of_base
 from kasatune.weights.fingerprint import sketch_distance, sketch_tolerance
 from kasatune.weights.quantized_weight import weight_of
 
@@ -108,6 +111,47 @@ def sketch_distances(fingerprint: Any, base: nn.Module) -> Iterator[tuple[str, f
         yield name, distance, sketch_tolerance(weight.dtype, weight.bits, stored)
 
 
+def require_configured_layers(header: Header, layers: Collection[str], skeleton: nn.Module) -> None:
+    """Check that an adapter holds the layers that its configuration targets in a base, no fewer and no others.
+
+    What is missing would start untrained, and what is not targeted would be ignored when PEFT loads the adapter.
+
+    Args:
+        header: of an adapter in any format.
+        layers: names of the layers that it holds.
+        skeleton: the base, on the meta device; it is not modified.
+
+    Raises:
+        AdapterError: the layers differ, by name, or PEFT cannot apply the configuration to this base.
+    """
+    skeleton = copy.deepcopy(skeleton)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if header.config["peft_type"] == "KASA":
+                config: Any = KasaConfig.from_peft_type(**header.config)
+                expected = {target.name for target in targets_of_base(config, skeleton)}
+            else:
+                # Without what would compute the initial factors from weights, which the skeleton does not have.
+                config = PeftConfig.from_peft_type(**{**header.config, "init_lora_weights": True, "kasa_config": None})
+                model = get_peft_model(skeleton, config, low_cpu_mem_usage=True).get_base_model()
+                expected = {name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    except KasatuneError:
+        raise
+    except Exception as fault:  # PEFT raises many unrelated types for a configuration that it cannot use
+        raise AdapterError(
+            f"{header.folder}: PEFT cannot apply this adapter to the base: {_first_line(fault)}"
+        ) from fault
+    missing, extra = sorted(expected - set(layers)), sorted(set(layers) - expected)
+    if missing or extra:
+        what = f"lacks {listed(missing)}" if missing else f"holds {listed(extra)}, which it does not target"
+        raise AdapterError(f"{header.folder}: according to its configuration and this base, the adapter {what}")
+
+
+def _first_line(fault: Exception) -> str:
+    return (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+
+
 def attach_with_peft(base: nn.Module, directory: Path, written: set[str], **options: Any) -> PeftModel:
     """Load the adapter in `directory` onto the base with PEFT; the base is restored if that fails.
 
@@ -129,8 +173,7 @@ def attach_with_peft(base: nn.Module, directory: Path, written: set[str], **opti
         except KasatuneError:
             raise
         except Exception as fault:  # PEFT raises many unrelated types for a configuration that it cannot use
-            reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
-            raise AdapterError(f"{directory}: PEFT cannot load this adapter: {reason}") from fault
+            raise AdapterError(f"{directory}: PEFT cannot load this adapter: {_first_line(fault)}") from fault
 
 
 def attach_lora(base: nn.Module, header: Header, written: set[str], **options: Any) -> PeftModel:

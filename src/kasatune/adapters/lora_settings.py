@@ -42,7 +42,10 @@ PLAIN = frozenset(
 )
 REFUSED = {
     "use_dora": Refusal("DoRA also trains the norm of every row of the weight", _MERGE_WITH_PEFT),
-    "lora_bias": Refusal("it adds a bias to B, which a plain LoRA does not have", _MERGE_WITH_PEFT),
+    "lora_bias": Refusal(
+        "it adds a bias to B, which a plain LoRA does not have",
+        "serve it as it is, with PEFT, or merge it there if the layers of the base have biases",
+    ),
     "alora_invocation_tokens": Refusal(
         "activated LoRA changes only what follows the invocation tokens, so no single weight has its outputs",
         "serve the adapter as it is, with PEFT or vLLM",
@@ -59,7 +62,7 @@ REFUSED = {
     "use_bdlora": Refusal("the factors of BD-LoRA are block-diagonal and are stored as their blocks", _MERGE_WITH_PEFT),
     "arrow_config": Refusal("Arrow mixes several adapters by a router", "serve the adapters as they are, with PEFT"),
     "velora_config": Refusal("VeLoRA stores projections beside A and B", _MERGE_WITH_PEFT),
-    "monteclora_config": Refusal("MonteCLoRA draws the update at random", _MERGE_WITH_PEFT),
+    "monteclora_config": Refusal("MonteCLoRA stores a sampler beside A and B", _MERGE_WITH_PEFT),
     "megatron_config": Refusal("its layers are those of Megatron", "convert it with Megatron's own tools"),
     "kasa_config": Refusal("the adapter holds no KaSA tensors although it is configured for KaSA", "save it again"),
 }
