@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from kasatune.evaluation.evaluate import evaluate
     from kasatune.evaluation.predict import predict
     from kasatune.experiments.compare.compare import compare
-    from kasatune.kasa import KasaConfig, calibrate, regularization
+    from kasatune.kasa import KasaConfig, calibrate, protect, regularization
     from kasatune.linalg import TailSVD, tail_svd
     from kasatune.recipes.schema import load_recipe
     from kasatune.training.train import train
@@ -44,6 +44,7 @@ __all__ = [
     "load_adapter",
     "load_recipe",
     "predict",
+    "protect",
     "regularization",
     "shrink_adapter",
     "tail_svd",
@@ -60,6 +61,7 @@ _HOMES = {
     "load_adapter": "kasatune.adapters.load",
     "load_recipe": "kasatune.recipes.schema",
     "predict": "kasatune.evaluation.predict",
+    "protect": "kasatune.kasa",
     "regularization": "kasatune.kasa",
     "shrink_adapter": "kasatune.adapter_tools.shrink",
     "tail_svd": "kasatune.linalg",

@@ -10,12 +10,14 @@ from kasatune.kasa.config import KasaConfig
 from kasatune.kasa.layer import KasaLayer
 from kasatune.kasa.model import KasaModel
 from kasatune.kasa.penalty import regularization, regularization_terms
+from kasatune.kasa.protection import protect
 
 __all__ = [
     "KasaConfig",
     "KasaLayer",
     "KasaModel",
     "calibrate",
+    "protect",
     "regularization",
     "regularization_terms",
 ]

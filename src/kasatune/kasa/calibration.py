@@ -1,4 +1,4 @@
-"""Calibration: measure the activations that truncate_by="activation" chooses by."""
+"""Calibration: measure the activations on which truncate_by="activation" and protect depend."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from torch import nn
 
 from kasatune.errors import InputError
 from kasatune.kasa.config import KasaConfig, require_kasa_config
-from kasatune.kasa.targets import targets_of_base
+from kasatune.kasa.layer import KasaLayer
+from kasatune.kasa.protection import project
+from kasatune.kasa.targets import Target, decompose, targets_of_base
 from kasatune.kasa.truncation.measure_activations import measure, measure_generated
 
 
@@ -22,12 +24,13 @@ def calibrate(
         model = get_peft_model(base, calibrate(base, KasaConfig(truncate_by="activation"), batches))
 
     Second moments E[y y^T] or E[x x^T] are measured at the input or output of every target, whichever is smaller:
-    8 min(out, in)^2 bytes a layer until the adapter is created. The base is left as it was: weights, training modes,
-    random states and generation settings.
+    8 min(out, in)^2 bytes a layer until the adapter is created. With `protect` those of the inputs are measured too:
+    4 n in bytes for n tokens, or 8 in^2 with more tokens than `in`, once for all layers that read the same tensor. The
+    base is left as it was: weights, training modes, random states and generation settings.
 
     Args:
         base: the model to adapt, without the adapter.
-        config: with truncate_by="activation". Not modified.
+        config: with truncate_by="activation" or protect above 0. Not modified.
         batches: dicts that `base(**batch)` takes; `attention_mask` leaves padding out. A few thousand tokens are
             enough; fewer than 4 min(out, in) are used with a stronger ridge. None: a causal language model reads 16
             sequences of 96 tokens that it samples from itself; any other model that reads tokens alone reads random
@@ -35,21 +38,55 @@ def calibrate(
         seed: of the text without batches.
 
     Raises:
-        InputError: config does not truncate by activation, there is no batch, a target never runs on the batches, or
+        InputError: nothing in config depends on activations, there is no batch, a target never runs on the batches, or
             the model cannot generate calibration text itself.
         ModelError: a target cannot be adapted, or its weight is not loaded; by name.
     """
     require_kasa_config(config)
-    if config.truncate_by != "activation":
+    if not config.needs_activations:
         raise InputError(
-            f"calibrate: the configuration has truncate_by={config.truncate_by!r}, which does not depend on "
-            "activations; use KasaConfig(truncate_by='activation')"
+            f"calibrate: the configuration has truncate_by={config.truncate_by!r} and protect={config.protect}, and "
+            "does not depend on activations; use KasaConfig(truncate_by='activation') or KasaConfig(protect=0.02)"
         )
     calibrated = copy.deepcopy(config)
     # Matching fills target_modules in, which must be left for PEFT to do.
     layers = {target.name: target.weight for target in targets_of_base(copy.deepcopy(config), base)}
+    inputs = config.protect > 0
     if batches is None:
-        calibrated.activations = measure_generated(base, layers, seed)
+        calibrated.activations = measure_generated(base, layers, seed, inputs=inputs)
     else:
-        calibrated.activations = measure(base, layers, batches)
+        calibrated.activations = measure(base, layers, batches, inputs=inputs)
     return calibrated
+
+
+def calibrate_adapter(model: nn.Module, batches: Iterable[Mapping[str, Any]], *, adapter_name: str = "default") -> None:
+    """Give an attached adapter with `calibrate_later` its tails and protected directions, measured over batches.
+
+    The batches run through the attached model with its adapters switched off, so that they are those of training.
+
+    Args:
+        model: a PeftModel whose adapter has not been trained.
+        batches: as in `calibrate`.
+        adapter_name: the adapter.
+
+    Raises:
+        InputError: there is no batch, or a target never runs on the batches.
+    """
+    tuner: Any = model.base_model
+    config = require_kasa_config(tuner.peft_config[adapter_name])
+    layers = {
+        name: m for name, m in tuner.model.named_modules() if isinstance(m, KasaLayer) and adapter_name in m.settings
+    }
+    weights = {name: layer.base for name, layer in layers.items()}
+    config.activations = measure(model, weights, batches, inputs=config.protect > 0)
+    config.calibrate_later = False
+    targets = [Target(name, layer, layer.base, layer.settings[adapter_name]) for name, layer in layers.items()]
+    chosen = decompose(targets, config, tuner.model)
+    for name, layer in layers.items():
+        layer.restore_base()
+        layer.write_tail(adapter_name, chosen.tails[name])
+        if name in chosen.protected:
+            layer.protected[adapter_name] = chosen.protected[name]
+        layer.sync_fold()
+    project(layers.values(), adapter_name)
+    config.activations = None

@@ -25,9 +25,16 @@ CHOICES = {
     "truncation": ("attach", "fold"),
     "tail_source": ("auto", "checkpoint", "dequantized"),
     "truncate_by": ("magnitude", "activation"),
+    "sigma_init": ("normal", "one"),
 }
 
-_LEFT_OUT_AT_DEFAULT = {"truncate_by": "magnitude", "drop": None, "calibration_used": None}
+_LEFT_OUT_AT_DEFAULT = {
+    "truncate_by": "magnitude",
+    "drop": None,
+    "protect": 0.0,
+    "sigma_init": "normal",
+    "calibration_used": None,
+}
 """Fields that adapter_config.json states only where they differ from KaSA as published."""
 
 
@@ -70,8 +77,15 @@ class KasaConfig(PeftConfig):
             (linalg/activation_tail.py). The activations are those of `calibrate(base, config, batches)`; without it
             the base model calibrates itself when the adapter is created.
         drop: d, the number of triplets dropped, 0 or more; None for r.
-        calibration_used: set when the adapter is created with truncate_by="activation": where the activations came
-            from, the number of tokens, the seed, and by layer the eigenvalues at the cut.
+        protect: share of the input directions of each layer, those with the strongest activations, that A may not
+            use: A <- A - (A K) K^T when the adapter is created and after each optimizer step, K (in, c) the leading
+            eigenvectors of E[x x^T], c = ceil(protect in) (kasa/protection.py). 0 to switch it off. Activations are
+            measured as for truncate_by="activation".
+        sigma_init: "normal", sigma ~ N(0, 1) (the paper), or "one", sigma = 1, with which B diag(sigma) A starts as a
+            LoRA does.
+        calibration_used: set when the adapter is created with truncate_by="activation" or protect: where the
+            activations came from, the number of tokens, the seed, and by layer the eigenvalues at the cut and the
+            protected directions.
         rank_pattern: r by layer name or regular expression.
         alpha_pattern: lora_alpha by layer name or regular expression.
         bias: "none", "all" or "lora_only": which biases are trained.
@@ -83,6 +97,7 @@ class KasaConfig(PeftConfig):
         saved: whether the configuration was read from a saved adapter (its file states `inference_mode` and the
             fingerprint): its tails may be about to be loaded, so they are decomposed only when needed.
         activations: what `calibrate` measured, or None. Kept by `copy.deepcopy`, not saved.
+        calibrate_later: leave out what depends on activations when the adapter is created; `calibrate_adapter` adds it.
 
     Raises:
         InputError: a value out of its range; the message names the field, the value and the limit.
@@ -110,6 +125,8 @@ class KasaConfig(PeftConfig):
     tails: str | None = field(default=None)
     truncate_by: str = field(default="magnitude")
     drop: int | None = field(default=None)
+    protect: float = field(default=0.0)
+    sigma_init: str = field(default="normal")
     calibration_used: dict[str, Any] | None = field(default=None)
     rank_pattern: dict[str, int] = field(default=None)  # pyright: ignore[reportAssignmentType]
     alpha_pattern: dict[str, float] = field(default=None)  # pyright: ignore[reportAssignmentType]
@@ -122,6 +139,7 @@ class KasaConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = PeftType("KASA")
         self.activations: Activations | None = None
+        self.calibrate_later = False
         self.saved = self.inference_mode or self.base_fingerprint is not None
         self.rank_pattern = self.rank_pattern or {}
         self.alpha_pattern = self.alpha_pattern or {}
@@ -142,6 +160,11 @@ class KasaConfig(PeftConfig):
                 del values[name]
         return {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
 
+    @property
+    def needs_activations(self) -> bool:
+        """Whether creating the adapter depends on the activations of the base."""
+        return self.truncate_by == "activation" or self.protect > 0
+
 
 @dataclass(frozen=True)
 class LayerSettings:
@@ -152,6 +175,8 @@ class LayerSettings:
         scaling: s, the factor of the update.
         drop: d, the number of singular triplets dropped: r, or fewer in the convention "authors", or KasaConfig.drop.
         tail_width: rows of kasa_tail_V: KasaConfig.drop, or r; those past `drop` are zero.
+        protect: c, the number of input directions that A may not use.
+        sigma_init: as in KasaConfig.
         convention: as in KasaConfig.
         core: as in KasaConfig.
         beta: as in KasaConfig.
@@ -166,6 +191,8 @@ class LayerSettings:
     scaling: float
     drop: int
     tail_width: int
+    protect: int
+    sigma_init: str
     convention: Convention
     core: Core
     beta: float
@@ -209,11 +236,15 @@ def _faults(config: KasaConfig) -> list[str]:
         not isinstance(config.drop, int) or isinstance(config.drop, bool) or config.drop < 0
     ):
         faults.append(f"drop must be a whole number of at least 0, or None for r, got {config.drop!r}")
+    if config.convention == "authors" and (config.protect or config.sigma_init != "normal"):
+        faults.append("convention='authors' is the released code: leave protect and sigma_init at their defaults")
     if config.convention == "authors" and (config.truncate_by != "magnitude" or config.drop is not None):
         faults.append(
             "convention='authors' fixes which triplets are dropped, and how many: leave truncate_by at 'magnitude' and "
             "drop at None, or use convention='paper'"
         )
+    if not _is_number(config.protect) or not 0 <= config.protect < 1:
+        faults.append(f"protect must be at least 0 and below 1, got {config.protect!r}")
     if config.truncate_by != "magnitude" and config.tails is not None:
         faults.append("tails holds the triplets of smallest magnitude: leave it out, or use truncate_by='magnitude'")
     if not _is_number(config.lora_dropout) or not 0 <= config.lora_dropout < 1:

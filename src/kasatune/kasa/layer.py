@@ -63,7 +63,8 @@ class KasaLayer(nn.Module, BaseTunerLayer):
     Parameters of an adapter: kasa_A (r, in), kasa_B (out, r), kasa_sigma (r,) or (r, r), and the frozen tail
     kasa_tail_U (out, d), singular values folded in, and kasa_tail_V (d, in), d = KasaConfig.drop or r. Where fewer are
     dropped (convention "authors"), the other columns and rows of the tail are zero. The tail of a deferred adapter is
-    NaN until it is loaded or first needed.
+    NaN until it is loaded or first needed. `protected` holds, by adapter, the directions K (in, c) that A may not use
+    (kasa/protection.py); they are not saved.
 
     Args:
         base_layer: the layer to adapt.
@@ -102,6 +103,7 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self.merged_before_loading: list[str] = []
         self.deferred: dict[str, Deferred] = {}
+        self.protected: dict[str, Tensor] = {}
         self.needs_step = False
         self._disable_adapters = False
         self._active_adapter = []
@@ -140,6 +142,9 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         dtype = torch.float64 if self.base.dtype == torch.float64 else torch.float32
         # Drawn on the CPU whatever the device, so that one seed gives one adapter.
         factors = initial_factors(self.out_features, self.in_features, settings.r, settings.core, dtype=dtype)
+        if settings.sigma_init == "one":
+            ones = torch.ones(settings.r, dtype=dtype)
+            factors = factors._replace(sigma=ones if settings.core == "diagonal" else torch.diag(ones))
         tail_U = torch.full((self.out_features, settings.tail_width), torch.nan, dtype=dtype)
         tail_V = torch.full((settings.tail_width, self.in_features), torch.nan, dtype=dtype)
         self.kasa_A[adapter_name] = nn.Parameter(factors.A.to(device))
@@ -152,6 +157,7 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         self.settings[adapter_name] = settings
         self.frozen_peft_weight_names[adapter_name] = FROZEN
         self.deferred.pop(adapter_name, None)
+        self.protected.pop(adapter_name, None)
         if tail is not None:
             self.write_tail(adapter_name, tail)
         elif deferred is not None:
@@ -164,14 +170,14 @@ class KasaLayer(nn.Module, BaseTunerLayer):
 
         Args:
             adapter_name: name of an adapter whose factors are not sharded.
-            tail: U (out, d), S (d,), Vh (d, in), with d = settings.drop.
+            tail: U (out, d), S (d,), Vh (d, in), with d <= settings.drop; the rest of the parameters becomes zero.
         """
-        drop = self.settings[adapter_name].drop
+        width = len(tail.S)
         tail_U, tail_V = self.kasa_tail_U[adapter_name], self.kasa_tail_V[adapter_name]
         tail_U.zero_()
         tail_V.zero_()
-        tail_U[:, :drop] = (tail.U * tail.S).to(tail_U)
-        tail_V[:drop] = tail.Vh.to(tail_V)
+        tail_U[:, :width] = (tail.U * tail.S).to(tail_U)
+        tail_V[:width] = tail.Vh.to(tail_V)
 
     def has_tail(self, adapter_name: str) -> bool:
         """Whether the tail of an adapter has been written, by a loader or by `write_tail`."""
@@ -396,6 +402,7 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         if adapter_name in (self.folded, *self.merged_adapters):
             self.restore_base()
         self.deferred.pop(adapter_name, None)
+        self.protected.pop(adapter_name, None)
         super().delete_adapter(adapter_name)
 
     def train(self, mode: bool = True) -> KasaLayer:

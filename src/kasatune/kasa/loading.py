@@ -102,7 +102,7 @@ class DeferredTails:
             )
         targets = self._targets()
         warn_unmatched(self.config, targets)
-        for layer_name, tail in decompose(targets, self.config, self.model).items():
+        for layer_name, tail in decompose(targets, self.config, self.model).tails.items():
             self.layers[layer_name].write_tail(self.adapter_name, tail)
         self.stop()
 

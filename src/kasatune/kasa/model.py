@@ -19,6 +19,7 @@ from kasatune.kasa.call_stack import in_loader
 from kasatune.kasa.config import KasaConfig, require_kasa_config
 from kasatune.kasa.layer import COMBINE, KasaLayer
 from kasatune.kasa.loading import DeferredTails, check_tensors, makes_empty_weights, with_compiled_names
+from kasatune.kasa.protection import project
 from kasatune.kasa.targets import (
     DEFAULT_TARGETS,
     Target,
@@ -81,6 +82,7 @@ class KasaModel(BaseTuner):
         self._loaded_keys = state_dict
         self._targets: dict[str, Target] = {}
         self._tails: dict[str, TailSVD] = {}
+        self._protected: dict[str, Tensor] = {}
         super().inject_adapter(
             model,
             adapter_name,
@@ -94,9 +96,12 @@ class KasaModel(BaseTuner):
             layer.settings[adapter_name] = target.settings.counted(len(self._targets))
             if self._deferred is not None:
                 self._deferred.layers[target.name] = layer
+            if target.name in self._protected:
+                layer.protected[adapter_name] = self._protected[target.name]
+        project([layer for layer in model.modules() if isinstance(layer, KasaLayer)], adapter_name)
         if self._deferred is None:
             self._warn_of_rounding(model, config, adapter_name)
-        del self._targets, self._tails, self._loaded_keys, self._deferred
+        del self._targets, self._protected, self._tails, self._loaded_keys, self._deferred
 
     def _prepare_model(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, peft_config: KasaConfig, model: nn.Module
@@ -112,7 +117,7 @@ class KasaModel(BaseTuner):
             targets = new_targets(peft_config, model, all_linear=all_linear)
             warn_unmatched(peft_config, targets)
             self._refuse_unsuitable(peft_config, model, targets)
-            self._tails = decompose(targets, peft_config, model)
+            self._tails, self._protected = decompose(targets, peft_config, model)
         self._targets = {target.name: target for target in targets}
 
     def _matched_keys(self, config: KasaConfig, model: nn.Module) -> list[Target]:

@@ -16,6 +16,7 @@ from kasatune.errors import InputError
 from kasatune.kasa.config import KasaConfig
 from kasatune.kasa.model import KasaModel
 from kasatune.kasa.penalty import install_step_hook
+from kasatune.kasa.protection import install_projection_hook
 
 NAME = "KASA"
 
@@ -28,6 +29,7 @@ def register() -> None:
     """
     if add_type(NAME, KasaConfig, KasaModel):
         install_step_hook()
+        install_projection_hook()
 
 
 def add_type(name: str, config_class: type[PeftConfig], model_class: type[BaseTuner]) -> bool:

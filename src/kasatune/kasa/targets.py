@@ -22,10 +22,12 @@ from kasatune.kasa.experts import check_experts, report_experts
 from kasatune.kasa.functional import drop_count, scaling
 from kasatune.kasa.layer import KasaLayer
 from kasatune.kasa.truncation.compute_tails import TailRequest, compute_tails
-from kasatune.kasa.truncation.measure_activations import measure_generated
+from kasatune.kasa.truncation.measure_activations import Activations, measure_generated
+from kasatune.kasa.truncation.protected_directions import protected_directions
 from kasatune.kasa.truncation.tail_source import TailSource
 from kasatune.kasa.truncation.tails_by_activation import compute_activation_tails
 from kasatune.linalg import TailSVD
+from kasatune.linalg.leading_directions import direction_count
 from kasatune.weights.base_weight import BaseWeight, refusal
 from kasatune.weights.fingerprint import weight_sketch
 from kasatune.weights.quantized_weight import weight_of
@@ -58,46 +60,96 @@ class Target(NamedTuple):
         return TailSVD(torch.zeros(rows, 0), torch.zeros(0), torch.zeros(0, columns))
 
 
-def decompose(targets: Sequence[Target], config: KasaConfig, model: nn.Module) -> dict[str, TailSVD]:
-    """The tail of every target, by layer name; fills in what the configuration states about the base.
+class Chosen(NamedTuple):
+    """What a new adapter takes from its base.
 
-    A quantized or offloaded weight is opened for its own turn only. Sets `base_fingerprint`, `tail_source_used` and
-    `fan_in_fan_out` of `config`.
+    Args:
+        tails: by layer name.
+        protected: the directions K (in, c), float16, by the name of each layer with protected directions.
+    """
+
+    tails: dict[str, TailSVD]
+    protected: dict[str, Tensor]
+
+
+def decompose(targets: Sequence[Target], config: KasaConfig, model: nn.Module) -> Chosen:
+    """The tail and the protected directions of every target; fills in what the configuration states about the base.
+
+    A quantized or offloaded weight is opened for its own turn only. Sets `base_fingerprint`, `tail_source_used`,
+    `calibration_used` and `fan_in_fan_out` of `config`. With `config.calibrate_later`, what depends on activations is
+    left out: those tails are zero.
 
     Raises:
         InputError: config.tails is not a directory of `kasatune decompose`; or truncation by activation lacks
             activations of this base, and the model cannot measure them by itself.
         ModelError: a weight cannot be read or decomposed, or is missing from that directory; by name.
     """
-    by_activation = config.truncate_by == "activation"
-    activations = config.activations if by_activation else None
-    if by_activation and activations is None and any(t.settings.drop for t in targets):
-        if config.saved:
-            raise InputError(
-                "this configuration was saved with an adapter, and its tails with the adapter's weights: load the "
-                "adapter, or call calibrate(base, config) to choose other tails"
-            )
-        activations = measure_generated(model, {target.name: target.weight for target in targets})
+    activations = _activations(config, targets, model)
     source = TailSource(config, model, quantized=any(target.weight.backend is not None for target in targets))
     fingerprint: dict[str, Any] = {}
+    dropping = [] if config.calibrate_later and config.truncate_by == "activation" else _dropping(targets)
+    requested = {target.name for target in dropping}
 
     def requests() -> Iterator[TailRequest]:
         for target in targets:
             W, _, bits = source.of(target.name, target.weight, target.original())
             fingerprint[target.name] = {**weight_sketch(W, bits), "held_as": target.weight.held_as}
-            if target.settings.drop:
+            if target.name in requested:
                 yield TailRequest(target.name, W, target.settings.drop)
             del W
 
-    total = sum(1 for target in targets if target.settings.drop)
-    if activations is None:
-        tails = compute_tails(requests(), total, config.tails)
+    layers: dict[str, dict[str, Any]] = {}
+    if activations is not None and config.truncate_by == "activation":
+        tails, layers = compute_activation_tails(requests(), len(requested), activations)
     else:
-        tails, config.calibration_used = compute_activation_tails(requests(), total, activations)
+        tails = compute_tails(requests(), len(requested), config.tails)
+    protected: dict[str, Tensor] = {}
+    if activations is not None:
+        protected = _protect(targets, activations, layers)
+        config.calibration_used = {
+            "source": activations.source,
+            "tokens": activations.tokens,
+            "seed": activations.seed,
+            "layers": layers,
+        }
     config.base_fingerprint = fingerprint
     config.tail_source_used = source.used()
     config.fan_in_fan_out = any(target.weight.transposed for target in targets)
-    return {target.name: tails[target.name] if target.settings.drop else target.empty_tail() for target in targets}
+    return Chosen({target.name: tails.get(target.name) or target.empty_tail() for target in targets}, protected)
+
+
+def _activations(config: KasaConfig, targets: Sequence[Target], model: nn.Module) -> Activations | None:
+    """Those of `calibrate`, or measured now; None if nothing depends on them."""
+    if not config.needs_activations or config.calibrate_later:
+        return None
+    if config.activations is not None:
+        return config.activations
+    if not config.protect and not _dropping(targets):
+        return None
+    if config.saved:
+        if config.truncate_by != "activation":
+            return None
+        raise InputError(
+            "this configuration was saved with an adapter, and its tails with the adapter's weights: load the "
+            "adapter, or call calibrate(base, config) to choose other tails"
+        )
+    weights = {target.name: target.weight for target in targets}
+    return measure_generated(model, weights, inputs=config.protect > 0)
+
+
+def _dropping(targets: Sequence[Target]) -> list[Target]:
+    return [target for target in targets if target.settings.drop]
+
+
+def _protect(
+    targets: Sequence[Target], activations: Activations, layers: dict[str, dict[str, Any]]
+) -> dict[str, Tensor]:
+    """The protected directions by layer name; notes their number and energy in `layers`."""
+    counts = {target.name: target.settings.protect for target in targets}
+    directions = protected_directions(activations, counts)
+    for name, chosen in directions.items():
+        layers.setdefault(name, {}).update(protected=chosen.K.shape[1], energy=chosen.energy)
+    return {name: chosen.K for name, chosen in directions.items()}
 
 
 def targets_of_base(config: KasaConfig, model: nn.Module) -> list[Target]:
@@ -195,6 +247,8 @@ def layer_settings(config: KasaConfig, name: str, shape: tuple[int, int]) -> Lay
         scaling=scaling(alpha, r, use_rslora=config.use_rslora),
         drop=drop_count(*shape, r, config.convention) if config.drop is None else config.drop,
         tail_width=r if config.drop is None else config.drop,
+        protect=direction_count(config.protect, shape[1]),
+        sigma_init=config.sigma_init,
         convention=config.convention,
         core=config.core,
         beta=config.beta,
@@ -206,8 +260,14 @@ def layer_settings(config: KasaConfig, name: str, shape: tuple[int, int]) -> Lay
 
 
 def too_large(targets: Iterable[Target]) -> list[str]:
-    """One message for every layer whose r or drop is not below min(out, in)."""
-    return [
+    """One message for every layer whose r or drop is not below min(out, in), or whose A has too few directions left."""
+    crowded = [
+        f"{name}: protect closes {settings.protect} of {weight.shape[1]} input directions and leaves fewer than rank "
+        f"{settings.r}"
+        for name, _, weight, settings in targets
+        if settings.protect and settings.protect + settings.r > weight.shape[1]
+    ]
+    return crowded + [
         f"{name}: {what} {value} must be below min(out, in) = {min(weight.shape)}"
         for name, _, weight, settings in targets
         for what, value in (("rank", settings.r), ("drop", settings.drop))

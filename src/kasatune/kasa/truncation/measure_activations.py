@@ -1,4 +1,4 @@
-"""Second moments of a base model's activations: E[x x^T] or E[y y^T] of each linear layer on calibration text."""
+"""Second moments of a base model's activations: E[x x^T] and E[y y^T] of each linear layer on calibration text."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from transformers import GenerationConfig
 
 from kasatune.errors import InputError, ModelError
 from kasatune.linalg.activation_tail import ActivationMoments, Side, side_of
+from kasatune.linalg.leading_directions import InputMoments
 from kasatune.weights.base_weight import BaseWeight
 from kasatune.weights.fingerprint import weight_sketch
 from kasatune.wording import counted
@@ -29,7 +30,9 @@ class Activations:
     """What `measure` and `measure_generated` return.
 
     Attributes:
-        moments: by layer name.
+        moments: of the side that `activation_tail` needs, by layer name.
+        inputs: of the inputs, by layer name; layers that read the same tensor share one object. Empty if they were not
+            measured.
         source: "batches", "generated" (text that the model wrote) or "random" (random tokens).
         tokens: number of tokens read, padding left out.
         seed: of generated or random tokens; None for batches.
@@ -38,6 +41,7 @@ class Activations:
     """
 
     moments: dict[str, ActivationMoments]
+    inputs: dict[str, InputMoments]
     source: str
     tokens: int
     seed: int | None
@@ -45,7 +49,13 @@ class Activations:
     base: dict[str, dict[str, Any]]
 
 
-def measure(model: nn.Module, layers: Mapping[str, BaseWeight], batches: Iterable[Mapping[str, Any]]) -> Activations:
+def measure(
+    model: nn.Module,
+    layers: Mapping[str, BaseWeight],
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    inputs: bool = False,
+) -> Activations:
     """Second moments of the layers' activations over batches.
 
     The model runs without adapters, autograd, autocast or dropout, and is left as it was. Positions where
@@ -55,12 +65,13 @@ def measure(model: nn.Module, layers: Mapping[str, BaseWeight], batches: Iterabl
         model: the base model.
         layers: the weights to measure at, by layer name.
         batches: keyword arguments of `model(**batch)`; tensors are moved to the model's device.
+        inputs: also measure the inputs of every layer, for `leading_directions`.
 
     Raises:
         InputError: there is no batch, or a layer never runs on the batches.
     """
     start = time.perf_counter()
-    with _measuring(model, layers) as recorder:
+    with _measuring(model, layers, inputs=inputs) as recorder:
         for batch in batches:
             moved = {
                 key: value.to(_device(model)) if isinstance(value, Tensor) else value for key, value in batch.items()
@@ -70,13 +81,16 @@ def measure(model: nn.Module, layers: Mapping[str, BaseWeight], batches: Iterabl
     return _activations(recorder, "batches", None, start)
 
 
-def measure_generated(model: nn.Module, layers: Mapping[str, BaseWeight], seed: int = 0) -> Activations:
+def measure_generated(
+    model: nn.Module, layers: Mapping[str, BaseWeight], seed: int = 0, *, inputs: bool = False
+) -> Activations:
     """Second moments of the layers' activations on text that the model writes itself, 16 sequences of 96 tokens.
 
     A causal language model samples at temperature 1 from the full vocabulary, beginning with its BOS token (else EOS,
     else a random token); end-of-text tokens are suppressed. The moments are taken while it writes, so that no second
     pass is needed. Any other model with token embeddings reads random tokens, which choose less well. Random states,
-    training modes and generation settings are left as they were.
+    training modes and generation settings are left as they were. With `inputs`, the inputs of every layer are measured
+    too, for `leading_directions`.
 
     Raises:
         InputError: the model cannot run on tokens alone; call `calibrate` with batches.
@@ -91,7 +105,7 @@ def measure_generated(model: nn.Module, layers: Mapping[str, BaseWeight], seed: 
             "calibrate(base, config, batches) with a few batches of your data"
         )
     generates = bool(getattr(model, "can_generate", lambda: False)())
-    with _measuring(model, layers) as recorder, _seeded(model, seed):
+    with _measuring(model, layers, inputs=inputs) as recorder, _seeded(model, seed):
         try:
             if generates:
                 _write(model, config, vocabulary)
@@ -144,17 +158,24 @@ def _device(model: nn.Module) -> torch.device:
 
 
 class _Sums:
-    """sum v v^T over rows v (k): products in float32, sums in float64."""
+    """sum v v^T over rows v (k): products in float32, sums in float64.
 
-    def __init__(self) -> None:
+    Args:
+        k: length of a row. Up to max(512, k) rows wait for one product, so that few rows are kept as they are.
+    """
+
+    def __init__(self, k: int) -> None:
+        self._limit = max(_ROWS_HELD, k)
         self._total: Tensor | None = None
         self._held: list[Tensor] = []
-        self._rows = 0
+        self._waiting = 0
+        self.tokens = 0
 
     def add(self, rows: Tensor) -> None:
         self._held.append(rows.float())
-        self._rows += len(rows)
-        if self._rows >= _ROWS_HELD:
+        self._waiting += len(rows)
+        self.tokens += len(rows)
+        if self._waiting >= self._limit:
             self.total()
 
     def total(self) -> Tensor:
@@ -162,40 +183,67 @@ class _Sums:
             rows = torch.cat(self._held)
             product = (rows.mT @ rows).double()
             self._total = product if self._total is None else self._total.add_(product)
-            self._held, self._rows = [], 0
+            self._held, self._waiting = [], 0
         assert self._total is not None
         return self._total
+
+    def input_moments(self) -> InputMoments:
+        """The rows themselves as long as there are fewer of them than their length; else E[v v^T]."""
+        if self._total is None:
+            return InputMoments(torch.cat(self._held), None, self.tokens)
+        return InputMoments(None, self.total() / self.tokens, self.tokens)
 
 
 class _Recorder:
     """Forward hooks that sum the moments of each layer.
 
-    Attributes:
+    Args:
         layers: the weights that are measured, by layer name.
+        inputs: sum the moments of the inputs of every layer, not only where `activation_tail` needs them.
+
+    Attributes:
+        layers: as given.
         mask: attention mask of the batch that is running, (batch, length); None where nothing is padded.
     """
 
-    def __init__(self, layers: Mapping[str, BaseWeight]) -> None:
+    def __init__(self, layers: Mapping[str, BaseWeight], *, inputs: bool) -> None:
         self.layers = layers
         self.mask: Tensor | None = None
-        self._sums = {name: _Sums() for name in layers}
+        self._inputs = inputs
+        self._sides: dict[str, Side] = {name: side_of(weight.shape) for name, weight in layers.items()}
+        self._output_sums = {n: _Sums(w.shape[0]) for n, w in layers.items() if self._sides[n] == "outputs"}
+        self._input_sums: dict[str, _Sums] = {}  # by the first of the layers that read one tensor
+        self._first: dict[str, str] = {}
+        self._latest: tuple[Tensor, str] | None = None
         self._squares = dict.fromkeys(layers, 0.0)
         self._tokens = dict.fromkeys(layers, 0)
-        self._sides: dict[str, Side] = {name: side_of(weight.shape) for name, weight in layers.items()}
 
     def hook(self, name: str, weight: BaseWeight) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         def record(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
             x = self._rows(inputs[0], weight)
             self._squares[name] += float(x.float().square().sum(dtype=torch.float64))
             self._tokens[name] += len(x)
-            if self._sides[name] == "inputs":
-                self._sums[name].add(x)
-                return
-            y = self._rows(output, weight)
-            bias = getattr(module, "bias", None)
-            self._sums[name].add(y if bias is None else y.float() - bias.float())
+            if self._inputs or self._sides[name] == "inputs":
+                self._add_input(name, inputs[0], x)
+            if self._sides[name] == "outputs":
+                y = self._rows(output, weight)
+                bias = getattr(module, "bias", None)
+                self._output_sums[name].add(y if bias is None else y.float() - bias.float())
 
         return record
+
+    def _add_input(self, name: str, tensor: Tensor, rows: Tensor) -> None:
+        """Add the input of a layer, once for all layers that read the same tensor directly after each other."""
+        latest = self._latest if self._latest is not None and self._latest[0] is tensor else None
+        first = self._first.setdefault(name, name if latest is None else latest[1])
+        if first == name:
+            self._latest = (tensor, name)
+            self._input_sums.setdefault(name, _Sums(rows.shape[1])).add(rows)
+        elif latest is None or latest[1] != first:
+            raise ModelError(
+                f"{name} reads the same tensor as {first} in some forward passes and another one in others: its "
+                "activations cannot be measured; leave it out with exclude_modules"
+            )
 
     def _rows(self, values: Tensor, weight: BaseWeight) -> Tensor:
         """Values as rows (tokens, k), padding left out."""
@@ -206,7 +254,8 @@ class _Recorder:
             rows = rows[self.mask.reshape(-1).bool()]
         return rows
 
-    def moments(self) -> dict[str, ActivationMoments]:
+    def require_complete(self) -> None:
+        """Raise InputError if a layer never ran."""
         idle = [name for name, tokens in self._tokens.items() if tokens == 0]
         if idle:
             raise InputError(
@@ -214,25 +263,38 @@ class _Recorder:
                 "reach every target, or "
                 "leave these layers out of target_modules"
             )
+
+    def input_moments(self) -> dict[str, InputMoments]:
+        """By layer name; {} unless the inputs of every layer were measured."""
+        if not self._inputs:
+            return {}
+        by_first = {name: sums.input_moments() for name, sums in self._input_sums.items()}
+        return {name: by_first[self._first[name]] for name in self.layers}
+
+    def moments(self) -> dict[str, ActivationMoments]:
+        """What `activation_tail` needs of each layer."""
         return {
             name: ActivationMoments(
-                self._sides[name],
-                self._sums[name].total() / self._tokens[name],
+                side,
+                self._sums(name).total() / self._tokens[name],
                 self._squares[name] / (self._tokens[name] * self.layers[name].shape[1]),
                 self._tokens[name],
             )
-            for name in self.layers
+            for name, side in self._sides.items()
         }
+
+    def _sums(self, name: str) -> _Sums:
+        return self._output_sums[name] if self._sides[name] == "outputs" else self._input_sums[self._first[name]]
 
 
 @contextmanager
-def _measuring(model: nn.Module, layers: Mapping[str, BaseWeight]) -> Generator[_Recorder]:
+def _measuring(model: nn.Module, layers: Mapping[str, BaseWeight], *, inputs: bool) -> Generator[_Recorder]:
     missing = [name for name, weight in layers.items() if weight.is_missing]
     if missing:
         raise ModelError(
             f"{missing[0]}: its weight is on the meta device; load the base's checkpoint before calibrating"
         )
-    recorder = _Recorder(layers)
+    recorder = _Recorder(layers, inputs=inputs)
     training = {module: module.training for module in model.modules()}
     disabled: dict[BaseTunerLayer, bool] = {
         module: module.disable_adapters for module in model.modules() if isinstance(module, BaseTunerLayer)
@@ -269,7 +331,9 @@ def _seeded(model: nn.Module, seed: int) -> Generator[None]:
 
 
 def _activations(recorder: _Recorder, source: str, seed: int | None, start: float) -> Activations:
-    moments = recorder.moments()
+    # inputs first: `moments` turns the rows of inputs that it needs itself into products
+    recorder.require_complete()
+    inputs, moments = recorder.input_moments(), recorder.moments()
     tokens = max(moment.tokens for moment in moments.values())
     base = {name: weight_sketch(weight.read(), weight.bits) for name, weight in recorder.layers.items()}
-    return Activations(moments, source, tokens, seed, time.perf_counter() - start, base)
+    return Activations(moments, inputs, source, tokens, seed, time.perf_counter() - start, base)

@@ -19,8 +19,8 @@ _BATCH_ENTRIES = 2**24  # of the weights that are in memory together
 
 def compute_activation_tails(
     requests: Iterable[TailRequest], total: int, activations: Activations
-) -> tuple[dict[str, TailSVD], dict[str, Any]]:
-    """The tail of every requested weight, by layer name, and what to save about it.
+) -> tuple[dict[str, TailSVD], dict[str, dict[str, Any]]]:
+    """The tail of every requested weight, by layer name, and what to state about it in the configuration.
 
     Args:
         requests: consumed one at a time, so that weights opened by the iterator need not be in memory together.
@@ -28,8 +28,8 @@ def compute_activation_tails(
         activations: measured on the same base.
 
     Returns:
-        The tails; and `KasaConfig.calibration_used`: source, tokens, seed, and by layer the two eigenvalues at the cut
-        and the share E||T x||^2 / E||W x||^2 of the layer's output that is dropped.
+        The tails; and by layer the two eigenvalues at the cut, and the share E||T x||^2 / E||W x||^2 of the layer's
+        output that is dropped.
 
     Raises:
         InputError: the activations are of another base model or of other layers.
@@ -46,8 +46,7 @@ def compute_activation_tails(
                 _compute(batch, activations, results, advance)
         _compute(batch, activations, results, advance)
     layers = {name: {"cut": list(result.cut), "share": result.share} for name, result in results.items()}
-    used = {"source": activations.source, "tokens": activations.tokens, "seed": activations.seed, "layers": layers}
-    return {name: result.tail for name, result in results.items()}, used
+    return {name: result.tail for name, result in results.items()}, layers
 
 
 def _compute(

