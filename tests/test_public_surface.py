@@ -13,7 +13,17 @@ import kasatune
 
 SECONDS = 0.2
 FUNCTIONS = {
-    *("calibrate", "compare", "evaluate", "export_adapter", "load_adapter", "load_recipe", "predict", "regularization"),
+    *(
+        "calibrate",
+        "compare",
+        "evaluate",
+        "export_adapter",
+        "load_adapter",
+        "load_recipe",
+        "predict",
+        "protect",
+        "regularization",
+    ),
     *("shrink_adapter", "tail_svd", "train"),
 }
 CLASSES = {"KasaConfig", "KasatuneError", "TailSVD"}

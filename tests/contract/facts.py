@@ -89,6 +89,7 @@ class Facts:
 
 FACTS: dict[str, Facts] = {
     "kasa": Facts(lambda s: lora(s) + R * len(s.targets)),
+    "akasa": Facts(lambda s: lora(s) + R * len(s.targets)),
     "peft-kasa": Facts(lambda s: lora(s) + R * len(s.targets), {"gpt2": "Conv1D"}),
     "full": Facts(None),
     "top-layers": Facts(lambda s: s.block, options={"layers": 1}),

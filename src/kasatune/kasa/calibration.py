@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from kasatune.errors import InputError
+from kasatune.distributed.process_group import broadcast_from_first, is_main
+from kasatune.errors import InputError, KasatuneError
 from kasatune.kasa.config import KasaConfig, require_kasa_config
 from kasatune.kasa.layer import KasaLayer
 from kasatune.kasa.protection import project
-from kasatune.kasa.targets import Target, decompose, targets_of_base
+from kasatune.kasa.targets import Chosen, Target, decompose, targets_of_base
 from kasatune.kasa.truncation.measure_activations import measure, measure_generated
 
 
@@ -59,14 +60,16 @@ def calibrate(
     return calibrated
 
 
-def calibrate_adapter(model: nn.Module, batches: Iterable[Mapping[str, Any]], *, adapter_name: str = "default") -> None:
-    """Give an attached adapter with `calibrate_later` its tails and protected directions, measured over batches.
+def calibrate_adapter(
+    model: nn.Module, batches: Iterable[Mapping[str, Any]] | None, *, adapter_name: str = "default"
+) -> None:
+    """Give an attached adapter with `calibrate_later` its tails and protected directions.
 
-    The batches run through the attached model with its adapters switched off, so that they are those of training.
+    The base runs within the attached model, with its adapters switched off.
 
     Args:
         model: a PeftModel whose adapter has not been trained.
-        batches: as in `calibrate`.
+        batches: as in `calibrate`; None for text that the model generates.
         adapter_name: the adapter.
 
     Raises:
@@ -75,18 +78,46 @@ def calibrate_adapter(model: nn.Module, batches: Iterable[Mapping[str, Any]], *,
     tuner: Any = model.base_model
     config = require_kasa_config(tuner.peft_config[adapter_name])
     layers = {
-        name: m for name, m in tuner.model.named_modules() if isinstance(m, KasaLayer) and adapter_name in m.settings
+        name: module
+        for name, module in tuner.model.named_modules()
+        if isinstance(module, KasaLayer) and adapter_name in module.settings
     }
-    weights = {name: layer.base for name, layer in layers.items()}
-    config.activations = measure(model, weights, batches, inputs=config.protect > 0)
+    outcome: Chosen | KasatuneError | None = None
+    if is_main():
+        try:
+            outcome = _choose(tuner.model, config, layers, batches, adapter_name)
+        except KasatuneError as error:
+            outcome = error
+    # one process chooses, since sampled text may differ between machines
+    outcome, config.calibration_used = broadcast_from_first((outcome, config.calibration_used))
+    if not isinstance(outcome, Chosen):
+        raise outcome or InputError("calibration failed in the first process")
     config.calibrate_later = False
-    targets = [Target(name, layer, layer.base, layer.settings[adapter_name]) for name, layer in layers.items()]
-    chosen = decompose(targets, config, tuner.model)
     for name, layer in layers.items():
         layer.restore_base()
-        layer.write_tail(adapter_name, chosen.tails[name])
-        if name in chosen.protected:
-            layer.protected[adapter_name] = chosen.protected[name]
+        layer.write_tail(adapter_name, outcome.tails[name])
+        if name in outcome.protected:
+            layer.protected[adapter_name] = outcome.protected[name]
         layer.sync_fold()
     project(layers.values(), adapter_name)
-    config.activations = None
+
+
+def _choose(
+    model: nn.Module,
+    config: KasaConfig,
+    layers: Mapping[str, KasaLayer],
+    batches: Iterable[Mapping[str, Any]] | None,
+    adapter_name: str,
+) -> Chosen:
+    weights = {name: layer.base for name, layer in layers.items()}
+    inputs = config.protect > 0
+    measured = copy.copy(config)
+    if batches is None:
+        measured.activations = measure_generated(model, weights, inputs=inputs)
+    else:
+        measured.activations = measure(model, weights, batches, inputs=inputs)
+    measured.calibrate_later = False
+    targets = [Target(name, layer, layer.base, layer.settings[adapter_name]) for name, layer in layers.items()]
+    chosen = decompose(targets, measured, model)
+    config.calibration_used = measured.calibration_used
+    return chosen

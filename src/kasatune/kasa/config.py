@@ -177,6 +177,7 @@ class LayerSettings:
         tail_width: rows of kasa_tail_V: KasaConfig.drop, or r; those past `drop` are zero.
         protect: c, the number of input directions that A may not use.
         sigma_init: as in KasaConfig.
+        truncate_by: as in KasaConfig.
         convention: as in KasaConfig.
         core: as in KasaConfig.
         beta: as in KasaConfig.
@@ -193,6 +194,7 @@ class LayerSettings:
     tail_width: int
     protect: int
     sigma_init: str
+    truncate_by: str
     convention: Convention
     core: Core
     beta: float

@@ -249,6 +249,7 @@ def layer_settings(config: KasaConfig, name: str, shape: tuple[int, int]) -> Lay
         tail_width=r if config.drop is None else config.drop,
         protect=direction_count(config.protect, shape[1]),
         sigma_init=config.sigma_init,
+        truncate_by=config.truncate_by,
         convention=config.convention,
         core=config.core,
         beta=config.beta,

@@ -130,8 +130,7 @@ class MethodInfo:
         kinds: the kinds of task that it can do.
         unable: why it cannot do the others.
         needs_float_base: it does not work on a quantized base.
-        drops_triplets: it drops the r smallest singular triplets of each adapted weight: r must be less than
-            min(out, in).
+        drops_triplets: it drops up to r singular triplets of each adapted weight: r must be less than min(out, in).
         trains_base_weights: the trained parameters are parameters of the base model and add nothing to its memory.
         frozen_rank: rank of the frozen factors that each adapted layer holds besides the trained ones, in units of r.
         searched: keys that `kasatune compare` searches besides the learning rate, from 1/10 to 10 times their value.

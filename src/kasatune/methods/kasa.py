@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from peft import PeftConfig
@@ -14,10 +14,11 @@ from kasatune.adapters.parity_report import trained_certificate
 from kasatune.distributed.gather_scatter import gather_full
 from kasatune.io.run_layout import ADAPTER, NATIVE
 from kasatune.kasa import KasaConfig, KasaLayer, regularization_terms
+from kasatune.kasa.calibration import calibrate_adapter
 from kasatune.linalg.spectrum import singular_values
 from kasatune.methods.lora import METHOD as LORA
 from kasatune.methods.shared.method import MethodSettings, TaskKind
-from kasatune.methods.shared.peft_adapter import AdapterMethod, save_peft, targeted_layers
+from kasatune.methods.shared.peft_adapter import AdapterMethod, as_peft_model, save_peft, targeted_layers
 from kasatune.methods.shared.trained_parameters import trainable, within
 from kasatune.methods.table import METHODS
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _ADAPTER_NAME = "default"
 _PREFIX = "base_model.model."
+_CALIBRATION_ROWS = 64
 
 
 class Kasa(AdapterMethod):
@@ -33,6 +35,10 @@ class Kasa(AdapterMethod):
 
     The result is saved twice: natively in kasa/, and in adapter/ as the equivalent LoRA of rank 2r on the untouched
     base.
+
+    `truncate_by`, `drop` and `protect` vary it: another component is dropped, another number of triplets or none, and A
+    is kept out of the input directions that activations use most. What depends on activations is computed before the
+    first step, from text that the base generates or from training rows (`calibration`).
 
     Two options switch off parts for ablations: `truncate` false uses W instead of W_world, and `sigma` "one" fixes
     diag(sigma) at the identity. With both, and beta = gamma = 0, the method is LoRA.
@@ -42,10 +48,13 @@ class Kasa(AdapterMethod):
 
     info = METHODS["kasa"]
     folder = NATIVE
+    default_drop: ClassVar[int | None] = None
+    default_truncate_by: ClassVar[str] = "magnitude"
+    default_protect: ClassVar[float] = 0.0
 
     def config(self, settings: MethodSettings, targets: list[str] | str | None, common: dict[str, Any]) -> PeftConfig:
         """The KasaConfig of this package; KasaModel applies its penalty itself, once per optimizer step."""
-        return KasaConfig(
+        config = KasaConfig(
             r=settings.r,
             lora_alpha=settings.alpha,
             lora_dropout=settings.dropout,
@@ -57,8 +66,47 @@ class Kasa(AdapterMethod):
             core=settings.core,
             truncation=settings.truncation,
             tails=settings.tails,
+            truncate_by=settings.truncate_by or self.default_truncate_by,
+            drop=self._drop(settings),
+            protect=self.default_protect if settings.protect is None else settings.protect,
+            sigma_init=settings.options.get("sigma_init", "normal"),
             **common,
         )
+        config.calibrate_later = config.needs_activations
+        return config
+
+    def _drop(self, settings: MethodSettings) -> int | None:
+        return self.default_drop if settings.drop is None else settings.drop
+
+    def prepare(self, model: nn.Module, settings: MethodSettings, batches: Iterable[Mapping[str, Tensor]]) -> None:
+        """See `Method.prepare`: what depends on activations."""
+        config = as_peft_model(model).peft_config[_ADAPTER_NAME]
+        if not (isinstance(config, KasaConfig) and config.calibrate_later):
+            return
+        base: Any = as_peft_model(model).get_base_model()
+        generated = settings.calibration == "generated" or (settings.calibration == "auto" and base.can_generate())
+        calibrate_adapter(model, None if generated else _first_rows(batches))
+
+    def training_state(self, model: nn.Module) -> dict[str, Tensor]:
+        """See `Method.training_state`: what was chosen by activations, which another machine may choose differently."""
+        state: dict[str, Tensor] = {}
+        for name, layer in _layers(model):
+            if layer.settings[_ADAPTER_NAME].truncate_by == "activation":
+                state[f"{name}.tail_U"] = layer.kasa_tail_U[_ADAPTER_NAME]
+                state[f"{name}.tail_V"] = layer.kasa_tail_V[_ADAPTER_NAME]
+            if _ADAPTER_NAME in layer.protected:
+                state[f"{name}.protected"] = layer.protected[_ADAPTER_NAME]
+        return state
+
+    def restore_training_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+        """See `Method.restore_training_state`."""
+        for name, layer in _layers(model):
+            held = {"tail_U": layer.kasa_tail_U, "tail_V": layer.kasa_tail_V, "protected": layer.protected}
+            for kind, tensors in held.items():
+                if f"{name}.{kind}" in state:
+                    tensors[_ADAPTER_NAME].data.copy_(state[f"{name}.{kind}"])
+            layer.restore_base()
+            layer.sync_fold()
 
     def attach(
         self, model: PreTrainedModel, settings: MethodSettings, kind: TaskKind, new_modules: Sequence[str]
@@ -66,7 +114,7 @@ class Kasa(AdapterMethod):
         """See `Method.attach`."""
         wrapped = super().attach(model, settings, kind, new_modules)
         for _, layer in _layers(wrapped):
-            if not settings.options["truncate"]:
+            if not settings.options.get("truncate", True):
                 layer.restore_base()
                 layer.kasa_tail_U[_ADAPTER_NAME].data.zero_()
             if settings.options["sigma"] == "one":
@@ -91,9 +139,11 @@ class Kasa(AdapterMethod):
     def stored_numbers(
         self, trained: int, shapes: Sequence[tuple[int, int]], settings: MethodSettings
     ) -> dict[str, int]:
-        """The native adapter also holds the tail, r (out + in) numbers in each layer; the LoRA has rank 2r."""
-        tail = sum(settings.r * sum(shape) for shape in shapes)
-        return {self.folder: trained + tail, ADAPTER: 2 * tail}
+        """The native adapter also holds the tail, d (out + in) numbers in each layer; the LoRA has rank r + d."""
+        drop = self._drop(settings)
+        d = settings.r if drop is None else drop
+        row = sum(sum(shape) for shape in shapes)
+        return {self.folder: trained + d * row, ADAPTER: (settings.r + d) * row}
 
     def save(self, model: nn.Module, run_dir: Path, base_name: str) -> None:
         """See `Method.save`."""
@@ -120,7 +170,9 @@ class Kasa(AdapterMethod):
         for name, layer in _layers(model):
             values = _rounded(singular_values(layer.original_weight()))
             settings = layer.settings[_ADAPTER_NAME]
-            dropped = settings.drop if layer.kasa_tail_U[_ADAPTER_NAME].any() else 0
+            # by activation a component is dropped that is no set of singular triplets
+            by_size = settings.truncate_by == "magnitude" and layer.kasa_tail_U[_ADAPTER_NAME].any()
+            dropped = settings.drop if by_size else 0
             layers.append(
                 {
                     "name": name,
@@ -133,6 +185,16 @@ class Kasa(AdapterMethod):
                 }
             )
         return layers
+
+
+def _first_rows(batches: Iterable[Mapping[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """The first `_CALIBRATION_ROWS` training rows, without labels."""
+    left = _CALIBRATION_ROWS
+    for batch in batches:
+        yield {key: value[:left] for key, value in batch.items() if key != "labels"}
+        left -= len(next(iter(batch.values())))
+        if left <= 0:
+            return
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, KasaLayer]]:

@@ -12,7 +12,8 @@ _RESIDUAL = (
     "during training the base weights hold what A and B do not; the saved adapter leaves the base weights untouched"
 )
 _WITHOUT_RSLORA = tuple(key for key in LORA_KEYS if key != "use_rslora")
-_KASA_KEYS = ("convention", "core", "truncation", "beta", "gamma", "tails")
+_ACTIVATION_KEYS = ("truncate_by", "drop", "protect", "calibration")
+_KASA_KEYS = ("convention", "core", "truncation", "beta", "gamma", "tails", *_ACTIVATION_KEYS)
 _SCALED = ("lora", "kasa", "rslora", "dora", "houlsby", "pfeiffer", "lin", "series-adapter", "parallel-adapter")
 
 ROWS = (
@@ -37,6 +38,25 @@ ROWS = (
         highlight=True,
         adapter_note="it contains the singular triplets that KaSA dropped and the update that it learned, so its rank "
         "is twice the trained rank and its scaling is 1",
+    ),
+    MethodInfo(
+        name="akasa",
+        title="aKaSA",
+        paper="none",
+        trains="A, B and sigma of the adapted layers; A stays out of the 2 % of the input directions that the base's "
+        "activations use most",
+        parameters=f"{_LORA_COUNT} + r",
+        bases="Linear and Conv1D layers and convolutions with kernel 1, quantized bases included",
+        implemented_by="kasatune",
+        module="kasatune.methods.akasa",
+        uses=(*LORA_KEYS, "core", "truncation", "beta", "gamma", *_ACTIVATION_KEYS),
+        options=(
+            Option("sigma", "choice", "trained", "one fixes sigma at 1, for ablations", ("trained", "one")),
+            Option("sigma_init", "choice", "one", "sigma at the start: 1, or drawn from N(0, 1)", ("one", "normal")),
+        ),
+        drops_triplets=True,
+        adapter_note="it contains the update that was learned and, with method.drop, the component that was dropped, "
+        "so its rank is r + d and its scaling is 1",
     ),
     MethodInfo(
         name="peft-kasa",

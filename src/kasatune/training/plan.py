@@ -214,7 +214,8 @@ def _weight_bytes(
     info = METHODS[recipe.method.name]
     if info.trains_base_weights:
         return weights
-    frozen = info.frozen_rank * sum(layer.rank * sum(layer.shape) for layer in layers)
+    dropped = recipe.method.drop if "drop" in info.uses else None
+    frozen = sum((info.frozen_rank * layer.rank if dropped is None else dropped) * sum(layer.shape) for layer in layers)
     return weights + _FLOAT32_BYTES * (trained + frozen)
 
 

@@ -1,0 +1,32 @@
+"""aKaSA, activation-aware KaSA: the method `akasa`."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from kasatune.methods.kasa import Kasa
+from kasatune.methods.table import METHODS
+
+
+class Akasa(Kasa):
+    """y = W x + s B diag(sigma) A drop(x) with A K = 0, and the penalty of KaSA.
+
+    K (in, c) holds the c = ceil(`protect` in) leading eigenvectors of E[x x^T], the second moments of the layer's
+    inputs on text that the base generates, or on training rows (`calibration`). After each step A <- A - (A K) K^T, so
+    that the update leaves the layer's output on the strongest input directions as it was. `protect` is 0.02 unless the
+    recipe sets it.
+
+    KaSA calls knowledge what the large singular triplets of W hold; here it is what W does with the activations. With
+    `drop: d` the component of rank d that activations use least is dropped too (`truncate_by: activation`); by default
+    nothing is. sigma starts at 1. K is used in training only: the adapter is the plain product B diag(sigma) A.
+
+    Source: this project (docs/concepts.md); computed by kasatune.
+    """
+
+    info = METHODS["akasa"]
+    default_drop: ClassVar[int | None] = 0
+    default_truncate_by: ClassVar[str] = "activation"
+    default_protect: ClassVar[float] = 0.02
+
+
+METHOD = Akasa()
