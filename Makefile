@@ -14,7 +14,7 @@ FAST := $(addprefix tests/, io kasa linalg metrics recipes reports runs weights)
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo tiny-llama test test-fast check site docs notebooks reports pictures bench soak tree install clean
+.PHONY: help demo tiny-llama test test-fast check site docs notebooks reports pictures bench soak peer-tests tree install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,10 @@ bench: $(STAMP) ## the quick form of every benchmark, against peers: minutes, be
 
 soak: $(STAMP) ## runs killed, faults, several processes, bad inputs, fuzzing: about an hour, and docs/reliability.md
 	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m soak
+
+peer-tests: $(STAMP) ## PEFT's own tests on our tuners: make peer-tests PEFT=../peft (a checkout of the installed version)
+	@test -n "$(PEFT)" || { echo "make peer-tests PEFT=path: a checkout of PEFT at the installed version" >&2; exit 2; }
+	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m peer_tests "$(PEFT)"
 
 tree: $(STAMP) ## write docs/layout.md and docs/methods.md again
 	@$(BIN)/python scripts/write_layout_page.py

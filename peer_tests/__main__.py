@@ -12,12 +12,13 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import peft
 
 from peer_tests.page import write_page
-from peer_tests.plugin import SUITE
+from peer_tests.plugin import RECORDS, SUITE
 from peer_tests.tiny_models import write_models
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,8 +48,7 @@ def main() -> int:
         print(fault, file=sys.stderr)
         return 2
     prepare(options.peft)
-    for file in options.files:
-        run_file(file, options.pytest.split())
+    run(options.files, options.pytest.split())
     return write_page(WORK / "records", ROOT / "docs" / "results" / "peft-suite.md", peft.__version__)
 
 
@@ -80,21 +80,22 @@ def prepare(checkout: Path) -> None:
     write_models(WORK / "models")
 
 
-def run_file(file: str, options: list[str]) -> None:
-    """Run one test file of PEFT in a process of its own; its records replace those of an earlier run."""
-    record = WORK / "records" / f"{Path(file).stem}.jsonl"
-    record.unlink(missing_ok=True)
+def run(files: Sequence[str], options: list[str]) -> None:
+    """Run test files of PEFT; their records replace those of an earlier run."""
+    records = WORK / "records"
+    for file in files:
+        (records / f"{Path(file).stem}.jsonl").unlink(missing_ok=True)
     environment = {
         **os.environ,
-        "KASATUNE_PEER_RECORD": str(record),
+        RECORDS: str(records),
         "PYTHONPATH": os.pathsep.join([str(WORK), str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]),
         "HF_ENDPOINT": "http://127.0.0.1:9",  # nothing listens there: a name without a model fails at once
         "HF_HUB_OFFLINE": "1",
         "CUDA_VISIBLE_DEVICES": "",
     }
-    command = [sys.executable, "-m", "pytest", "-p", "peer_tests.plugin", "-p", "no:cacheprovider", "-q", "--tb=short"]
-    command += ["-c", str(WORK / "pytest.ini"), "--rootdir", str(WORK), *options, str(WORK / SUITE / file)]
-    print(f"peer-tests: {file}", flush=True)
+    command = [sys.executable, "-m", "pytest", "-p", "peer_tests.plugin", "-p", "no:cacheprovider", "-q", "--tb=no"]
+    command += ["-W", "ignore", "-c", str(WORK / "pytest.ini"), "--rootdir", str(WORK), *options]
+    command += [str(WORK / SUITE / file) for file in files]
     subprocess.run(command, env=environment, cwd=WORK / "models", check=False)
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from kasatune.errors import KasatuneError
+
+_LONGEST = 600
+"""Characters of a message that a record keeps."""
 
 
 class Outcome(StrEnum):
@@ -42,43 +46,52 @@ class Refusal:
 REFUSALS: tuple[Refusal, ...] = ()
 
 _NO_FILE = re.compile(
-    r"offline|couldn't (connect|find)|can't load|cannot (find|send)|not a local folder|max retries|Connection|resolve",
+    r"offline|couldn't (connect|find)|can't (load|find)|cannot (find|send)|not a local folder|connection|resolve",
     re.IGNORECASE,
 )
-_HUB_MODULES = ("huggingface_hub", "httpx", "requests", "datasets", "builtins", "transformers")
 
 
-def classify(outcome: str, error: BaseException | None, twin: str, test: str) -> tuple[Outcome, str]:
-    """The outcome of a test, with the title of the refusal, the reason of the skip or the error.
+def describe(error: BaseException | None) -> dict[str, Any]:
+    """What the record of a test keeps of the exception that ended it.
+
+    Returns:
+        error: its type and message; raised: the messages of this project's errors among it and its causes; hub:
+        whether a file of the hub was asked for.
+    """
+    if error is None:
+        return {"error": "", "raised": [], "hub": False}
+    chain = list(_chain(error))
+    return {
+        "error": f"{type(error).__name__}: {error}"[:_LONGEST],
+        "raised": [str(link)[:_LONGEST] for link in chain if isinstance(link, KasatuneError)],
+        "hub": any(isinstance(link, OSError | ValueError) and _NO_FILE.search(str(link)) for link in chain),
+    }
+
+
+def classify(record: Mapping[str, Any]) -> tuple[Outcome, str]:
+    """The outcome of a recorded test, with the title of the refusal, the reason of the skip or the error.
 
     Args:
-        outcome: "passed", "failed" or "skipped", from pytest.
-        error: the exception that ended the test.
-        twin: name of the tuner.
-        test: name of the test.
+        record: `pytest` ("passed", "failed", "skipped" or "xfailed"), `test`, `twin`, and the items of `describe`.
     """
-    if outcome == "passed":
+    if record["pytest"] == "passed":
         return Outcome.PASSED, ""
-    if outcome == "skipped" or error is None:
-        return Outcome.SKIPPED, str(error or "")
-    if any(isinstance(link, OSError) and _NO_FILE.search(str(link)) for link in _chain(error)):
-        return Outcome.NO_FILE, _first_line(error)
-    refusal = _refusal(error, twin, test)
+    if record["pytest"] in ("skipped", "xfailed"):
+        return Outcome.SKIPPED, record["error"]
+    refusal = next((refusal for refusal in REFUSALS if _is_case_of(refusal, record)), None)
     if refusal is not None:
         return Outcome.REFUSED, refusal.title
-    return Outcome.FAILED, f"{type(error).__name__}: {_first_line(error)}"
+    if record["hub"]:
+        return Outcome.NO_FILE, record["error"]
+    return Outcome.FAILED, record["error"]
 
 
-def _refusal(error: BaseException, twin: str, test: str) -> Refusal | None:
-    raised = [str(link) for link in _chain(error) if isinstance(link, KasatuneError)]
-    for refusal in REFUSALS:
-        if not re.search(refusal.twins, twin) or not re.search(refusal.tests, test):
-            continue
-        if refusal.message and any(re.search(refusal.message, message) for message in raised):
-            return refusal
-        if not refusal.message and not raised and isinstance(error, AssertionError):
-            return refusal
-    return None
+def _is_case_of(refusal: Refusal, record: Mapping[str, Any]) -> bool:
+    if not re.search(refusal.twins, record["twin"]) or not re.search(refusal.tests, record["test"]):
+        return False
+    if refusal.message:
+        return any(re.search(refusal.message, message) for message in (*record["raised"], record["error"]))
+    return not record["raised"] and record["error"].startswith("AssertionError")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -88,7 +101,3 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:300]

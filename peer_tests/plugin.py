@@ -1,7 +1,7 @@
 """A pytest plug-in for PEFT's test suite: cases for this project's tuners, and a record of every outcome.
 
 In the parameter lists of PEFT's tests, every LoRA case is replaced by its twins (twins.py); tests without such a case
-are deselected. The outcomes go to the file named by KASATUNE_PEER_RECORD, one JSON object a line.
+are deselected. The outcomes go to the folder named by KASATUNE_PEER_RECORDS.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ import torch
 from kasatune import KasaConfig
 from kasatune.kasa.model import KasaModel
 from kasatune.methods.bottleneck import BottleneckConfig, BottleneckModel
-from peer_tests.outcomes import Outcome, classify
+from peer_tests.outcomes import describe
 from peer_tests.twins import Case, twins_of
 
 SUITE = "peft_suite_tests"
 """Name of the package that holds PEFT's tests; `tests` is this project's own."""
-_RECORD = "KASATUNE_PEER_RECORD"
+RECORDS = "KASATUNE_PEER_RECORDS"
+"""Environment variable with the folder of the records, one file of JSON lines for each test file."""
 _TWIN = "peer_twin"
 _SPREAD = 0.05
 
@@ -138,23 +139,14 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     result: Any = yield
     report = result.get_result()
     if report.when == "call" or (report.when == "setup" and not report.passed):
-        error = call.excinfo.value if call.excinfo is not None else None
-        outcome, reason = classify(report.outcome, error, _twin_of(item), item.name)
-        if hasattr(report, "wasxfail"):
-            outcome, reason = Outcome.SKIPPED, "expected to fail in PEFT"
-        _record(item, outcome, reason)
+        ended = "xfailed" if hasattr(report, "wasxfail") else report.outcome
+        _record(item, ended, call.excinfo.value if call.excinfo is not None else None)
 
 
-def _record(item: pytest.Item, outcome: Outcome, reason: str) -> None:
-    target = os.environ.get(_RECORD)
-    if target is None:
+def _record(item: pytest.Item, ended: str, error: BaseException | None) -> None:
+    folder = os.environ.get(RECORDS)
+    if folder is None:
         return
-    line = {
-        "file": item.path.name,
-        "test": item.nodeid.partition("::")[2],
-        "twin": _twin_of(item),
-        "outcome": outcome.value,
-        "reason": reason,
-    }
-    with Path(target).open("a", encoding="utf-8") as file:
+    line = {"test": item.nodeid.partition("::")[2], "twin": _twin_of(item), "pytest": ended, **describe(error)}
+    with (Path(folder) / f"{item.path.stem}.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")

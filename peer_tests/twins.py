@@ -27,14 +27,16 @@ class Twin:
         config_class: its configuration.
         settings: settings that every case gets.
         plain_only: only for LoRA cases without settings of LoRA alone.
+        custom_only: only for PEFT's small models of a few layers, not for transformers.
         translate: changes the keyword arguments of LoraConfig to those of `config_class`.
     """
 
     name: str
     config_class: type[PeftConfig]
     settings: Kwargs
-    plain_only: bool
     translate: Callable[[Kwargs], Kwargs]
+    plain_only: bool = True
+    custom_only: bool = False
 
 
 def _to_kasa(settings: Kwargs) -> Kwargs:
@@ -51,17 +53,11 @@ def _to_bottleneck(settings: Kwargs) -> Kwargs:
 
 
 TWINS = (
-    Twin("KaSA", KasaConfig, {}, plain_only=False, translate=_to_kasa),
-    Twin("KaSA, fold", KasaConfig, {"truncation": "fold"}, plain_only=True, translate=_to_kasa),
-    Twin("KaSA, drop 0", KasaConfig, {"drop": 0}, plain_only=True, translate=_to_kasa),
-    Twin(
-        "KaSA, dense, authors",
-        KasaConfig,
-        {"core": "dense", "convention": "authors"},
-        plain_only=True,
-        translate=_to_kasa,
-    ),
-    Twin("bottleneck", BottleneckConfig, {}, plain_only=True, translate=_to_bottleneck),
+    Twin("KaSA", KasaConfig, {}, _to_kasa, plain_only=False),
+    Twin("KaSA, fold", KasaConfig, {"truncation": "fold"}, _to_kasa),
+    Twin("KaSA, drop 0", KasaConfig, {"drop": 0}, _to_kasa, custom_only=True),
+    Twin("KaSA, dense, authors", KasaConfig, {"core": "dense", "convention": "authors"}, _to_kasa, custom_only=True),
+    Twin("bottleneck", BottleneckConfig, {}, _to_bottleneck),
 )
 
 
@@ -109,7 +105,10 @@ def _translated(twin: Twin, argnames: Sequence[str], values: tuple[Any, ...]) ->
     settings = list(_settings(named))
     if (twin.settings and not settings) or (twin.plain_only and not all(map(_is_plain, settings))):
         return None
-    is_custom = "test_name" in named and "model_id" in named
+    is_custom = "test_name" in named
+    built = [value for value in values if type(value) is LoraConfig]
+    if (twin.custom_only and not is_custom) or not all(_is_plain(_differing(config)) for config in built):
+        return None
     changed: list[Any] = []
     for name, value in named.items():
         if name in _CLASS_NAMES:

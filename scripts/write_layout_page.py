@@ -20,6 +20,7 @@ FOLDERS = {
     "src/kasatune/recipes/library": "recipes that ship with the package",
     "benchmarks": "speed and memory against other libraries; their results are in docs/results",
     "docs": "the documentation site, results and decisions included",
+    "peer_tests": "PEFT's own test suite on the tuners of this project; writes docs/results/peft-suite.md",
     "scripts": "checks and generators that are run by hand or by make",
     "soak": "long tests: killed runs, disk faults, several processes, fuzzing; they write docs/reliability.md",
     "tests": "one folder for each package of src/kasatune; witnesses/ compares with independent implementations",

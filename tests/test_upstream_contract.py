@@ -121,7 +121,7 @@ ROWS = (
     Row(
         "peft",
         "_remap_adapter_state_dict_for_load",
-        ("kasa/model.py",),
+        TUNERS,
         "tells that a load is under way, so that no SVD is computed",
         "a public hook before a load",
         takes(f"{TUNER}._remap_adapter_state_dict_for_load", "adapter_name", "state_dict"),
@@ -137,7 +137,7 @@ ROWS = (
     Row(
         "peft",
         "_cast_adapter_dtype",
-        ("kasa/model.py",),
+        TUNERS,
         "keeps the tail in the dtype it was computed in",
         NO_PUBLIC,
         takes(f"{TUNER}._cast_adapter_dtype", "adapter_name", "autocast_adapter_dtype"),
@@ -145,7 +145,7 @@ ROWS = (
     Row(
         "peft",
         "_enable_peft_forward_hooks",
-        ("kasa/model.py",),
+        TUNERS,
         "refuses batches of mixed adapters",
         NO_PUBLIC,
         source_has("peft:PeftModel", "._enable_peft_forward_hooks("),
@@ -163,6 +163,14 @@ ROWS = (
         ("methods/bottleneck/model.py",),
         *HOOKS,
         takes(f"{TUNER}._check_target_module_exists", "peft_config", "key"),
+    ),
+    Row(
+        "peft",
+        "_remove_adapter_name_from_key",
+        ("methods/bottleneck/model.py",),
+        "an adapter is a module there, and its name is in the middle of its keys",
+        NO_PUBLIC,
+        takes(f"{TUNER}._remove_adapter_name_from_key", "key", "adapter_name"),
     ),
     Row(
         "peft",
