@@ -30,7 +30,6 @@ NOT_PYTHON = {
     "page.css": "the style sheet of report.html, light and dark",
     "comparison.html": "the template of a comparison's report.html",
     "comparison.css": "the styles of a comparison beyond those of a run",
-    "unrelated_sentences.txt": "plain sentences on which forgetting is measured",
     "card.md": "the template of a run's README.md",
     "adapter_card.md": "the template of an adapter's README.md",
     "py.typed": "tells type checkers that the package is typed",

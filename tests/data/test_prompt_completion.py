@@ -101,11 +101,16 @@ def test_split_loss_weights_tokens_equally_for_any_batch_size(llama: Path):
     rows = encode_rows(tokenizer, ["say red :", "say :", "say one two :"], ["one two three pub", "two", "red cafe"], 30)
     collate = CausalCollator(tokenizer)
     alone = [
-        (text_loss(model, type(rows)([row], frozenset()), collate, 1), sum(t != IGNORED for t in row["labels"]))
+        (text_loss(model, type(rows)([row], frozenset()), collate, 1).mean, sum(t != IGNORED for t in row["labels"]))
         for row in rows.rows
     ]
     expected = sum(loss * count for loss, count in alone) / sum(count for _, count in alone)
     for size in (1, 2, 3):
-        assert text_loss(model, rows, collate, size) == pytest.approx(expected, rel=1e-6)
+        loss = text_loss(model, rows, collate, size)
+        assert loss.mean == pytest.approx(expected, rel=1e-6)
+        assert loss.tokens == [count for _, count in alone]
+        assert [total / count for total, count in zip(loss.sums, loss.tokens, strict=True)] == pytest.approx(
+            [mean for mean, _ in alone], rel=1e-5
+        )
     own = model(**{k: torch.tensor([v]) for k, v in rows[0].items()}).loss
     assert alone[0][0] == pytest.approx(float(own), rel=1e-6)

@@ -33,7 +33,11 @@ def comparison(tasks: int = 2, seeds: int = 5, *, protocol: str = "clean", compl
         "protocol_in_words": protocol,
         "reference": "lora",
         "seeds": list(range(seeds)),
-        "search": {"kind": "grid", "trials": 4, "low": None, "high": None, "applies": True},
+        "search": {"kind": "grid", "trials": 4, "low": None, "high": None, "seeds": 3, "applies": True},
+        "margins": {"accuracy": 0.01, "forgetting": 0.02},
+        "primary": None,
+        "registration": None,
+        "analysis": "Differences are paired",
         "progress": {"planned": 90, "there": 90 if complete else 37, "done_now": 0, "failed": 0},
         "complete": complete,
         "methods": methods,
@@ -42,7 +46,8 @@ def comparison(tasks: int = 2, seeds: int = 5, *, protocol: str = "clean", compl
             {
                 "method": method,
                 "wins": int(method == "full") * tasks,
-                "ties": tasks * int(method not in ("full", "lora")),
+                "ties": 0,
+                "undecided": tasks * int(method not in ("full", "lora")),
                 "losses": 0,
                 "not_tested": 0,
                 "tasks": tasks,
@@ -101,7 +106,7 @@ def _result(row: tuple, seeds: int, draw: random.Random) -> dict[str, Any]:
     fitted = method == "head"
     scores = [level + (0.0 if fitted else draw.gauss(0, 0.008)) for _ in range(seeds)]
     mean = statistics.fmean(scores)
-    verdict = "better" if method == "full" else "no difference shown"
+    verdict = "better" if method == "full" else "undecided"
     difference = {
         "seeds": seeds,
         "mean": mean - 0.8,
@@ -109,6 +114,9 @@ def _result(row: tuple, seeds: int, draw: random.Random) -> dict[str, Any]:
         "p": 0.2,
         "p_holm": None if fitted else 0.6,
         "verdict": "not tested" if fitted else verdict,
+        "verdicts": ["not tested" if fitted else verdict],
+        "margin": 0.01,
+        "family": None if fitted else "exploratory",
     }
     settings = [{"learning_rate": rate} for rate in (1e-4, 4.642e-4, 2.154e-3, 1e-2)]
     trials = [
@@ -156,4 +164,18 @@ def _result(row: tuple, seeds: int, draw: random.Random) -> dict[str, Any]:
         if fitted
         else [[1.0, mean - 0.03, mean - 0.04, mean - 0.02], [2.0, mean, mean - 0.01, mean + 0.01]],
         "difference": None if method == "lora" else difference,
+        "iqm": statistics.median(scores),
+        "collapsed": None if fitted else {"count": 0, "seeds": seeds, "interval": [0.0, 0.43]},
+        "endpoints": {
+            "forgetting": {
+                "n": seeds,
+                "values": [0.1 + score / 10 for score in scores],
+                "mean": 0.1 + mean / 10,
+                "sd": 0.01,
+                "iqm": 0.1 + mean / 10,
+                "interval": [0.05, 0.25],
+                "difference": None if method == "lora" else {**difference, "margin": 0.02, "mean": 0.01},
+            }
+        },
+        "forgetting_curve": [] if fitted else [[1.0, 0.05], [2.0, 0.1 + mean / 10]],
     }

@@ -34,7 +34,8 @@ def verdicts(content, verdict):
     for task in content["tasks"]:
         for entry in task["results"]:
             if entry["difference"] and not entry["fitted"]:
-                entry["difference"]["verdict"] = verdict
+                for difference in (entry["difference"], entry["endpoints"]["forgetting"]["difference"]):
+                    difference.update(verdict=verdict, verdicts=[verdict])
     return content
 
 
@@ -47,21 +48,66 @@ def test_the_conclusion_names_searches_that_ended_at_the_edge():
     assert f"the best was at its edge: {entry['title']} on " in conclusion(content)
 
 
-def test_the_conclusion_of_no_significant_difference():
-    text = conclusion(verdicts(comparison(1), "no difference shown"))
-    assert text.startswith("No significant difference: with 5 seeds, none of KaSA, ")
-    assert "does not prove that they are equal" in text
-    assert "better" not in text
+@pytest.mark.parametrize("word", ["undecided", "no difference shown"])
+def test_the_conclusion_where_all_is_undecided(word):
+    """Files of schema version 2 call it `no difference shown`."""
+    text = conclusion(verdicts(comparison(1), word))
+    assert text.startswith("Undecided: 5 seeds show neither a difference from LoRA nor equivalence to it, on any task")
+    assert "better" not in text and "no difference" not in text.lower()
+
+
+def test_a_result_can_be_better_and_equivalent_and_both_are_printed():
+    content = comparison(1)
+    full, dora = content["tasks"][0]["results"][8], content["tasks"][0]["results"][4]
+    full["difference"].update(verdicts=["better", "equivalent"])
+    dora["difference"].update(verdict="worse", verdicts=["worse", "not inferior"])
+    text = conclusion(content)
+    assert text.startswith("Better than LoRA on glue/sst2, by less than the margin: Full fine-tuning.")
+    assert "Worse than LoRA on glue/sst2, by less than the margin: DoRA." in text
+    cells = {row[0]: row[2] for row in task_table(content, content["tasks"][0]).rows}
+    assert cells["Full fine-tuning"] == "better and equivalent" and cells["DoRA"] == "worse and not inferior"
+    assert "better and equivalent" in render(content) and "better and equivalent" in as_markdown(content)
+
+
+def test_the_primary_endpoint_comes_first_and_its_p_is_marked():
+    content = comparison(1)
+    difference = content["tasks"][0]["results"][0]["difference"]
+    difference.update(family="primary", verdict="not inferior", verdicts=["not inferior"])
+    content["primary"] = {
+        "task": "glue/sst2",
+        "metric": "accuracy",
+        "method": "kasa",
+        "reference": "lora",
+        "margin": 0.01,
+        "difference": difference,
+    }
+    text = conclusion(content)
+    assert text.startswith("Primary endpoint, KaSA against LoRA in accuracy on glue/sst2: not inferior (")
+    assert "margin 0.01)." in text.split(" No ")[0]
+    assert any(row[0] == "KaSA" and "(primary)" in row[5] for row in task_table(content, content["tasks"][0]).rows)
+    content["registration"] = {
+        "file": "plan.yaml",
+        "sha256": "ab" * 32,
+        "commit": None,
+        "committed_at": None,
+        "first_run_at": None,
+        "before_first_run": None,
+    }
+    assert "is not committed, so nothing shows" in conclusion(content)
+    content["registration"].update(commit="c" * 40, committed_at="2026-01-01", before_first_run=False)
+    assert "it was not registered" in conclusion(content)
+    content["registration"].update(before_first_run=True)
+    assert "were registered in plan.yaml" in conclusion(content)
 
 
 def test_the_conclusion_names_significant_differences_and_their_tasks():
     content = comparison(3)
     full = next(entry for entry in content["tasks"][2]["results"] if entry["method"] == "full")
-    full["difference"]["verdict"] = "worse"
+    full["difference"].update(verdict="worse", verdicts=["worse"])
     text = conclusion(content)
-    assert "Significantly better than LoRA on glue/sst2 and glue/cola: Full fine-tuning." in text
-    assert "Significantly worse than LoRA on demo: Full fine-tuning." in text
-    assert "No significant difference between LoRA and KaSA" in text
+    assert "Better than LoRA on glue/sst2 and glue/cola: Full fine-tuning." in text
+    assert "Worse than LoRA on demo: Full fine-tuning." in text
+    assert "Undecided on all 3 tasks, neither a difference from LoRA nor equivalence is shown: KaSA" in text
 
 
 def test_the_conclusion_names_untested_conditions_and_tasks_that_do_not_distinguish_methods():
@@ -79,20 +125,20 @@ def test_the_conclusion_of_an_unfinished_comparison_starts_with_its_progress():
 
 
 def test_methods_without_runs_are_named_as_not_tested():
-    content = verdicts(comparison(1, complete=False), "no difference shown")
+    content = verdicts(comparison(1, complete=False), "undecided")
     for entry in content["tasks"][0]["results"]:
         if entry["method"] not in ("lora", "kasa"):
             entry.update(runs=[], n=0, mean=None)
-            entry["difference"].update(verdict="not tested")
+            entry["difference"].update(verdict="not tested", verdicts=["not tested"])
     text = conclusion(content)
-    assert "KaSA does not differ significantly from LoRA" in text
+    assert "nor equivalence to it, on any task, for KaSA." in text
     assert "Not tested: KaSA (convention=authors), KaSA as in PEFT, DoRA" in text and "(no finished run)" in text
 
 
 def test_one_seed_is_not_called_a_tie():
     content = verdicts(comparison(1, seeds=1), "not tested")
     text = conclusion(content)
-    assert "No difference to LoRA could be tested yet" in text and "No significant difference" not in text
+    assert "No difference to LoRA could be tested yet" in text and "Undecided" not in text
 
 
 def test_the_protocol_of_the_paper_is_labelled_everywhere():
@@ -109,7 +155,7 @@ def test_every_table_holds_the_fitted_head_and_the_majority_class():
     names = [row[0] for row in task_table(content, content["tasks"][0]).rows]
     assert "Frozen model, fitted head" in names and names[-1] == "majority class"
     for text in (as_markdown(content), as_csv(content), as_latex(content), render(content)):
-        assert "fitted head" in text and re.search("majority class", text, re.IGNORECASE)
+        assert "fitted head" in text and re.search("majority class|baseline", text, re.IGNORECASE)
 
 
 def test_methods_are_in_the_order_of_their_means():
@@ -124,7 +170,9 @@ def test_a_method_without_runs_is_last_and_has_no_numbers():
     content = comparison(1)
     entry = content["tasks"][0]["results"][0]
     entry.update(runs=[], n=0, mean=None, sd=None, interval=None, best_epoch_mean=None, costs={}, curve=[])
-    entry["difference"].update(mean=None, interval=None, p=None, p_holm=None, verdict="not tested")
+    entry["difference"].update(
+        mean=None, interval=None, p=None, p_holm=None, verdict="not tested", verdicts=["not tested"]
+    )
     row = task_table(content, content["tasks"][0]).rows[-2]
     assert row[:4] == ["KaSA", "-", "not tested", "-"]
     assert "KaSA" not in [line[0] for line in cost_table(content["tasks"][0]).rows]
@@ -142,7 +190,9 @@ def test_a_task_without_runs_is_not_reported_as_a_result():
     for entry in content["tasks"][1]["results"]:
         entry.update(runs=[], n=0, mean=None, sd=None, interval=None, best_epoch_mean=None, costs={}, curve=[])
         if entry["difference"]:
-            entry["difference"].update(seeds=0, mean=None, interval=None, p=None, p_holm=None, verdict="not tested")
+            entry["difference"].update(
+                seeds=0, mean=None, interval=None, p=None, p_holm=None, verdict="not tested", verdicts=["not tested"]
+            )
     content["tasks"][1]["counts"] = dict.fromkeys(("best", "against_head", "against_majority", "counts"))
     assert "tasks other than glue/sst2, more" in conclusion(content)
     for text in (as_markdown(content), render(content)):
@@ -190,25 +240,19 @@ def test_the_pareto_front_contains_the_points_not_beaten_in_both():
 
 
 def test_ties_are_not_ranked():
-    content = verdicts(comparison(2), "no difference shown")
-    for row in content["overall"]:
-        row.update(wins=0, ties=2, losses=0)
-    assert "average rank" not in conclusion(content)
-    assert [row[0] for row in overall_table(content).rows] == [
-        entry["title"] for entry in content["tasks"][0]["results"]
-    ][:-1]
-    content["overall"][3].update(wins=1, ties=1)
-    content["overall"][0].update(losses=1, ties=1)
+    content = comparison(2)
+    content["overall"][3].update(wins=1)
+    content["overall"][0].update(losses=1, undecided=1)
+    assert "average rank" not in conclusion(content) and "average rank" not in overall_table(content).head
     names = [row[0] for row in overall_table(content).rows]
-    assert names[0] == "LoRA" and names[-1] == "KaSA"
-    assert "KaSA has the best average rank over 2 tasks, 1.00; ranks are not tested" in conclusion(content)
+    assert names[0] == "Full fine-tuning" and names[1] == "LoRA" and names[-1] == "KaSA"
 
 
 def test_without_a_better_method_the_conclusion_starts_with_that():
-    content = verdicts(comparison(2), "no difference shown")
-    content["tasks"][0]["results"][7]["difference"]["verdict"] = "worse"
+    content = verdicts(comparison(2), "undecided")
+    content["tasks"][0]["results"][7]["difference"].update(verdict="worse", verdicts=["worse"])
     assert conclusion(content).startswith(
-        "No method is significantly better than LoRA on any task. Significantly worse than LoRA on glue/sst2: BitFit. "
+        "No method is shown to be better than LoRA on any task. Worse than LoRA on glue/sst2: BitFit. "
     )
 
 
@@ -284,9 +328,10 @@ def test_the_page_has_no_scripts_and_no_external_resources():
 
 def test_the_csv_has_one_line_per_method_and_task():
     rows = list(csv.DictReader(io.StringIO(as_csv(comparison(2)))))
-    assert len(rows) == 2 * 11
-    assert rows[0]["learning_rate"] == "0.002154" and rows[0]["verdict"] == "no difference shown"
-    assert rows[10]["method"] == "majority"
+    assert len(rows) == 2 * (11 + 10), "a line for forgetting too"
+    assert rows[0]["learning_rate"] == "0.002154" and rows[0]["verdict"] == "undecided"
+    assert rows[1]["metric"] == "forgetting" and rows[1]["margin"] == "0.02"
+    assert rows[20]["method"] == "majority"
 
 
 def test_latex_special_characters_are_escaped():

@@ -27,6 +27,8 @@ class Scores:
         scores: probabilities of every label for each row, or the numbers again; for text, details of the scorer.
         inputs: the prompts of generated text; None if the predictions are those of the rows of the split.
         logits: float32 (rows, labels), from which the predictions come; None for text.
+        losses: of text, {"sum", "tokens", "prompt"}: for each row the sum over its labelled tokens, their number, and
+            the number of its prompt among the distinct ones; None for labels.
     """
 
     metrics: dict[str, float]
@@ -35,6 +37,7 @@ class Scores:
     scores: list[Any]
     inputs: list[str] | None = None
     logits: np.ndarray | None = None
+    losses: Mapping[str, list[Any]] | None = None
 
 
 def logits(
@@ -103,10 +106,12 @@ def answers(values: np.ndarray, kind: str) -> tuple[list[Any], list[Any]]:
 def predictions(split: str, scores: Scores) -> dict[str, Any]:
     """The content of predictions.json."""
     inputs = {} if scores.inputs is None else {"inputs": scores.inputs}
+    losses = {} if scores.losses is None else {"losses": dict(scores.losses)}
     return {
         "split": split,
         **inputs,
         "labels": scores.labels,
         "predictions": scores.predictions,
         "scores": scores.scores,
+        **losses,
     }

@@ -31,7 +31,7 @@ from kasatune.evaluation.generate import generate, generation_config, unused_set
 from kasatune.evaluation.known_tokens import require_known_tokens
 from kasatune.evaluation.loglikelihood import log_likelihoods
 from kasatune.evaluation.scoring import Scores, logits, score
-from kasatune.evaluation.text_scores import GeneratedText, group_by_prompt, load_scorer
+from kasatune.evaluation.text_scores import GeneratedText, group_by_prompt, load_scorer, prompt_numbers
 from kasatune.io.progress import ProgressReporter
 from kasatune.methods.shared.method import Method
 from kasatune.methods.shared.trained_parameters import count_trained, trainable
@@ -128,6 +128,15 @@ class TaskModel:
             return cls._load(with_base(recipe, base), label_names, load, device=device, on_cpu=on_cpu)
 
     @classmethod
+    def for_base(cls, recipe: Recipe, label_names: tuple[str, ...] | None) -> TaskModel:
+        """Load the base without any method, to score it untouched.
+
+        Raises:
+            InputError: the model or the device is not available.
+        """
+        return cls._load(recipe, label_names, lambda method, base: base.model, device=None, on_cpu=False)
+
+    @classmethod
     def _load(
         cls,
         recipe: Recipe,
@@ -210,7 +219,8 @@ class TaskModel:
             training = self.recipe.training
             size, precision = training.eval_batch_size, training.precision
             loss = text_loss(self.model, examples, self.collate, size, precision)
-            return Scores(text_metrics(loss), [], [], [])
+            losses = {"sum": loss.sums, "tokens": loss.tokens}
+            return Scores(text_metrics(loss.mean), [], [], [], losses=losses)
         return score(self.logits(examples), examples.labels, self.kind, data.metric_names)
 
     def final_score(self, examples: Examples, data: TaskData, split: str) -> Scores:
@@ -222,14 +232,17 @@ class TaskModel:
         if self.kind != "generation":
             return scores
         rows, scorer = data.splits[split], load_scorer(self.info)
+        losses = {**(scores.losses or {}), "prompt": prompt_numbers(rows)}
         if scorer is None:
             samples = rows.head(SAMPLES)
             texts = self._generate_for(samples)
-            return Scores(scores.metrics, [[label] for label in samples.labels], texts, [], samples.first)
+            return Scores(
+                scores.metrics, [[label] for label in samples.labels], texts, [], samples.first, losses=losses
+            )
         prompts, references = group_by_prompt(rows)
         texts = self.generate(prompts)
         result = scorer(self.info, GeneratedText(split, prompts, texts, references), self.log_likelihoods)
-        return Scores({**result.metrics, **scores.metrics}, references, texts, result.details, prompts)
+        return Scores({**result.metrics, **scores.metrics}, references, texts, result.details, prompts, losses=losses)
 
     def log_likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """Log-likelihoods of (context, continuation) pairs, see `loglikelihood.log_likelihoods`."""

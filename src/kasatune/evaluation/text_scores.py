@@ -72,3 +72,9 @@ def group_by_prompt(rows: Rows) -> tuple[list[str], list[list[str]]]:
     for prompt, completion in zip(rows.first, rows.labels, strict=True):
         groups.setdefault(prompt, []).append(str(completion))
     return list(groups), list(groups.values())
+
+
+def prompt_numbers(rows: Rows) -> list[int]:
+    """For each row the index of its prompt among the distinct prompts, in the order of their first rows."""
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(prompt, len(numbers)) for prompt in rows.first]

@@ -101,7 +101,7 @@ def resampled_scores(
     Raises:
         ValueError: there are no rows, or the numbers of rows differ.
     """
-    if metric not in _SCORES:
+    if metric not in WEIGHTED_SCORES:
         return None
     expected, predicted = np.asarray(labels), np.asarray(predictions)
     if predicted.ndim != 2 or predicted.shape[1] != len(expected) or not len(expected):
@@ -115,7 +115,7 @@ def resampled_scores(
     for start in range(0, n, step):
         weights = generator.multinomial(len(expected), share, size=min(step, n - start)).astype(np.float64)
         for index, row in enumerate(predicted):
-            scores[index, start : start + step] = _SCORES[metric](weights, expected, row)
+            scores[index, start : start + step] = WEIGHTED_SCORES[metric](weights, expected, row)
     return scores
 
 
@@ -171,9 +171,10 @@ def _mean(weights: Floats, labels: Array, predictions: Array) -> Floats:
     return weights @ predictions / len(predictions)
 
 
-_SCORES: dict[str, Callable[[Floats, Array, Array], Floats]] = {
+WEIGHTED_SCORES: dict[str, Callable[[Floats, Array, Array], Floats]] = {
     "accuracy": _accuracy,
     "matthews_correlation": _matthews_correlation,
     "pearson": _pearson,
     "mean": _mean,
 }
+"""Scores of weighted rows by name: (weights (n, rows) that sum to rows, labels, predictions) -> (n,)."""

@@ -24,10 +24,14 @@ _TITLES = {
     "mt_bench": "MT-Bench, 1 to 10",
     "loss": "loss",
     "perplexity": "perplexity",
+    "sentence_bleu": "sentence BLEU",
+    "forgetting": "forgetting",
+    "forgetting_matched": "forgetting at matched score",
 }
 
+_SHARES = ("accuracy", "f1", "bleu", "sentence_bleu", "meteor", "meteor_exact_stem", "rouge_l", "unparsed")
 _RANGES = {
-    **dict.fromkeys(("accuracy", "f1", "bleu", "meteor", "meteor_exact_stem", "rouge_l", "unparsed"), (0.0, 1.0)),
+    **dict.fromkeys(_SHARES, (0.0, 1.0)),
     **dict.fromkeys(("acc", "acc_norm"), (0.0, 1.0)),
     **dict.fromkeys(("matthews_correlation", "pearson", "spearman"), (-1.0, 1.0)),
 }

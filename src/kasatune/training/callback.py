@@ -111,6 +111,7 @@ class RunCallback(TrainerCallback):
         data_sha256: hash of the training data.
         base_fingerprint: fingerprint of the base model.
         writes: whether this process writes files; true for the first process of a run only.
+        evaluated: takes further measurements of the model after an evaluation at this epoch.
         progress: progress of the run.
         stopped: whether the run was stopped on request, at a step from which it can be resumed.
         best_scores: the scores behind `progress.best`, if this process measured them.
@@ -129,6 +130,7 @@ class RunCallback(TrainerCallback):
     data_sha256: str = ""
     base_fingerprint: str = ""
     writes: bool = True
+    evaluated: Callable[[float], None] = lambda epoch: None
     progress: Progress = field(default_factory=Progress)
     stopped: bool = False
     best_scores: CachedScores | None = None
@@ -156,6 +158,7 @@ class RunCallback(TrainerCallback):
         self._update_clock()
         with preserved_random_state():
             scores = self.score()
+            self.evaluated(self._epoch)
         seconds = time.perf_counter() - self._clock
         self._clock += seconds
         self.progress.evaluate_seconds += seconds

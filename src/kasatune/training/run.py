@@ -19,7 +19,7 @@ from kasatune.data.tasks.dataset import TaskData
 from kasatune.data.tokenize import Examples
 from kasatune.distributed.process_group import is_main
 from kasatune.errors import DivergedError, NotFiniteError, WorkError
-from kasatune.evaluation.scoring import predictions
+from kasatune.evaluation.scoring import Scores, predictions
 from kasatune.evaluation.task_model import TaskModel
 from kasatune.io.atomic import remove, write_json
 from kasatune.io.environment import peak_memory, versions
@@ -59,6 +59,13 @@ class DataProvider:
             DataError: the split does not exist or is empty.
         """
         return task_model.encode(data, split)
+
+    def final_score(self, task_model: TaskModel, examples: Examples, data: TaskData, split: str) -> Scores:
+        """The scores of the trained model that a run reports, with the text that it generates."""
+        return task_model.final_score(examples, data, split)
+
+    def evaluated(self, task_model: TaskModel, epoch: float) -> None:
+        """Take further measurements of the model after an evaluation in training; random state is restored after."""
 
     def measure(self, task_model: TaskModel, run_dir: Path) -> Mapping[str, Any]:
         """Further entries of metrics.json, measured on the trained model, which was loaded from `run_dir`."""
@@ -179,7 +186,7 @@ class Run:
             scores = cached.scores
         else:
             with progress_listener(self.display.progress):
-                scores = self.task_model.final_score(examples, self.data, SPLIT)
+                scores = self.data_provider.final_score(self.task_model, examples, self.data, SPLIT)
         if self.data.kind == "generation":
             self.details["generation"] = self.task_model.decoding()
         if settings := signatures(scores.metrics, scores.labels):

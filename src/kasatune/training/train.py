@@ -285,6 +285,7 @@ def _make_callback(run: Run, interrupt: Interrupt) -> RunCallback:
         model=run.task_model.model,
         method=run.task_model.method,
         score=lambda: run.task_model.score(run.examples[SPLIT], run.data),
+        evaluated=lambda epoch: run.data_provider.evaluated(run.task_model, epoch),
         primary=run.data.primary,
         keep_best=run.recipe.training.select == "best",
         folder=run.work,

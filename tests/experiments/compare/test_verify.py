@@ -10,6 +10,7 @@ import pytest
 from kasatune.adapter_tools.verify import verify
 from kasatune.errors import InputError
 from kasatune.experiments.compare.comparison_file import write_comparison
+from kasatune.metrics import bootstrap_interval
 from tests.experiments.compare.toys import make_toy_spec, run
 
 
@@ -64,7 +65,9 @@ def test_every_reported_run_records_its_origin(compared):
         (("interval", 0), "means and intervals"),
         (("runs", 0, "score"), "scores"),
         (("runs", 1, "metrics", "loss"), "scores"),
-        (("search", "trials", 0, "score"), "scores"),
+        (("search", "trials", 0, "score"), "chosen settings"),
+        (("search", "trials", 0, "runs", 0, "score"), "scores"),
+        (("iqm",), "means and intervals"),
         (("search", "chosen", "learning_rate"), "chosen settings"),
     ],
 )
@@ -78,7 +81,7 @@ def test_a_score_that_does_not_follow_from_the_predictions_is_detected(copy):
     answers = json.loads((folder / "predictions.json").read_text(encoding="utf-8"))
     answers["predictions"][0] = 1 - answers["predictions"][0]
     (folder / "predictions.json").write_text(json.dumps(answers), encoding="utf-8")
-    assert failed(copy) == ["scores"]
+    assert failed(copy) == ["scores", "means and intervals"], "the interval follows from the rows too"
 
 
 def test_changed_settings_of_a_run_are_detected(copy):
@@ -95,3 +98,16 @@ def test_a_damaged_report_is_refused(copy):
     (copy / "comparison.json").write_text("{", encoding="utf-8")
     with pytest.raises(InputError, match="--report-only"):
         verify(copy)
+
+
+def test_a_comparison_of_schema_version_2_has_bootstrap_intervals_over_the_seeds(copy):
+    path = copy / "comparison.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["schema_version"] = 2
+    for entry in content["tasks"][0]["results"]:
+        values = [run["score"] for run in entry["runs"]]
+        entry["interval"] = list(bootstrap_interval(values)[1:])
+        for trial in entry["search"]["trials"] if entry["search"] else ():
+            del trial["runs"]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert failed(copy) == []

@@ -7,6 +7,7 @@ from typing import Any
 
 from kasatune.experiments.compare.compare import compare
 from kasatune.experiments.compare.spec import ComparisonSpec, Search, make_spec
+from kasatune.experiments.compare.unrelated_text import UnrelatedText
 from kasatune.experiments.compare.variants import parse_variants
 from tests.toys import make_recipe
 
@@ -21,7 +22,8 @@ def make_toy_spec(
     **options: Any,
 ) -> ComparisonSpec:
     recipe = make_recipe(bert, folder, train=24, validation=17, **{"epochs": 1, **(training or {})})
-    search = options.pop("search", None) or Search("grid", trials)
+    search = options.pop("search", None) or Search("grid", trials, seeds=1, extensions=0)
+    options.setdefault("unrelated", UnrelatedText(tokens=320))
     return make_spec([(Path("toy.yaml"), recipe)], parse_variants(methods), seeds, search=search, **options)
 
 

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import importlib.util
 import re
+import sysconfig
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,11 @@ from kasatune.errors import DataError
 _MAX_BYTES = 1_000_000  # larger source files are generated
 _MAX_LETTERS_PER_WORD = 20  # longer text is cut before it is cleaned
 _SKIPPED = re.compile(r"^(tests?|testing|conftest\.py|test_.*|.*_test\.py|_?vendor(ed)?|extern(als?)?|array_api_.*)$")
+
+_NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "idlelib", "lib2to3", "turtledemo"})
+_NOTHING = re.compile(r"(?!)")
+_MOST_WORDS = 200
+_MAX_PER_MODULE = 8
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,29 @@ def docstrings(
         long_enough = sorted((text for text in texts if len(text.split()) >= min_words), key=digest)
         for text in long_enough[:max_per_file]:
             yield Docstring(module, text)
+
+
+def standard_library_docstrings(min_words: int, number: int) -> list[str]:
+    """Cleaned documentation strings of Python's standard library, the first `number` in the order of `digest`.
+
+    Files and strings are taken in a fixed random order, equal wherever the same version of Python is installed.
+
+    Args:
+        min_words: shorter strings are skipped.
+        number: most strings to return.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    files = {path.relative_to(root).as_posix(): path for path in root.rglob("*.py")}
+    texts: dict[str, None] = {}
+    for name in sorted(files, key=digest):
+        if any(_SKIPPED.match(part) or part in _NOT_LIBRARY for part in name.split("/")):
+            continue
+        cleaned = {clean(text, _NOTHING, _MOST_WORDS) for text in _strings(files[name])}
+        own = sorted((text for text in cleaned if len(text.split()) >= min_words), key=digest)
+        texts.update(dict.fromkeys(own[:_MAX_PER_MODULE]))
+        if len(texts) >= number:
+            break
+    return list(texts)[:number]
 
 
 def _strings(path: Path) -> list[str]:

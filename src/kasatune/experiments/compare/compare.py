@@ -8,6 +8,7 @@ from typing import Any
 
 from kasatune.errors import InputError, KasatuneError
 from kasatune.evaluation.task_model import deterministic
+from kasatune.experiments.compare.base_run import BaseOnTask
 from kasatune.experiments.compare.executors import make_executor
 from kasatune.experiments.compare.method_on_task import MethodOnTask
 from kasatune.experiments.compare.process_cache import ProcessCache, process_cache
@@ -98,7 +99,12 @@ def plan_methods(spec: ComparisonSpec, cache: ProcessCache, tell: Callable[[str]
         for note in data.notes:
             tell(f"{task.name}: {note}")
         search_data = cache.search_data(task.recipe) if spec.search.trials > 1 else data
+        if data.kind == "generation":
+            first = next(variant for variant in spec.variants if spec.takes_part(task, variant))
+            methods.append(BaseOnTask(spec, task, first, (row, -1), data, search_data))
         for column, variant in enumerate(spec.variants):
+            if not spec.takes_part(task, variant):
+                continue
             methods.append(MethodOnTask(spec, task, variant, (row, column), data, search_data))
             try:
                 require_feasible(spec.recipe(task, variant, spec.seeds[0], {}))

@@ -18,12 +18,13 @@ from kasatune.reports.comparison.conclusion import conclusion
 from kasatune.reports.comparison.write_reports import write_reports
 
 COMPARISON = "comparison.json"
-SCHEMA_VERSION = 2  # 1: files without the key
+SCHEMA_VERSION = 3  # 1: files without the key; 2: bootstrap intervals, "no difference shown"
 
 Number = int | float
 Interval = list[Number]
 """[low, high], or [estimate, low, high] where the attribute says so."""
-Verdict = Literal["better", "worse", "no difference shown", "not tested"]
+Verdict = Literal["better", "worse", "equivalent", "not inferior", "undecided", "not tested", "no difference shown"]
+"""`no difference shown` is what files of schema version 2 say for undecided."""
 
 
 class _Model(BaseModel):
@@ -39,11 +40,15 @@ class Retention(_Model):
         kind: "masked_lm_loss", "causal_lm_loss" or "feature_drift".
         before: value of the base model.
         after: value of the trained model.
+        text: origin of the text; None in files of earlier versions, which used 48 sentences.
+        tokens: number of tokens of the text.
     """
 
     kind: str
     before: Number | None
     after: Number | None
+    text: str | None = None
+    tokens: int | None = None
 
 
 class Costs(_Model):
@@ -61,14 +66,34 @@ class Costs(_Model):
     retention: Retention | None = None
 
 
+class TrialRun(_Model):
+    """One seed of a search trial."""
+
+    seed: int
+    run: str
+    score: Number | None
+    loss: Number | None
+    error: str | None
+
+
 class Trial(_Model):
-    """One trial of the hyperparameter search; `score` and `loss` are None if it failed."""
+    """One trial of the hyperparameter search; `score` and `loss` are None if one of its runs failed.
+
+    Attributes:
+        settings: the settings that were tried.
+        score: mean main score over the seeds of the trial.
+        loss: mean loss over them.
+        error: why a run failed.
+        run: ID of the run of the first seed.
+        runs: the run of each seed; empty in files of earlier versions, whose trials had one seed.
+    """
 
     settings: dict[str, Number]
     score: Number | None
     loss: Number | None
     error: str | None
     run: str
+    runs: list[TrialRun] = Field(default_factory=list)
 
 
 class SearchResult(_Model):
@@ -110,15 +135,27 @@ class ReportedRun(_Model):
 
 
 class Difference(_Model):
-    """A method's main score minus the reference's, paired by seed.
+    """A method's score minus the reference's, paired by seed and row.
 
     Attributes:
         seeds: number of paired seeds.
         mean: mean difference.
-        interval: [low, high], 95 %, over resampled seeds and rows.
-        p: of the paired t-test over seeds.
-        p_holm: `p` after Holm's correction over all tests of the comparison.
-        verdict: the conclusion from `p_holm` and `interval`.
+        interval: [low, high], 95 %, with seeds and rows random; in files of schema version 2 over resampled ones.
+        p: two-sided, of the hypothesis of no difference.
+        p_holm: `p` after Holm's correction over the exploratory differences; equal to `p` for the primary one.
+        verdict: the strongest conclusion.
+        verdicts: all conclusions, such as ["better", "equivalent"].
+        margin: the largest difference that does not matter; None if the score has none.
+        family: "primary" or "exploratory".
+        interval_90: [low, high], 90 %: inside the margin exactly if p_equivalent is below 0.05.
+        p_equivalent: p of the two one-sided tests of |difference| >= margin.
+        p_equivalent_holm: the same, corrected like `p_holm`.
+        p_not_inferior: one-sided p of the hypothesis that the method is worse by the margin or more.
+        p_not_inferior_holm: the same, corrected like `p_holm`.
+        standard_error: of `mean`.
+        df: degrees of freedom of `standard_error`.
+        rows: number of rows that count as random; 0 if rows are held fixed.
+        variances: variance components of the difference: "seeds", "rows", "residual".
     """
 
     seeds: int
@@ -127,6 +164,51 @@ class Difference(_Model):
     p: Number | None
     p_holm: Number | None
     verdict: Verdict
+    verdicts: list[Verdict] = Field(default_factory=list)
+    margin: Number | None = None
+    family: Literal["primary", "exploratory"] | None = None
+    interval_90: Interval | None = None
+    p_equivalent: Number | None = None
+    p_equivalent_holm: Number | None = None
+    p_not_inferior: Number | None = None
+    p_not_inferior_holm: Number | None = None
+    standard_error: Number | None = None
+    df: Number | None = None
+    rows: int | None = None
+    variances: dict[str, Number] | None = None
+
+
+class Endpoint(_Model):
+    """A score of a method besides the main one.
+
+    Attributes:
+        n: number of runs with the score.
+        values: the score of each seed, in the order of the seeds that have it.
+        mean, sd, iqm, interval: see `MethodEntry`.
+        difference: comparison with the reference.
+    """
+
+    n: int
+    values: list[Number]
+    mean: Number | None
+    sd: Number | None
+    iqm: Number | None
+    interval: Interval | None
+    difference: Difference | None = None
+
+
+class CollapsedSeeds(_Model):
+    """Reported runs that learnt nothing: they failed, or do not beat the constant answer or the untouched base.
+
+    Attributes:
+        count: number of such runs.
+        seeds: number of finished runs.
+        interval: [low, high] of their share, 95 %, Wilson.
+    """
+
+    count: int
+    seeds: int
+    interval: Interval
 
 
 class MethodEntry(_Model):
@@ -145,11 +227,15 @@ class MethodEntry(_Model):
         n: number of runs with a score.
         mean: mean of the main score.
         sd: standard deviation over seeds.
-        interval: [low, high] of the mean, 95 %, over seeds.
+        interval: [low, high] of the mean, 95 %, with seeds and rows random; of schema version 2 a bootstrap over seeds.
+        iqm: interquartile mean over seeds.
+        collapsed: the runs that learnt nothing.
         best_epoch_mean: mean over seeds of the best epoch's score, for comparison with published logs.
         costs: costs of a run; {} in the file if no run succeeded.
         curve: [epoch, mean, smallest, largest] of the main score over the seeds.
         difference: comparison with the reference; None for the reference itself.
+        endpoints: further scores by name, "forgetting" among them.
+        forgetting_curve: [epoch, mean] of forgetting over the seeds.
     """
 
     method: str
@@ -169,6 +255,10 @@ class MethodEntry(_Model):
     costs: Costs | None
     curve: list[list[Number]]
     difference: Difference | None = None
+    iqm: Number | None = None
+    collapsed: CollapsedSeeds | None = None
+    endpoints: dict[str, Endpoint] = Field(default_factory=dict)
+    forgetting_curve: list[list[Number]] = Field(default_factory=list)
 
     @field_validator("costs", mode="before")
     @classmethod
@@ -188,12 +278,42 @@ class BaselineCheck(_Model):
         against_head: [mean, low, high] of its difference to the fitted head.
         against_majority: [mean, low, high] of its difference to the majority class.
         counts: whether both intervals lie above 0; None if unknown.
+        against_base: of a task that generates text, [mean, low, high] of its difference to the untouched base.
     """
 
     best: str | None
     against_head: Interval | None
     against_majority: Interval | None
     counts: bool | None
+    against_base: Interval | None = None
+
+
+class BaseEntry(_Model):
+    """The untouched base on a task that generates text.
+
+    Attributes:
+        run: ID of its run.
+        metrics: its scores.
+    """
+
+    run: str
+    metrics: dict[str, Number | None]
+
+
+class TextSample(_Model):
+    """A prompt with its references and the texts that the methods wrote for it.
+
+    Attributes:
+        prompt: the prompt.
+        references: the right answers.
+        base: text of the untouched base; None if it is not finished.
+        texts: text of each method with the first seed.
+    """
+
+    prompt: str
+    references: list[str]
+    base: str | None
+    texts: dict[str, str]
 
 
 class TaskEntry(_Model):
@@ -211,13 +331,20 @@ class TaskEntry(_Model):
     training: dict[str, Any]
     max_length: int | None
     shared_method_settings: dict[str, Any]
-    majority: Number
+    majority: Number | None
     results: list[MethodEntry]
     counts: BaselineCheck
+    base: BaseEntry | None = None
+    texts: list[TextSample] = Field(default_factory=list)
 
 
 class OverallEntry(_Model):
-    """One method over all tasks, against the reference."""
+    """One method over all tasks, against the reference.
+
+    Attributes:
+        ties: tasks on which it is equivalent, and neither better nor worse; without a verdict in schema version 2.
+        undecided: tasks without any of these verdicts; None in schema version 2.
+    """
 
     method: str
     wins: int
@@ -226,6 +353,43 @@ class OverallEntry(_Model):
     not_tested: int
     tasks: int
     average_rank: Number | None
+    undecided: int | None = None
+
+
+class PrimaryResult(_Model):
+    """The primary endpoint and its result.
+
+    Attributes:
+        task, metric, method, reference, margin: the endpoint.
+        difference: its difference; None before there is a run of both methods.
+    """
+
+    task: str
+    metric: str
+    method: str
+    reference: str
+    margin: Number | None
+    difference: Difference | None = None
+
+
+class Registration(_Model):
+    """The file in which configuration, endpoint, margins and analysis were written down before the first run.
+
+    Attributes:
+        file: its name.
+        sha256: of its bytes.
+        commit: the commit that last changed it, if it was committed without later changes; None otherwise.
+        committed_at: date of that commit.
+        first_run_at: when the first reported run finished; None without any.
+        before_first_run: whether the commit is older than that; None if unknown.
+    """
+
+    file: str
+    sha256: str
+    commit: str | None
+    committed_at: str | None
+    first_run_at: str | None
+    before_first_run: bool | None
 
 
 class Comparison(_Model):
@@ -248,6 +412,10 @@ class Comparison(_Model):
         overall: one entry per method, over the tasks.
         machine: processor, number of processors and threads per run.
         versions: software versions.
+        margins: margins of equivalence by score.
+        primary: the primary endpoint; None if all differences are exploratory.
+        registration: the registered plan; None without one.
+        analysis: how differences are tested, in words; "" in files of schema version 2.
     """
 
     schema_version: int = 1
@@ -266,6 +434,10 @@ class Comparison(_Model):
     overall: list[OverallEntry]
     machine: dict[str, Any]
     versions: dict[str, Any]
+    margins: dict[str, Number] = Field(default_factory=dict)
+    primary: PrimaryResult | None = None
+    registration: Registration | None = None
+    analysis: str = ""
 
 
 def checked(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from kasatune.errors import DivergedError, InputError, KasatuneError
+from kasatune.experiments.compare.base_run import score_base
 from kasatune.experiments.compare.process_cache import ProcessCache
 from kasatune.experiments.compare.run_id import PlannedRun
 from kasatune.experiments.compare.run_store import publish, unfinished_folder
@@ -44,7 +45,13 @@ def execute_run(run: PlannedRun, runs: Path, cache: ProcessCache, *, threads: in
     try:
         torch.set_num_threads(threads)
         with _without_tail_cache() if run.cold else nullcontext():
-            train(run.recipe, folder, data_provider=cache.data_provider(search=run.search))
+            provider = cache.data_provider(
+                search=run.search, unrelated=run.unrelated, writes_text=run.untrained or run.unrelated is not None
+            )
+            if run.untrained:
+                score_base(run.recipe, folder, provider)
+            else:
+                train(run.recipe, folder, data_provider=provider)
     except KeyboardInterrupt:
         shutil.rmtree(folder, ignore_errors=True)
         raise

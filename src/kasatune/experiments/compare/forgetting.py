@@ -1,17 +1,21 @@
-"""Measure forgetting: the base model's pretraining loss on unrelated text, before and after training.
+"""Measure forgetting: the model's loss on unrelated text before training, after every epoch and at the end.
 
-For checkpoints that include their pretraining head, the measure is the masked or causal LM loss on plain sentences that
-are part of the package. Encoders without such a head have no loss; for them the measure is the drift of the sentences'
-features, which is a different quantity and has a different name.
+A causal language model has its loss per token. An encoder with the head of its pretraining has the masked-LM loss of
+masked tokens. An encoder without such a head has no loss; for it the measure is the drift of its features of the text,
+which is a different quantity and has a different name.
 """
 
 from __future__ import annotations
 
+import json
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
@@ -19,36 +23,73 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
+from kasatune.evaluation.batches import evaluation_mode
+from kasatune.evaluation.causal_loss import row_losses
 from kasatune.evaluation.known_tokens import require_known_tokens
+from kasatune.experiments.compare.unrelated_text import WINDOW, UnrelatedText, windows
+from kasatune.io.atomic import write_json
 from kasatune.io.library_noise import quiet
 from kasatune.models.load import Base, find_model
 from kasatune.recipes.schema import ModelSection
 
-_TEXT = Path(__file__).with_name("unrelated_sentences.txt")
+Floats = npt.NDArray[np.float64]
+
+FORGETTING = "forgetting"
+"""The endpoint: loss on unrelated text after training minus before, in nats per token; or the drift of features."""
+RETENTION_FILE = "retention.json"
+MASKED, CAUSAL, DRIFT = "masked_lm_loss", "causal_lm_loss", "feature_drift"
 _MASKED_SHARE = 0.15
 _SEED = 20_250
 _BATCH = 16
-_LENGTH = 64
-MASKED, CAUSAL, DRIFT = "masked_lm_loss", "causal_lm_loss", "feature_drift"
 
 
 @dataclass(frozen=True)
 class Untrained:
-    """The base model on the unrelated sentences, before training.
+    """The base model on the unrelated text, before training.
 
     Attributes:
         kind: "masked_lm_loss", "causal_lm_loss" or "feature_drift".
-        loss: pretraining loss of the base model; None without a pretraining head.
-        features: mean last hidden state of each sentence, (sentences, hidden).
-        batches: the tokenized sentences, with `labels` if there is a loss.
-        head: the pretraining model with its body replaced by `_GivenStates`; None without one.
+        losses: loss of each piece of text, a mean over its tokens; None without a pretraining head.
+        features: mean last hidden state of each piece, (pieces, hidden).
+        batches: the pieces as batches of equal length, with `labels` if there is a loss.
+        head: the pretraining model with its body replaced by `_GivenStates`; None if the model itself gives logits of
+            tokens, or if there is no loss.
+        text: the origin of the text.
     """
 
     kind: str
-    loss: float | None
+    losses: Floats | None
     features: Tensor
     batches: list[dict[str, Tensor]]
     head: nn.Module | None
+    text: UnrelatedText
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of the text."""
+        return sum(batch["input_ids"].numel() for batch in self.batches)
+
+
+@dataclass(frozen=True)
+class Retention:
+    """The content of retention.json.
+
+    Attributes:
+        kind: see `Untrained`.
+        before: value of the base for each piece of text; zeros for a drift.
+        after: the same of the trained model.
+        epochs: (epoch, mean over the pieces) after every evaluation in training.
+    """
+
+    kind: str
+    before: Floats
+    after: Floats
+    epochs: list[tuple[float, float]]
+
+    @property
+    def rise(self) -> Floats:
+        """What was forgotten of each piece of text: after - before."""
+        return self.after - self.before
 
 
 class _GivenStates(nn.Module):
@@ -61,35 +102,73 @@ class _GivenStates(nn.Module):
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self.hidden)
 
 
-def measure_untrained(section: ModelSection, base: Base) -> Untrained:
-    """Measure the base model on the unrelated sentences, before training.
+def measure_untrained(
+    section: ModelSection, base: Base, text: UnrelatedText, *, generates: bool = False, precision: str = "float32"
+) -> Untrained:
+    """Measure the base model on the unrelated text, before training.
+
+    Args:
+        section: the recipe's section `model`.
+        base: the base model.
+        text: the unrelated text.
+        generates: whether the model is a causal language model with its head, as for tasks that generate text.
+        precision: "float32", "bfloat16" or "float16" (autocast).
 
     Raises:
-        ModelError: the model has no embedding for a token of the sentences.
+        InputError: the text is missing or too short.
+        ModelError: the model has no embedding for a token of the text.
     """
-    kind, head = _pretraining_head(section)
-    batches = _batches(base.tokenizer, kind)
-    rows = [row for batch in batches for row in batch["input_ids"].tolist()]
-    require_known_tokens(base.model, base.tokenizer, rows, section.name)
-    loss, features = _run(base.model, batches, head)
-    return Untrained(kind, loss, features, batches, head)
+    kind, head = (CAUSAL, None) if generates else _pretraining_head(section)
+    positions = getattr(base.model.config, "max_position_embeddings", None)
+    length = min(WINDOW, positions // 2) if isinstance(positions, int) and positions > 1 else WINDOW
+    pieces = windows(base.tokenizer, text.documents(), text.tokens, length)
+    require_known_tokens(base.model, base.tokenizer, pieces, section.name)
+    batches = _batches(base.tokenizer, pieces, kind)
+    losses, features = _run(base.model, batches, head, precision)
+    return Untrained(kind, losses, features, batches, head, text)
 
 
-def retention(model: nn.Module, before: Untrained) -> dict[str, Any]:
-    """{"kind", "before", "after"}: the losses of the base and the trained model, or 0 and the drift of the features.
+def measure_trained(model: nn.Module, before: Untrained, precision: str = "float32") -> Floats:
+    """The loss of each piece of text, or 1 - the cosine of its features before and after training."""
+    losses, features = _run(model, before.batches, before.head, precision)
+    if losses is not None:
+        return losses
+    cosine = functional.cosine_similarity(before.features.double(), features.double(), dim=-1)
+    return np.maximum(0.0, 1.0 - cosine.numpy())
 
-    The drift is 1 - the mean cosine similarity of each sentence's features before and after training.
+
+def write_retention(
+    folder: Path, before: Untrained, after: Floats, epochs: Sequence[tuple[float, float]]
+) -> dict[str, Any]:
+    """Write retention.json into the folder of a run, and return its summary for metrics.json.
+
+    Returns:
+        {"kind", "before", "after", "text", "tokens"}: means over the text, its origin and its number of tokens.
     """
-    loss, features = _run(model, before.batches, before.head)
-    if before.kind != DRIFT:
-        return {"kind": before.kind, "before": before.loss, "after": loss}
-    cosine = functional.cosine_similarity(before.features, features, dim=-1).mean()
-    return {"kind": DRIFT, "before": 0.0, "after": max(0.0, 1.0 - float(cosine))}
+    base = np.zeros(len(after)) if before.losses is None else before.losses
+    summary = {"kind": before.kind, "before": float(base.mean()), "after": float(after.mean())}
+    summary |= {"text": before.text.source, "tokens": before.tokens}
+    content = {
+        "schema_version": 1,
+        **summary,
+        "text_sha256": before.text.sha256,
+        "epochs": [list(point) for point in epochs],
+        "pieces": {"before": base.tolist(), "after": after.tolist()},
+    }
+    write_json(folder / RETENTION_FILE, content, indent=None)
+    return summary
 
 
-def sentences() -> list[str]:
-    """The unrelated sentences."""
-    return _TEXT.read_text(encoding="utf-8").split("\n")[:-1]
+def read_retention(folder: Path) -> Retention | None:
+    """Read retention.json of a run; None if there is none or it is damaged."""
+    try:
+        content = json.loads((folder / RETENTION_FILE).read_text(encoding="utf-8"))
+        pieces = content["pieces"]
+        before, after = np.asarray(pieces["before"], dtype=float), np.asarray(pieces["after"], dtype=float)
+        epochs = [(float(epoch), float(value)) for epoch, value in content["epochs"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return Retention(str(content["kind"]), before, after, epochs) if before.shape == after.shape else None
 
 
 def _pretraining_head(section: ModelSection) -> tuple[str, nn.Module | None]:
@@ -112,56 +191,59 @@ def _pretraining_head(section: ModelSection) -> tuple[str, nn.Module | None]:
     return kind, model.eval()
 
 
-def _batches(tokenizer: PreTrainedTokenizerBase, kind: str) -> list[dict[str, Tensor]]:
-    texts = sentences()
+def _batches(tokenizer: PreTrainedTokenizerBase, pieces: list[list[int]], kind: str) -> list[dict[str, Tensor]]:
+    """The pieces in batches; for a masked-LM loss, as many tokens of each piece are masked."""
     generator = torch.Generator().manual_seed(_SEED)
+    special = torch.tensor(sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}))
+    masked = max(1, round(_MASKED_SHARE * len(pieces[0])))
     batches = []
-    for start in range(0, len(texts), _BATCH):
-        batch = dict(
-            tokenizer(
-                texts[start : start + _BATCH], padding=True, truncation=True, max_length=_LENGTH, return_tensors="pt"
-            )
-        )
-        ids, mask = batch["input_ids"], batch["attention_mask"].bool()
+    for start in range(0, len(pieces), _BATCH):
+        ids = torch.tensor(pieces[start : start + _BATCH])
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if kind == CAUSAL:
-            batch["labels"] = ids.masked_fill(~mask, -100)
+            batch["labels"] = ids.clone()
         elif kind == MASKED:
-            special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids))
-            masked = (torch.rand(ids.shape, generator=generator) < _MASKED_SHARE) & mask & ~special
-            batch["labels"] = ids.masked_fill(~masked, -100)
-            batch["input_ids"] = ids.masked_fill(masked, int(tokenizer.mask_token_id))  # pyright: ignore[reportArgumentType] - set for masked LMs
+            order = torch.rand(ids.shape, generator=generator).masked_fill(torch.isin(ids, special), 2.0)
+            chosen = torch.zeros_like(ids, dtype=torch.bool).scatter(1, order.argsort(dim=1)[:, :masked], value=True)
+            batch["labels"] = ids.masked_fill(~chosen, -100)
+            batch["input_ids"] = ids.masked_fill(chosen, int(tokenizer.mask_token_id))  # pyright: ignore[reportArgumentType] - set for masked LMs
         batches.append(batch)
     return batches
 
 
-def _run(model: nn.Module, batches: list[dict[str, Tensor]], head: nn.Module | None) -> tuple[float | None, Tensor]:
-    """Pretraining loss averaged over its tokens, None without `head`, and the mean hidden state of each sentence."""
-    device = next(model.parameters()).device
-    total, tokens, features = 0.0, 0, []
+def _run(
+    model: nn.Module, batches: list[dict[str, Tensor]], head: nn.Module | None, precision: str
+) -> tuple[Floats | None, Tensor]:
+    """The mean loss of each piece of text, None without labels, and its mean hidden state."""
+    losses, features = [], []
     outputs: deque[Tensor] = deque(maxlen=1)
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     body: nn.Module = getattr(inner, inner.base_model_prefix)
     handle = body.register_forward_hook(lambda module, given, answer: outputs.append(answer[0]))
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        for batch in batches:
-            inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
-            model(**inputs)
-            states = outputs[-1].float()
-            length = inputs["input_ids"].shape[1]
-            states = states[:, -length:]  # without virtual tokens that a method prepends
-            mask = inputs["attention_mask"][..., None].float()
-            features.append(((states * mask).sum(1) / mask.sum(1)).cpu())
-            if head is not None:
-                replaced: Any = getattr(head, str(head.base_model_prefix))
-                replaced.hidden = states.cpu()
-                logits = head(input_ids=batch["input_ids"]).logits.float()
-                labels = batch["labels"]
-                if "CausalLM" in type(head).__name__ or "LMHead" in type(head).__name__:
-                    logits, labels = logits[:, :-1], labels[:, 1:]
-                total += float(functional.cross_entropy(logits.transpose(1, 2), labels, reduction="sum"))
-                tokens += int((labels != -100).sum())
-    handle.remove()
-    model.train(was_training)
-    return (total / tokens if tokens else None), torch.cat(features)
+    try:
+        with evaluation_mode(model, precision) as device:
+            for batch in batches:
+                inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
+                logits = model(**inputs).logits
+                length = inputs["input_ids"].shape[1]
+                states = outputs[-1].float()[:, -length:]  # without virtual tokens that a method prepends
+                features.append(states.mean(1).cpu())
+                if "labels" in batch:
+                    losses.append(_losses(head, states, logits, batch))
+    finally:
+        handle.remove()
+    return (torch.cat(losses).double().numpy() if losses else None), torch.cat(features)
+
+
+def _losses(head: nn.Module | None, states: Tensor, logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """The mean loss of each piece of a batch, on the CPU in float32."""
+    labels = batch["labels"]
+    if head is not None:
+        replaced: Any = getattr(head, str(head.base_model_prefix))
+        replaced.hidden = states.cpu()
+        logits = head(input_ids=batch["input_ids"]).logits
+        if "CausalLM" not in type(head).__name__ and "LMHead" not in type(head).__name__:
+            summed = functional.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none").sum(1)
+            return summed / (labels != -100).sum(1)
+    sums = row_losses(logits[:, -labels.shape[1] :], labels.to(logits.device))
+    return sums.cpu() / (labels[:, 1:] != -100).sum(1)

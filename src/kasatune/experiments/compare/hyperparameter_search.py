@@ -1,4 +1,7 @@
-"""Hyperparameter search: every method gets the same number of trials and the same learning rates."""
+"""Hyperparameter search: every method gets the same number of trials and the same learning rates.
+
+Where the best learning rate of a method is the smallest or largest tried, it gets further trials beyond that edge.
+"""
 
 from __future__ import annotations
 
@@ -111,6 +114,20 @@ def at_the_edge(chosen: Settings, space: Space, tried: Sequence[Settings]) -> bo
     """Whether the chosen learning rate is the smallest or largest tried; a better one may lie outside the range."""
     rates = [settings["learning_rate"] for settings in tried if "learning_rate" in settings]
     return bool(space) and len(rates) > 1 and chosen.get("learning_rate") in (min(rates), max(rates))
+
+
+def beyond_the_edge(chosen: Settings, tried: Sequence[Settings]) -> Settings | None:
+    """The next trial if the chosen learning rate is the smallest or largest tried: one step further, else None.
+
+    The step is the ratio of the rate at the edge to its neighbour; the other settings are the chosen ones.
+    """
+    rates = sorted({settings["learning_rate"] for settings in tried if "learning_rate" in settings})
+    rate = chosen.get("learning_rate")
+    if len(rates) < 2 or rate not in (rates[0], rates[-1]):
+        return None
+    further = rate * rates[-1] / rates[-2] if rate == rates[-1] else rate * rates[0] / rates[1]
+    rounded = _rounded(further)
+    return None if rounded in rates or not 0 < rounded < math.inf else {**chosen, "learning_rate": rounded}
 
 
 def _rounded(value: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,16 +12,38 @@ from kasatune.experiments.compare.hyperparameter_search import (
     OptunaSearch,
     Settings,
     best_trial,
+    beyond_the_edge,
     fixed_trials,
     search_space,
 )
 from kasatune.experiments.compare.run_id import PlannedRun, plan_run
 from kasatune.experiments.compare.run_store import FinishedRun
-from kasatune.experiments.compare.spec import SEARCH_SEED, ComparisonSpec, Task, is_fitted
+from kasatune.experiments.compare.spec import ComparisonSpec, Task, is_fitted
 from kasatune.experiments.compare.variants import Variant
 from kasatune.training.callback import LOWER_IS_BETTER
 
 RunSteps = Generator[Sequence[PlannedRun], Sequence[FinishedRun], None]
+
+
+@dataclass(frozen=True)
+class TrialRuns:
+    """A search trial.
+
+    Attributes:
+        settings: the settings that are tried.
+        runs: (seed, run) for every seed of the search.
+    """
+
+    settings: Settings
+    runs: list[tuple[int, FinishedRun]]
+
+    def means(self, primary: str) -> dict[str, float] | None:
+        """The mean main score and loss over the seeds; None if a run failed, since others may fail like it."""
+        if not all(run.done for _, run in self.runs):
+            return None
+        scores = [run.metrics["metrics"] for _, run in self.runs]
+        columns = {name: [score.get(name) for score in scores] for name in (primary, "loss")}
+        return {name: statistics.fmean(values) for name, values in columns.items() if None not in values}
 
 
 @dataclass
@@ -34,9 +57,11 @@ class MethodOnTask:
         place: (index of the task, index of the method), which orders the runs.
         data: the rows of the task, including those that are reported on.
         search_data: the rows that the search sees.
-        trials: (settings, run) of each search trial, in order.
+        trials: the search trials, in order.
         chosen: the settings that the search chose; {} without a search; None while unknown or if every trial failed.
         finals: (seed, run) of each reported run.
+        planned_trials: settings of the trials that are finished or planned.
+        searched: whether the search has ended.
     """
 
     spec: ComparisonSpec
@@ -45,9 +70,11 @@ class MethodOnTask:
     place: tuple[int, int]
     data: TaskData
     search_data: TaskData
-    trials: list[tuple[Settings, FinishedRun]] = field(default_factory=list)
+    trials: list[TrialRuns] = field(default_factory=list)
     chosen: Settings | None = None
     finals: list[tuple[int, FinishedRun]] = field(default_factory=list)
+    planned_trials: int = 0
+    searched: bool = False
 
     @property
     def title(self) -> str:
@@ -66,8 +93,10 @@ class MethodOnTask:
 
     @property
     def number_of_runs(self) -> int:
-        """Number of trials and reported runs."""
-        return (self.spec.search.trials if self.space else 0) + len(self.spec.seeds)
+        """Number of runs of the trials and reported runs, as far as they are known."""
+        trials = max(self.spec.search.trials, self.planned_trials) if self.space else 0
+        reported = 0 if self.searched and self.chosen is None else len(self.spec.seeds)
+        return trials * self.spec.search.seeds + reported
 
     def steps(self) -> RunSteps:
         """Yield the runs that can execute next, receive their results, and so on until every run is finished."""
@@ -84,35 +113,50 @@ class MethodOnTask:
             seeds = zip(self.spec.seeds, runs, strict=True)
             self.finals = [(seed, results[run.id]) for seed, run in seeds if run.id in results]
 
-    def metrics_of(self, run: FinishedRun) -> dict[str, float] | None:
-        """The scores of a run under the protocol; None if the run failed."""
-        return run.metrics.get("metrics") if run.done else None
-
     def _search(self) -> RunSteps:
         if not self.space:
-            self.chosen = {}
+            self.chosen, self.searched = {}, True
             return
-        trials = fixed_trials(self.space, self.spec.search)
-        if trials is not None:
-            results = yield [self._plan(SEARCH_SEED, settings, search=True) for settings in trials]
-            self.trials = list(zip(trials, results, strict=True))
+        settings = fixed_trials(self.space, self.spec.search)
+        if settings is not None:
+            yield from self._try(settings)
+            for _ in range(self.spec.search.extensions):
+                best = self._best()
+                further = None if best is None else beyond_the_edge(best, [trial.settings for trial in self.trials])
+                if further is None:
+                    break
+                yield from self._try([further])
         else:
             sampler = OptunaSearch(self.space, self.spec.search)
             for _ in range(self.spec.search.trials):
-                settings = sampler.ask()
-                (result,) = yield [self._plan(SEARCH_SEED, settings, search=True)]
-                self.trials.append((settings, result))
-                sampler.tell(self._value(result))
-        scores = [self.metrics_of(run) for _, run in self.trials]
-        best = best_trial(scores, self.data.primary, lower_is_better=self.data.primary in LOWER_IS_BETTER)
-        self.chosen = None if best is None else self.trials[best][0]
+                yield from self._try([sampler.ask()])
+                value = (self.trials[-1].means(self.data.primary) or {}).get(self.data.primary)
+                sampler.tell(-value if value is not None and self._lower_is_better else value)
+        self.chosen, self.searched = self._best(), True
 
-    def _value(self, run: FinishedRun) -> float | None:
-        value = (self.metrics_of(run) or {}).get(self.data.primary)
-        return -value if value is not None and self.data.primary in LOWER_IS_BETTER else value
+    def _try(self, settings: Sequence[Settings]) -> RunSteps:
+        """Run new trials, each with every seed of the search."""
+        seeds = self.spec.search.seed_numbers
+        self.planned_trials += len(settings)
+        results = yield [self._plan(seed, trial, search=True) for trial in settings for seed in seeds]
+        for number, trial in enumerate(settings):
+            runs = results[number * len(seeds) : (number + 1) * len(seeds)]
+            self.trials.append(TrialRuns(trial, list(zip(seeds, runs, strict=True))))
+
+    def _best(self) -> Settings | None:
+        """The settings of the best trial so far; None if all failed."""
+        primary = self.data.primary
+        scores = [trial.means(primary) for trial in self.trials]
+        best = best_trial(scores, primary, lower_is_better=self._lower_is_better)
+        return None if best is None else self.trials[best].settings
+
+    @property
+    def _lower_is_better(self) -> bool:
+        return self.data.primary in LOWER_IS_BETTER
 
     def _plan(self, seed: int, settings: Settings, *, search: bool) -> PlannedRun:
         recipe = self.spec.recipe(self.task, self.variant, seed, settings)
         held_out = search and self.spec.protocol == "clean"
         data: Any = self.search_data if held_out else self.data
-        return plan_run(recipe, data.sha256, search=held_out, cold=seed == self.spec.seeds[0])
+        unrelated = None if search else self.spec.unrelated
+        return plan_run(recipe, data.sha256, search=held_out, cold=seed == self.spec.seeds[0], unrelated=unrelated)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from kasatune.experiments.compare.endpoint_rows import Floats, endpoint_names, run_rows
+from kasatune.experiments.compare.forgetting import FORGETTING, read_retention
 from kasatune.experiments.compare.hyperparameter_search import at_the_edge
-from kasatune.experiments.compare.method_on_task import MethodOnTask
+from kasatune.experiments.compare.method_on_task import MethodOnTask, TrialRuns
 from kasatune.experiments.compare.run_store import FinishedRun
-from kasatune.io.run_layout import HISTORY, PREDICTIONS
+from kasatune.experiments.compare.verdict import lower_is_better
+from kasatune.io.run_layout import HISTORY
 from kasatune.methods.table import METHODS
-from kasatune.metrics.bootstrap import bootstrap_interval, resampled_scores
+from kasatune.metrics.seeds_by_rows import mean_of_seeds, mean_of_table
+from kasatune.metrics.small_sample import interquartile_mean, proportion_interval
+from kasatune.reports import formatting
 from kasatune.runs.history import EvaluateEvent, read_history
 
+_SHARES = ("accuracy", "acc", "acc_norm")
 _MADE_FROM = ("recipe_sha256", "data_sha256", "model", "machine", "deterministic", "versions")
 
 
@@ -31,30 +35,61 @@ class MethodResult:
 
     def __init__(self, method: MethodOnTask) -> None:
         self.method = method
+        self.task = method.data.name
         self.primary = method.data.primary
+        self._rows: dict[str, dict[int, Floats] | None] = {}
         self.done = [(seed, run) for seed, run in method.finals if run.done]
 
     @cached_property
     def scores(self) -> dict[int, float]:
         """The main score of each seed that has one."""
-        return {seed: run.metrics["metrics"][self.primary] for seed, run in self.done}
+        return self.values(self.primary)
 
-    @cached_property
-    def resampled(self) -> dict[int, np.ndarray] | None:
-        """The main score of each seed on resamples of the scored rows; None if predictions are missing."""
-        rows = self.method.data.splits["validation"]
-        predictions = [answers for _, run in self.done if (answers := _predictions(run)) is not None]
-        if not predictions or len(predictions) < len(self.done) or any(len(p) != len(rows) for p in predictions):
-            return None
-        table = resampled_scores(self.primary, rows.labels, predictions)
-        return None if table is None else dict(zip(self.scores, table, strict=True))
+    def values(self, metric: str) -> dict[int, float]:
+        """A score of each seed that has it."""
+        known = {seed: self._value(run, metric) for seed, run in self.done}
+        return {seed: value for seed, value in known.items() if value is not None}
+
+    def rows(self, metric: str) -> dict[int, Floats] | None:
+        """The values of the rows of each seed, whose mean is the score; None if a run's files do not tell."""
+        if metric not in self._rows:
+            tables = {seed: run_rows(run.folder, self.task, metric) for seed, run in self.done}
+            complete = {seed: rows for seed, rows in tables.items() if rows is not None}
+            lengths = {len(rows) for rows in complete.values()}
+            self._rows[metric] = complete if len(complete) == len(tables) and len(lengths) == 1 else None
+        return self._rows[metric]
+
+    def summary(self, metric: str) -> dict[str, Any]:
+        """Number of seeds, mean, standard deviation, interquartile mean and interval of a score."""
+        values = self.values(metric)
+        rows = self.rows(metric)
+        return summary(metric, list(values.values()), None if rows is None else [rows[seed] for seed in values])
+
+    def curves(self) -> dict[int, list[tuple[float, float, float]]]:
+        """[(epoch, main score, forgetting)] of each seed, at the epochs that have both."""
+        result = {}
+        for seed, run in self.done:
+            retention = read_retention(run.folder)
+            if retention is not None:
+                before = float(retention.before.mean())
+                risen = {epoch: value - before for epoch, value in retention.epochs}
+                result[seed] = [(epoch, score, risen[epoch]) for epoch, score in self._curve(run) if epoch in risen]
+        return result
+
+    def _value(self, run: FinishedRun, metric: str) -> float | None:
+        retention = run.metrics.get("retention")
+        if metric == FORGETTING:
+            return None if retention is None else retention["after"] - retention["before"]
+        if metric in run.metrics["metrics"]:
+            return run.metrics["metrics"][metric]
+        rows = run_rows(run.folder, self.task, metric)
+        return None if rows is None else float(rows.mean())
 
     def as_dict(self) -> dict[str, Any]:
         """The method's entry in comparison.json, without the parts that need other methods."""
         method, info = self.method, METHODS[self.method.variant.method]
-        values = list(self.scores.values())
-        interval = bootstrap_interval(values) if values else None
-        best = [max(curve, key=lambda point: point[1]) for _, run in self.done if (curve := self._curve(run))]
+        pick = min if lower_is_better(self.primary) else max
+        best = [pick(curve, key=lambda point: point[1]) for _, run in self.done if (curve := self._curve(run))]
         return {
             "method": method.variant.text,
             "name": info.name,
@@ -65,34 +100,48 @@ class MethodResult:
             "fitted": method.is_fitted,
             "search": self._search(),
             "runs": [self._run(seed, run) for seed, run in method.finals],
-            "n": len(values),
-            "mean": interval.estimate if interval else None,
-            "sd": statistics.stdev(values) if len(values) > 1 else None,
-            "interval": [interval.low, interval.high] if interval and len(values) > 1 else None,
+            **self.summary(self.primary),
             "best_epoch_mean": statistics.fmean(point[1] for point in best) if best else None,
             "costs": _costs([run for _, run in self.done]),
             "curve": self._mean_curve(),
+            "endpoints": {
+                metric: {**self.summary(metric), "values": list(self.values(metric).values())}
+                for metric in endpoint_names(self.task, self.primary)[1:]
+            },
+            "forgetting_curve": self._forgetting_curve(),
         }
 
     def _search(self) -> dict[str, Any] | None:
         method = self.method
         if not method.space:
             return None
-        tried = [settings for settings, _ in method.trials]
+        tried = [trial.settings for trial in method.trials]
         return {
             "space": {name: list(bounds) for name, bounds in method.space.items()},
-            "trials": [
-                {
-                    "settings": settings,
-                    "score": run.metrics["metrics"].get(self.primary) if run.done else None,
-                    "loss": run.metrics["metrics"].get("loss") if run.done else None,
-                    "error": run.error,
-                    "run": run.id,
-                }
-                for settings, run in method.trials
-            ],
+            "trials": [self._trial(trial) for trial in method.trials],
             "chosen": method.chosen,
             "at_the_edge": at_the_edge(method.chosen, method.space, tried) if method.chosen else None,
+        }
+
+    def _trial(self, trial: TrialRuns) -> dict[str, Any]:
+        means = trial.means(self.primary) or {}
+        runs = [
+            {
+                "seed": seed,
+                "run": run.id,
+                "score": run.metrics["metrics"].get(self.primary) if run.done else None,
+                "loss": run.metrics["metrics"].get("loss") if run.done else None,
+                "error": run.error,
+            }
+            for seed, run in trial.runs
+        ]
+        return {
+            "settings": trial.settings,
+            "score": means.get(self.primary),
+            "loss": means.get("loss"),
+            "error": next((run["error"] for run in runs if run["error"]), None),
+            "run": runs[0]["run"],
+            "runs": runs,
         }
 
     def _run(self, seed: int, run: FinishedRun) -> dict[str, Any]:
@@ -121,6 +170,41 @@ class MethodResult:
         points = [(epoch, [curve[epoch] for curve in curves]) for epoch in common]
         return [[epoch, statistics.fmean(values), min(values), max(values)] for epoch, values in points]
 
+    def _forgetting_curve(self) -> list[list[float]]:
+        """[epoch, mean forgetting] over the seeds, at the epochs that every seed has."""
+        curves = [{epoch: risen for epoch, _, risen in curve} for curve in self.curves().values()]
+        common = [epoch for epoch in (curves[0] if curves else {}) if all(epoch in curve for curve in curves)]
+        return [[epoch, statistics.fmean(curve[epoch] for curve in curves)] for epoch in common]
+
+
+def summary(metric: str, values: Sequence[float], rows: Sequence[Floats] | None) -> dict[str, Any]:
+    """Number of seeds, mean, standard deviation, interquartile mean and 95 % interval of a score.
+
+    The interval counts seeds and rows as random (`mean_of_table`); it is Wilson's for a share of right answers, and cut
+    at the ends of the score's range for others. Without values of the rows only seeds are random.
+
+    Args:
+        metric: name of the score.
+        values: the score of each seed.
+        rows: the values of the rows of each seed, or None.
+    """
+    many = len(values) > 1
+    result = {
+        "n": len(values),
+        "mean": statistics.fmean(values) if values else None,
+        "sd": statistics.stdev(values) if many else None,
+        "iqm": interquartile_mean(values) if values else None,
+        "interval": None,
+    }
+    if many and all(math.isfinite(value) for value in values):
+        mean = mean_of_seeds(values) if rows is None else replace(mean_of_table(rows), estimate=result["mean"])
+        if metric in _SHARES and rows is not None:
+            result["interval"] = list(proportion_interval(mean))
+        else:
+            low, high = formatting.metric_range(metric) or (-math.inf, math.inf)
+            result["interval"] = [max(low, mean.interval()[0]), min(high, mean.interval()[1])]
+    return result
+
 
 def _costs(runs: Sequence[FinishedRun]) -> dict[str, Any]:
     """Medians over the runs; attaching takes the slowest run, the one that computed its decompositions."""
@@ -145,6 +229,8 @@ def _costs(runs: Sequence[FinishedRun]) -> dict[str, Any]:
             "kind": retention[0]["kind"],
             "before": _median([values["before"] for values in retention]),
             "after": _median([values["after"] for values in retention]),
+            "text": retention[0].get("text"),
+            "tokens": retention[0].get("tokens"),
         }
         if retention
         else None,
@@ -154,10 +240,3 @@ def _costs(runs: Sequence[FinishedRun]) -> dict[str, Any]:
 def _median(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else None
-
-
-def _predictions(run: FinishedRun) -> list[Any] | None:
-    try:
-        return json.loads((Path(run.folder) / PREDICTIONS).read_text(encoding="utf-8"))["predictions"]
-    except (OSError, ValueError, KeyError):
-        return None

@@ -10,9 +10,17 @@ from typing import Any
 from kasatune.data.tasks import load_task
 from kasatune.data.tasks.dataset import TaskData
 from kasatune.data.tokenize import Examples
+from kasatune.evaluation.scoring import Scores
 from kasatune.evaluation.task_model import TaskModel
-from kasatune.experiments.compare.forgetting import Untrained, measure_untrained, retention
+from kasatune.experiments.compare.forgetting import (
+    Floats,
+    Untrained,
+    measure_trained,
+    measure_untrained,
+    write_retention,
+)
 from kasatune.experiments.compare.search_holdout import search_data
+from kasatune.experiments.compare.unrelated_text import UnrelatedText
 from kasatune.io.environment import peak_memory
 from kasatune.io.run_layout import WEIGHT_FOLDERS
 from kasatune.models.load import load_base
@@ -27,7 +35,7 @@ class ProcessCache:
         self._data: dict[str, TaskData] = {}
         self._search_data: dict[str, TaskData] = {}
         self._examples: dict[tuple[str, ...], Examples] = {}
-        self._untrained: dict[str, Untrained] = {}
+        self._untrained: dict[tuple[str, UnrelatedText], Untrained] = {}
 
     def data(self, recipe: Recipe) -> TaskData:
         """The rows of a task."""
@@ -43,9 +51,15 @@ class ProcessCache:
             self._search_data[key] = search_data(self.data(recipe))
         return self._search_data[key]
 
-    def data_provider(self, *, search: bool) -> DataProvider:
-        """The data provider that `train` takes, for a search trial or for a reported run."""
-        return _CachedDataProvider(self, search)
+    def data_provider(self, *, search: bool, unrelated: UnrelatedText | None, writes_text: bool) -> DataProvider:
+        """The data provider of a run.
+
+        Args:
+            search: whether the run sees the rows of the search instead of all rows.
+            unrelated: the text on which forgetting is measured; None to measure nothing.
+            writes_text: whether the trained model writes its answers; a search trial compares losses.
+        """
+        return _CachedDataProvider(self, search, unrelated, writes_text)
 
     def examples(self, task_model: TaskModel, data: TaskData, split: str) -> Examples:
         """The rows of a split, tokenized."""
@@ -55,15 +69,23 @@ class ProcessCache:
             self._examples[key] = task_model.encode(data, split)
         return self._examples[key]
 
-    def untrained(self, task_model: TaskModel) -> Untrained:
-        """The base model's loss or features on unrelated sentences, before training."""
+    def untrained(self, task_model: TaskModel, text: UnrelatedText) -> Untrained:
+        """The base model's loss or features on the unrelated text, before training."""
         recipe = task_model.recipe
-        key = recipe.model.model_dump_json()
+        generates = task_model.kind == "generation"
+        key = f"{recipe.model.model_dump_json()} {generates} {recipe.training.precision}", text
         if key not in self._untrained:
             base = load_base(
-                recipe.model, kind="regression", label_names=None, seed=0, max_length=recipe.task.max_length
+                recipe.model,
+                kind="generation" if generates else "regression",
+                label_names=None,
+                seed=0,
+                max_length=recipe.task.max_length,
             )
-            self._untrained[key] = measure_untrained(recipe.model, base)
+            base.model.to(next(task_model.model.parameters()).device)
+            self._untrained[key] = measure_untrained(
+                recipe.model, base, text, generates=generates, precision=recipe.training.precision
+            )
         return self._untrained[key]
 
 
@@ -74,8 +96,9 @@ def process_cache() -> ProcessCache:
 
 
 class _CachedDataProvider(DataProvider):
-    def __init__(self, cache: ProcessCache, search: bool) -> None:
-        self._cache, self._search = cache, search
+    def __init__(self, cache: ProcessCache, search: bool, unrelated: UnrelatedText | None, writes_text: bool) -> None:
+        self._cache, self._search, self._unrelated, self._writes_text = cache, search, unrelated, writes_text
+        self._epochs: list[tuple[float, Floats]] = []
 
     def data(self, recipe: Recipe) -> TaskData:
         return self._cache.search_data(recipe) if self._search else self._cache.data(recipe)
@@ -83,12 +106,29 @@ class _CachedDataProvider(DataProvider):
     def examples(self, task_model: TaskModel, data: TaskData, split: str) -> Examples:
         return self._cache.examples(task_model, data, split)
 
+    def final_score(self, task_model: TaskModel, examples: Examples, data: TaskData, split: str) -> Scores:
+        if self._writes_text:
+            return task_model.final_score(examples, data, split)
+        return task_model.score(examples, data)
+
+    def evaluated(self, task_model: TaskModel, epoch: float) -> None:
+        if self._unrelated is not None:
+            before = self._cache.untrained(task_model, self._unrelated)
+            after = measure_trained(task_model.model, before, task_model.recipe.training.precision)
+            self._epochs.append((epoch, after))
+
     def measure(self, task_model: TaskModel, run_dir: Path) -> Mapping[str, Any]:
-        if self._search:
+        if self._unrelated is None:
             return {}
-        measured: dict[str, Any] = {"peak_memory_bytes": peak_memory()}  # read before `retention` raises it
+        measured: dict[str, Any] = {"peak_memory_bytes": peak_memory()}  # read before the text raises it
         measured["file_bytes"] = {name: size for name in WEIGHT_FOLDERS if (size := _tensor_bytes(run_dir / name))}
-        measured["retention"] = retention(task_model.model, self._cache.untrained(task_model))
+        before = self._cache.untrained(task_model, self._unrelated)
+        if self._epochs and task_model.recipe.training.select == "last":
+            after = self._epochs[-1][1]
+        else:
+            after = measure_trained(task_model.model, before, task_model.recipe.training.precision)
+        epochs = [(epoch, float(values.mean())) for epoch, values in self._epochs]
+        measured["retention"] = write_retention(run_dir, before, after, epochs)
         return measured
 
 

@@ -111,8 +111,9 @@ class Scheduler:
         try:
             runs = next(steps) if results is None else steps.send(results)
         except StopIteration:
-            if method.chosen is None:  # every trial failed, so the reported runs will never be planned
-                self.progress.planned -= len(method.spec.seeds)
+            runs = None
+        self.progress.planned = sum(method.number_of_runs for method in self._methods)  # a search may have grown
+        if runs is None:
             return
         batch = _Batch(method, steps, runs)
         for number, run in enumerate(runs):

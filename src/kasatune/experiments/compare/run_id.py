@@ -9,7 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from kasatune.data.tasks.table import TASKS
 from kasatune.experiments.compare.spec import HELD_OUT, SEARCH_SEED
+from kasatune.experiments.compare.unrelated_text import UnrelatedText
 from kasatune.experiments.compare.variants import keys_read
 from kasatune.io.environment import versions
 from kasatune.models.device import find_device
@@ -19,7 +21,7 @@ from kasatune.weights.fingerprint import model_files_sha256
 
 _SOFTWARE = ("kasatune", "torch", "transformers", "peft", "accelerate", "tokenizers")
 _WITHOUT_EFFECT = ("device", "report_to", "packing")
-"""Training settings that change no result here: packing applies only to tasks that a comparison refuses."""
+"""Training settings that change no result; packing does for the engine sft alone."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class PlannedRun:
         search: whether this is a search trial, which sees only training rows and is scored on a held-out part of them.
         identity: everything that determines the result.
         cold: compute decompositions anew so that their time is measured; their values are the same.
+        unrelated: the text on which forgetting is measured; None in a search trial.
+        untrained: whether the base is scored as it is, without a method.
     """
 
     id: str
@@ -39,10 +43,19 @@ class PlannedRun:
     search: bool
     identity: dict[str, Any]
     cold: bool = False
+    unrelated: UnrelatedText | None = None
+    untrained: bool = False
 
 
-def plan_run(recipe: Recipe, data_sha256: str, *, search: bool, cold: bool = False) -> PlannedRun:
-    """The run of `recipe` on the rows with this SHA-256.
+def plan_run(
+    recipe: Recipe,
+    data_sha256: str,
+    *,
+    search: bool,
+    cold: bool = False,
+    unrelated: UnrelatedText | None = None,
+) -> PlannedRun:
+    """The run of `recipe` on the rows with this SHA-256, measured on the text `unrelated`.
 
     Files are identified by their content, not their path. Settings that belong to other methods are left out.
     """
@@ -59,7 +72,23 @@ def plan_run(recipe: Recipe, data_sha256: str, *, search: bool, cold: bool = Fal
         "device": find_device(recipe.training).type,
         "software": {key: value for key, value in versions().items() if key in _SOFTWARE},
     }
-    return PlannedRun(digest(identity), recipe, search, identity, cold)
+    if unrelated is not None:
+        identity["unrelated"] = {"sha256": unrelated.sha256, "tokens": unrelated.tokens}
+        if recipe.generation is not None:
+            identity["generation"] = values["generation"]
+    if TASKS[recipe.task.name].engine == "sft":
+        identity["training"]["packing"] = values["training"]["packing"]
+    return PlannedRun(digest(identity), recipe, search, identity, cold, unrelated)
+
+
+def plan_base(recipe: Recipe, data_sha256: str) -> PlannedRun:
+    """The run that scores the untouched base of `recipe` on the rows with this SHA-256."""
+    run = plan_run(recipe, data_sha256, search=False)
+    training = {key: run.identity["training"][key] for key in ("precision", "eval_batch_size")}
+    identity = {**run.identity, "method": None, "training": training}
+    if recipe.generation is not None:
+        identity["generation"] = recipe.generation.model_dump()
+    return PlannedRun(digest(identity), recipe, False, identity, untrained=True)
 
 
 def digest(identity: dict[str, Any]) -> str:

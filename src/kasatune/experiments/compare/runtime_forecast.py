@@ -72,7 +72,8 @@ def _row(method: MethodOnTask, task_seconds: float) -> dict[str, Any]:
 
 
 def _finished(method: MethodOnTask) -> list[FinishedRun]:
-    return [run for _, run in (*method.trials, *method.finals)]
+    trials = [run for trial in method.trials for _, run in trial.runs]
+    return [*trials, *(run for _, run in method.finals)]
 
 
 def _mean_seconds(runs: Sequence[FinishedRun]) -> float:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from kasatune.data.tasks.table import TASKS
 from kasatune.errors import InputError, RecipeError
+from kasatune.experiments.compare.primary_endpoint import PrimaryEndpoint, analysed_metrics, parse_primary
+from kasatune.experiments.compare.unrelated_text import WINDOW, UnrelatedText
 from kasatune.experiments.compare.variants import Variant, keys_read
+from kasatune.experiments.compare.verdict import DEFAULT_MARGINS, parse_margins
 from kasatune.methods.table import BASELINE_METHOD, METHODS, REFERENCE_METHOD, canonical_name
 from kasatune.recipes.schema import MethodSection, Recipe
 
@@ -19,7 +22,9 @@ PROTOCOLS: Mapping[Protocol, str] = {
     "clean": "the state after the last epoch, scored once; settings searched on a part of the training rows",
     "paper": "the best epoch and the settings, both chosen on the rows that are reported, as in published logs",
 }
-SEARCH_SEED = 2**32 - 1  # for the draws, the split and the runs of the search; never a reported seed
+SEARCH_SEED = 2**32 - 1  # for the draws and the split of the search, and its first seed; never a reported seed
+MOST_SEARCH_SEEDS = 100  # seeds counted down from SEARCH_SEED that are reserved for the search
+_MOST_EXTENSIONS = 20
 HELD_OUT = 0.2  # share of the training rows that search trials are scored on
 
 
@@ -32,12 +37,21 @@ class Search:
         trials: number of trials for every method; 1 keeps the recipe's settings.
         low: smallest learning rate; None for a tenth of the recipe's.
         high: largest learning rate; None for ten times the recipe's.
+        seeds: number of seeds of every trial, whose mean score counts.
+        extensions: most trials of a method beyond the bounds, as long as the best learning rate is at the edge.
     """
 
     kind: SearchKind = "grid"
     trials: int = 4
     low: float | None = None
     high: float | None = None
+    seeds: int = 3
+    extensions: int = 3
+
+    @property
+    def seed_numbers(self) -> list[int]:
+        """The seeds of every trial, counted down from `SEARCH_SEED`."""
+        return [SEARCH_SEED - number for number in range(self.seeds)]
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,9 @@ class ComparisonSpec:
         reference: text of the variant that all others are compared with.
         protocol: "clean" or "paper"; see `PROTOCOLS`.
         search: how settings are searched.
+        margins: margins of equivalence by score, where they differ from the defaults.
+        primary: the difference that is tested alone; None if all are exploratory.
+        unrelated: the text on which forgetting is measured.
     """
 
     tasks: tuple[Task, ...]
@@ -72,6 +89,17 @@ class ComparisonSpec:
     reference: str
     protocol: Protocol = "clean"
     search: Search = Search()
+    margins: Mapping[str, float] = field(default_factory=dict)
+    primary: PrimaryEndpoint | None = None
+    unrelated: UnrelatedText = field(default_factory=UnrelatedText)
+
+    def margin(self, metric: str) -> float | None:
+        """The margin of equivalence of a score; None if it has none."""
+        return self.margins.get(metric, DEFAULT_MARGINS.get(metric))
+
+    def takes_part(self, task: Task, variant: Variant) -> bool:
+        """Whether a method is run on a task: a head fitted on a frozen model writes no text."""
+        return not (is_fitted(variant.method) and TASKS[task.recipe.task.name].kind == "generation")
 
     def recipe(self, task: Task, variant: Variant, seed: int, settings: Mapping[str, float]) -> Recipe:
         """The recipe of one run, with the searched `settings` filled in."""
@@ -94,6 +122,9 @@ def make_spec(
     reference: str | None = None,
     protocol: str = "clean",
     search: Search | None = None,
+    margins: Sequence[str] = (),
+    primary: str | None = None,
+    unrelated: UnrelatedText | None = None,
 ) -> ComparisonSpec:
     """Return a validated comparison.
 
@@ -104,6 +135,9 @@ def make_spec(
         reference: text of a variant; None for REFERENCE_METHOD if it takes part, else the first method that trains.
         protocol: "clean" or "paper".
         search: None for a grid of four trials.
+        margins: values of `--margin`.
+        primary: value of `--primary`.
+        unrelated: the text on which forgetting is measured; None for 20,000 tokens of documentation strings.
 
     Raises:
         InputError: a value is unknown or inconsistent with the others.
@@ -114,15 +148,31 @@ def make_spec(
     names: dict[str, Protocol] = {name: name for name in PROTOCOLS}
     if protocol not in names:
         raise InputError(f"--protocol: {protocol!r} received; must be one of {', '.join(names)}")
-    if SEARCH_SEED in seeds:
-        raise InputError(f"--seeds: {SEARCH_SEED} is reserved for the search; choose other seeds")
+    reserved = [seed for seed in seeds if seed > SEARCH_SEED - MOST_SEARCH_SEEDS]
+    if reserved:
+        raise InputError(f"--seeds: {reserved[0]} is reserved for the search; choose other seeds")
+    text = unrelated or UnrelatedText()
+    if text.tokens < WINDOW:
+        raise InputError(f"--unrelated-tokens: {text.tokens} received; must be {WINDOW} or more")
+    if text.file is not None:
+        text.documents()
+    tasks, own_margins = _tasks(recipes), parse_margins(margins)
+    texts = [variant.text for variant in variants if not is_fitted(variant.method)]
+    mains = {task.name: (task.recipe.task.name, TASKS[task.recipe.task.name].primary) for task in tasks}
+    _check_margins(own_margins, mains)
+    writing = [task.name for task in tasks if TASKS[task.recipe.task.name].kind == "generation"]
+    if writing and not texts:
+        raise InputError(f"--methods: {writing[0]} generates text, which only methods that train a model do; add one")
     spec = ComparisonSpec(
-        tasks=_tasks(recipes),
+        tasks=tasks,
         variants=tuple(_with_baseline(variants)),
         seeds=tuple(seeds),
         reference=_reference(reference, variants),
         protocol=names[protocol],
         search=search,
+        margins=own_margins,
+        primary=None if primary is None else parse_primary(primary, mains, texts, own_margins),
+        unrelated=text,
     )
     _check_recipes(spec)
     return spec
@@ -145,6 +195,10 @@ def _check_search(search: Search) -> None:
         raise InputError(f"--search: {search.kind!r} received; must be grid, random or optuna")
     if search.trials < 1:
         raise InputError(f"--trials: {search.trials} received; must be 1 (no search) or more")
+    if not 1 <= search.seeds <= MOST_SEARCH_SEEDS:
+        raise InputError(f"--search-seeds: {search.seeds} received; must be from 1 to {MOST_SEARCH_SEEDS}")
+    if not 0 <= search.extensions <= _MOST_EXTENSIONS:
+        raise InputError(f"--search-extensions: {search.extensions} received; must be from 0 to {_MOST_EXTENSIONS}")
     low, high = search.low, search.high
     if low is not None and high is not None and not 0 < low <= high:
         raise InputError(
@@ -152,14 +206,16 @@ def _check_search(search: Search) -> None:
         )
 
 
+def _check_margins(margins: Mapping[str, float], tasks: Mapping[str, tuple[str, str]]) -> None:
+    known = {metric: None for task in tasks.values() for metric in analysed_metrics(*task)}
+    unknown = [metric for metric in margins if metric not in known]
+    if unknown:
+        raise InputError(f"--margin: {unknown[0]!r} is not a score of these tasks; choose from {', '.join(known)}")
+
+
 def _tasks(recipes: Sequence[tuple[Path, Recipe]]) -> tuple[Task, ...]:
     tasks = []
     for path, recipe in recipes:
-        if TASKS[recipe.task.name].kind == "generation":
-            raise InputError(
-                f"{recipe.task.name}: it generates text, whose scores are not compared row by row; train each method "
-                "with `kasatune train RECIPE method.name=...` and compare their metrics.json"
-            )
         has_own_data = TASKS[recipe.task.name].reads_own_files
         tasks.append(Task(path.stem if has_own_data else recipe.task.name, recipe))
     names = [task.name for task in tasks]
@@ -184,7 +240,7 @@ def _reference(given: str | None, variants: Sequence[Variant]) -> str:
 def _check_recipes(spec: ComparisonSpec) -> None:
     faults: list[str] = []
     for task in spec.tasks:
-        for variant in spec.variants:
+        for variant in (variant for variant in spec.variants if spec.takes_part(task, variant)):
             unread = [key for key in variant.settings if not _reads(variant.method, key)]
             faults += [f"{variant.text}: {variant.method} does not read method.{key}; remove it" for key in unread]
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 
 from kasatune.evaluation.evaluate import CheckLine
 from kasatune.experiments.compare.comparison_file import COMPARISON, read_comparison
+from kasatune.experiments.compare.endpoint_rows import run_rows
 from kasatune.experiments.compare.hyperparameter_search import best_trial
+from kasatune.experiments.compare.method_result import summary
 from kasatune.experiments.compare.run_id import digest
 from kasatune.experiments.compare.run_store import RUNS, FinishedRun, read_run
 from kasatune.io.atomic import finite
@@ -19,6 +22,8 @@ from kasatune.metrics import classification_scores, regression_scores
 from kasatune.metrics.bootstrap import bootstrap_interval
 from kasatune.training.callback import LOWER_IS_BETTER
 
+_FIRST_WITH_ROWS = 3  # the schema version from which on intervals count rows as random
+_LOSS_TOLERANCE = 1e-5  # of a loss that is summed in float32 in batches
 _SCORES = "are the same in comparison.json and metrics.json, and follow from the predictions of the run"
 
 
@@ -55,14 +60,19 @@ def verified(out: Path) -> Iterator[CheckLine]:
     wrong = [f"{entry['method']} on {task['name']}" for task, entry in searched if not _choice_holds(task, entry)]
     yield "chosen settings", *_all(wrong, len(searched), "are those of the best trial")
     summarized = [(task, entry) for task, entry in results if entry["n"]]
-    wrong = [f"{entry['method']} on {task['name']}" for task, entry in summarized if not _summary_holds(entry)]
+    wrong = [
+        f"{entry['method']} on {task['name']}"
+        for task, entry in summarized
+        if not _summary_holds(task, entry, readable, comparison["schema_version"])
+    ]
     yield "means and intervals", *_all(wrong, len(summarized), "follow from the scores of their seeds")
 
 
 def _records(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The reported runs and the trials of a result."""
+    """The reported runs and the runs of the trials of a result."""
     yield from entry["runs"]
-    yield from entry["search"]["trials"] if entry["search"] else ()
+    for trial in entry["search"]["trials"] if entry["search"] else ():
+        yield from trial["runs"] or [trial]
 
 
 def _all(wrong: list[str], number: int, statement: str) -> tuple[bool | None, str]:
@@ -90,6 +100,9 @@ def _scores_hold(task: Mapping[str, Any], record: Mapping[str, Any], run: Finish
         answers = json.loads((run.folder / PREDICTIONS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
+    if run.metrics["kind"] == "generation":
+        rows = run_rows(run.folder, task["task"], primary)
+        return rows is not None and math.isclose(float(rows.mean()), score, rel_tol=_LOSS_TOLERANCE)
     if run.metrics["kind"] == "regression":
         recomputed = regression_scores([primary], answers["predictions"], answers["labels"])
     else:
@@ -101,16 +114,37 @@ def _choice_holds(task: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
     trials, primary = entry["search"]["trials"], task["primary"]
     scores = [None if trial["score"] is None else {primary: trial["score"], "loss": trial["loss"]} for trial in trials]
     best = best_trial(scores, primary, lower_is_better=primary in LOWER_IS_BETTER)
-    return best is not None and trials[best]["settings"] == entry["search"]["chosen"]
+    means = all(_mean_holds(trial, key) for trial in trials for key in ("score", "loss"))
+    return means and best is not None and trials[best]["settings"] == entry["search"]["chosen"]
 
 
-def _summary_holds(entry: Mapping[str, Any]) -> bool:
-    values = [record["score"] for record in entry["runs"] if record["score"] is not None]
-    interval = bootstrap_interval(values)
-    recomputed = {
-        "n": len(values),
-        "mean": interval.estimate,
-        "sd": statistics.stdev(values) if len(values) > 1 else None,
-        "interval": [interval.low, interval.high] if len(values) > 1 else None,
-    }
+def _mean_holds(trial: Mapping[str, Any], key: str) -> bool:
+    """Whether the score of a trial is the mean over its runs; none if one of them has none."""
+    values = [run[key] for run in trial["runs"]]
+    if not values:  # a file of an earlier version
+        return True
+    return trial[key] == (None if None in values else statistics.fmean(values))
+
+
+def _summary_holds(
+    task: Mapping[str, Any], entry: Mapping[str, Any], runs: Mapping[str, FinishedRun], schema_version: int
+) -> bool:
+    scored = [record for record in entry["runs"] if record["score"] is not None]
+    values = [record["score"] for record in scored]
+    if schema_version < _FIRST_WITH_ROWS:
+        interval = bootstrap_interval(values)
+        recomputed = {
+            "n": len(values),
+            "mean": interval.estimate,
+            "sd": statistics.stdev(values) if len(values) > 1 else None,
+            "interval": [interval.low, interval.high] if len(values) > 1 else None,
+        }
+    else:
+        folders = [runs[record["run"]].folder for record in scored if record["run"] in runs]
+        tables = [run_rows(folder, task["task"], task["primary"]) for folder in folders]
+        rows = [table for table in tables if table is not None]
+        complete = len(rows) == len(scored) and len({len(table) for table in rows}) == 1
+        recomputed = summary(task["primary"], values, rows if complete else None)
+        if len(folders) < len(scored):  # reported as missing already
+            del recomputed["interval"]
     return finite(recomputed) == {key: entry[key] for key in recomputed}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
-from kasatune.metrics.generation.bleu import bleu, bleu_signature
+from kasatune.metrics.generation.bleu import bleu, bleu_signature, sentence_bleu_segments
 from kasatune.metrics.generation.cider import cider, cider_segments
 from kasatune.metrics.generation.coco_rouge_l import rouge_l, rouge_l_segments
 from kasatune.metrics.generation.meteor import meteor_exact_stem, meteor_exact_stem_segments, require_stemmer
@@ -27,6 +27,7 @@ __all__ = [
     "require_scores",
     "rouge_l",
     "rouge_l_segments",
+    "sentence_bleu_segments",
     "signatures",
 ]
 

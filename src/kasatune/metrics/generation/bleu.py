@@ -26,6 +26,21 @@ def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> flo
     return _sacrebleu().corpus_score(predictions, _columns(references)).score / 100
 
 
+def sentence_bleu_segments(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """BLEU of each prediction alone, between 0 and 1, with sacrebleu's settings for sentences.
+
+    Orders n that a short text does not have are left out (effective order), and an order without a match counts as
+    1 / 2^i matches for the i-th such order (smoothing "exp"). Tokens are those of `bleu`. The mean over texts is not
+    the BLEU of the corpus.
+
+    Raises:
+        MissingExtraError: sacrebleu is not installed.
+    """
+    metric = _sacrebleu(smooth_method="exp", effective_order=True)
+    pairs = zip(predictions, references, strict=True)
+    return [metric.sentence_score(text, list(others)).score / 100 for text, others in pairs]
+
+
 def bleu_signature(references: Sequence[Sequence[str]]) -> str:
     """Sacrebleu's signature of the settings of `bleu` on these references, to be published with the score.
 
@@ -44,9 +59,9 @@ def _columns(references: Sequence[Sequence[str]]) -> Any:
     return [[texts[i] if i < len(texts) else None for texts in references] for i in range(most)]
 
 
-def _sacrebleu() -> BLEU:
+def _sacrebleu(*, smooth_method: str = "none", effective_order: bool = False) -> BLEU:
     try:
         from sacrebleu.metrics.bleu import BLEU
     except ImportError:
         raise MissingExtraError("the score bleu", "train") from None
-    return BLEU(lowercase=True, tokenize="13a", smooth_method="none")
+    return BLEU(lowercase=True, tokenize="13a", smooth_method=smooth_method, effective_order=effective_order)

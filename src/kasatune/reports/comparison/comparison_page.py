@@ -10,18 +10,34 @@ import jinja2
 from markupsafe import Markup
 
 from kasatune.reports import formatting
-from kasatune.reports.comparison.charts import curve_chart, interval_chart, letters, trade_off_chart
+from kasatune.reports.comparison.charts import (
+    curve_chart,
+    difference_chart,
+    forgetting_chart,
+    interval_chart,
+    letters,
+    rate_chart,
+    trade_off_chart,
+)
 from kasatune.reports.comparison.comparison_tables import (
     NOTHING,
     cost_table,
     counts_sentence,
+    endpoint_table,
     failures,
     overall_table,
     search_table,
     settings_sentence,
     task_table,
 )
-from kasatune.reports.comparison.conclusion import begun, conclusion_sentences, listed, protocol_sentence, title_of
+from kasatune.reports.comparison.conclusion import (
+    analysis_sentence,
+    begun,
+    conclusion_sentences,
+    listed,
+    protocol_sentence,
+    title_of,
+)
 from kasatune.reports.svg_charts import swatch
 
 _STYLES = (Path(__file__).parents[1] / "page.css", Path(__file__).with_name("comparison.css"))
@@ -43,6 +59,7 @@ def render(comparison: Mapping[str, Any]) -> str:
         style=Markup("\n".join(path.read_text(encoding="utf-8") for path in _STYLES)),
         answer=conclusion_sentences(comparison),
         protocol=protocol_sentence(comparison),
+        analysis=analysis_sentence(comparison),
         reference=title_of(comparison, comparison["reference"]),
         overall=overall_table(comparison) if comparison["overall"] and len(comparison["tasks"]) > 1 else None,
         tasks=[_task(comparison, task) for task in comparison["tasks"]],
@@ -66,13 +83,30 @@ def _task(comparison: Mapping[str, Any], task: Mapping[str, Any]) -> dict[str, A
         "parameters": trade_off_chart(
             task, reference, lambda entry: entry["costs"].get("trained_parameters"), "trained parameters"
         ),
-        "time": trade_off_chart(
-            task, reference, lambda entry: entry["costs"].get("seconds_per_step"), "seconds per optimizer step"
-        ),
+        "differences": difference_chart(task, reference, title_of(comparison, reference)) if scored else None,
+        "forgetting": forgetting_chart(task, reference),
         "curves": curve_chart(task, reference),
+        "rates": rate_chart(task, reference),
+        "endpoints": endpoint_table(comparison, task),
+        "texts": [
+            {**sample, "texts": [(title_of(comparison, name), words) for name, words in sample["texts"].items()]}
+            for sample in task.get("texts", ())
+        ],
+        "retention": _retention_text(task),
         "costs": cost_table(task),
         "search": search_table(task),
         "settings": settings_sentence(task),
         "notes": task["notes"],
         "edges": listed([e["title"] for e in task["results"] if e["search"] and e["search"]["at_the_edge"]]),
     }
+
+
+def _retention_text(task: Mapping[str, Any]) -> str:
+    """The text that forgetting was measured on; "" if nothing was measured."""
+    for entry in task["results"]:
+        retention = (entry["costs"] or {}).get("retention")
+        if retention:
+            if not retention.get("text"):
+                return "Unrelated text: 48 plain sentences that came with kasatune."
+            return f"Unrelated text: {retention['tokens']:,} tokens of {retention['text']}, which no calibration reads."
+    return ""

@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 
 from kasatune.io.run_layout import ADAPTER, CHECKPOINT, NATIVE
 from kasatune.reports import formatting
-from kasatune.reports.comparison.conclusion import begun, conclusion_sentences, protocol_sentence, title_of
+from kasatune.reports.comparison.conclusion import (
+    analysis_sentence,
+    begun,
+    conclusion_sentences,
+    protocol_sentence,
+    title_of,
+    verdict_text,
+)
 from kasatune.reports.markdown import code, text
 from kasatune.reports.markdown import table as markdown_table
 from kasatune.wording import counted
@@ -19,7 +26,7 @@ RETENTION = {
     "causal_lm_loss": "LM loss on unrelated text",
     "feature_drift": "feature drift on unrelated text",
 }
-MAJORITY = "majority class"
+MAJORITY, BASE = "majority class", "untouched base"
 NOTHING = "No reported run on this task is finished yet."
 
 
@@ -39,15 +46,46 @@ def task_table(comparison: Mapping[str, Any], task: Mapping[str, Any]) -> Table:
         "mean \u00b1 sd",
         "verdict",
         against,
+        "95 % interval of the difference",
         "p (Holm)",
-        "95 % interval",
+        "interquartile mean",
+        "95 % interval of the mean",
+        "collapsed seeds",
         "best epoch",
         "trained",
-        "s/step",
     ]
     rows = [_row(comparison, entry) for entry in ordered(task)]
-    rows.append([MAJORITY, formatting.score(task["majority"]), *[formatting.ABSENT] * 7])
-    return Table(_caption(comparison, task), head, rows)
+    name, score = _baseline_score(task)
+    rows.append([name, score, *[formatting.ABSENT] * (len(head) - 2)])
+    return _without_empty_columns(Table(_caption(comparison, task), head, rows))
+
+
+def endpoint_table(comparison: Mapping[str, Any], task: Mapping[str, Any]) -> Table:
+    """The further endpoints of every trained method on a task: forgetting, and scores of generated text."""
+    names = dict.fromkeys(name for entry in task["results"] for name in entry.get("endpoints", {}))
+    rows = []
+    for name in names:
+        for entry in ordered(task):
+            endpoint = entry.get("endpoints", {}).get(name)
+            if endpoint is None or entry["fitted"] or not endpoint["n"]:
+                continue
+            difference = endpoint["difference"] or {}
+            reference = entry["method"] == comparison["reference"]
+            rows.append(
+                [
+                    entry["title"],
+                    formatting.metric_title(name),
+                    _mean_sd(endpoint["mean"], endpoint["sd"]),
+                    "reference" if reference else verdict_text(endpoint["difference"]),
+                    *_difference_cells(difference),
+                    _interval(endpoint["interval"]),
+                ]
+            )
+    margins = comparison.get("margins", {})
+    stated = ", ".join(f"{formatting.metric_title(name)} {margins[name]:g}" for name in names if name in margins)
+    head = ["method", "score", "mean \u00b1 sd", "verdict", f"minus {title_of(comparison, comparison['reference'])}"]
+    head += ["95 % interval of the difference", "p (Holm)", "95 % interval of the mean"]
+    return Table(f"Further endpoints{f'; margins: {stated}' if stated else ''}", head, rows)
 
 
 def cost_table(task: Mapping[str, Any]) -> Table:
@@ -76,24 +114,20 @@ def cost_table(task: Mapping[str, Any]) -> Table:
 
 
 def overall_table(comparison: Mapping[str, Any]) -> Table:
-    """Wins, ties and losses against the reference, and the average rank; by wins minus losses, ties in given order."""
+    """Verdicts against the reference over the tasks; methods by wins minus losses, equal ones in the given order."""
     reference = title_of(comparison, comparison["reference"])
     rows = [
         [
             title_of(comparison, row["method"]),
             str(row["wins"]),
-            str(row["ties"]),
-            str(row["losses"]),
+            *_ties(row),
             str(row["not_tested"]),
-            formatting.ABSENT if row["average_rank"] is None else f"{row['average_rank']:.2f}",
             str(row["tasks"]),
         ]
         for row in sorted(comparison["overall"], key=lambda row: row["losses"] - row["wins"])
     ]
-    head = ["method", "wins", "ties", "losses", "not tested", "average rank", "tasks"]
-    return Table(
-        f"Over all tasks, compared with {reference}; a tie is a task without a significant difference", head, rows
-    )
+    head = ["method", "better", "equivalent", "worse", "undecided", "not tested", "tasks"]
+    return Table(f"Over all tasks, compared with {reference}, in the main score", head, rows)
 
 
 def search_table(task: Mapping[str, Any]) -> Table:
@@ -135,7 +169,13 @@ def failures(comparison: Mapping[str, Any]) -> list[str]:
 
 def ordered(task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The methods of a task by mean score, best first; those without a score last."""
-    return sorted(task["results"], key=lambda entry: (entry["mean"] is None, -(entry["mean"] or 0.0)))
+    sign = 1 if lower_is_better(task) else -1
+    return sorted(task["results"], key=lambda entry: (entry["mean"] is None, sign * (entry["mean"] or 0.0)))
+
+
+def lower_is_better(task: Mapping[str, Any]) -> bool:
+    """Whether smaller values of a task's main score are better."""
+    return task["primary"] in ("loss", "mse", "perplexity")
 
 
 def counts_sentence(task: Mapping[str, Any]) -> str:
@@ -144,12 +184,16 @@ def counts_sentence(task: Mapping[str, Any]) -> str:
     if counts["counts"] is None:
         return "It is not yet known whether this task can distinguish methods."
     best = next(entry["title"] for entry in task["results"] if entry["method"] == counts["best"])
+    lower = lower_is_better(task)
     parts = [
-        f"{'beats' if interval[1] > 0 else 'does not beat'} {name} ({_signed_interval(interval)})"
+        f"{'beats' if (interval[2] < 0 if lower else interval[1] > 0) else 'does not beat'} {name} "
+        f"({_signed_interval(interval)})"
         for name, interval in (
             ("the fitted head", counts["against_head"]),
             ("the majority class", counts["against_majority"]),
+            ("the untouched base", counts.get("against_base")),
         )
+        if interval is not None
     ]
     verdict = "This task distinguishes methods" if counts["counts"] else "This task does not distinguish methods"
     return f"{verdict}: the best method, {best}, {' and '.join(parts)}."
@@ -162,6 +206,8 @@ def as_markdown(comparison: Mapping[str, Any]) -> str:
     parts = [f"# Comparison on {text(names)}", f"**{result}**"]
     parts += ["\n".join(f"- {detail}" for detail in details)] if details else []
     parts.append(text(protocol_sentence(comparison)))
+    if analysis := analysis_sentence(comparison):
+        parts.append(text(analysis))
     if len(comparison["tasks"]) > 1 and comparison["overall"]:
         parts += ["## Over all tasks", _markdown(overall_table(comparison))]
     for task in comparison["tasks"]:
@@ -171,9 +217,11 @@ def as_markdown(comparison: Mapping[str, Any]) -> str:
             if task in begun(comparison)
             else [NOTHING]
         )
-        for table in (cost_table(task), search_table(task)):
+        for table in (endpoint_table(comparison, task), cost_table(task), search_table(task)):
             if table.rows:
                 parts += [f"### {text(table.caption)}", _markdown(table, caption=False)]
+        if task.get("texts"):
+            parts += ["### Texts side by side", *_markdown_texts(comparison, task)]
     failed = failures(comparison)
     if failed:
         parts += ["## Failed runs", "\n".join(f"- {text(line)}" for line in failed)]
@@ -213,8 +261,9 @@ def settings_sentence(task: Mapping[str, Any]) -> str:
 def as_csv(comparison: Mapping[str, Any]) -> str:
     """One line per method and task, with unrounded numbers."""
     columns = (
-        *("task", "metric", "method", "title", "seeds", "mean", "sd", "low", "high", "best_epoch_mean"),
-        *("difference", "difference_low", "difference_high", "p", "p_holm", "verdict"),
+        *("task", "metric", "method", "title", "seeds", "mean", "sd", "iqm", "low", "high", "best_epoch_mean"),
+        *("difference", "difference_low", "difference_high", "p", "p_holm"),
+        *("margin", "p_equivalent", "p_not_inferior", "family", "verdict"),
         *("learning_rate", "beta", "gamma", "trained_parameters", "head_parameters", "file_bytes"),
         *("peak_memory_bytes", "seconds_attach", "seconds_per_step", "seconds_total"),
         *("retention", "retention_before", "retention_after"),
@@ -226,7 +275,10 @@ def as_csv(comparison: Mapping[str, Any]) -> str:
         common = {"task": task["name"], "metric": task["primary"]}
         for entry in task["results"]:
             writer.writerow({**common, **_csv_values(entry)})
-        writer.writerow({**common, "method": "majority", "title": MAJORITY, "mean": task["majority"]})
+            for name, endpoint in entry.get("endpoints", {}).items():
+                writer.writerow({**common, "metric": name, **_endpoint_csv(entry, endpoint)})
+        name, score = _baseline(task)
+        writer.writerow({**common, "method": "majority" if name == MAJORITY else "base", "title": name, "mean": score})
     return file.getvalue()
 
 
@@ -243,9 +295,9 @@ def as_latex(comparison: Mapping[str, Any]) -> str:
     for method in dict.fromkeys(entry["method"] for task in tasks for entry in task["results"]):
         entries = [next((e for e in task["results"] if e["method"] == method), None) for task in tasks]
         trained = next((e["costs"]["trained_parameters"] for e in entries if e and e["costs"]), None)
-        cells = [_latex_score(entry) for entry in entries]
+        cells = [_latex_score(task, entry) for task, entry in zip(tasks, entries, strict=True)]
         lines.append(" & ".join([_latex(title_of(comparison, method)), *cells, formatting.count(trained)]) + r" \\")
-    lines.append(" & ".join(["Majority class", *(_percent(task["majority"]) for task in tasks), "-"]) + r" \\")
+    lines.append(" & ".join(["Baseline", *(_latex_number(task, _baseline(task)[1]) for task in tasks), "-"]) + r" \\")
     marks = (
         "$^{+}$ and $^{-}$: better and worse than "
         + _latex(title_of(comparison, comparison["reference"]))
@@ -279,19 +331,108 @@ def _row(comparison: Mapping[str, Any], entry: Mapping[str, Any]) -> list[str]:
         score = (
             formatting.score(entry["mean"]) + ("" if entry["sd"] is None else f" \u00b1 {entry['sd']:.4f}") + missing
         )
-    interval = entry["interval"]
     reference = entry["method"] == comparison["reference"]
     return [
         entry["title"],
         score,
-        "reference" if reference else ("baseline" if entry["fitted"] else difference.get("verdict", formatting.ABSENT)),
-        formatting.signed(difference["mean"]) if difference.get("mean") is not None else formatting.ABSENT,
-        f"{difference['p_holm']:.3g}" if difference.get("p_holm") is not None else formatting.ABSENT,
-        f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else formatting.ABSENT,
+        "reference" if reference else ("baseline" if entry["fitted"] else verdict_text(entry["difference"])),
+        *_difference_cells(difference),
+        formatting.score(entry.get("iqm")),
+        _interval(entry["interval"]),
+        _collapsed(entry.get("collapsed")),
         formatting.score(entry["best_epoch_mean"]) if not entry["fitted"] else formatting.ABSENT,
         formatting.count(costs.get("trained_parameters")),
-        seconds(costs.get("seconds_per_step")),
     ]
+
+
+def _difference_cells(difference: Mapping[str, Any]) -> list[str]:
+    """Mean, interval and p of a difference; the p of a primary one is not corrected and marked."""
+    mean, interval, p = difference.get("mean"), difference.get("interval"), difference.get("p_holm")
+    mark = " (primary)" if difference.get("family") == "primary" else ""
+    return [
+        formatting.ABSENT if mean is None else formatting.signed(mean),
+        " to ".join(map(formatting.signed, interval)) if interval else formatting.ABSENT,
+        formatting.ABSENT if p is None else f"{p:.3g}{mark}",
+    ]
+
+
+def _interval(interval: list[float] | None) -> str:
+    return f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else formatting.ABSENT
+
+
+def _mean_sd(mean: float | None, sd: float | None) -> str:
+    return formatting.score(mean) + ("" if sd is None else f" \u00b1 {sd:.4f}")
+
+
+def _collapsed(collapsed: Mapping[str, Any] | None) -> str:
+    return formatting.ABSENT if collapsed is None else f"{collapsed['count']} of {collapsed['seeds']}"
+
+
+def _ties(row: Mapping[str, Any]) -> list[str]:
+    """Equivalent, worse and undecided; schema version 2 has no equivalence and counts undecided tasks as ties."""
+    undecided = row.get("undecided")
+    if undecided is None:
+        return [formatting.ABSENT, str(row["losses"]), str(row["ties"])]
+    return [str(row["ties"]), str(row["losses"]), str(undecided)]
+
+
+def _baseline(task: Mapping[str, Any]) -> tuple[str, float | None]:
+    """Name and main score of the baseline that uses no training."""
+    if task["majority"] is not None:
+        return MAJORITY, task["majority"]
+    base = task.get("base")
+    return BASE, None if base is None else base["metrics"].get(task["primary"])
+
+
+def _baseline_score(task: Mapping[str, Any]) -> tuple[str, str]:
+    name, score = _baseline(task)
+    return name, formatting.score(score)
+
+
+def _without_empty_columns(table: Table) -> Table:
+    """The table without the columns that no row has a value for; files of earlier versions lack some."""
+    kept = [
+        place
+        for place in range(len(table.head))
+        if place < 3 or any(row[place] != formatting.ABSENT for row in table.rows)
+    ]
+    rows = [[row[place] for place in kept] for row in table.rows]
+    return Table(table.caption, [table.head[place] for place in kept], rows)
+
+
+def _endpoint_csv(entry: Mapping[str, Any], endpoint: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "method": entry["method"],
+        "title": entry["title"],
+        "seeds": endpoint["n"],
+        **{key: endpoint[key] for key in ("mean", "sd", "iqm")},
+        **_bounds("", endpoint["interval"]),
+        **_difference_csv(endpoint["difference"] or {}),
+    }
+
+
+def _bounds(prefix: str, interval: list[float] | None) -> dict[str, float | None]:
+    low, high = interval or (None, None)
+    return {f"{prefix}low": low, f"{prefix}high": high}
+
+
+def _difference_csv(difference: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "difference": difference.get("mean"),
+        **_bounds("difference_", difference.get("interval")),
+        **{key: difference.get(key) for key in ("p", "p_holm", "margin", "p_equivalent", "p_not_inferior", "family")},
+        "verdict": verdict_text(difference) if difference else None,
+    }
+
+
+def _markdown_texts(comparison: Mapping[str, Any], task: Mapping[str, Any]) -> list[str]:
+    parts = []
+    for sample in task["texts"]:
+        lines = [f"- reference: {text(reference)}" for reference in sample["references"][:3]]
+        lines += [f"- {BASE}: {text(sample['base'])}"] if sample["base"] is not None else []
+        lines += [f"- {text(title_of(comparison, name))}: {text(words)}" for name, words in sample["texts"].items()]
+        parts.append(code(sample["prompt"].replace("\n", " ")) + "\n\n" + "\n".join(lines))
+    return parts
 
 
 def _caption(comparison: Mapping[str, Any], task: Mapping[str, Any]) -> str:
@@ -322,21 +463,15 @@ def _markdown(table: Table, *, caption: bool = True) -> str:
 
 def _csv_values(entry: Mapping[str, Any]) -> dict[str, Any]:
     difference, costs = entry["difference"] or {}, entry["costs"] or {}
-    low, high = entry["interval"] or (None, None)
-    difference_low, difference_high = difference.get("interval") or (None, None)
     retention = costs.get("retention") or {}
     chosen = (entry["search"] or {}).get("chosen") or {}
     return {
         "method": entry["method"],
         "title": entry["title"],
         "seeds": entry["n"],
-        **{key: entry[key] for key in ("mean", "sd", "best_epoch_mean")},
-        "low": low,
-        "high": high,
-        "difference": difference.get("mean"),
-        "difference_low": difference_low,
-        "difference_high": difference_high,
-        **{key: difference.get(key) for key in ("p", "p_holm", "verdict")},
+        **{key: entry.get(key) for key in ("mean", "sd", "iqm", "best_epoch_mean")},
+        **_bounds("", entry["interval"]),
+        **_difference_csv(difference),
         **{key: chosen.get(key) for key in ("learning_rate", "beta", "gamma")},
         **{
             key: costs.get(key)
@@ -352,13 +487,20 @@ def _csv_values(entry: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _latex_score(entry: Mapping[str, Any] | None) -> str:
+def _latex_score(task: Mapping[str, Any], entry: Mapping[str, Any] | None) -> str:
     if entry is None or entry["mean"] is None:
         return "--"
     verdict = (entry["difference"] or {}).get("verdict")
     mark = "" if entry["fitted"] else {"better": "$^{+}$", "worse": "$^{-}$"}.get(str(verdict), "")
-    spread = "" if entry["sd"] is None else f" {{\\scriptsize $\\pm$ {_percent(entry['sd'])}}}"
-    return f"{_percent(entry['mean'])}{spread}{mark}"
+    spread = "" if entry["sd"] is None else f" {{\\scriptsize $\\pm$ {_latex_number(task, entry['sd'])}}}"
+    return f"{_latex_number(task, entry['mean'])}{spread}{mark}"
+
+
+def _latex_number(task: Mapping[str, Any], value: float | None) -> str:
+    """A score as a percentage, a loss as it is."""
+    if value is None:
+        return "--"
+    return _percent(value) if formatting.metric_range(task["primary"]) else f"{value:.4f}"
 
 
 def _percent(value: float) -> str:

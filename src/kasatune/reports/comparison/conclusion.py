@@ -1,4 +1,4 @@
-"""The conclusion of a comparison in words: significant differences, ties, and what was not tested."""
+"""The conclusion of a comparison in words: the primary endpoint, verdicts on the methods, and what was not tested."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import Any
 
 from kasatune.reports import formatting
 from kasatune.wording import agree, counted
-
-NO_DIFFERENCE = "no difference shown"
 
 
 def conclusion(comparison: Mapping[str, Any]) -> str:
@@ -20,8 +18,10 @@ def conclusion_sentences(comparison: Mapping[str, Any]) -> list[str]:
     """The conclusion in parts of one or a few sentences; the first part states the result."""
     parts = [
         _unfinished(comparison),
+        primary_sentence(comparison),
+        registration_sentence(comparison),
         *_differences(comparison),
-        _ranks(comparison),
+        _further_endpoints(comparison),
         _tasks_that_count(comparison),
         _at_the_edge(comparison),
         _not_tested(comparison),
@@ -60,20 +60,27 @@ def _unfinished(comparison: Mapping[str, Any]) -> str:
     )
 
 
-def _verdicts(comparison: Mapping[str, Any], verdict: str) -> dict[str, list[str]]:
-    """The tasks on which each trained method has this verdict."""
-    by_method: dict[str, list[str]] = {}
+def verdict_text(difference: Mapping[str, Any] | None) -> str:
+    """The verdicts of a difference as text, such as "better and equivalent"; "-" without a difference.
+
+    Files of schema version 2 call an undecided difference `no difference shown`.
+    """
+    if not difference:
+        return formatting.ABSENT
+    words = difference.get("verdicts") or [difference["verdict"]]
+    return listed([_UNDECIDED if word == _NO_DIFFERENCE else word for word in words])
+
+
+def _by_verdict(comparison: Mapping[str, Any]) -> dict[str, dict[str, list[str]]]:
+    """For each verdict, the tasks on which each trained method has it."""
+    groups: dict[str, dict[str, list[str]]] = {}
     for task in comparison["tasks"]:
         for entry in task["results"]:
             difference = entry["difference"]
-            if (
-                not entry["fitted"]
-                and difference
-                and difference.get("verdict") == verdict
-                and entry["mean"] is not None
-            ):
+            if not entry["fitted"] and difference and entry["mean"] is not None:
+                by_method = groups.setdefault(verdict_text(difference), {})
                 by_method.setdefault(entry["title"], []).append(task["name"])
-    return by_method
+    return groups
 
 
 def _grouped(by_method: Mapping[str, list[str]]) -> list[tuple[list[str], str]]:
@@ -91,34 +98,77 @@ def _on(comparison: Mapping[str, Any], tasks: Sequence[str]) -> str:
     return f"{number} tasks" if every else listed(tasks)
 
 
+def primary_sentence(comparison: Mapping[str, Any]) -> str:
+    """The result of the primary endpoint; "" without one."""
+    primary = comparison.get("primary")
+    if not primary:
+        return ""
+    score = formatting.metric_title(primary["metric"])
+    method, reference = (title_of(comparison, primary[key]) for key in ("method", "reference"))
+    subject = f"{method} against {reference} in {score} on {primary['task']}"
+    difference = primary["difference"]
+    if not difference or difference["mean"] is None or difference["interval"] is None:
+        return f"The primary endpoint, {subject}, could not be tested yet."
+    low, high = difference["interval"]
+    margin = "" if difference["margin"] is None else f", margin {difference['margin']:g}"
+    return (
+        f"Primary endpoint, {subject}: {verdict_text(difference)} ({formatting.signed(difference['mean'])}, 95 % "
+        f"interval {formatting.signed(low)} to {formatting.signed(high)}, p {difference['p']:.3g}{margin})."
+    )
+
+
+def registration_sentence(comparison: Mapping[str, Any]) -> str:
+    """Whether the plan was registered before the first run; "" if no file was named."""
+    registration = comparison.get("registration")
+    if not registration:
+        return ""
+    name = f"{registration['file']} (SHA-256 {registration['sha256'][:12]})"
+    if registration["commit"] is None:
+        return f"The plan in {name} is not committed, so nothing shows that it was written before the first run."
+    commit = f"committed as {registration['commit'][:12]} at {registration['committed_at']}"
+    if registration["before_first_run"] is False:
+        return f"The plan in {name} was {commit}, after the first run had finished: it was not registered."
+    return f"Configuration, endpoint, margins and analysis were registered in {name}, {commit}, before the first run."
+
+
 def _differences(comparison: Mapping[str, Any]) -> list[str]:
     reference = title_of(comparison, comparison["reference"])
-    better, worse = _verdicts(comparison, "better"), _verdicts(comparison, "worse")
-    same, untested = _verdicts(comparison, NO_DIFFERENCE), _verdicts(comparison, "not tested")
-    if not better and not worse:
-        if not same:
-            return [f"No difference to {reference} could be tested yet."]
+    groups = _by_verdict(comparison)
+    untested = groups.pop("not tested", {})
+    undecided = groups.get(_UNDECIDED, {})
+    if not groups:
+        return [f"No difference to {reference} could be tested yet."]
+    if set(groups) == {_UNDECIDED}:
         seeds = _seeds_compared(comparison)
-        many = "seed" if seeds == 1 else "seeds"
-        names = f"none of {listed(list(same))} differs" if len(same) > 1 else f"{listed(list(same))} does not differ"
+        many = "seed shows" if seeds == 1 else "seeds show"
         sentences = [
-            f"No significant difference: with {seeds} {many}, {names} significantly from {reference} on any task.",
-            "This does not prove that they are equal.",
+            f"Undecided: {seeds} {many} neither a difference from {reference} nor equivalence to it, on any task, for "
+            f"{listed(list(undecided))}."
         ]
     else:
-        sentences = [] if better else [f"No method is significantly better than {reference} on any task."]
+        won = any(verdict.startswith("better") for verdict in groups)
+        sentences = [] if won else [f"No method is shown to be better than {reference} on any task."]
         sentences += [
-            f"Significantly {verdict} than {reference} on {_on(comparison, tasks)}: {name}."
-            for verdict, group in (("better", better), ("worse", worse))
-            for tasks, name in _grouped(group)
-        ]
-        sentences += [
-            f"No significant difference between {reference} and {name} on {_on(comparison, tasks)}."
-            for tasks, name in _grouped(same)
+            _SENTENCES[verdict].format(reference, _on(comparison, tasks), name)
+            for verdict in _SENTENCES
+            for tasks, name in _grouped(groups.get(verdict, {}))
         ]
     if untested:
         sentences.append(f"Not tested, because seeds or runs are missing: {listed(list(untested))}.")
     return sentences
+
+
+_UNDECIDED, _NO_DIFFERENCE = "undecided", "no difference shown"
+_SENTENCES = {
+    "better": "Better than {0} on {1}: {2}.",
+    "better and equivalent": "Better than {0} on {1}, by less than the margin: {2}.",
+    "worse": "Worse than {0} on {1}: {2}.",
+    "worse and not inferior": "Worse than {0} on {1}, by less than the margin: {2}.",
+    "worse and equivalent": "Worse than {0} on {1}, by less than the margin: {2}.",
+    "equivalent": "Equivalent to {0} on {1}, within the margin: {2}.",
+    "not inferior": "Not inferior to {0} on {1} by the margin or more: {2}.",
+    _UNDECIDED: "Undecided on {1}, neither a difference from {0} nor equivalence is shown: {2}.",
+}
 
 
 def _seeds_compared(comparison: Mapping[str, Any]) -> int:
@@ -129,22 +179,17 @@ def _seeds_compared(comparison: Mapping[str, Any]) -> int:
     return max((difference["seeds"] for difference in differences if difference), default=0)
 
 
-def _ranks(comparison: Mapping[str, Any]) -> str:
-    """The best average rank; "" without a significant win, because ranks of ties depend on the seeds alone."""
-    most = max((row["tasks"] for row in comparison["overall"]), default=0)
-    ranked = sorted(
-        (row for row in comparison["overall"] if row["tasks"] == most and row["average_rank"] is not None),
-        key=lambda row: row["average_rank"],
-    )
-    if most < 2 or len(ranked) < 2 or not any(row["wins"] for row in ranked):
-        return ""
-    first = ranked[0]
-    ties = [row for row in ranked if row["average_rank"] == first["average_rank"]]
-    names = listed([title_of(comparison, row["method"]) for row in ties])
-    return (
-        f"{names} {'have' if len(ties) > 1 else 'has'} the best average rank over {counted(most, 'task')}, "
-        f"{first['average_rank']:.2f}; ranks are not tested for significance."
-    )
+def _further_endpoints(comparison: Mapping[str, Any]) -> str:
+    """What is shown of the further endpoints, such as forgetting; "" if nothing is."""
+    shown = []
+    for task in comparison["tasks"]:
+        for entry in task["results"]:
+            for metric, endpoint in entry.get("endpoints", {}).items():
+                words = verdict_text(endpoint["difference"])
+                if not entry["fitted"] and words not in (formatting.ABSENT, "not tested", _UNDECIDED):
+                    shown.append(f"{entry['title']} in {formatting.metric_title(metric)} on {task['name']}: {words}")
+    reference = title_of(comparison, comparison["reference"])
+    return f"Further endpoints, compared with {reference}: {'; '.join(shown)}." if shown else ""
 
 
 def _tasks_that_count(comparison: Mapping[str, Any]) -> str:
@@ -153,8 +198,8 @@ def _tasks_that_count(comparison: Mapping[str, Any]) -> str:
         return ""
     plural = len(no) > 1
     return (
-        f"{listed(no)} {'do' if plural else 'does'} not distinguish methods: even the best method does not "
-        "significantly beat both the fitted head and the majority class."
+        f"{listed(no)} {'do' if plural else 'does'} not distinguish methods: even the best method is not "
+        "shown to beat the baselines."
     )
 
 
@@ -208,9 +253,9 @@ def protocol_sentence(comparison: Mapping[str, Any]) -> str:
             "reported, so every score is biased upwards."
         )
     searched = (
-        f"Settings were searched with {counted(search['trials'], 'trial')} per method ({search['kind']}), "
-        "scored on a held-out "
-        "fifth of the training rows"
+        f"Settings were searched with {counted(search['trials'], 'trial')} per method "
+        f"({search['kind']}{_search_seeds(search)}), "
+        f"scored on a held-out fifth of the training rows{_extended(comparison)}"
         if search["applies"]
         else "All settings are those of the recipe; nothing was searched"
     )
@@ -219,4 +264,35 @@ def protocol_sentence(comparison: Mapping[str, Any]) -> str:
         f"{searched}. Then each method was trained on all training rows with {seeds} new "
         f"{'seed' if seeds == 1 else 'seeds'}, and its state after the last epoch was scored on the validation rows, "
         "on which nothing was chosen."
+    )
+
+
+def analysis_sentence(comparison: Mapping[str, Any]) -> str:
+    """How the differences were tested; for files of schema version 2 the rule of that version."""
+    if "analysis" in comparison:
+        return f"{comparison['analysis']}." if comparison["analysis"] else ""
+    return (
+        "These differences were tested before margins existed: by a paired t-test over the seeds with Holm's "
+        "correction and an interval over resampled seeds and rows; intervals of means are bootstraps over the seeds, "
+        "too narrow for so few. Equivalence was not tested, so what is not better or worse is undecided."
+    )
+
+
+def _search_seeds(search: Mapping[str, Any]) -> str:
+    seeds = search.get("seeds", 1)
+    return "" if seeds == 1 else f", each the mean of {seeds} seeds"
+
+
+def _extended(comparison: Mapping[str, Any]) -> str:
+    """The further trials of methods whose best learning rate was at an edge."""
+    by_method: dict[str, int] = {}
+    for task in comparison["tasks"]:
+        for entry in task["results"]:
+            further = len((entry["search"] or {}).get("trials", ())) - comparison["search"]["trials"]
+            if further > 0:
+                by_method[entry["title"]] = by_method.get(entry["title"], 0) + further
+    if not by_method:
+        return ""
+    return "; beyond the edge of the rates, further trials of " + listed(
+        [f"{name} ({number})" for name, number in by_method.items()]
     )

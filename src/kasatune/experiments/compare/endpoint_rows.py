@@ -1,0 +1,103 @@
+"""Endpoints of a run row by row, from predictions.json: the values whose mean over the rows is the run's score."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kasatune.data.tasks.table import TASKS
+from kasatune.data.tasks.task_info import TaskInfo
+from kasatune.evaluation.multiple_choice import are_correct
+from kasatune.experiments.compare.forgetting import FORGETTING, read_retention
+from kasatune.io.run_layout import PREDICTIONS
+from kasatune.metrics.generation import rouge_l_segments, sentence_bleu_segments
+from kasatune.metrics.row_values import ratio_values, row_values
+
+Floats = npt.NDArray[np.float64]
+
+_CHOICES = {"accuracy": "written", "acc": "acc", "acc_norm": "acc_norm"}
+_LEAST_PROBABILITY = 1e-30  # probabilities are stored in float32
+
+
+def endpoint_names(task: str, primary: str) -> list[str]:
+    """The scores of a task that a comparison analyses, the main score first and forgetting last."""
+    info = TASKS[task]
+    names = [primary]
+    if info.kind == "generation":
+        names += ["rouge_l", "sentence_bleu"] if "rouge_l" in info.metrics else []
+        names += [name for name in ("accuracy", "acc_norm") if name in info.metrics]
+    return [*dict.fromkeys(names), FORGETTING]
+
+
+def run_rows(folder: Path, task: str, metric: str) -> Floats | None:
+    """The values of the rows of a run whose mean is its score `metric`; None if its files do not tell.
+
+    Rows of text with one prompt count as one unit, because they are one input with several references.
+    """
+    if metric == FORGETTING:
+        retention = read_retention(folder)
+        return None if retention is None else retention.rise
+    answers = _answers(folder)
+    if answers is None:
+        return None
+    try:
+        values = _text_rows(TASKS[task], metric, answers) if TASKS[task].kind == "generation" else None
+        if values is None and TASKS[task].kind != "generation":
+            values = _labelled_rows(TASKS[task], metric, answers)
+    except (KeyError, TypeError, ValueError, IndexError):
+        return None
+    return values if values is not None and len(values) > 1 and np.isfinite(values).all() else None
+
+
+def constant_rows(metric: str, labels: Sequence[Any], answer: Any) -> Floats | None:
+    """The values of the rows for one constant answer, the baseline that uses no input."""
+    return row_values(metric, labels, [answer] * len(labels))
+
+
+@lru_cache(maxsize=64)
+def _read(path: Path, changed: int) -> Mapping[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _answers(folder: Path) -> Mapping[str, Any] | None:
+    path = folder / PREDICTIONS
+    return _read(path, path.stat().st_mtime_ns) if path.is_file() else None
+
+
+def _labelled_rows(info: TaskInfo, metric: str, answers: Mapping[str, Any]) -> Floats | None:
+    labels, predicted = answers["labels"], answers["predictions"]
+    if metric != "loss":
+        return row_values(metric, labels, predicted)
+    if info.kind == "regression":
+        return np.square(np.asarray(predicted, dtype=np.float64) - np.asarray(labels, dtype=np.float64))
+    probabilities = [row[label] for row, label in zip(answers["scores"], labels, strict=True)]
+    return -np.log(np.maximum(np.asarray(probabilities, dtype=np.float64), _LEAST_PROBABILITY))
+
+
+def _text_rows(info: TaskInfo, metric: str, answers: Mapping[str, Any]) -> Floats | None:
+    if metric == "loss":
+        losses = answers["losses"]
+        sums, tokens = np.asarray(losses["sum"], dtype=np.float64), np.asarray(losses["tokens"], dtype=np.float64)
+        units = np.asarray(losses["prompt"])
+        return ratio_values(np.bincount(units, weights=sums), np.bincount(units, weights=tokens))
+    texts, references = answers["predictions"], answers["labels"]
+    if not texts or "inputs" not in answers:
+        return None
+    if metric == "rouge_l":
+        return np.asarray(rouge_l_segments(texts, references))
+    if metric == "sentence_bleu":
+        return np.asarray(sentence_bleu_segments(texts, references))
+    if metric in _CHOICES and "acc" in info.metrics:
+        right = are_correct(answers["inputs"], references, answers["scores"], _CHOICES[metric])
+        return np.asarray(right, dtype=np.float64)
+    return None
