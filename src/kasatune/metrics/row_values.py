@@ -17,7 +17,8 @@ from kasatune.metrics.bootstrap import WEIGHTED_SCORES
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
-_MOST_GROUPS = 1000
+MOST_GROUPS = 1000
+"""The most groups of rows of a score that has no value per row."""
 _SEED = 0
 
 
@@ -51,7 +52,7 @@ def row_values(metric: str, labels: Sequence[Any] | Array, predictions: Sequence
     if metric not in WEIGHTED_SCORES:
         return None
     rows = len(expected)
-    groups = min(rows, _MOST_GROUPS)
+    groups = min(rows, MOST_GROUPS)
     member = np.arange(rows)
     if groups < rows:
         member = np.random.default_rng(_SEED).permutation(rows) % groups

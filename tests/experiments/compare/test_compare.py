@@ -274,3 +274,33 @@ def test_worker_processes_give_the_scores_of_a_sequential_comparison(done, bert,
 def test_collecting_finished_runs_gives_the_same_results(done):
     spec, out, found, _ = done
     assert collect_finished(spec, out)["tasks"] == found["tasks"]
+
+
+def test_a_trial_is_the_mean_of_its_seeds_and_the_search_moves_on_at_an_edge(bert, tmp_path):
+    spec = make_toy_spec(bert, tmp_path, "lora", (0,), search=Search("grid", 2, seeds=2, extensions=1))
+    found, lines = run(spec, tmp_path / "out")
+    search = found["tasks"][0]["results"][0]["search"]
+    assert len(search["trials"]) == 3, "the better of two rates is at an edge"
+    assert len(lines) == 3 * 2 + 2 == found["progress"]["planned"] and found["complete"]
+    rates = [trial["settings"]["learning_rate"] for trial in search["trials"]]
+    assert rates[2] in (1e-5, 10.0)
+    for trial in search["trials"]:
+        assert [one["seed"] for one in trial["runs"]] == [2**32 - 1, 2**32 - 2]
+        if trial["error"] is None:
+            assert trial["score"] == pytest.approx(sum(one["score"] for one in trial["runs"]) / 2)
+    assert run(spec, tmp_path / "out")[1] == []
+
+
+def test_forgetting_is_an_endpoint_measured_after_every_epoch(bert, tmp_path):
+    spec = make_toy_spec(bert, tmp_path, "lora,bitfit", trials=1, training={"epochs": 2})
+    found, _ = run(spec, tmp_path / "out")
+    lora, bitfit, head = found["tasks"][0]["results"]
+    assert [point[0] for point in lora["forgetting_curve"]] == [1.0, 2.0]
+    assert lora["forgetting_curve"][-1][1] == pytest.approx(lora["endpoints"]["forgetting"]["mean"], rel=1e-6)
+    difference = bitfit["endpoints"]["forgetting"]["difference"]
+    mine, theirs = bitfit["endpoints"]["forgetting"]["values"], lora["endpoints"]["forgetting"]["values"]
+    assert difference["mean"] == pytest.approx(sum(a - b for a, b in zip(mine, theirs, strict=True)) / 2)
+    assert difference["rows"] == 320 // 16 and difference["verdict"] != "not tested"
+    assert bitfit["endpoints"]["forgetting_matched"]["difference"]["rows"] == 0, "over the seeds alone"
+    assert head["endpoints"]["forgetting"]["mean"] == 0, "the body is frozen"
+    assert lora["costs"]["retention"]["tokens"] == 320

@@ -12,12 +12,14 @@ from kasatune.experiments.compare.hyperparameter_search import (
     OptunaSearch,
     at_the_edge,
     best_trial,
+    beyond_the_edge,
     fixed_trials,
     search_space,
 )
 from kasatune.experiments.compare.run_id import plan_run
 from kasatune.experiments.compare.search_holdout import search_data
 from kasatune.experiments.compare.spec import SEARCH_SEED, Search, make_spec
+from kasatune.experiments.compare.unrelated_text import UnrelatedText
 from kasatune.experiments.compare.variants import parse_seeds, parse_variants
 from tests.toys import make_recipe
 
@@ -188,3 +190,32 @@ def test_equal_runs_have_equal_ids_and_others_do_not(recipe, bert, tmp_path):
     assert len({job(), job(lora), job(seed=1), job(search=True), job(rows="b"), job(learning_rate=0.1)}) == 6
     assert job(lora) == job(lora, of=moved), "another folder, and a setting that LoRA does not read"
     assert job() != job(of=moved)
+
+
+def test_a_search_moves_on_beyond_an_edge_by_the_ratio_of_the_rates():
+    tried = [{"learning_rate": rate, "beta": 1.0} for rate in (0.001, 0.01, 0.1)]
+    assert beyond_the_edge(tried[2], tried) == {"learning_rate": 1.0, "beta": 1.0}
+    assert beyond_the_edge(tried[0], tried) == {"learning_rate": 0.0001, "beta": 1.0}
+    assert beyond_the_edge(tried[1], tried) is None
+    assert beyond_the_edge(tried[0], tried[:1]) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"search": Search(seeds=0)}, "--search-seeds"),
+        ({"search": Search(extensions=-1)}, "--search-extensions"),
+        ({"margins": ["bleu=0.1"]}, "'bleu' is not a score of these tasks"),
+        ({"primary": "toy:accuracy:kasa:head"}, "--primary"),
+        ({"unrelated": UnrelatedText(tokens=1)}, "--unrelated-tokens"),
+        ({"seeds": (SEARCH_SEED - 2,)}, "reserved for the search"),
+    ],
+)
+def test_invalid_options_of_the_analysis_are_refused(recipe, options, words):
+    with pytest.raises(InputError, match=words):
+        spec_of(recipe, **options)
+
+
+def test_a_margin_of_the_user_replaces_the_default(recipe):
+    spec = spec_of(recipe, margins=["accuracy=0.005"])
+    assert spec.margin("accuracy") == 0.005 and spec.margin("forgetting") == 0.02 and spec.margin("mse") is None

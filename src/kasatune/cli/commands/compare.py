@@ -18,6 +18,7 @@ from kasatune.wording import counted
 
 if TYPE_CHECKING:
     from kasatune.experiments.compare.spec import ComparisonSpec
+    from kasatune.recipes.schema import Recipe
 
 
 def command(
@@ -46,6 +47,47 @@ def command(
         str | None,
         typer.Option(metavar="METHOD", help="The method that the others are compared with.", show_default=False),
     ] = None,
+    search_seeds: Annotated[
+        int, typer.Option(metavar="N", help="Seeds of every search trial; their mean score counts.")
+    ] = 3,
+    search_extensions: Annotated[
+        int, typer.Option(metavar="N", help="Most trials beyond an edge of the rates at which the best one lies.")
+    ] = 3,
+    margin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METRIC=VALUE", help="Largest difference in a score that does not matter.", show_default=False
+        ),
+    ] = None,
+    primary: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TASK:METRIC:METHOD:REFERENCE[:MARGIN]",
+            help="The one difference that is tested alone; all others are exploratory.",
+            show_default=False,
+        ),
+    ] = None,
+    register: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the plan of the comparison and run nothing.", show_default=False),
+    ] = None,
+    registered: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The plan that was committed before the first run.", show_default=False),
+    ] = None,
+    pilot: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="With --plan: an earlier comparison to plan from.", show_default=False),
+    ] = None,
+    unrelated: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Text to measure forgetting on; default: documentation strings of Python's standard library.",
+            show_default=False,
+        ),
+    ] = None,
+    unrelated_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens of that text to measure on.")] = 20_000,
     protocol: Annotated[
         str, typer.Option(metavar="KIND", help="clean, or paper (select the best epoch on the reported rows).")
     ] = "clean",
@@ -58,67 +100,90 @@ def command(
         bool, typer.Option("--keep-adapters", help="Keep the weights of the reported runs.")
     ] = False,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Print the number of runs and their estimated time, without starting any.")
+        bool,
+        typer.Option(
+            "--plan",
+            help="Print the number of runs, their time and the smallest difference they can show; run nothing.",
+        ),
     ] = False,
     report_only: Annotated[
         bool, typer.Option("--report-only", help="Write the report from the finished runs only.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Train several methods under equal budgets and report which differences are significant.
+    """Train several methods under equal budgets and decide which are better, worse or equivalent.
 
     Example: kasatune compare glue-minilm/sst2 task.data=path/to/SST-2 --methods kasa,lora,bitfit,full --seeds 0,1,2,3,4
 
-    Every method searches its learning rate (and KaSA beta and gamma) with the same number of trials on a part of the
-    training rows, then trains on all of them with each seed. To continue after an interruption, give the same command
+    Every method searches its learning rate (and KaSA beta and gamma) on a part of the training rows, then trains on all
+    of them with each seed. To continue after an interruption, give the same command
     again: finished runs are not repeated. The linear probe (a head fitted on the frozen model) is always included.
     """
     with results_only():
-        spec = _spec(recipe, overrides, methods, seeds, tasks, trials, search, learning_rates, reference, protocol)
+        low, high = _bounds(learning_rates)
+        spec = _spec(
+            _recipes(recipe, tasks, overrides),
+            methods,
+            seeds,
+            reference=reference,
+            protocol=protocol,
+            search=(search, trials, low, high, search_seeds, search_extensions),
+            margins=margin or (),
+            primary=primary,
+            unrelated=(unrelated, unrelated_tokens),
+        )
         number = _workers(workers)
         if threads < 1:
             raise InputError(f"--threads: {threads} received; must be 1 or more")
         arguments = [argument for argument in sys.argv[1:] if argument not in ("--report-only", "--json")]
         command_line = f"kasatune {redacted(shlex.join(arguments))}" if "compare" in arguments else ""
-        if plan:
-            results: dict[str, Any] = _plan(spec, out, threads, number)
+        if pilot is not None and not plan:
+            raise InputError(f"--pilot: {pilot} received; it is read with --plan only")
+        if register is not None:
+            results: dict[str, Any] = _register(spec, register)
+        elif plan:
+            results = _plan(spec, out, threads, number, pilot)
         else:
-            results = _compare(spec, out, command_line, number, threads, gpus_per_run, keep_adapters, report_only)
+            options = {"workers": number, "threads": threads, "gpus": gpus_per_run, "keep_adapters": keep_adapters}
+            results = _compare(spec, out, command_line, options, registered, report_only)
     if json:
         print_json(results)
+    elif register is not None:
+        say(f"{register} holds the plan; commit it, then give the same command with --registered {register}")
     elif plan:
         _show_plan(results)
     else:
         _show(results, out)
 
 
-def _spec(
-    recipe: str,
-    overrides: list[str] | None,
-    methods: str,
-    seeds: str,
-    tasks: str | None,
-    trials: int,
-    search: str,
-    learning_rates: str | None,
-    reference: str | None,
-    protocol: str,
-) -> ComparisonSpec:
-    from kasatune.experiments.compare.spec import Search, make_spec
-    from kasatune.experiments.compare.variants import parse_seeds, parse_variants
+def _recipes(recipe: str, tasks: str | None, overrides: list[str] | None) -> list[tuple[Path, Recipe]]:
     from kasatune.recipes.schema import load_recipe
 
-    low, high = _bounds(learning_rates)
     paths = [find_recipe(name.strip()) for name in [recipe, *(tasks or "").split(",")] if name.strip()]
     own = _overrides(overrides or (), [path.stem for path in paths])
-    recipes = [(path, load_recipe(path, own[path.stem], check_inputs=True)) for path in paths]
+    return [(path, load_recipe(path, own[path.stem], check_inputs=True)) for path in paths]
+
+
+def _spec(
+    recipes: list[tuple[Path, Recipe]],
+    methods: str,
+    seeds: str,
+    *,
+    search: tuple[Any, ...],
+    unrelated: tuple[str | None, int],
+    **options: Any,
+) -> ComparisonSpec:
+    from kasatune.experiments.compare.spec import Search, make_spec
+    from kasatune.experiments.compare.unrelated_text import UnrelatedText
+    from kasatune.experiments.compare.variants import parse_seeds, parse_variants
+
     return make_spec(
         recipes,
         parse_variants(methods),
         parse_seeds(seeds),
-        reference=reference,
-        protocol=protocol,
-        search=Search(search, trials, low, high),  # pyright: ignore[reportArgumentType]
+        search=Search(*search),
+        unrelated=UnrelatedText(*unrelated),
+        **options,
     )
 
 
@@ -153,39 +218,42 @@ def _workers(text: str) -> int | str:
     return int(text)
 
 
-def _plan(spec: ComparisonSpec, out: Path, threads: int, workers: int | str) -> dict[str, Any]:
+def _plan(spec: ComparisonSpec, out: Path, threads: int, workers: int | str, pilot: Path | None) -> dict[str, Any]:
     from kasatune.experiments.compare.runtime_forecast import forecast
 
-    return forecast(spec, out, threads=threads, workers=workers)
+    return forecast(spec, out, threads=threads, workers=workers, pilot=pilot)
+
+
+def _register(spec: ComparisonSpec, path: Path) -> dict[str, Any]:
+    from kasatune.experiments.compare.compare import plan_methods
+    from kasatune.experiments.compare.process_cache import process_cache
+    from kasatune.experiments.compare.registration import planned_content, write_plan
+    from kasatune.io.library_noise import quiet
+
+    with quiet(note):
+        methods = plan_methods(spec, process_cache(), note)
+    write_plan(spec, methods, path)
+    return planned_content(spec, methods)
 
 
 def _compare(
     spec: ComparisonSpec,
     out: Path,
     command_line: str,
-    workers: int | str,
-    threads: int,
-    gpus: float | None,
-    keep_adapters: bool,
+    options: dict[str, Any],
+    registered: Path | None,
     report_only: bool,
 ) -> dict[str, Any]:
     from kasatune.experiments.compare.compare import collect_finished, compare
     from kasatune.experiments.compare.comparison_file import write_comparison
 
     if report_only:
-        comparison = collect_finished(spec, out, threads=threads, command=command_line)
+        comparison = collect_finished(
+            spec, out, threads=options["threads"], command=command_line, registered=registered
+        )
     else:
         try:
-            comparison = compare(
-                spec,
-                out,
-                workers=workers,
-                threads=threads,
-                gpus=gpus,
-                keep_adapters=keep_adapters,
-                tell=note,
-                command=command_line,
-            )
+            comparison = compare(spec, out, **options, tell=note, command=command_line, registered=registered)
         except KeyboardInterrupt as interrupt:
             interrupt.add_note(f"{out} holds the finished runs; continue with the same command")
             raise
@@ -212,6 +280,39 @@ def _show_plan(plan: dict[str, Any]) -> None:
         f"\n{counted(plan['runs'], 'run')}, {plan['finished']} finished; about {formatting.duration(plan['left'])} left"
         f" with {plan['at_once']} at once ({plan['basis']})"
     )
+    _show_smallest(plan["smallest_differences"])
+
+
+def _show_smallest(lines: list[dict[str, Any]]) -> None:
+    """Print the smallest differences that the seeds can show, and warn where they exceed the margin."""
+    from kasatune.reports import formatting
+
+    if lines[0]["unit"] == "sd":
+        smallest = lines[0]["smallest"]
+        if smallest is None:
+            say("\none seed shows no difference: give --seeds at least two")
+            return
+        say(
+            f"\nat 80 % power these seeds show a difference of {smallest:.2f} standard deviations of the paired "
+            "difference; give --pilot DIR, an earlier comparison, to see it in units of the score"
+        )
+        return
+    head = ["task", "method", "score", "smallest difference", "margin", ""]
+    rows = [
+        [
+            line["task"],
+            line["method"],
+            formatting.metric_title(line["metric"]),
+            formatting.score(line["smallest"]),
+            formatting.ABSENT if line["margin"] is None else f"{line['margin']:g}",
+            "above the margin" if line["exceeds_margin"] else "",
+        ]
+        for line in lines
+    ]
+    print_table(head, rows, title="Smallest difference that these seeds show at 80 % power, tested alone", numbers=3)
+    above = sum(bool(line["exceeds_margin"]) for line in lines)
+    if above:
+        say(f"\nwarning: {above} of {len(lines)} smallest differences exceed the margin; give more seeds or rows")
 
 
 def _show(comparison: dict[str, Any], out: Path) -> None:

@@ -31,6 +31,11 @@ class BaseOnTask(MethodOnTask):
         return f"untouched base on {self.task.name}"
 
     @property
+    def label(self) -> str:
+        """The base, for tables."""
+        return "untouched base"
+
+    @property
     def number_of_runs(self) -> int:
         """Always 1."""
         return 1

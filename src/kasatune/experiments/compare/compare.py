@@ -12,6 +12,7 @@ from kasatune.experiments.compare.base_run import BaseOnTask
 from kasatune.experiments.compare.executors import make_executor
 from kasatune.experiments.compare.method_on_task import MethodOnTask
 from kasatune.experiments.compare.process_cache import ProcessCache, process_cache
+from kasatune.experiments.compare.registration import read_registration
 from kasatune.experiments.compare.results import collect_results
 from kasatune.experiments.compare.resumable_scheduler import Scheduler
 from kasatune.experiments.compare.run_store import existing_runs_folder, locked_comparison, make_runs_folder
@@ -32,6 +33,7 @@ def compare(
     keep_adapters: bool = False,
     tell: Callable[[str], None] = lambda text: None,
     command: str = "",
+    registered: Path | None = None,
 ) -> dict[str, Any]:
     """Execute every run of a comparison that `out` does not hold yet, and collect the results.
 
@@ -44,17 +46,19 @@ def compare(
         keep_adapters: keep the trained weights of reported runs.
         tell: receives one line for each run.
         command: the command line that repeats the comparison, for comparison.json.
+        registered: file with the registered plan of the comparison.
 
     Returns:
         The content of comparison.json.
 
     Raises:
-        InputError: a recipe, its data or the output is invalid; no run has started.
+        InputError: a recipe, its data, the output or the registered plan is invalid; no run has started.
         WorkError: worker processes were lost; finished runs are kept.
     """
     cache = process_cache()
     with quiet(tell):
         methods = plan_methods(spec, cache, tell)
+        registration = None if registered is None else read_registration(spec, methods, registered)
         runs = make_runs_folder(out)
         with locked_comparison(out), deterministic():
             scheduler = Scheduler(methods, runs, tell)
@@ -65,11 +69,19 @@ def compare(
                 scheduler.execute_missing(executor)
             finally:
                 executor.close()
-        return collect_results(spec, methods, scheduler.progress, threads=threads, command=command)
+        return collect_results(
+            spec, methods, scheduler.progress, threads=threads, command=command, registration=registration
+        )
 
 
 def collect_finished(
-    spec: ComparisonSpec, out: Path, *, threads: int = THREADS, command: str = "", cache: ProcessCache | None = None
+    spec: ComparisonSpec,
+    out: Path,
+    *,
+    threads: int = THREADS,
+    command: str = "",
+    registered: Path | None = None,
+    cache: ProcessCache | None = None,
 ) -> dict[str, Any]:
     """The content of comparison.json for the runs that `out` holds, without executing any.
 
@@ -82,8 +94,11 @@ def collect_finished(
     with quiet():
         methods = plan_methods(spec, cache or process_cache(), lambda text: None)
         scheduler = Scheduler(methods, runs, lambda text: None)
+        registration = None if registered is None else read_registration(spec, methods, registered)
         scheduler.read_finished()
-        return collect_results(spec, methods, scheduler.progress, threads=threads, command=command)
+        return collect_results(
+            spec, methods, scheduler.progress, threads=threads, command=command, registration=registration
+        )
 
 
 def plan_methods(spec: ComparisonSpec, cache: ProcessCache, tell: Callable[[str], None]) -> list[MethodOnTask]:

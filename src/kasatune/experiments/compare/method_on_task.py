@@ -82,6 +82,11 @@ class MethodOnTask:
         return f"{self.variant.text} on {self.task.name}"
 
     @property
+    def label(self) -> str:
+        """The method, for tables."""
+        return self.variant.text
+
+    @property
     def is_fitted(self) -> bool:
         """Whether the method is a baseline that is fitted in closed form rather than trained."""
         return is_fitted(self.variant.method)

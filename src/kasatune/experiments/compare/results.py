@@ -12,6 +12,7 @@ from kasatune.experiments.compare.base_run import BaseOnTask
 from kasatune.experiments.compare.comparison_file import checked
 from kasatune.experiments.compare.method_on_task import MethodOnTask
 from kasatune.experiments.compare.method_result import MethodResult
+from kasatune.experiments.compare.registration import with_first_run
 from kasatune.experiments.compare.resumable_scheduler import Progress
 from kasatune.experiments.compare.significance import ANALYSIS, add_differences, check_baselines, over_tasks
 from kasatune.experiments.compare.spec import PROTOCOLS, ComparisonSpec
@@ -59,7 +60,7 @@ def collect_results(
             "overall": over_tasks(spec, tasks),
             "margins": {metric: spec.margin(metric) for metric in sorted(metrics) if spec.margin(metric) is not None},
             "primary": primary,
-            "registration": registration,
+            "registration": None if registration is None else with_first_run(registration, methods),
             "analysis": ANALYSIS,
             "machine": {"processor": processor(), "processors": os.cpu_count(), "threads_per_run": threads},
             "versions": versions(),

@@ -13,8 +13,11 @@ from typing import Any
 
 import torch
 
+from kasatune.data.tasks.dataset import TaskData
 from kasatune.evaluation.task_model import TaskModel
+from kasatune.evaluation.text_scores import load_scorer
 from kasatune.experiments.compare.compare import plan_methods
+from kasatune.experiments.compare.detectable_difference import smallest_differences
 from kasatune.experiments.compare.method_on_task import MethodOnTask
 from kasatune.experiments.compare.process_cache import ProcessCache, process_cache
 from kasatune.experiments.compare.resumable_scheduler import Scheduler
@@ -24,21 +27,34 @@ from kasatune.io.library_noise import quiet
 from kasatune.training.engines.trainer import mean_loss
 
 _STEPS = 3
+_PROMPTS = 2
 _OVERHEAD = 3.0  # seconds per run outside its steps and evaluations: loading, saving, loading again
 
 
-def forecast(spec: ComparisonSpec, out: Path, *, threads: int, workers: int | str) -> dict[str, Any]:
-    """{"cells", "runs", "finished", "left", "at_once", "basis"}: counts, and times in seconds, per method and task.
+def forecast(
+    spec: ComparisonSpec, out: Path, *, threads: int, workers: int | str, pilot: Path | None = None
+) -> dict[str, Any]:
+    """{"cells", "runs", "finished", "left", "at_once", "basis", "smallest_differences"} of a comparison.
+
+    Numbers of runs and times in seconds, per method and task, and the smallest differences that the seeds can show.
 
     The time of a run is the mean over the finished runs of the same method on the same task; without any, over those
     of other methods on the task; without any, a few training steps of the first method are timed.
 
+    Args:
+        spec: the comparison.
+        out: its directory, which need not exist.
+        threads: CPU threads of each run.
+        workers: number of runs at a time, or "ray".
+        pilot: directory of an earlier comparison; see `smallest_differences`.
+
     Raises:
-        InputError: a recipe or its data is invalid.
+        InputError: a recipe, its data or the pilot is invalid.
     """
     cache = process_cache()
     with quiet():
         methods = plan_methods(spec, cache, lambda text: None)
+        differences = smallest_differences(spec, methods, pilot)
         Scheduler(methods, out / RUNS, lambda text: None).read_finished()
         at_once = workers if isinstance(workers, int) else max(1, (os.cpu_count() or 1) // threads)
         rows, measured = [], False
@@ -54,6 +70,7 @@ def forecast(spec: ComparisonSpec, out: Path, *, threads: int, workers: int | st
         "finished": sum(row["finished"] for row in rows),
         "left": sum(row["left"] for row in rows) / at_once,
         "at_once": at_once,
+        "smallest_differences": differences,
         "basis": "from the finished runs" if measured else f"from {_STEPS} steps of the first method",
     }
 
@@ -63,7 +80,7 @@ def _row(method: MethodOnTask, task_seconds: float) -> dict[str, Any]:
     seconds = _mean_seconds(finished) if finished else task_seconds
     return {
         "task": method.task.name,
-        "method": method.variant.text,
+        "method": method.label,
         "runs": method.number_of_runs,
         "finished": len(finished),
         "seconds": seconds,
@@ -94,15 +111,27 @@ def _time_one_run(group: Sequence[MethodOnTask], cache: ProcessCache, threads: i
         rows = task_model.encode(few, "train")
         per_step = 0.0 if method.is_fitted else _seconds_per_step(task_model, rows, size)
         start = time.perf_counter()
-        task_model.logits(rows)
+        task_model.score(rows, few)
         per_row = (time.perf_counter() - start) / len(rows)
+        writing = _seconds_of_writing(task_model, data) if data.kind == "generation" else 0.0
     finally:
         torch.set_num_threads(threads_before)
     training = recipe.training
     per_epoch = math.ceil(len(data.splits["train"]) / size)
     steps = training.max_steps or math.ceil(training.epochs * per_epoch)
     evaluations = math.ceil(steps / per_epoch) + 1
-    return _OVERHEAD + per_step * steps + per_row * evaluations * len(data.splits["validation"])
+    return _OVERHEAD + per_step * steps + per_row * evaluations * len(data.splits["validation"]) + writing
+
+
+def _seconds_of_writing(task_model: TaskModel, data: TaskData) -> float:
+    """Estimated seconds in which a run writes its answers, from the first prompts."""
+    rows = data.splits["validation"]
+    if load_scorer(task_model.info) is None:
+        return 0.0  # a few samples
+    prompts = list(dict.fromkeys(rows.first))
+    start = time.perf_counter()
+    task_model.generate(prompts[:_PROMPTS])
+    return (time.perf_counter() - start) / min(_PROMPTS, len(prompts)) * len(prompts)
 
 
 def _seconds_per_step(task_model: Any, rows: Any, size: int) -> float:
