@@ -176,7 +176,7 @@ def test_no_run_is_reported_if_every_trial_fails(bert, tmp_path):
     found, _ = run(spec, tmp_path / "out")
     lora = found["tasks"][0]["results"][0]
     assert lora["runs"] == [] and lora["search"]["chosen"] is None and found["complete"]
-    assert found["progress"]["failed"] == 2
+    assert found["progress"]["failed"] == 2 * 3, "three seeds of two trials"
 
 
 def test_the_paper_protocol_chooses_on_the_reported_rows(bert, tmp_path):
@@ -277,7 +277,8 @@ def test_collecting_finished_runs_gives_the_same_results(done):
 
 
 def test_a_trial_is_the_mean_of_its_seeds_and_the_search_moves_on_at_an_edge(bert, tmp_path):
-    spec = make_toy_spec(bert, tmp_path, "lora", (0,), search=Search("grid", 2, seeds=2, extensions=1))
+    search = Search("grid", 2, seeds=2, extensions=1)
+    spec = make_toy_spec(bert, tmp_path, "lora", (0,), search=search, training={"max_steps": 1})
     found, lines = run(spec, tmp_path / "out")
     search = found["tasks"][0]["results"][0]["search"]
     assert len(search["trials"]) == 3, "the better of two rates is at an edge"
@@ -291,16 +292,13 @@ def test_a_trial_is_the_mean_of_its_seeds_and_the_search_moves_on_at_an_edge(ber
     assert run(spec, tmp_path / "out")[1] == []
 
 
-def test_forgetting_is_an_endpoint_measured_after_every_epoch(bert, tmp_path):
-    spec = make_toy_spec(bert, tmp_path, "lora,bitfit", trials=1, training={"epochs": 2})
-    found, _ = run(spec, tmp_path / "out")
-    lora, bitfit, head = found["tasks"][0]["results"]
-    assert [point[0] for point in lora["forgetting_curve"]] == [1.0, 2.0]
-    assert lora["forgetting_curve"][-1][1] == pytest.approx(lora["endpoints"]["forgetting"]["mean"], rel=1e-6)
-    difference = bitfit["endpoints"]["forgetting"]["difference"]
-    mine, theirs = bitfit["endpoints"]["forgetting"]["values"], lora["endpoints"]["forgetting"]["values"]
+def test_forgetting_is_an_endpoint_measured_after_every_epoch(done):
+    kasa, lora, head = done[2]["tasks"][0]["results"]
+    assert lora["forgetting_curve"] == [[1.0, pytest.approx(lora["endpoints"]["forgetting"]["mean"], rel=1e-6)]]
+    difference = kasa["endpoints"]["forgetting"]["difference"]
+    mine, theirs = kasa["endpoints"]["forgetting"]["values"], lora["endpoints"]["forgetting"]["values"]
     assert difference["mean"] == pytest.approx(sum(a - b for a, b in zip(mine, theirs, strict=True)) / 2)
-    assert difference["rows"] == 320 // 16 and difference["verdict"] != "not tested"
-    assert bitfit["endpoints"]["forgetting_matched"]["difference"]["rows"] == 0, "over the seeds alone"
+    assert difference["rows"] >= 10 and difference["verdict"] != "not tested"
+    assert "forgetting_matched" not in kasa["endpoints"], "one evaluation does not tell"
     assert head["endpoints"]["forgetting"]["mean"] == 0, "the body is frozen"
     assert lora["costs"]["retention"]["tokens"] == 320

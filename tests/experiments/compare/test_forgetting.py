@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
-from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from kasatune.data.tasks import load_task
 from kasatune.errors import InputError
@@ -129,7 +136,7 @@ def test_the_masked_loss_equals_that_of_the_complete_model(masked, tmp_path, tex
 
 
 def causal_loss(folder, batches):
-    model = GPT2LMHeadModel.from_pretrained(folder).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
     total = tokens = 0
     for batch in batches:
         with torch.no_grad():
@@ -140,14 +147,19 @@ def causal_loss(folder, batches):
     return total / tokens
 
 
-@pytest.mark.parametrize("generates", [False, True])
-def test_the_causal_loss_is_that_of_the_next_token(causal, tmp_path, text, generates):
+def test_the_causal_loss_is_that_of_the_next_token(causal, tmp_path, text):
     recipe = make_recipe(causal, tmp_path, method={"name": "lora"})
-    kind = "generation" if generates else "regression"
-    base = load_base(recipe.model, kind=kind, label_names=None, seed=0, max_length=32)
-    before = measure_untrained(recipe.model, base, text, generates=generates)
-    assert before.kind == "causal_lm_loss" and (before.head is None) == generates
+    before = measure_untrained(recipe.model, base_of(recipe.model), text)
+    assert before.kind == "causal_lm_loss" and before.head is not None
     assert before.losses.mean() == pytest.approx(causal_loss(causal, before.batches), rel=1e-5)
+
+
+def test_the_loss_of_a_language_model_is_its_own(llama, tmp_path, text):
+    section = make_recipe(llama, tmp_path).model
+    base = load_base(section, kind="generation", label_names=None, seed=0, max_length=32)
+    before = measure_untrained(section, base, text, generates=True)
+    assert before.kind == "causal_lm_loss" and before.head is None
+    assert before.losses.mean() == pytest.approx(causal_loss(llama, before.batches), rel=1e-5)
     assert measure_trained(base.model, before) == pytest.approx(before.losses, rel=1e-6)
 
 

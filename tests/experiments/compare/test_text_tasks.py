@@ -22,7 +22,7 @@ from tests.experiments.compare.toys import run
 from tests.text_toys import make_text_recipe
 
 
-def make_text_spec(llama, folder, methods="lora,bitfit", **training):
+def make_text_spec(llama, folder, methods="lora,rslora", **training):
     recipe = make_text_recipe(llama, folder, **{"learning_rate": 0.02, "epochs": 2, **training})
     search = Search("grid", 2, seeds=1, extensions=0)
     text = UnrelatedText(tokens=320)
@@ -41,7 +41,7 @@ def compared(llama, tmp_path_factory):
 def test_the_base_and_every_method_are_scored_and_the_fitted_head_is_left_out(compared):
     _, found, lines, _ = compared
     (task,) = found["tasks"]
-    assert [entry["method"] for entry in task["results"]] == ["lora", "bitfit"]
+    assert [entry["method"] for entry in task["results"]] == ["lora", "rslora"]
     assert sum("untouched base" in line for line in lines) == 1 and len(lines) == 1 + 2 * (2 + 2)
     assert task["primary"] == "loss" and task["majority"] is None
     assert task["base"]["metrics"]["loss"] > min(entry["mean"] for entry in task["results"])
@@ -53,11 +53,12 @@ def test_the_base_and_every_method_are_scored_and_the_fitted_head_is_left_out(co
 
 def test_differences_are_paired_by_prompt(compared):
     _, found, _, spec = compared
-    bitfit = found["tasks"][0]["results"][1]
+    rslora = found["tasks"][0]["results"][1]
     rows = load_task(spec.tasks[0].recipe.task).splits["validation"]
-    assert bitfit["difference"]["rows"] == len(set(rows.first)) > 0
-    assert bitfit["endpoints"]["rouge_l"]["difference"]["rows"] == len(set(rows.first))
-    assert bitfit["difference"]["verdict"] != "not tested" and bitfit["difference"]["margin"] == 0.02
+    assert rslora["difference"]["rows"] == len(set(rows.first)) > 0
+    assert rslora["endpoints"]["rouge_l"]["difference"]["rows"] == len(set(rows.first))
+    assert rslora["difference"]["verdict"] != "not tested" and rslora["difference"]["margin"] == 0.02
+    assert rslora["endpoints"]["forgetting_matched"]["difference"]["seeds"] == 2
 
 
 def test_the_values_of_the_rows_have_the_scores_as_their_means(compared):
@@ -77,7 +78,7 @@ def test_the_values_of_the_rows_have_the_scores_as_their_means(compared):
 def test_the_texts_stand_side_by_side(compared):
     out, found, _, _ = compared
     samples = found["tasks"][0]["texts"]
-    assert len(samples) == 5 and set(samples[0]["texts"]) == {"lora", "bitfit"} and samples[0]["base"] is not None
+    assert len(samples) == 5 and set(samples[0]["texts"]) == {"lora", "rslora"} and samples[0]["base"] is not None
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "Texts side by side" in page and "untouched base" in page and "Score against forgetting" in page
     assert "Texts side by side" in (out / "comparison.md").read_text(encoding="utf-8")

@@ -56,7 +56,7 @@ def test_one_seed_is_not_tested():
 
 def test_the_primary_difference_is_not_corrected_and_the_others_are():
     values = [0.012, 0.03, 0.018, 0.021, 0.006]
-    primary, *others = (as_difference(mean_of_seeds(values), "accuracy", 0.01, 5) for _ in range(11))
+    primary, *others = (as_difference(mean_of_seeds(values), "accuracy", None, 5) for _ in range(11))
     decide([("accuracy", primary)], [("accuracy", other) for other in others])
     assert primary["p_holm"] == primary["p"] < 0.05 and primary["family"] == "primary"
     assert others[0]["p_holm"] == pytest.approx(10 * primary["p"]) and others[0]["family"] == "exploratory"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kasatune.evaluation.scoring import predictions
 from kasatune.evaluation.task_model import TaskModel, deterministic
 from kasatune.experiments.compare.method_on_task import MethodOnTask, RunSteps
-from kasatune.experiments.compare.run_id import plan_base
+from kasatune.experiments.compare.run_id import PlannedRun, plan_base
 from kasatune.io.atomic import write_json
 from kasatune.io.environment import versions
 from kasatune.io.library_noise import quiet
@@ -44,6 +45,9 @@ class BaseOnTask(MethodOnTask):
     def result(self) -> FinishedRun | None:
         """The run, if it is finished and has scores."""
         return next((run for _, run in self.finals if run.done), None)
+
+    def take_finished(self, runs: Sequence[PlannedRun], results: Mapping[str, FinishedRun]) -> None:
+        """Do nothing: the run is either finished or not."""
 
     def steps(self) -> RunSteps:
         """Yield the run."""

@@ -88,7 +88,7 @@ def _text_rows(info: TaskInfo, metric: str, answers: Mapping[str, Any]) -> Float
     if metric == "loss":
         losses = answers["losses"]
         sums, tokens = np.asarray(losses["sum"], dtype=np.float64), np.asarray(losses["tokens"], dtype=np.float64)
-        units = np.asarray(losses["prompt"])
+        units = np.asarray(losses.get("prompt", range(len(sums))))  # a search trial does not group its rows
         return ratio_values(np.bincount(units, weights=sums), np.bincount(units, weights=tokens))
     texts, references = answers["predictions"], answers["labels"]
     if not texts or "inputs" not in answers:
