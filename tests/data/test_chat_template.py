@@ -1,9 +1,12 @@
 """Chat templates: labels of answers, prompts of generation, and templates that are refused."""
 
+import json
+import shutil
+
 import pytest
 from transformers import AutoTokenizer
 
-from kasatune.data.chat_template import encode_chats, prompt_of_chat
+from kasatune.data.chat_template import answer_end, encode_chats, prompt_of_chat, set_chat_template
 from kasatune.data.prompt_completion import IGNORED
 from kasatune.errors import ModelError
 
@@ -83,3 +86,68 @@ def test_template_that_rewrites_earlier_turns_is_refused(tokenizer):
     assert encode_chats(tokenizer, [ONE], 64).rows
     with pytest.raises(ModelError, match="earlier turns"):
         encode_chats(tokenizer, [TWO], 64)
+
+
+OTHER = "{% for m in messages %}{{ m.content }} # {% endfor %}"
+NO_END = (
+    "{% for m in messages %}{% if m.role == 'user' %} say {{ m.content }} : {% else %}{{ m.content }} # "
+    "{% endif %}{% endfor %}"
+)
+SHORT = (("user", "red"), ("assistant", "one"), ("user", "blue"), ("assistant", "two"))
+
+
+def test_of_several_templates_the_default_or_the_only_one_is_used(tokenizer):
+    expected = encode_chats(tokenizer, [ONE], 64).rows
+    tokenizer.chat_template = {"tools": OTHER, "default": TEMPLATE}
+    assert encode_chats(tokenizer, [ONE], 64).rows == expected
+    tokenizer.chat_template = {"chat": TEMPLATE}
+    assert encode_chats(tokenizer, [ONE], 64).rows == expected
+    asked = prompt_of_chat(tokenizer, ONE[:1])
+    set_chat_template(tokenizer)
+    shown = tokenizer.apply_chat_template([{"role": "user", "content": "red blue"}], return_dict=False)
+    assert tokenizer.chat_template == {"chat": TEMPLATE, "default": TEMPLATE} and shown == asked
+    tokenizer.chat_template = {"rag": OTHER, "tools": TEMPLATE}
+    with pytest.raises(ModelError, match="2 chat templates, rag, tools, and none of them is named 'default'"):
+        encode_chats(tokenizer, [ONE], 64)
+
+
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_templates_in_a_list_and_in_a_folder_are_read(tokenizer, in_folder, tmp_path):
+    expected = encode_chats(tokenizer, [ONE], 64).rows
+    tokenizer.chat_template = {"default": TEMPLATE, "tools": OTHER}
+    tokenizer.save_pretrained(tmp_path)
+    if not in_folder:
+        (tmp_path / "chat_template.jinja").unlink()
+        shutil.rmtree(tmp_path / "additional_chat_templates")
+        config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+        config["chat_template"] = [{"name": "tools", "template": OTHER}, {"name": "default", "template": TEMPLATE}]
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert set(loaded.chat_template) == {"default", "tools"}
+    assert encode_chats(loaded, [ONE], 64).rows == expected
+
+
+def test_an_answer_ends_at_the_first_special_token_of_the_template(tokenizer):
+    assert answer_end(tokenizer) == (" </s> ", tokenizer.eos_token_id)
+    tokenizer.chat_template = TEMPLATE.replace("</s>", "<s> #")
+    assert answer_end(tokenizer) == (" <s> # ", tokenizer.bos_token_id)
+    tokenizer.add_tokens(["<|end|>", "  "])
+    tokenizer.chat_template = TEMPLATE.replace("</s>", "  <|end|>")
+    assert answer_end(tokenizer).token == tokenizer.convert_tokens_to_ids("<|end|>")
+
+
+def test_where_the_template_has_no_end_of_turn_the_eos_token_ends_the_last_answer(tokenizer):
+    tokenizer.chat_template = NO_END
+    assert answer_end(tokenizer) == (" # ", None)
+    row = encode_chats(tokenizer, [SHORT], 64).rows[0]
+    assert read(tokenizer, row["input_ids"]) == "say red : one # say blue : two </s>"
+    assert [tokenizer.decode([label]) for label in row["labels"] if label != IGNORED] == ["one", "two", "</s>"]
+    asked = prompt_of_chat(tokenizer, SHORT[:3])
+    assert row["input_ids"][: len(asked)] == asked and len(row["input_ids"]) == len(asked) + 2
+
+
+def test_the_end_is_found_where_a_template_wants_a_system_message(tokenizer):
+    tokenizer.chat_template = "{% if messages[0].role != 'system' %}{{ raise_exception('no') }}{% endif %}" + TEMPLATE
+    assert answer_end(tokenizer).token == tokenizer.eos_token_id
+    tokenizer.chat_template = "{{ raise_exception('no') }}"
+    assert answer_end(tokenizer) is None

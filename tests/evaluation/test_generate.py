@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,14 @@ def test_greedy_search_is_the_most_likely_token_each_time(loaded):
     assert generate(model, tokenizer, PROMPTS[:1], Settings(), 1, max_length=40) == [expected]
 
 
+def test_a_text_ends_at_the_end_of_turn(loaded):
+    model, tokenizer = loaded
+    text = generate(model, tokenizer, PROMPTS[:1], Settings(), 1, max_length=40)[0]
+    third = tokenizer.convert_tokens_to_ids(text.split()[2])
+    ended = generate(model, tokenizer, PROMPTS[:1], Settings(), 1, max_length=40, end_of_turn=third)[0]
+    assert ended.split() == list(takewhile(lambda word: word != text.split()[2], text.split()))
+
+
 def test_generation_config_of_the_model_is_ignored_and_restored(loaded):
     model, tokenizer = loaded
     plain = generate(model, tokenizer, PROMPTS, Settings(), 4, max_length=40)
@@ -122,6 +131,7 @@ def test_more_new_tokens_than_the_model_has_positions_are_refused(loaded):
 
 def test_empty_prompt_is_refused_if_the_tokenizer_adds_no_token(loaded):
     class Bare:
+        is_fast = True
         eos_token_id = 1
 
         def __call__(self, texts, **_):

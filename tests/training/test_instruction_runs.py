@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 
 import pytest
@@ -17,6 +18,7 @@ from kasatune.recipes.schema import Recipe
 from kasatune.runs.metrics import read_metrics
 from kasatune.training.train import train
 from tests.text_toys import WORDS
+from tests.toys import Recorder
 
 pytest.importorskip("trl")
 
@@ -146,3 +148,41 @@ def test_packing_is_for_instructions(llama, tmp_path):
     values["training"]["packing"] = True
     with pytest.raises(RecipeError, match=r"training.packing: true received; text-generation is not packed"):
         Recipe.model_validate(values)
+
+
+NO_END = (
+    "{% for m in messages %}{% if m.role == 'user' %}say {{ m.content }} : {% else %}{{ m.content }} # "
+    "{% endif %}{% endfor %}"
+)
+OWN_END = NO_END.replace(" # ", " <s> ")
+
+
+def same_answer(model, folder, answer, **changes):
+    """A recipe on rows that all have the same answer."""
+    given = recipe(model, folder, number=8, **changes)
+    for name in ("train.json", "validation.json"):
+        (folder / name).write_text(json.dumps([{"instruction": word, "output": answer} for word in WORDS]))
+    return given
+
+
+@pytest.mark.parametrize(("template", "words"), [(OWN_END, ""), (NO_END, "which is no end-of-turn token; the EOS")])
+def test_answers_end_at_the_end_of_turn_that_was_learnt(llama, tmp_path, template, words):
+    """The template's end of turn may be another token than the EOS token, or no token."""
+    model = shutil.copytree(llama, tmp_path / "model")
+    (model / "chat_template.jinja").write_text(template, encoding="utf-8")
+    display = Recorder()
+    run = train(same_answer(model, tmp_path / "data", "one two", max_steps=1), tmp_path / "run", display=display)
+    assert read_metrics(run)["generation"]["eos_token_id"] == ([1] if words else [0, 1])
+    assert any("end-of-turn" in message for message in display.messages) == bool(words)
+    assert any(words in message for message in display.messages)
+
+
+def test_rows_that_lose_their_end_of_turn_are_reported(llama, tmp_path):
+    display = Recorder()
+    train(
+        same_answer(llama, tmp_path / "data", "one two " * 9, task={"max_length": 14}, max_steps=1),
+        tmp_path / "run",
+        display=display,
+    )
+    words = "train: 8 of 8 rows are longer than 14 tokens and were cut; no row has its end-of-turn token left"
+    assert any(message.startswith(words) for message in display.messages)

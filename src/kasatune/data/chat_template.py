@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -25,6 +25,53 @@ PLAIN_TEMPLATE = """{{ bos_token or '' }}{% for message in messages %}\
 {% endif %}{% endif %}{% endfor %}{% if add_generation_prompt %}### Response:
 {% endif %}"""
 
+_DEFAULT = "default"  # name under which transformers looks for one of several templates
+_PROBE = "kasatune"  # an answer that templates leave unchanged, to see what they write after it
+
+
+class AnswerEnd(NamedTuple):
+    """What a chat template writes after an answer.
+
+    Attributes:
+        text: everything up to the end of the conversation.
+        token: the first special token in it, at which an answer ends; None if there is none.
+    """
+
+    text: str
+    token: int | None
+
+
+def set_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make the template that runs use the tokenizer's default, so that whoever loads the saved tokenizer uses it too.
+
+    That is the model's own, `PLAIN_TEMPLATE` if it has none, and of several the one named "default", or the only one.
+
+    Raises:
+        ModelError: the model has several templates and none is named "default".
+    """
+    template, own = _template(tokenizer), tokenizer.chat_template
+    tokenizer.chat_template = {**own, _DEFAULT: template} if isinstance(own, dict) and own else template  # pyright: ignore[reportAttributeAccessIssue] - transformers sets a dict itself
+
+
+def answer_end(tokenizer: PreTrainedTokenizerBase) -> AnswerEnd | None:
+    """What the chat template writes after an answer; None if the template hides where an answer ends.
+
+    Raises:
+        ModelError: see `set_chat_template`.
+    """
+    template = _template(tokenizer)
+    question = ("user", _PROBE.upper())
+    for chat in ([question], [("system", _PROBE.upper()), question]):
+        try:
+            text = _render(tokenizer, template, [*chat, ("assistant", _PROBE)], answer_follows=False)
+        except ModelError:  # the template rejects a conversation without, or with, a system message
+            continue
+        _, found, after = text.rpartition(_PROBE)
+        if found:
+            special = _special_tokens(tokenizer)
+            return AnswerEnd(after, next((token for token in _tokens(tokenizer, after) if token in special), None))
+    return None
+
 
 def encode_chats(
     tokenizer: PreTrainedTokenizerBase, chats: Sequence[Chat], max_length: int, loss_on: LossOn = "completion"
@@ -32,8 +79,10 @@ def encode_chats(
     """Token rows of complete conversations, with a label for each token of every answer and its end.
 
     Answers and the text between them are tokenized separately, so that the model reads the same prompt tokens in
-    training as in generation. A row that is longer than `max_length` loses its end; if the text before the first
-    answer leaves less than half of the length, the row loses its beginning too.
+    training as in generation. Where the template writes no special token after an answer, the tokenizer's EOS token
+    ends the last answer of a row, in place of the text that the template writes there. A row that is longer than
+    `max_length` loses its end; if the text before the first answer leaves less than half of the length, the row loses
+    its beginning too.
 
     Args:
         tokenizer: tokenizer of the model; `PLAIN_TEMPLATE` is used if it has no chat template.
@@ -42,17 +91,22 @@ def encode_chats(
         loss_on: the tokens to train on: those of the answers, or all.
 
     Raises:
-        ModelError: the template rejects a conversation, or renders earlier turns differently once later ones follow.
+        ModelError: the template rejects a conversation, or renders earlier turns differently once later ones follow;
+            or see `set_chat_template`.
     """
     rows, truncated = [], []
+    split_parts = _PartsOfChats(tokenizer)
     for index, chat in enumerate(chats):
-        parts = _parts(tokenizer, chat)
+        parts = split_parts(chat)
         tokens: list[int] = []
         labels: list[int] = []
         for text, is_answer in parts:
             piece = _tokens(tokenizer, text)
             tokens += piece
             labels += piece if is_answer or loss_on == "everything" else [IGNORED] * len(piece)
+        if split_parts.ends_without_token:
+            tokens.append(int(tokenizer.eos_token_id))  # pyright: ignore[reportArgumentType] - load_base requires it
+            labels.append(tokens[-1])
         if len(tokens) > max_length:
             truncated.append(index)
             before = len(_tokens(tokenizer, parts[0][0]))
@@ -66,39 +120,66 @@ def prompt_of_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[tuple[
     """The prompt tokens for an answer to the last message: the row of `encode_chats` up to the answer.
 
     Raises:
-        ModelError: the template rejects the conversation.
+        ModelError: the template rejects the conversation; or see `set_chat_template`.
     """
-    parts = _parts(tokenizer, [*messages, ("assistant", "")])[:-1]
+    parts = _PartsOfChats(tokenizer)([*messages, ("assistant", "")])[:-1]
     return [token for text, _ in parts for token in _tokens(tokenizer, text)]
 
 
-def has_template(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the model has its own chat template."""
-    return bool(tokenizer.chat_template)
+class _PartsOfChats:
+    """Splits conversations into pieces of text, alternating between context (False) and answer (True).
+
+    What the template writes after an answer belongs to the answer if it has an end-of-turn token, else to the context.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._template = _template(tokenizer)
+        end = answer_end(tokenizer)
+        self.ends_without_token = end is not None and end.token is None
+        self._text_after = end.text if end is not None and end.token is None else ""
+
+    def __call__(self, chat: Sequence[tuple[str, str]]) -> list[tuple[str, bool]]:
+        parts, rendered = [], ""
+        for number, (role, _) in enumerate(chat):
+            if role != "assistant":
+                continue
+            before_answer = self._render(chat[:number], answer_follows=True)
+            with_answer = self._render(chat[: number + 1], answer_follows=False)
+            with_answer = with_answer.removesuffix(self._text_after)
+            if not before_answer.startswith(rendered) or not with_answer.startswith(before_answer):
+                raise ModelError(
+                    "the model's chat template renders earlier turns differently once later ones follow, so training"
+                    " prompts would differ from those of generation; give rows of one turn, or a model with another"
+                    " template"
+                )
+            parts += [(before_answer[len(rendered) :], False), (with_answer[len(before_answer) :], True)]
+            rendered = with_answer
+        return parts
+
+    def _render(self, chat: Sequence[tuple[str, str]], *, answer_follows: bool) -> str:
+        return _render(self._tokenizer, self._template, chat, answer_follows=answer_follows)
 
 
-def _parts(tokenizer: PreTrainedTokenizerBase, chat: Sequence[tuple[str, str]]) -> list[tuple[str, bool]]:
-    """The text of a conversation in pieces, alternating between context (False) and answer (True)."""
-    parts, rendered = [], ""
-    for number, (role, _) in enumerate(chat):
-        if role != "assistant":
-            continue
-        before_answer = _render(tokenizer, chat[:number], answer_follows=True)
-        with_answer = _render(tokenizer, chat[: number + 1], answer_follows=False)
-        if not before_answer.startswith(rendered) or not with_answer.startswith(before_answer):
-            raise ModelError(
-                "the model's chat template renders earlier turns differently once later ones follow, so training"
-                " prompts would differ from those of generation; give rows of one turn, or a model with another"
-                " template"
-            )
-        parts += [(before_answer[len(rendered) :], False), (with_answer[len(before_answer) :], True)]
-        rendered = with_answer
-    return parts
+def _template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of the template that runs use; see `set_chat_template`."""
+    own: Any = tokenizer.chat_template
+    if not isinstance(own, dict):
+        return own or PLAIN_TEMPLATE
+    if len(own) == 1:
+        return next(iter(own.values()))
+    if own and _DEFAULT not in own:
+        raise ModelError(
+            f"model.name: the tokenizer has {len(own)} chat templates, {', '.join(sorted(own))}, and none of them is"
+            f" named {_DEFAULT!r}; name the one to use so in its tokenizer_config.json"
+        )
+    return own.get(_DEFAULT, PLAIN_TEMPLATE)
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, chat: Sequence[tuple[str, str]], *, answer_follows: bool) -> str:
+def _render(
+    tokenizer: PreTrainedTokenizerBase, template: str, chat: Sequence[tuple[str, str]], *, answer_follows: bool
+) -> str:
     messages = [{"role": role, "content": text} for role, text in chat]
-    template: Any = tokenizer.chat_template or PLAIN_TEMPLATE
     try:
         text = tokenizer.apply_chat_template(
             messages, chat_template=template, tokenize=False, add_generation_prompt=answer_follows
@@ -108,6 +189,14 @@ def _render(tokenizer: PreTrainedTokenizerBase, chat: Sequence[tuple[str, str]],
             f"the model's chat template rejects a conversation ({fault}); leave out the part that it names"
         ) from fault
     return str(text)
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Tokens that are no text: special tokens, and added tokens other than blanks."""
+    added = {
+        number for number, token in tokenizer.added_tokens_decoder.items() if token.special or token.content.strip()
+    }
+    return added | set(tokenizer.all_special_ids)
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -55,6 +56,7 @@ def generate(
     *,
     max_length: int,
     precision: str = "float32",
+    end_of_turn: int | None = None,
 ) -> list[str]:
     """Generate one text for each prompt, without special tokens and surrounding blanks, in the order of the prompts.
 
@@ -73,6 +75,7 @@ def generate(
         batch_size: prompts in a batch; the beams multiply it.
         max_length: tokens of the longest prompt; a longer one loses its beginning.
         precision: "float32", "bfloat16" or "float16" (autocast).
+        end_of_turn: a further token that ends a text, such as the chat template's.
 
     Raises:
         ModelError: the model has too few positions for `settings.max_new_tokens`, or no embedding for a token.
@@ -80,7 +83,7 @@ def generate(
     """
     tokens = cut_prompts(model, tokenizer, prompts, settings, max_length)
     texts = [""] * len(tokens)
-    config = generation_config(model, tokenizer, settings)
+    config = generation_config(model, tokenizer, settings, end_of_turn)
     padding, eos_tokens, unfinished = int(config.pad_token_id or 0), set(config.eos_token_id or ()), 0
     with (
         evaluation_mode(model, precision) as device,
@@ -95,7 +98,8 @@ def generate(
             }
             for index, new_tokens in zip(indices, _new_tokens(model, batch, config, settings), strict=True):
                 unfinished += eos_tokens.isdisjoint(new_tokens)
-                texts[index] = str(tokenizer.decode(new_tokens, skip_special_tokens=True)).strip()
+                written = list(takewhile(lambda token: token not in eos_tokens, new_tokens))
+                texts[index] = str(tokenizer.decode(written, skip_special_tokens=True)).strip()
                 advance()
     if unfinished:
         warnings.warn(
@@ -135,10 +139,17 @@ def cut_prompts(
     return [row[-min(room, max_length) :] for row in tokens]
 
 
-def generation_config(model: nn.Module, tokenizer: PreTrainedTokenizerBase, settings: Decoding) -> GenerationConfig:
-    """All settings of the search, with the end-of-text tokens of both the tokenizer and the model."""
-    model_ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ends = model_ends if isinstance(model_ends, list) else [model_ends]
+def end_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase, end_of_turn: int | None = None) -> list[int]:
+    """The tokens that end a text: those of the tokenizer and the model, and the chat template's; ascending."""
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = [tokenizer.eos_token_id, end_of_turn, *(own if isinstance(own, list) else [own])]
+    return sorted({int(token) for token in ends if token is not None})
+
+
+def generation_config(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, settings: Decoding, end_of_turn: int | None = None
+) -> GenerationConfig:
+    """All settings of the search, with the tokens of `end_tokens`."""
     return GenerationConfig(
         max_new_tokens=settings.max_new_tokens,
         num_beams=settings.num_beams,
@@ -146,7 +157,7 @@ def generation_config(model: nn.Module, tokenizer: PreTrainedTokenizerBase, sett
         early_stopping=False,
         do_sample=False,
         use_cache=True,
-        eos_token_id=sorted({int(token) for token in [tokenizer.eos_token_id, *ends] if token is not None}),
+        eos_token_id=end_tokens(model, tokenizer, end_of_turn),
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )

@@ -9,9 +9,10 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kasatune.data.chat_template import PLAIN_TEMPLATE, has_template
+from kasatune.data.chat_template import answer_end, set_chat_template
 from kasatune.data.tasks.table import TASKS
 from kasatune.errors import InputError, KasatuneError, MissingExtraError, WorkError
+from kasatune.evaluation.generate import end_tokens
 from kasatune.evaluation.known_tokens import only_known_tokens
 from kasatune.io.library_noise import quiet
 from kasatune.io.run_layout import ADAPTER
@@ -147,9 +148,11 @@ def _load(recipe: Recipe, adapter: Path, *, chats: bool) -> tuple[Any, PreTraine
     options: dict[str, Any] = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
     folder = find_model(section.name)
     tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-    if chats and not has_template(tokenizer):
-        tokenizer.chat_template = PLAIN_TEMPLATE
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=section.dtype, use_safetensors=True, **options)
+    if chats:
+        set_chat_template(tokenizer)
+        end = answer_end(tokenizer)
+        base.generation_config.eos_token_id = end_tokens(base, tokenizer, None if end is None else end.token)
     adapted: Any = PeftModel.from_pretrained(base, str(adapter))
     return adapted.to(find_device(recipe.training)), tokenizer
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import set_seed
 
 from kasatune import methods
-from kasatune.data.chat_template import encode_chats, prompt_of_chat
+from kasatune.data.chat_template import AnswerEnd, answer_end, encode_chats, prompt_of_chat, set_chat_template
 from kasatune.data.collate import Collator, collator_for
 from kasatune.data.prompt_completion import encode_rows
 from kasatune.data.readers.conversations import Chat
@@ -158,6 +158,8 @@ class TaskModel:
             float32_head=recipe.training.precision != "float32",
             pretrained=pretrained,
         )
+        if TASKS[recipe.task.name].rows == "chat":
+            set_chat_template(base.tokenizer)
         start = time.perf_counter()
         model = make(method, base)
         seconds = time.perf_counter() - start
@@ -174,6 +176,16 @@ class TaskModel:
     def kind(self) -> TaskKind:
         """The kind of the recipe's task: "classification", "regression" or "generation"."""
         return self.info.kind
+
+    @cached_property
+    def answer_end(self) -> AnswerEnd | None:
+        """What the chat template writes after an answer; None for rows that are no chats, or where it is unknown."""
+        return answer_end(self.base.tokenizer) if self.info.rows == "chat" else None
+
+    @property
+    def end_of_turn(self) -> int | None:
+        """The chat template's token at which an answer ends, if it has one."""
+        return None if self.answer_end is None else self.answer_end.token
 
     @cached_property
     def collate(self) -> Collator:
@@ -266,6 +278,7 @@ class TaskModel:
             recipe.training.eval_batch_size,
             max_length=recipe.task.max_length,
             precision=recipe.training.precision,
+            end_of_turn=self.end_of_turn,
         )
 
     def _generate_for(self, rows: Rows) -> list[str]:
@@ -275,7 +288,7 @@ class TaskModel:
 
     def decoding(self) -> dict[str, Any]:
         """Settings of generation for metrics.json, with those of the model's own that are ignored."""
-        config = generation_config(self.model, self.base.tokenizer, self._generation)
+        config = generation_config(self.model, self.base.tokenizer, self._generation, self.end_of_turn)
         return {
             **self._generation.model_dump(),
             "do_sample": False,
@@ -319,13 +332,32 @@ def _attached(method: Method, base: Base, recipe: Recipe) -> nn.Module:
     return model
 
 
-def report_truncation(progress: ProgressReporter, split: str, examples: Examples, max_length: int) -> None:
-    """Report how many rows were truncated, if any were."""
+def report_truncation(progress: ProgressReporter, task_model: TaskModel, split: str, examples: Examples) -> None:
+    """Report how many rows were truncated, if any were, and how many of them lost the end of their answer."""
     cut = len(examples.truncated)
-    if cut:
+    if not cut:
+        return
+    message = (
+        f"{split}: {cut} of {counted(len(examples), 'row')} {agree(cut, 'is', 'are')} longer than "
+        f"{counted(task_model.recipe.task.max_length, 'token')} and {agree(cut, 'was', 'were')} cut"
+    )
+    if task_model.kind == "generation":
+        ends = {task_model.end_of_turn, task_model.base.tokenizer.eos_token_id}
+        endless = sum(ends.isdisjoint(examples[index]["labels"]) for index in examples.truncated)
+        if endless == len(examples):
+            message += "; no row has its end-of-turn token left, so the model cannot learn where to stop"
+        elif endless:
+            message += f"; {endless} lost {agree(endless, 'its', 'their')} end-of-turn token"
+    progress.message(message)
+
+
+def report_chat_template(progress: ProgressReporter, task_model: TaskModel) -> None:
+    """Report a chat template that is not the model's own, and one that writes no end-of-turn token."""
+    end, tokenizer = task_model.answer_end, task_model.base.tokenizer
+    if end is not None and end.token is None:
         progress.message(
-            f"{split}: {cut} of {counted(len(examples), 'row')} {agree(cut, 'is', 'are')} longer than "
-            f"{counted(max_length, 'token')} and {agree(cut, 'was', 'were')} cut"
+            f"the chat template ends an answer with {end.text!r}, which is no end-of-turn token; the EOS token"
+            f" {tokenizer.eos_token!r} is learnt in its place after the last answer of each row"
         )
 
 

@@ -25,7 +25,7 @@ from kasatune.distributed.fsdp import (
 from kasatune.distributed.process_group import broadcast_from_first, is_main, world_size
 from kasatune.distributed.zero3 import full_numel
 from kasatune.errors import DataError, DivergedError, InputError, ModelError
-from kasatune.evaluation.task_model import TaskModel, deterministic, report_truncation
+from kasatune.evaluation.task_model import TaskModel, deterministic, report_chat_template, report_truncation
 from kasatune.io.atomic import remove
 from kasatune.io.environment import reset_peak_memory
 from kasatune.io.library_noise import quiet
@@ -146,9 +146,10 @@ def _set_up(
     if deepspeed_requested():
         require_one_dtype(task_model.model, recipe)
     engine.check_model(task_model.model)
+    report_chat_template(display, task_model)
     examples = {split: data_provider.examples(task_model, data, split) for split in (TRAIN_SPLIT, SPLIT)}
     for split, rows in examples.items():
-        report_truncation(display, split, rows, recipe.task.max_length)
+        report_truncation(display, task_model, split, rows)
     attach = task_model.attach_seconds
     run = Run(
         recipe=pinned(recipe, pretrained.revision if base is None else None, data.pins),
