@@ -27,7 +27,7 @@ import torch
 from benchmarks.harness import RESULTS, Row, duration, publish
 from kasatune.data.tasks import load_task
 from kasatune.data.tasks.dataset import TaskData
-from kasatune.models.load import find_model
+from kasatune.io.model_location import find_model
 from kasatune.recipes.catalogue import built_in
 from kasatune.recipes.schema import Recipe, load_recipe, to_yaml
 from kasatune.runs.metrics import read_metrics
@@ -82,7 +82,7 @@ def processes(recipe: Recipe, read: TaskData, folder: Path) -> dict[str, Callabl
                 "kasa": kasa,
                 "rows": str(rows),
                 "out": str(out),
-                "model": str(find_model(recipe.model.name)),
+                "model": find_model(recipe.model.name).path,
                 "length": recipe.task.max_length,
                 "method": recipe.method.model_dump(),
                 "training": recipe.training.model_dump(),

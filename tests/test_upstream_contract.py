@@ -119,6 +119,22 @@ ROWS = (
         takes(f"{TUNER}._replace_module", "parent", "child_name", "new_module", "child"),
     ),
     Row(
+        "gguf",
+        "_get_field_parts",
+        ("models/gguf.py",),
+        "the package's reader takes seconds for the arrays of a vocabulary",
+        "a reader that reads arrays at once",
+        takes("gguf:GGUFReader._get_field_parts", "orig_offs", "raw_type"),
+    ),
+    Row(
+        "gguf",
+        "_get",
+        ("models/gguf.py",),
+        "reads a number of the header where the package's reader does",
+        "a reader that reads arrays at once",
+        takes("gguf:GGUFReader._get", "offset", "dtype", "count"),
+    ),
+    Row(
         "peft",
         "_remap_adapter_state_dict_for_load",
         TUNERS,

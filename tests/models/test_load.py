@@ -13,7 +13,8 @@ from transformers import BertModel, GPT2Config, GPT2Model, PreTrainedTokenizerFa
 
 from kasatune.errors import ModelError
 from kasatune.io.environment import reset_peak_memory
-from kasatune.models.load import find_model, load_base
+from kasatune.io.model_location import find_model
+from kasatune.models.load import load_base
 from kasatune.recipes.schema import ModelSection
 from tests.text_toys import make_llama
 
@@ -30,7 +31,7 @@ def test_a_package_is_found_without_being_imported(tmp_path, monkeypatch, bert):
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     (package / "config.json").write_text("{}")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    assert find_model("package:toy_model_package") == str(package / "deep" / "model")
+    assert find_model("package:toy_model_package") == (str(package / "deep" / "model"), None)
     assert "toy_model_package" not in sys.modules
 
 
@@ -40,8 +41,8 @@ def test_a_package_is_found_without_being_imported(tmp_path, monkeypatch, bert):
         ("package:no_such_package_here", "pip install 'no-such-package-here'"),
         ("package:json", "no transformers model"),
         ("package:not a name", "not installed"),
-        ("./no/such/folder", "not a folder"),
-        ("one/two/three", "not a folder"),
+        ("./no/such/folder", "no such folder"),
+        ("one/two/three", "no such folder"),
     ],
 )
 def test_a_model_that_is_not_there_is_refused_with_a_remedy(name, reason):

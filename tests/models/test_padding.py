@@ -29,21 +29,15 @@ from kasatune.data.collate import CausalCollator, LabelledCollator
 from kasatune.data.prompt_completion import IGNORED, encode_rows
 from kasatune.errors import ModelError
 from kasatune.models.load import load_base
+from kasatune.recipes.schema import ModelSection
 from tests.text_toys import make_llama, save_tokenizer
 
 SIZE = 24
 TEXTS = ["say red", "say one two three pub cafe"]
 
 
-def section(name: Path) -> Any:
-    return SimpleNamespace(
-        name=str(name),
-        revision=None,
-        dtype="float32",
-        quantization="none",
-        dropout=None,
-        trust_remote_code=False,
-    )
+def section(name: Path) -> ModelSection:
+    return ModelSection(name=str(name))
 
 
 def load(folder: Path) -> Any:

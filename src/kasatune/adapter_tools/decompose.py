@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 import torch.distributed as distributed
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 
-from kasatune.adapter_tools.resolve import build_errors, model_folder
+from kasatune.adapter_tools.resolve import build_errors, local_model
 from kasatune.errors import InputError, ModelError, OutputError, WorkError
 from kasatune.io.atomic import is_temporary, remove, remove_unfinished, write_json
 from kasatune.io.library_noise import quiet
+from kasatune.io.model_location import ModelLocation
 from kasatune.io.progress import NullProgress, ProgressReporter
 from kasatune.kasa.config import KasaConfig
 from kasatune.kasa.functional import Convention
@@ -35,6 +37,7 @@ from kasatune.kasa.truncation.tail_store import (
     write_tail,
 )
 from kasatune.linalg import tail_svd
+from kasatune.models.gguf import fast_reading, weight_options
 from kasatune.models.moved_base import base_errors
 from kasatune.runs import directory
 from kasatune.weights.safetensors_reader import Checkpoint, ModelCheckpoint, StoredTensor
@@ -51,7 +54,7 @@ class Job:
     """What to decompose, and how; equal jobs on the same checkpoint give equal files.
 
     Attributes:
-        model: hub id, folder or package:NAME.
+        model: hub id, folder, GGUF file or package:NAME.
         rank: r.
         targets: ("default",), ("all-linear",) or endings of layer names.
         convention: decides how many triplets a layer drops.
@@ -115,9 +118,9 @@ def decompose(
     """Write the r smallest singular triplets of every target weight of a checkpoint, and an index of them.
 
     The model is never built with weights: names and types of its layers come from its configuration, and each weight is
-    read from its safetensors file just before it is decomposed. Every tail is a separate file that is written
-    atomically, so that a killed command can be resumed and several processes can work in one directory. The layers are
-    distributed by cost over processes started by torchrun.
+    read from its safetensors file just before it is decomposed. The weights of a GGUF file are all dequantized first.
+    Every tail is a separate file that is written atomically, so that a killed command can be resumed and several
+    processes can work in one directory. The layers are distributed by cost over processes started by torchrun.
 
     Args:
         job: what to decompose.
@@ -242,12 +245,14 @@ def _layers(job: Job, display: ProgressReporter) -> list[Layer]:
     config = KasaConfig(r=job.rank, target_modules=_targets(job.targets), convention=job.convention)
     try:
         with base_errors(None, "MODEL", remedy=""):
-            folder = model_folder(job.model, job.revision)
+            location = local_model(job.model, job.revision)
     except ModelError as fault:
         raise ModelError(str(fault).replace("model.name", "MODEL", 1)) from fault
-    model = _skeleton(folder)
+    folder = Path(location.path)
+    model = _skeleton(folder) if location.gguf_file is None else _dequantized(location)
     targets = targets_of_base(config, model)
-    checkpoint = ModelCheckpoint(Checkpoint.open(folder), model)
+    files = Checkpoint.open(folder) if location.gguf_file is None else Checkpoint.of_model(folder, model)
+    checkpoint = ModelCheckpoint(files, model)
     layers, missing = [], []
     for name, _, weight, settings in targets:
         stored = checkpoint.weight(name)
@@ -298,6 +303,13 @@ def _skeleton(folder: Path) -> PreTrainedModel:
     """The model without head, on the meta device."""
     with build_errors(folder), quiet(), torch.device("meta"):
         return AutoModel.from_config(AutoConfig.from_pretrained(folder))
+
+
+def _dequantized(location: ModelLocation) -> nn.Module:
+    """The model of a GGUF file without head, its weights in float32 or, if no weight is quantized, as they are."""
+    with build_errors(location.file), quiet(), fast_reading(location):
+        options = weight_options(location)
+        return AutoModelForCausalLM.from_pretrained(location.path, dtype="auto", **options).base_model
 
 
 def _share(layers: Sequence[Layer], process: Process) -> list[Layer]:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from kasatune.adapter_tools.resolve import (
     Source,
-    checkpoint_folder,
     find_source,
     is_base_local,
     load_base_model,
+    local_base,
     read_config,
     require_convertible,
 )
@@ -57,7 +57,7 @@ def convert_adapter(
     require_convertible(source)
     if to == "gguf":
         # Fail before the base is loaded.
-        architecture_of(read_config(checkpoint_folder(source)))
+        architecture_of(read_config(local_base(source)))
     model = load_base_model(source) if base is not None or is_base_local(source) else None
     with quiet():
         if to == "gguf":
@@ -81,7 +81,7 @@ def export_gguf(source: Source, out: Path, model: PreTrainedModel | None, rank: 
         CheckError: the file differs from the adapter.
         MissingExtraError: the gguf package is not installed.
     """
-    config = model.config.to_dict() if model is not None else read_config(checkpoint_folder(source))
+    config = model.config.to_dict() if model is not None else read_config(local_base(source))
     with tempfile.TemporaryDirectory(prefix="kasatune-") as folder:
         lora = export_adapter(source.adapter, Path(folder) / "lora", rank=rank, base=model)
         files = read_tensors(read_checked(lora)[0])

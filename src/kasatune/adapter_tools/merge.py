@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from kasatune.adapter_tools.merged_files import write_other_files
-from kasatune.adapter_tools.resolve import Source, find_source, open_base, read_config
+from kasatune.adapter_tools.resolve import Source, find_source, local_base, open_base, read_config
 from kasatune.adapters.adapter_files import PREFIX, AdapterFiles, listed, read_tensors, write_json
 from kasatune.adapters.attach import require_configured_layers
 from kasatune.adapters.certificate import Certificate, library_versions, write_certificate
@@ -80,7 +80,7 @@ def merge(directory: Path, out: Path, base: str | None = None) -> Merged:
     check_settings(header.config, kind)
     with new_directory(out) as unfinished:
         checkpoint = open_base(source)
-        if read_config(checkpoint.folder).get("quantization_config"):
+        if read_config(local_base(source)).get("quantization_config"):
             raise ModelError(
                 f"{checkpoint.folder} is quantized, and quantizing a merged weight again would lose most of the "
                 "update: name the full-precision base with --base, or serve the adapter unmerged "

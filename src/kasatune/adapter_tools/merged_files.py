@@ -7,10 +7,13 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kasatune.adapter_tools.resolve import Source, read_config
+from kasatune.adapter_tools.resolve import Source, local_base, read_config
 from kasatune.adapter_tools.tokenizer import TOKENIZER_CONFIG, TOKENIZER_FILES, load_tokenizer, saved_tokenizer
 from kasatune.adapters.certificate import CERTIFICATE
 from kasatune.errors import ModelError
+from kasatune.io.library_noise import quiet
+from kasatune.io.model_location import ModelLocation
+from kasatune.models.load import read_tokenizer
 from kasatune.models.padding import choose_padding_token, counts_positions_by_padding, padding_side
 from kasatune.weights.checkpoint_files import is_index
 from kasatune.weights.safetensors_reader import ModelCheckpoint
@@ -31,13 +34,16 @@ def write_other_files(out: Path, source: Source, base: ModelCheckpoint, *, untie
     Raises:
         ModelError: the tokenizer or the configuration of the base cannot be read.
     """
-    _copy_files(base.folder, out)
+    location = local_base(source)
+    _copy_files(location, out)
+    if location.gguf_file is not None:
+        _write_files_of_gguf(location, base, out)
     saved = saved_tokenizer(source.adapter, source.run)
     for name in TOKENIZER_FILES if saved is not None else ():
         (out / name).unlink(missing_ok=True)
         if (saved / name).is_file():
             shutil.copyfile(saved / name, out / name)
-    config = _config(base, untied=untied)
+    config = _config(location, base, untied=untied)
     _write(out / "config.json", config)  # which tokenizers are recognized by
     try:
         tokenizer = load_tokenizer(out, trust_remote_code=source.trust_remote_code)
@@ -49,16 +55,26 @@ def write_other_files(out: Path, source: Source, base: ModelCheckpoint, *, untie
         _set_padding(out, config, base, tokenizer)
 
 
-def _copy_files(folder: Path, out: Path) -> None:
-    for path in sorted(folder.iterdir()):
-        copied = path.suffix in _COPIED_SUFFIXES or path.name.startswith(_COPIED_PREFIXES)
+def _copy_files(location: ModelLocation, out: Path) -> None:
+    suffixes = _COPIED_SUFFIXES if location.gguf_file is None else ()  # the folder may hold other models
+    for path in sorted(Path(location.path).iterdir()):
+        copied = path.suffix in suffixes or path.name.startswith(_COPIED_PREFIXES)
         if path.is_file() and copied and path.name not in _NOT_COPIED and not is_index(path):
             shutil.copyfile(path, out / path.name)
 
 
-def _config(base: ModelCheckpoint, *, untied: bool) -> dict[str, Any]:
+def _write_files_of_gguf(location: ModelLocation, base: ModelCheckpoint, out: Path) -> None:
+    """Write the tokenizer with its chat template, and the generation configuration, that a GGUF file holds."""
+    with quiet():
+        read_tokenizer(location, None, False).save_pretrained(out)
+        generation: Any = getattr(base.model, "generation_config", None)
+        if generation is not None:
+            generation.save_pretrained(out)
+
+
+def _config(location: ModelLocation, base: ModelCheckpoint, *, untied: bool) -> dict[str, Any]:
     """config.json: the base's, with the model's class, its labels, and whether embeddings are tied."""
-    config, model = read_config(base.folder), base.model
+    config, model = read_config(location), base.model
     config["architectures"] = [type(model).__name__]
     config.pop("transformers_weights", None)  # the merged files have the usual names, or an index
     if untied:

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 from kasatune.adapter_tools.tokenizer import load_tokenizer, saved_tokenizer
 from kasatune.errors import InputError, ModelError
 from kasatune.io.library_noise import quiet
+from kasatune.io.model_location import ModelLocation, find_model
 from kasatune.io.run_layout import ADAPTER, NATIVE, RECIPE
-from kasatune.models.load import find_model, load_base, reason_and_remedy
+from kasatune.models.gguf import fast_reading, make_plain, weight_options
+from kasatune.models.load import download_gguf, load_base, reason_and_remedy
+from kasatune.models.load import read_config as read_model_config
 from kasatune.models.moved_base import base_errors
 from kasatune.models.padding import drop_unusable_padding, set_padding
 from kasatune.runs.directory import read_recipe
@@ -66,7 +69,7 @@ class Source:
         if self.base is not None:
             return self.base
         if self.run is not None:
-            return read_recipe(self.run).model.name
+            return read_recipe(self.run).model.base_name
         name = self.config.get("base_model_name_or_path")
         return name if isinstance(name, str) and name else None
 
@@ -139,10 +142,11 @@ def is_base_local(source: Source) -> bool:
     if name is None:
         return False
     try:
-        folder = find_model(name)
-        if Path(folder).is_dir():
+        location = find_model(name)
+        if location.is_local:
             return True
-        return isinstance(try_to_load_from_cache(folder, "config.json", revision=source.revision), str)
+        file = location.gguf_file or "config.json"
+        return isinstance(try_to_load_from_cache(location.path, file, revision=source.revision), str)
     except ValueError:  # no such folder, or no name of a model on the hub
         return False
 
@@ -167,7 +171,8 @@ def _load_base_model(source: Source, name: str, *, quantized: bool) -> PreTraine
     if source.run is not None:
         recipe, metrics = read_recipe(source.run), read_metrics(source.run)
         options = {} if quantized else {"quantization": "none"}
-        section = recipe.model.model_copy(update={"name": name, "revision": source.revision, **options})
+        changes = {"name": name, "gguf_file": None, "revision": source.revision, **options}
+        section = recipe.model.model_copy(update=changes)
         labels = metrics.get("label_names")
         return load_base(
             section,
@@ -177,25 +182,27 @@ def _load_base_model(source: Source, name: str, *, quantized: bool) -> PreTraine
             max_length=recipe.task.max_length,
             float32_head=recipe.training.precision != "float32",
         ).model
-    folder = find_model(name)
-    options = {"revision": source.revision}
-    if Path(folder).is_dir():
-        weight_files(Path(folder))
+    location = find_model(name)
+    if location.is_local and location.gguf_file is None:
+        weight_files(Path(location.path))
+    options: dict[str, Any] = {"dtype": "auto", "revision": source.revision, "ignore_mismatched_sizes": True}
     try:
-        with quiet():
-            config = load_config(source, folder, **options)
+        with quiet(), fast_reading(location):
+            location = download_gguf(location, source.revision)
+            config = load_config(source, location)
             model = model_class(source).from_pretrained(
-                folder, config=config, dtype="auto", ignore_mismatched_sizes=True, use_safetensors=True, **options
+                location.path, config=config, **options, **weight_options(location)
             )
+            make_plain(model)
         if source.config.get("task_type") == "SEQ_CLS":
-            tokenizer = load_tokenizer(saved_tokenizer(source.adapter, None) or folder, **options)
+            tokenizer = load_tokenizer(saved_tokenizer(source.adapter, None) or location, revision=source.revision)
             if tokenizer is not None:
                 set_padding(name, model, tokenizer, classifier=True)
         return model
-    except ModelError:
+    except InputError:
         raise
     except Exception as fault:  # transformers, the hub client and safetensors raise dozens of unrelated types
-        raise ModelError(f"model.name: {name} cannot be loaded: {reason_and_remedy(fault, folder)}") from fault
+        raise ModelError(f"model.name: {name} cannot be loaded: {reason_and_remedy(fault, location.path)}") from fault
 
 
 def _named_by(source: Source) -> str:
@@ -204,17 +211,24 @@ def _named_by(source: Source) -> str:
 
 
 def open_base(source: Source) -> ModelCheckpoint:
-    """The checkpoint of the base, with names and shapes but no values in memory; a model on the hub is downloaded.
+    """The checkpoint of the base; a model on the hub is downloaded.
+
+    Names and shapes are in memory, values are read from safetensors files when they are needed. The weights of a GGUF
+    file are dequantized and held in memory, in the dtype of the recipe.
 
     Raises:
         InputError: the name of the base is unknown.
-        ModelError: it cannot be found, holds no safetensors, or transformers cannot build its model.
+        ModelError: it cannot be found, holds no weights, or transformers cannot build its model.
     """
     import torch
 
-    folder = checkpoint_folder(source)
+    location = local_base(source)
+    folder = Path(location.path)
+    if location.gguf_file is not None:
+        model = load_base_model(source)
+        return ModelCheckpoint(Checkpoint.of_model(folder, model), model)
     with build_errors(folder), quiet(), torch.device("meta"):
-        config = load_config(source, str(folder))
+        config = load_config(source, location)
         kind = model_class(source)
         if hasattr(kind, "from_config"):
             model = kind.from_config(config, trust_remote_code=source.trust_remote_code)
@@ -233,11 +247,9 @@ def build_errors(folder: Path) -> Generator[None]:
         raise ModelError(f"{folder}: no model can be built from its configuration: {reason}") from fault
 
 
-def load_config(source: Source, folder: str, **options: Any) -> PreTrainedConfig:
+def load_config(source: Source, location: ModelLocation) -> PreTrainedConfig:
     """The configuration of the base, with as many labels as the adapter's head has."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=source.trust_remote_code, **options)
+    config = read_model_config(location, source.revision, source.trust_remote_code)
     drop_unusable_padding(config)
     if source.run is not None:
         metrics = read_metrics(source.run)
@@ -271,54 +283,54 @@ def model_class(source: Source) -> Any:
     return getattr(transformers, _AUTO_CLASSES.get(str(task), "AutoModel"))
 
 
-def checkpoint_folder(source: Source) -> Path:
-    """The folder with the base's safetensors; a model on the hub is downloaded.
+def local_base(source: Source) -> ModelLocation:
+    """The base's files on this machine; a model on the hub is downloaded.
 
     Raises:
         ModelError: there is no such model.
     """
     with base_errors(source.base, _named_by(source)):
-        return model_folder(require_base_name(source), source.revision)
+        return local_model(require_base_name(source), source.revision)
 
 
-def model_folder(name: str, revision: str | None) -> Path:
-    """The folder with a model's safetensors; a model on the hub is downloaded.
+def local_model(name: str, revision: str | None) -> ModelLocation:
+    """A model's files on this machine: safetensors or a GGUF file; a model on the hub is downloaded.
 
     Args:
-        name: hub id, folder or package:NAME.
+        name: see `find_model`.
         revision: of a model on the hub.
 
     Raises:
         ModelError: there is no such model.
     """
-    folder = find_model(name)
-    if Path(folder).is_dir():
-        return Path(folder)
+    location = find_model(name)
+    if location.is_local:
+        return location
     from huggingface_hub import snapshot_download
 
+    patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
     try:
         with quiet():
-            return Path(
-                snapshot_download(
-                    folder,
-                    revision=revision,
-                    allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"],
-                )
-            )
+            if location.gguf_file is not None:
+                return download_gguf(location, revision)
+            return ModelLocation(snapshot_download(location.path, revision=revision, allow_patterns=patterns))
     except Exception as fault:  # the hub client raises dozens of unrelated types
-        raise ModelError(f"model.name: {name} cannot be loaded: {reason_and_remedy(fault, folder)}") from fault
+        raise ModelError(f"model.name: {name} cannot be loaded: {reason_and_remedy(fault, location.path)}") from fault
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a base as plain data.
+def read_config(location: ModelLocation) -> dict[str, Any]:
+    """The configuration of a base on this machine as plain data: its config.json, or the header of its GGUF file.
 
     Raises:
         ModelError: it cannot be read.
     """
     try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if location.gguf_file is not None:
+            with quiet():
+                return read_model_config(location, None, False).to_dict()
+        return json.loads(location.file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:
-        raise ModelError(f"{folder / 'config.json'} cannot be read ({fault}); copy the model again") from fault
+        raise ModelError(f"{location.file} cannot be read ({fault}); copy the model again") from fault
 
 
 def _head_rows(source: Source) -> int | None:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from kasatune.errors import ModelError
 from kasatune.io.library_noise import quiet
+from kasatune.io.model_location import ModelLocation
 from kasatune.io.run_layout import ADAPTER
+from kasatune.models.load import read_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,21 +33,22 @@ def saved_tokenizer(adapter: Path, run: Path | None) -> Path | None:
 
 
 def load_tokenizer(
-    place: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+    place: Path | ModelLocation, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase | None:
-    """The tokenizer in a folder or of a model on the hub; None if a folder contains none.
+    """The tokenizer in a folder or of a model; None if a folder contains none.
 
     Raises:
         ModelError: its files cannot be read.
     """
-    from transformers import AutoTokenizer
-
-    folder = Path(place)
-    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    location = ModelLocation(str(place)) if isinstance(place, Path) else place
+    folder = Path(location.path)
+    in_files = location.is_local and location.gguf_file is None
+    if in_files and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return None
     try:
         with quiet():
-            return AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
+            return read_tokenizer(location, revision, trust_remote_code)
     except Exception as fault:  # transformers raises many types for files that it cannot read
         reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
-        raise ModelError(f"{place}: its tokenizer cannot be loaded: {reason}; copy the model again") from fault
+        file = location.file if location.gguf_file else location.path
+        raise ModelError(f"{file}: its tokenizer cannot be loaded: {reason}; copy the model again") from fault

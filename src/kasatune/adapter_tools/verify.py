@@ -16,10 +16,10 @@ from kasatune.adapter_tools.export import export_gguf
 from kasatune.adapter_tools.merge import merge
 from kasatune.adapter_tools.resolve import (
     Source,
-    checkpoint_folder,
     find_source,
     has_adapter,
     load_base_model,
+    local_base,
     model_class,
 )
 from kasatune.adapter_tools.tokenizer import load_tokenizer, saved_tokenizer
@@ -215,7 +215,7 @@ def _padded_batch(subject: _Subject) -> tuple[bool | None, str]:
     """Compare rows in a batch that the tokenizer pads with the same rows alone."""
     source = subject.source
     saved = saved_tokenizer(source.adapter, source.run)
-    place = checkpoint_folder(source) if saved is None else saved
+    place = local_base(source) if saved is None else saved
     tokenizer = load_tokenizer(place, trust_remote_code=source.trust_remote_code)
     if tokenizer is None:
         return None, "neither the adapter nor the base has a tokenizer"

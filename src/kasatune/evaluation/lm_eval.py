@@ -15,9 +15,11 @@ from kasatune.errors import InputError, KasatuneError, MissingExtraError, WorkEr
 from kasatune.evaluation.generate import end_tokens
 from kasatune.evaluation.known_tokens import only_known_tokens
 from kasatune.io.library_noise import quiet
+from kasatune.io.model_location import find_model
 from kasatune.io.run_layout import ADAPTER
 from kasatune.models.device import find_device
-from kasatune.models.load import find_model, find_pretrained
+from kasatune.models.gguf import fast_reading, make_plain, weight_options
+from kasatune.models.load import download_gguf, find_pretrained, read_tokenizer
 from kasatune.models.moved_base import base_errors, with_base
 from kasatune.recipes.messages import did_you_mean
 from kasatune.recipes.schema import Recipe
@@ -142,13 +144,16 @@ def _evaluate(recipe: Recipe, adapter: Path, tasks: Sequence[str], manager: Any,
 def _load(recipe: Recipe, adapter: Path, *, chats: bool) -> tuple[Any, PreTrainedTokenizerBase]:
     """The base with the adapter, on the recipe's device, and its tokenizer with the chat template of the training."""
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     section = recipe.model
     options: dict[str, Any] = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
-    folder = find_model(section.name)
-    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=section.dtype, use_safetensors=True, **options)
+    location = download_gguf(find_model(section.base_name), section.revision)
+    tokenizer = read_tokenizer(location, **options)
+    with fast_reading(location):
+        options |= weight_options(location)
+        base = AutoModelForCausalLM.from_pretrained(location.path, dtype=section.dtype, **options)
+    make_plain(base)
     if chats:
         set_chat_template(tokenizer)
         end = answer_end(tokenizer)

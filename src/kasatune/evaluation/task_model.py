@@ -222,7 +222,7 @@ class TaskModel:
 
     def _checked(self, examples: Examples) -> Examples:
         rows = (row["input_ids"] for row in examples.rows)
-        require_known_tokens(self.base.model, self.base.tokenizer, rows, self.recipe.model.name)
+        require_known_tokens(self.base.model, self.base.tokenizer, rows, self.recipe.model.base_name)
         return examples
 
     def score(self, examples: Examples, data: TaskData) -> Scores:

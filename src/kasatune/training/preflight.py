@@ -77,9 +77,10 @@ def check_setup(recipe: Recipe, checkpoints: Path) -> Setup:
 
 def is_configuration_alone(pretrained: Pretrained) -> bool:
     """Whether a model is a local folder with a configuration but neither weights nor a tokenizer, good for plans."""
-    folder = Path(pretrained.location)
-    if not folder.is_dir():
+    location = pretrained.location
+    if not location.is_local or location.gguf_file is not None:
         return False
+    folder = Path(location.path)
     return not any(any(folder.glob(pattern)) for pattern in (*_TOKENIZER_FILES, "*.safetensors", "*.bin"))
 
 
@@ -98,9 +99,11 @@ def check_files(pretrained: Pretrained, model: PreTrainedModel, recipe: Recipe) 
         ModelError: there are no weights, or the tokenizer is damaged, has no EOS token, or is too short for
             `task.max_length`.
     """
-    if not Path(pretrained.location).is_dir():
+    location = pretrained.location
+    if not location.is_local:
         return None
-    weight_files(Path(pretrained.location))
+    if location.gguf_file is None:
+        weight_files(Path(location.path))
     kind = TASKS[recipe.task.name].kind
     return Base(model, load_tokenizer(pretrained, model, kind=kind, max_length=recipe.task.max_length), ())
 

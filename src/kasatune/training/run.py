@@ -158,7 +158,7 @@ class Run:
         remove(staged)
         staged.mkdir(parents=True)
         try:
-            method.save(model, staged, self.recipe.model.name)
+            method.save(model, staged, self.recipe.model.base_name)
         except NotFiniteError as fault:
             remove(staged)
             raise DivergedError(

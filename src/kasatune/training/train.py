@@ -267,8 +267,8 @@ def _other_base(run: Run, recorded: str | None) -> str | None:
     if recorded is None or recorded == loaded or section.quantization != "none":
         return None
     return (
-        f"model.name: {run.base or section.name} is another model than the one with which the run in {run.out} was "
-        f"started (fingerprint {loaded[:12]}, recorded {recorded[:12]}); name a copy of that one with --base MODEL"
+        f"model.name: {run.base or section.base_name} is another model than the one with which the run in {run.out} "
+        f"was started (fingerprint {loaded[:12]}, recorded {recorded[:12]}); name a copy of that one with --base MODEL"
     )
 
 

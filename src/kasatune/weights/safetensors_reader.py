@@ -110,6 +110,22 @@ class StoredTensor:
 
 
 @dataclass(frozen=True)
+class LoadedTensor(StoredTensor):
+    """A tensor in memory in place of a stored one, such as a dequantized weight of a GGUF file."""
+
+    value: Tensor
+
+    @classmethod
+    def of(cls, path: Path, key: str, value: Tensor) -> LoadedTensor:
+        """The tensor `value` in place of the one that `path` would hold under `key`."""
+        dtype = next(name for name, dtype in STORED_DTYPES.items() if dtype == value.dtype)
+        return cls(path, key, dtype, tuple(value.shape), value.contiguous())
+
+    def _mapped(self) -> Tensor:
+        return self.value
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """The tensors of a checkpoint folder; names, dtypes and shapes are in memory, values are not.
 
@@ -132,6 +148,13 @@ class Checkpoint:
         if not checkpoint.tensors:
             raise ModelError(f"{folder} holds no tensors; copy the model again")
         return checkpoint
+
+    @classmethod
+    def of_model(cls, folder: Path, model: nn.Module) -> Checkpoint:
+        """The weights of a loaded model, as if `folder` held them in one safetensors file; tied weights once."""
+        path = folder / SINGLE
+        parameters = dict(model.named_parameters())
+        return cls(folder, {path: [LoadedTensor.of(path, key, value.detach()) for key, value in parameters.items()]})
 
     @cached_property
     def tensors(self) -> dict[str, StoredTensor]:

@@ -222,7 +222,7 @@ def _answers_of_other(
 ) -> dict[str, Conversation]:
     """The answers of another run; `base` applies to it if its recipe names the same base model."""
     theirs = _recipe(against)
-    same = theirs.model.name == recipe.model.name
+    same = theirs.model.base_name == recipe.model.base_name
     return _answers(against, theirs, questions, progress, base if same else None)
 
 

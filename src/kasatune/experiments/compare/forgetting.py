@@ -20,7 +20,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from kasatune.evaluation.batches import evaluation_mode
@@ -29,7 +29,9 @@ from kasatune.evaluation.known_tokens import require_known_tokens
 from kasatune.experiments.compare.unrelated_text import WINDOW, UnrelatedText, windows
 from kasatune.io.atomic import write_json
 from kasatune.io.library_noise import quiet
-from kasatune.models.load import Base, find_model
+from kasatune.io.model_location import find_model
+from kasatune.models.gguf import fast_reading, make_plain, weight_options
+from kasatune.models.load import Base, download_gguf, read_config
 from kasatune.recipes.schema import ModelSection
 
 Floats = npt.NDArray[np.float64]
@@ -122,7 +124,7 @@ def measure_untrained(
     positions = getattr(base.model.config, "max_position_embeddings", None)
     length = min(WINDOW, positions // 2) if isinstance(positions, int) and positions > 1 else WINDOW
     pieces = windows(base.tokenizer, text.documents(), text.tokens, length)
-    require_known_tokens(base.model, base.tokenizer, pieces, section.name)
+    require_known_tokens(base.model, base.tokenizer, pieces, section.base_name)
     batches = _batches(base.tokenizer, pieces, kind)
     losses, features = _run(base.model, batches, head, precision)
     return Untrained(kind, losses, features, batches, head, text)
@@ -172,19 +174,21 @@ def read_retention(folder: Path) -> Retention | None:
 
 
 def _pretraining_head(section: ModelSection) -> tuple[str, nn.Module | None]:
-    folder = find_model(section.name)
+    location = download_gguf(find_model(section.base_name), section.revision)
     options: dict[str, Any] = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
-    with quiet():
-        config = AutoConfig.from_pretrained(folder, **options)
-        names = " ".join(config.architectures or ())
+    with quiet(), fast_reading(location):
+        config = read_config(location, **options)
+        names = " ".join(config.architectures or (["CausalLM"] if location.gguf_file else ()))
         kind = MASKED if "MaskedLM" in names or "ForPreTraining" in names else CAUSAL
         if section.quantization != "none" or not any(
             part in names for part in ("MaskedLM", "ForPreTraining", "CausalLM", "LMHead")
         ):
             return DRIFT, None
         family = AutoModelForMaskedLM if kind == MASKED else AutoModelForCausalLM
-        loaded: Any = family.from_pretrained(folder, output_loading_info=True, dtype=torch.float32, **options)
+        options |= weight_options(location)
+        loaded: Any = family.from_pretrained(location.path, output_loading_info=True, dtype=torch.float32, **options)
     model, report = loaded
+    make_plain(model)
     if report["missing_keys"]:
         return DRIFT, None
     setattr(model, model.base_model_prefix, _GivenStates())

@@ -64,7 +64,7 @@ class ProcessCache:
     def examples(self, task_model: TaskModel, data: TaskData, split: str) -> Examples:
         """The rows of a split, tokenized."""
         section = task_model.recipe.model
-        key = (section.name, str(section.revision), str(task_model.recipe.task.max_length), data.sha256, split)
+        key = (section.base_name, str(section.revision), str(task_model.recipe.task.max_length), data.sha256, split)
         if key not in self._examples:
             self._examples[key] = task_model.encode(data, split)
         return self._examples[key]

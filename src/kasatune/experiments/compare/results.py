@@ -74,7 +74,7 @@ def _task(group: Sequence[MethodResult], base: BaseOnTask | None) -> dict[str, A
     return {
         "name": method.task.name,
         "task": data.name,
-        "model": recipe.model.name,
+        "model": recipe.model.base_name,
         "primary": data.primary,
         "rows": {split: len(rows) for split, rows in data.splits.items() if split in ("train", "validation")},
         "labels": len(data.label_names) if data.label_names else None,

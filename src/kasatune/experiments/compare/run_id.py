@@ -9,13 +9,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from kasatune.adapters.adapter_files import file_sha256
 from kasatune.data.tasks.table import TASKS
 from kasatune.experiments.compare.spec import HELD_OUT, SEARCH_SEED
 from kasatune.experiments.compare.unrelated_text import UnrelatedText
 from kasatune.experiments.compare.variants import keys_read
 from kasatune.io.environment import versions
+from kasatune.io.model_location import find_model
 from kasatune.models.device import find_device
-from kasatune.models.load import find_commit, find_model
+from kasatune.models.load import find_commit
 from kasatune.recipes.schema import Recipe
 from kasatune.weights.fingerprint import model_files_sha256
 
@@ -61,7 +63,8 @@ def plan_run(
     """
     values = recipe.model_dump()
     read = {"name", "options", *keys_read(recipe.method.name)} - {"tails"}
-    model = model_identity(recipe.model.name, recipe.model.revision)
+    values["model"].pop("gguf_file", None)  # part of the identity of the model
+    model = model_identity(recipe.model.base_name, recipe.model.revision)
     identity = {
         "model": {**values["model"], "name": model, "revision": None},
         "rows": data_sha256,
@@ -99,6 +102,8 @@ def digest(identity: dict[str, Any]) -> str:
 
 @cache
 def model_identity(name: str, revision: str | None = None) -> str:
-    """SHA-256 over the files of a base model in a local folder; name and commit of a model on the hub."""
-    folder = Path(find_model(name))
-    return model_files_sha256(folder) if folder.is_dir() else f"{name}@{find_commit(name, revision)}"
+    """SHA-256 over the files of a base model in a local folder, or of a GGUF file; name and commit on the hub."""
+    location = find_model(name)
+    if not location.is_local:
+        return f"{name}@{find_commit(location, revision)}"
+    return file_sha256(location.file) if location.gguf_file else model_files_sha256(Path(location.path))

@@ -37,7 +37,7 @@ def content(request: Request, outcomes: Outcomes, *, command: str = "", failed: 
             "quick": request.quick,
             "model": request.model.name,
             "model_title": request.model.title,
-            "base": sorted({case.recipe.model.name for case in request.cases}),
+            "base": sorted({case.recipe.model.base_name for case in request.cases}),
             "seeds": list(request.seeds),
             "methods": list(request.methods),
             "published": request.experiment.published,
