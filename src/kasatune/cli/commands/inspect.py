@@ -6,18 +6,34 @@ from typing import Annotated, Any
 
 import typer
 
-from kasatune.cli.arguments import AdapterDirectory, BaseModel, Json
+from kasatune.cli.arguments import BaseModel, Json
 from kasatune.cli.console import note, print_json, print_table, results_only
+from kasatune.errors import InputError
 
 _HEAD = ["layer", "shape", "r", "dropped", "back", "|sigma|", "|dW|/|W|", "rank of dW", "defect A, B", "top", "bottom"]
 
 
+_TRUNCATION_HEAD = ["layers", "number", "by magnitude: loss", "dropped", "by activation: loss", "dropped"]
+
+
 def command(
-    directory: AdapterDirectory,
+    directory: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN_OR_ADAPTER_DIR|MODEL",
+            help="A run or adapter directory; with --truncation a base model: hub id, folder or package:NAME.",
+            show_default=False,
+        ),
+    ],
     base: BaseModel = None,
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also draw the spectra to this SVG file.", show_default=False)
     ] = None,
+    truncation: Annotated[
+        bool,
+        typer.Option("--truncation", help="Measure what dropping a component of rank --rank does to a base model."),
+    ] = False,
+    rank: Annotated[int, typer.Option(metavar="R", min=1, help="Rank for --truncation.")] = 8,
     json: Json = False,
 ) -> None:
     """Show what training changed in each layer: what was truncated, what returned, where the update points.
@@ -26,8 +42,17 @@ def command(
     dW: effective rank of the update; defect: distance of A and B from orthonormal; top, bottom: mean squared cosine
     between the update and the first and last singular directions of W.
 
+    With --truncation: the loss of a causal language model, on text that it writes itself, with a component of each
+    linear layer dropped, by magnitude (KaSA as published) and by activation; dropped: the largest share of a layer's
+    output.
+
     Example: kasatune inspect runs/rte-kasa --picture rte.svg
+
+    Example: kasatune inspect ./my-model --truncation
     """
+    if truncation:
+        _inspect_truncation(directory, base, picture, rank, json=json)
+        return
     with results_only():
         from kasatune.reports.inspection_picture import check_picture, draw_inspection
 
@@ -35,7 +60,7 @@ def command(
             check_picture(picture)
         from kasatune.adapter_tools.inspect import inspect
 
-        inspection = inspect(directory, base)
+        inspection = inspect(Path(directory), base)
         if picture is not None:
             draw_inspection(inspection, picture)
     if json:
@@ -48,6 +73,35 @@ def command(
         note("the base is not on this machine: give --base MODEL to see what was truncated")
     if picture is not None:
         note(f"drawn to {picture}")
+
+
+def _inspect_truncation(model: str, base: str | None, picture: Path | None, rank: int, *, json: bool) -> None:
+    given = [name for name, value in (("--base", base), ("--picture", picture)) if value is not None]
+    if given:
+        raise InputError(f"{given[0]} was given with --truncation, which measures the base model named first; omit it")
+    with results_only():
+        from kasatune.adapter_tools.truncation import measure_truncation
+
+        measured = measure_truncation(model, r=rank)
+    if json:
+        print_json(measured)
+        return
+    rows: list[list[str]] = []
+    for entry in measured["losses"]:
+        kind = entry["layers"]
+        layers = [layer for layer in measured["layers"] if kind in ("all", layer["name"].rpartition(".")[2])]
+        row = [kind, str(len(layers))]
+        for choice in ("magnitude", "activation"):
+            row += [f"{entry[choice]:.3f}", _number(max(layer[choice] for layer in layers))]
+        rows.append(row)
+    title = f"{measured['base']}: loss {measured['loss']:.3f} untouched, r = {measured['r']}"
+    print_table(_TRUNCATION_HEAD, rows, title=title, numbers=5)
+    rise = measured["losses"][-1]["magnitude"] - measured["loss"]
+    if rise > 0.1:
+        note(
+            f"dropping by magnitude raises the loss by {rise:.2f} nats before training begins: use method: akasa, "
+            "truncate_by: activation, or drop: 0"
+        )
 
 
 def _row(layer: Mapping[str, Any]) -> list[str]:

@@ -119,7 +119,13 @@ def measure_generated(
     return _activations(recorder, "generated" if generates else "random", seed, start)
 
 
-def _write(model: Any, config: Any, vocabulary: int) -> None:
+def generate_text(model: Any, seed: int) -> Tensor:
+    """Text that a causal language model samples from itself, token ids (16, 96); see `measure_generated`."""
+    with _seeded(model, seed), torch.no_grad():
+        return _write(model, model.config, model.config.vocab_size)
+
+
+def _write(model: Any, config: Any, vocabulary: int) -> Tensor:
     settings = model.generation_config
     ends = _listed(settings.eos_token_id) + _listed(config.eos_token_id)
     first = next((token for token in (*_listed(settings.bos_token_id), *_listed(config.bos_token_id), *ends)), None)
@@ -127,7 +133,7 @@ def _write(model: Any, config: Any, vocabulary: int) -> None:
         prompt = torch.randint(vocabulary, (SEQUENCES, 1), device=_device(model))
     else:
         prompt = torch.full((SEQUENCES, 1), first, device=_device(model))
-    model.generate(
+    return model.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
         generation_config=GenerationConfig(
