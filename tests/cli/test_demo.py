@@ -124,6 +124,34 @@ def test_an_interrupted_demo_leaves_the_earlier_one(kasatune, place, monkeypatch
     assert [path.name for path in (place / "runs").iterdir()] == ["demo"]
 
 
+@pytest.mark.parametrize("earlier", [False, True])
+def test_ctrl_c_keeps_what_train_would_keep(kasatune, place, monkeypatch, installed, earlier):
+    if earlier:
+        fake_train({"kasa": 90, "head": 60}, monkeypatch)
+        kasatune("demo")
+    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+
+    def train(recipe, out, **_):
+        (out / "unfinished").mkdir(parents=True)
+        (out / "recipe.yaml").write_text("model: x")
+        (out / "unfinished" / "state").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kasatune.training.train.train", train)
+    kept = "runs/demo-interrupted" if earlier else "runs/demo"
+    for _ in range(2):  # the second replaces what the first one kept
+        done = kasatune("demo")
+        assert done.status == 130
+        assert f"continue with `kasatune train demo --out {kept} --resume`" in done.err
+    assert (place / kept / "unfinished" / "state").exists()
+    after = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    assert after.items() >= before.items()
+    # What a resumed training adds there belongs to the demo too.
+    (place / kept / "metrics.json").touch()
+    fake_train({"kasa": 80, "head": 60}, monkeypatch)
+    assert kasatune("demo", "--out", kept).status == 0
+
+
 def test_what_a_killed_demo_left_is_cleared_away(kasatune, place, monkeypatch, installed):
     fake_train({"kasa": 90, "head": 60}, monkeypatch)
     left = place / "runs" / ".demo.unfinished" / "metrics.json"

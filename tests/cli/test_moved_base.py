@@ -142,3 +142,30 @@ def test_the_option_of_train_is_for_resume(work, kasatune):
     assert done.status == 2
     assert "set model.name=MODEL" in done.err
     assert not (work / "fresh").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (("evaluate", "run", "--split", "nope"), "has no split 'nope'"),
+        (("evaluate", "run", "--scores", "nope"), "not an optional score"),
+        (("predict", "run", "--text", " "), "text 1 is empty"),
+        (("shrink", "run", "--out", "new"), "give either a rank or an energy"),
+        (("shrink", "run", "--out", "new", "--rank", "0"), "rank"),
+        (("shrink", "run", "--out", "new", "--energy", "2"), "energy"),
+        (("export", "run", "--out", "new", "--to", "lora", "--rank", "0"), "rank"),
+        (("export", "run", "--out", "new", "--to", "kasa", "--rank", "1"), "keeps the trained rank"),
+        (("export", "run", "--out", "new", "--to", "onnx"), "is not a known adapter format"),
+        (("merge", "run", "--out", "run"), "is not empty"),
+    ],
+)
+def test_options_are_checked_before_a_model_is_loaded(work, kasatune, monkeypatch, command, words):
+    def load(*_, **__):
+        pytest.fail("a model was loaded")
+
+    for place in ("evaluation.task_model", "adapter_tools.resolve"):
+        monkeypatch.setattr(f"kasatune.{place}.load_base", load)
+    done = kasatune(*command, "--base", "elsewhere")
+    assert done.status == 2
+    assert words in done.err
+    assert not (work / "new").exists()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from kasatune.reports import markdown
+from kasatune.reports.formatting import metric_title
 from kasatune.reports.score_tables import as_markdown, comparison, gather, scores, spread
 from tests.reports import sample_runs
 
@@ -46,3 +47,10 @@ def test_markdown_in_names_is_escaped():
 def test_code_fences_are_longer_than_backticks_in_the_code():
     assert markdown.code("a`b``c") == "``` a`b``c ```"
     assert markdown.block("```\nx\n```", "python").startswith("````python\n")
+
+
+def test_f1_says_of_which_labels_it_is():
+    assert metric_title("f1") == "F1"
+    assert metric_title("f1", {"label_names": ["no", "yes"]}) == "F1 of yes"
+    assert metric_title("f1", {"label_names": ["a", "b", "c"]}) == "macro F1"
+    assert metric_title("accuracy", {"label_names": ["a", "b", "c"]}) == "accuracy"

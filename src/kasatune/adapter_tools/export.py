@@ -17,7 +17,7 @@ from kasatune.adapter_tools.resolve import (
 )
 from kasatune.adapters.adapter_files import file_sha256, read_tensors
 from kasatune.adapters.certificate import Certificate, read_certificate, write_certificate
-from kasatune.adapters.export import export_adapter
+from kasatune.adapters.export import export_adapter, rank_rule
 from kasatune.adapters.gguf_export import FILE, architecture_of, read_gguf, write_gguf
 from kasatune.adapters.load import read_checked
 from kasatune.adapters.lora_export import stock_layers
@@ -52,6 +52,10 @@ def convert_adapter(
     """
     if to not in (*FORMATS, "gguf"):
         raise InputError(f"to={to!r} is not a known adapter format; choose one of {', '.join(FORMATS)}, gguf")
+    if rank is not None:
+        if to not in ("lora", "gguf"):
+            raise InputError(f"rank={rank} requires to='lora': the {to!r} format keeps the trained rank")
+        rank_rule(rank, None)
     require_free(out)
     source = find_source(directory, base)
     require_convertible(source)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kasatune import methods
 from kasatune.adapter_tools.resolve import Source, find_source, is_base_local, load_base_model, require_convertible
 from kasatune.adapters.certificate import Certificate, read_certificate, write_certificate
-from kasatune.adapters.export import export_smaller_lora
+from kasatune.adapters.export import export_smaller_lora, rank_rule
 from kasatune.adapters.load import load_adapter
 from kasatune.data.tasks import load_task
 from kasatune.errors import DataError
@@ -56,6 +56,7 @@ def shrink_adapter(
         OutputError: `out` is not empty.
     """
     out = Path(out)
+    rank_rule(rank, energy)  # before the base is loaded
     require_free(out)
     name = os.fspath(base) if isinstance(base, str | os.PathLike) else None
     source = find_source(Path(directory), name)

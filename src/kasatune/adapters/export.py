@@ -82,6 +82,17 @@ def export_adapter(
     return _export(model_or_dir, Path(out_dir), to, None if rank is None else fixed_rank(rank), base)
 
 
+def rank_rule(rank: int | None, energy: float | None) -> Callable[[Tensor], int]:
+    """The choice of each layer's rank: at most `rank`, or the smallest that keeps a share `energy` of the update.
+
+    Raises:
+        InputError: neither or both are given, or one is out of its range.
+    """
+    if (rank is None) == (energy is None):
+        raise InputError("give either a rank or an energy: rank=8, or energy=0.99 to keep 99 % of each layer's update")
+    return fixed_rank(rank) if rank is not None else rank_for_energy(float(energy or 0))
+
+
 def export_smaller_lora(
     model_or_dir: nn.Module | str | os.PathLike[str],
     out_dir: str | os.PathLike[str],
@@ -105,9 +116,7 @@ def export_smaller_lora(
     Raises:
         InputError: neither or both of rank and energy, or one out of its range; and as `export_adapter`.
     """
-    if (rank is None) == (energy is None):
-        raise InputError("give either a rank or an energy: rank=8, or energy=0.99 to keep 99 % of each layer's update")
-    choose = fixed_rank(rank) if rank is not None else rank_for_energy(float(energy or 0))
+    choose = rank_rule(rank, energy)
     return _export(model_or_dir, Path(out_dir), "lora", choose, base)
 
 

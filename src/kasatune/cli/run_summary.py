@@ -40,7 +40,7 @@ def show_scores(metrics: Mapping[str, Any]) -> None:
     last = (metrics.get("last") or {}).get("metrics") or {}
     head = [f"{metrics['task']}, {metrics['split']}", "selected", *(["last epoch"] if last else [])]
     rows = [
-        [words.metric_title(name), words.score(value), *([words.score(last.get(name))] if last else [])]
+        [words.metric_title(name, metrics), words.score(value), *([words.score(last.get(name))] if last else [])]
         for name, value in metrics["metrics"].items()
     ]
     print_table(head, rows, numbers=len(head) - 1)

@@ -62,9 +62,10 @@ def evaluate(
         start = time.perf_counter()
         reset_peak_memory()
         task = _load_rows(recipe.task, data, names)
+        chosen = split or str(before["split"])
+        task.require_split(chosen)
         task_model = TaskModel.for_saved_run(recipe, names, run_dir, base=base)
         loaded = time.perf_counter()
-        chosen = split or str(before["split"])
         scores = task_model.final_score(task_model.encode(task, chosen), task, chosen)
         extra_metrics = generation_scores(extra, scores.predictions, scores.labels) if extra else {}
     seconds = {"load": loaded - start, "evaluate": time.perf_counter() - loaded}

@@ -199,11 +199,7 @@ class TaskModel:
             DataError: there is no such split, or it is empty.
             ModelError: a token id is beyond the model's embeddings.
         """
-        if split not in data.splits:
-            raise DataError(f"task {data.name} has no split {split!r}; its splits are {', '.join(data.splits)}")
-        rows = data.splits[split]
-        if not rows.first:
-            raise DataError(f"the split {split!r} of task {data.name} is empty; at least one row is needed")
+        rows = data.require_split(split)
         tokenizer, task = self.base.tokenizer, self.recipe.task
         loss_on = task.loss_on or "completion"
         if isinstance(rows, ChatRows):

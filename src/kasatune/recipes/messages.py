@@ -89,14 +89,18 @@ def _sentence(
     return f"{show(received)} received; must be {' or '.join(limits)}{near or '; ' + _remedy(section, key, sections)}"
 
 
+def message(error: ErrorDetails) -> str:
+    """The message of one of pydantic's errors, without the "Value error, " that it puts before those of validators."""
+    cause = error.get("ctx", {}).get("error") if error["type"] in ("value_error", "assertion_error") else None
+    return error["msg"] if cause is None else str(cause)
+
+
 def _limit(error: ErrorDetails) -> str:
     context = error.get("ctx", {})
     if error["type"] == "string_type" and isinstance(error["loc"][-1], int):
         return "a list of text"
-    if error["type"] == "value_error":
-        return str(context.get("error", error["msg"]))
     template = _LIMITS.get(error["type"])
-    return template.format(**context) if template else error["msg"]
+    return template.format(**context) if template else message(error)
 
 
 def _words(expected: str) -> list[str]:

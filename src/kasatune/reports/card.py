@@ -85,7 +85,7 @@ def _front_matter(run: RunRecord) -> str:
     adapter = (run.run_dir / ADAPTER).is_dir()
     tags = ["kasatune", run.method_name, *(["lora"] if run.adapter_note else [])]
     results = [
-        {"type": name, "name": formatting.metric_title(name), "value": round(float(value), 6)}
+        {"type": name, "name": formatting.metric_title(name, run.metrics), "value": round(float(value), 6)}
         for name, value in run.scores.items()
         if value is not None and math.isfinite(value)
     ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 _TITLES = {
     "accuracy": "accuracy",
@@ -39,8 +41,19 @@ _RANGES = {
 ABSENT = "-"
 
 
-def metric_title(name: str) -> str:
-    """The title of a score; its name if it is unknown."""
+def metric_title(name: str, run: Mapping[str, Any] | None = None) -> str:
+    """The title of a score; its name if it is unknown.
+
+    Args:
+        name: name of the score.
+        run: content of metrics.json of the run that has the score, whose number of labels decides what F1 means: that
+            of the second label for two labels, the mean over all labels for more.
+    """
+    labels = (run or {}).get("label_names") or ()
+    if name == "f1" and len(labels) > 2:
+        return "macro F1"
+    if name == "f1" and len(labels) == 2:
+        return f"F1 of {labels[1]}"
     return _TITLES.get(name, name.replace("_", " "))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def render(run: RunRecord) -> str:
         duration=formatting.duration,
         size=formatting.size,
         share=formatting.share,
-        metric=formatting.metric_title,
+        metric=partial(formatting.metric_title, run=run.metrics),
         sentence=formatting.sentence,
         breakable=breakable,
     )

@@ -81,7 +81,11 @@ def scores(metrics: Mapping[str, Any]) -> Cells:
     last = (metrics.get("last") or {}).get("metrics") or {}
     head = [f"{metrics['task']}, {metrics['split']}", "selected", *(["last epoch"] if last else [])]
     rows = [
-        [formatting.metric_title(name), formatting.score(value), *([formatting.score(last.get(name))] if last else [])]
+        [
+            formatting.metric_title(name, metrics),
+            formatting.score(value),
+            *([formatting.score(last.get(name))] if last else []),
+        ]
         for name, value in metrics["metrics"].items()
     ]
     return Cells(head, rows)

@@ -70,7 +70,7 @@ def score_chart(run: RunRecord) -> Chart | None:
         return None
     lines = [
         Line(
-            formatting.metric_title(name),
+            formatting.metric_title(name, run.metrics),
             [float(e["epoch"]) for e in events],
             _numbers([event["metrics"] for event in events], name),
             f"s{place + 1}",

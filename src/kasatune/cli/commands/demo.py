@@ -14,8 +14,9 @@ from kasatune.cli.demo_directory import check_replaceable, replace
 from kasatune.cli.fast_import import large_libraries
 from kasatune.cli.progress_bar import make_progress
 from kasatune.cli.run_summary import PAGES, write_pages
+from kasatune.errors import OutputError
 from kasatune.io.atomic import temporary_path
-from kasatune.io.run_layout import BASELINE, PREDICTIONS, REPORT
+from kasatune.io.run_layout import BASELINE, METRICS, PREDICTIONS, RECIPE, REPORT, WRITTEN
 from kasatune.recipes.catalogue import built_in
 from kasatune.wording import counted
 
@@ -49,16 +50,34 @@ def command(
 
 @contextmanager
 def _workshop(out: Path) -> Generator[Path]:
-    """A temporary directory next to `out`: an interrupted demo leaves the result of an earlier one unchanged."""
+    """A temporary directory next to `out`: an interrupted demo leaves the result of an earlier one unchanged.
+
+    What an interrupted training has saved is kept in `out`, or next to it if that holds a finished demo.
+    """
     folder = temporary_path(out.absolute())  # removes what a killed demo left
     shutil.rmtree(folder, ignore_errors=True)
     try:
         yield folder
     except KeyboardInterrupt as interrupt:
-        interrupt.add_note("nothing was kept; an earlier demo is unchanged")
+        interrupt.add_note(_keep_progress(folder, out))
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _keep_progress(folder: Path, out: Path) -> str:
+    """Move what an interrupted demo has saved into place; returns what was kept, and how to continue."""
+    if not (folder / RECIPE).is_file():
+        return "nothing was kept; an earlier demo is unchanged"
+    if not (folder / BASELINE / METRICS).is_file():
+        shutil.rmtree(folder / BASELINE, ignore_errors=True)
+    place = out.with_name(f"{out.name}-interrupted") if (out / METRICS).is_file() else out
+    try:
+        check_replaceable(place)
+        replace(place, folder, later=[name for name in WRITTEN if not (folder / name).exists()])
+    except OutputError as fault:
+        return f"nothing was kept: {fault}"
+    return f"{place} holds the progress so far; continue with `kasatune train demo --out {place} --resume`"
 
 
 def _run_both(recipe: Recipe, folder: Path) -> None:
@@ -87,7 +106,7 @@ def _show(out: Path) -> None:
     runs = {BASELINE_METHOD: out / BASELINE, DEFAULT_METHOD: out}
     metrics = {name: read_metrics(run) for name, run in runs.items()}
     scores = list(metrics[DEFAULT_METHOD]["metrics"])
-    head = ["method", *(words.metric_title(score) for score in scores), "trained parameters"]
+    head = ["method", *(words.metric_title(score, metrics[DEFAULT_METHOD]) for score in scores), "trained parameters"]
     rows = [
         [
             METHODS[name].shown_title,

@@ -165,6 +165,19 @@ class TaskData:
     notes: tuple[str, ...] = ()
     pins: Mapping[str, str] = field(default_factory=dict)
 
+    def require_split(self, split: str) -> Rows:
+        """The rows of a split.
+
+        Raises:
+            DataError: there is no such split, or it is empty.
+        """
+        if split not in self.splits:
+            raise DataError(f"task {self.name} has no split {split!r}; its splits are {', '.join(self.splits)}")
+        rows = self.splits[split]
+        if not rows.first:
+            raise DataError(f"the split {split!r} of task {self.name} is empty; at least one row is needed")
+        return rows
+
 
 def make_task_data(
     info: TaskInfo,

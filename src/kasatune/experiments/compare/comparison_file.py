@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serial
 
 from kasatune.errors import InputError
 from kasatune.io.atomic import finite, write_json
+from kasatune.recipes.messages import message
 from kasatune.reports.comparison.conclusion import conclusion
 from kasatune.reports.comparison.write_reports import write_reports
 
@@ -476,7 +477,7 @@ def read_comparison(out: Path) -> dict[str, Any]:
     except ValidationError as fault:
         first = fault.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise InputError(f"{path} is damaged at {place} ({first['msg']}); {_REPAIR}") from fault
+        raise InputError(f"{path} is damaged at {place} ({message(first)}); {_REPAIR}") from fault
     except (OSError, ValueError) as fault:
         raise InputError(f"{path} cannot be read ({fault}); {_REPAIR}") from fault
     if content.schema_version > SCHEMA_VERSION:

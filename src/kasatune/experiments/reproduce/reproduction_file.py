@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kasatune.errors import InputError
 from kasatune.io.atomic import finite, write_json, write_text
+from kasatune.recipes.messages import message
 from kasatune.reports.reproduction import markdown
 
 REPRODUCTION, PAGE = "reproduction.json", "reproduction.md"
@@ -180,7 +181,7 @@ def read_reproduction(out: Path) -> dict[str, Any]:
     except ValidationError as fault:
         first = fault.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise InputError(f"{path} is damaged at {place} ({first['msg']}); {_REPAIR}") from fault
+        raise InputError(f"{path} is damaged at {place} ({message(first)}); {_REPAIR}") from fault
     except (OSError, ValueError) as fault:
         raise InputError(f"{path} cannot be read ({fault}); {_REPAIR}") from fault
     if content.schema_version > SCHEMA_VERSION:
