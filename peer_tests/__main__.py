@@ -13,13 +13,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
-import peft
-
+from peer_tests import RECORDS, SUITE
 from peer_tests.page import write_page
-from peer_tests.plugin import RECORDS, SUITE
-from peer_tests.tiny_models import write_models
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "runs" / "peer-tests"
@@ -43,13 +41,14 @@ def main() -> int:
     parser.add_argument("files", nargs="*", default=FILES, help="test files to run")
     parser.add_argument("--pytest", default="", help="further options of pytest, in one string")
     options = parser.parse_args()
-    fault = checkout_fault(options.peft, peft.__version__)
+    installed = version("peft")
+    fault = checkout_fault(options.peft, installed)
     if fault is not None:
         print(fault, file=sys.stderr)
         return 2
     prepare(options.peft)
     run(options.files, options.pytest.split())
-    return write_page(WORK / "records", ROOT / "docs" / "results" / "peft-suite.md", peft.__version__)
+    return write_page(WORK / "records", ROOT / "docs" / "results" / "peft-suite.md", installed)
 
 
 def checkout_fault(checkout: Path, installed: str) -> str | None:
@@ -58,17 +57,17 @@ def checkout_fault(checkout: Path, installed: str) -> str | None:
     if not source.is_file() or not (checkout / "tests" / "testing_common.py").is_file():
         return f"{checkout}: no src/peft/__init__.py and tests/testing_common.py, so this is no checkout of PEFT"
     stated = re.search(r'__version__\s*=\s*"([^"]+)"', source.read_text(encoding="utf-8"))
-    version = stated.group(1) if stated else "unknown"
-    if version != installed:
+    stated_version = stated.group(1) if stated else "unknown"
+    if stated_version != installed:
         return (
-            f"{checkout} is PEFT {version}, and {installed} is installed: check out v{installed}, or unpack its source "
-            f"distribution (pip download peft=={installed} --no-deps --no-binary :all:)"
+            f"{checkout} is PEFT {stated_version}, and {installed} is installed: check out v{installed}, or unpack its "
+            f"source distribution (pip download peft=={installed} --no-deps --no-binary :all:)"
         )
     return None
 
 
 def prepare(checkout: Path) -> None:
-    """Copy PEFT's tests into a package of another name, and build the models that they ask for."""
+    """Copy PEFT's tests into a package of another name."""
     suite = WORK / SUITE
     shutil.rmtree(suite, ignore_errors=True)
     shutil.copytree(checkout / "tests", suite, ignore=shutil.ignore_patterns("regression", "training", "__pycache__"))
@@ -77,7 +76,7 @@ def prepare(checkout: Path) -> None:
     markers = ("single_gpu_tests", "multi_gpu_tests", "regression", "bitsandbytes", "peer_twin")
     lines = "".join(f"    {marker}\n" for marker in markers)
     (WORK / "pytest.ini").write_text(f"[pytest]\nmarkers =\n{lines}", encoding="utf-8")
-    write_models(WORK / "models")
+    (WORK / "models").mkdir(exist_ok=True)
 
 
 def run(files: Sequence[str], options: list[str]) -> None:

@@ -43,7 +43,106 @@ class Refusal:
     twins: str = ""
 
 
-REFUSALS: tuple[Refusal, ...] = ()
+_KASA = "^KaSA"
+_DROPS = "^KaSA(?!, drop 0)"
+_BOTTLENECK = "^bottleneck"
+
+REFUSALS: tuple[Refusal, ...] = (
+    Refusal(
+        "a setting of LoraConfig that KasaConfig does not have",
+        "Variants of LoRA (DoRA, VeLoRA, BD-LoRA, MonteCLoRA), `init_lora_weights`, `lora_bias`, `target_parameters` "
+        "and `trainable_token_indices` are not part of KaSA. Each error names what to use instead.",
+        message=r"^KasaConfig got an unexpected keyword argument",
+        twins=_KASA,
+    ),
+    Refusal(
+        "a layer that KaSA cannot adapt",
+        "KaSA adapts linear layers: nn.Linear, transformers' Conv1D and convolutions of kernel 1. Embeddings, other "
+        "convolutions and nn.MultiheadAttention are refused by name.",
+        message=r"matches layers that KaSA cannot adapt|target_modules names expert weights",
+        twins=_KASA,
+    ),
+    Refusal(
+        "a layer with too few rows or columns",
+        "r must be below min(out, in), so that a part of the weight is left. PEFT's smallest models have layers with "
+        "one or two rows.",
+        message=r"rank \d+ must be below min\(out, in\)",
+        twins=_KASA,
+    ),
+    Refusal(
+        "several active or merged adapters",
+        "Every KaSA adapter drops its own tail of W, so a sum of adapters would drop several. Export each adapter to "
+        "LoRA and combine these.",
+        message=r"one KaSA adapter can be (active|merged) at a time|KaSA adapters cannot be added",
+        twins=_KASA,
+    ),
+    Refusal(
+        "a batch of mixed adapters",
+        "One forward pass uses one adapter for the entire batch.",
+        message=r"adapter_names: ",
+    ),
+    Refusal(
+        "another base model",
+        "The test saves an adapter and loads it onto a model with other random weights. The tail belongs to its base, "
+        "so the fingerprint of the base is checked; `check_base=False` loads it with a warning.",
+        message=r"this is another base model than the adapter was trained on",
+        twins=_KASA,
+    ),
+    Refusal(
+        "an adapter with NaN",
+        "The test trains with a learning rate of 0.5 until the factors are NaN, saves and loads them. An adapter that "
+        "holds NaN is not loaded.",
+        message=r"this adapter cannot be loaded: .*holds NaN, Inf",
+        tests="test_parameters_after_loading_model",
+        twins=_KASA,
+    ),
+    Refusal(
+        "a new adapter that changes the output",
+        "A KaSA adapter drops the smallest singular triplets of W when it is attached, so outputs differ from the base "
+        "before training. The same tests pass with `drop=0`.",
+        tests=r"test_disable_adapters|test_adapter_name_makes_no_difference",
+        twins=_DROPS,
+    ),
+    Refusal(
+        "tail and sigma in float32",
+        "The test expects every tensor of the adapter in the dtype of a 16-bit base. sigma and the tail stay in "
+        "float32: the tail is smaller than the rounding of a 16-bit weight.",
+        tests="test_adapter_dtype_autocast|test_add_adapter_no_autocast_adapter_dtype",
+        twins=_KASA,
+    ),
+    Refusal(
+        "a frozen tail",
+        "The test expects every tensor of an adapter to be trainable. The tail is not trained.",
+        tests="test_set_requires_grad",
+        twins=_KASA,
+    ),
+    Refusal(
+        "bottleneck adapters: places instead of target_modules",
+        "`places` says which module is adapted and how; the test passes target_modules.",
+        message=r"BottleneckConfig: target_modules is not used|BottleneckConfig got an unexpected keyword argument",
+        twins=_BOTTLENECK,
+    ),
+    Refusal(
+        "bottleneck adapters: a module of unknown width",
+        "The widths of linear layers and of transformers' blocks are known. Other modules are refused by name, and so "
+        "are names that no module has.",
+        message=r"whose width is not known|is no module of",
+        twins=_BOTTLENECK,
+    ),
+    Refusal(
+        "bottleneck adapters: an architecture that is not supported",
+        "The places in a block are known for the architectures in docs/methods.md; for others give `places`.",
+        message=r"the model type .* is not supported",
+        twins=_BOTTLENECK,
+    ),
+    Refusal(
+        "bottleneck adapters: merging",
+        "The adapter is not linear, so there is no weight that it could be merged into.",
+        message=r"a bottleneck adapter is not linear",
+        twins=_BOTTLENECK,
+    ),
+)
+"""The documented differences from LoRA, in the order in which they are tried."""
 
 _NO_FILE = re.compile(
     r"offline|couldn't (connect|find)|can't (load|find)|cannot (find|send)|not a local folder|connection|resolve",

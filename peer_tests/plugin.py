@@ -23,19 +23,18 @@ import torch
 from kasatune import KasaConfig
 from kasatune.kasa.model import KasaModel
 from kasatune.methods.bottleneck import BottleneckConfig, BottleneckModel
+from peer_tests import RECORDS, SUITE
 from peer_tests.outcomes import describe
+from peer_tests.tiny_models import write_models
 from peer_tests.twins import Case, twins_of
 
-SUITE = "peft_suite_tests"
-"""Name of the package that holds PEFT's tests; `tests` is this project's own."""
-RECORDS = "KASATUNE_PEER_RECORDS"
-"""Environment variable with the folder of the records, one file of JSON lines for each test file."""
 _TWIN = "peer_twin"
 _SPREAD = 0.05
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Prepare the process before PEFT's test modules are imported."""
+    """Prepare the process before PEFT's test modules are imported; the working folder gets the models."""
+    write_models(Path.cwd())
     _stand_in_for("diffusers", "StableDiffusionPipeline")
     _accept_init_weights(KasaConfig)
     _accept_init_weights(BottleneckConfig)
