@@ -20,6 +20,7 @@ from transformers import (
 from kasatune.data.tasks import load_task
 from kasatune.errors import InputError
 from kasatune.evaluation.task_model import TaskModel
+from kasatune.evaluation.unrelated_text import UnrelatedText, windows
 from kasatune.experiments.compare.forgetting import (
     measure_trained,
     measure_untrained,
@@ -27,7 +28,6 @@ from kasatune.experiments.compare.forgetting import (
     write_retention,
 )
 from kasatune.experiments.compare.matched_forgetting import forgetting_at
-from kasatune.experiments.compare.unrelated_text import UnrelatedText, windows
 from kasatune.methods.shared.trained_parameters import trainable
 from kasatune.models.load import load_base
 from tests.toys import BAD, GOOD, make_bert, make_recipe

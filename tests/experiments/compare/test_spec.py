@@ -8,6 +8,7 @@ import pytest
 
 from kasatune.data.tasks import load_task
 from kasatune.errors import InputError, RecipeError
+from kasatune.evaluation.unrelated_text import UnrelatedText
 from kasatune.experiments.compare.hyperparameter_search import (
     OptunaSearch,
     at_the_edge,
@@ -19,7 +20,6 @@ from kasatune.experiments.compare.hyperparameter_search import (
 from kasatune.experiments.compare.run_id import plan_run
 from kasatune.experiments.compare.search_holdout import search_data
 from kasatune.experiments.compare.spec import SEARCH_SEED, Search, make_spec
-from kasatune.experiments.compare.unrelated_text import UnrelatedText
 from kasatune.experiments.compare.variants import parse_seeds, parse_variants
 from tests.toys import make_recipe
 

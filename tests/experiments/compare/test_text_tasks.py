@@ -11,11 +11,11 @@ import pytest
 from kasatune.adapter_tools.verify import verify
 from kasatune.data.tasks import load_task
 from kasatune.errors import InputError
+from kasatune.evaluation.unrelated_text import UnrelatedText
 from kasatune.experiments.compare.comparison_file import write_comparison
 from kasatune.experiments.compare.endpoint_rows import endpoint_names, run_rows
 from kasatune.experiments.compare.search_holdout import search_data
 from kasatune.experiments.compare.spec import Search, make_spec
-from kasatune.experiments.compare.unrelated_text import UnrelatedText
 from kasatune.experiments.compare.variants import parse_variants
 from kasatune.metrics.generation import generation_scores, sentence_bleu_segments
 from tests.experiments.compare.toys import run

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from kasatune.evaluation.unrelated_text import UnrelatedText
 from kasatune.experiments.compare.compare import compare
 from kasatune.experiments.compare.spec import ComparisonSpec, Search, make_spec
-from kasatune.experiments.compare.unrelated_text import UnrelatedText
 from kasatune.experiments.compare.variants import parse_variants
 from tests.toys import make_recipe
 

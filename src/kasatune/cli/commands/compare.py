@@ -173,8 +173,8 @@ def _spec(
     unrelated: tuple[str | None, int],
     **options: Any,
 ) -> ComparisonSpec:
+    from kasatune.evaluation.unrelated_text import UnrelatedText
     from kasatune.experiments.compare.spec import Search, make_spec
-    from kasatune.experiments.compare.unrelated_text import UnrelatedText
     from kasatune.experiments.compare.variants import parse_seeds, parse_variants
 
     return make_spec(

@@ -9,12 +9,12 @@ from typing import Any
 
 from kasatune.data.tasks.dataset import TaskData
 from kasatune.evaluation.text_scores import prompt_numbers
+from kasatune.evaluation.unrelated_text import WINDOW
 from kasatune.experiments.compare.comparison_file import read_comparison
 from kasatune.experiments.compare.endpoint_rows import endpoint_names
 from kasatune.experiments.compare.forgetting import FORGETTING
 from kasatune.experiments.compare.method_on_task import MethodOnTask
 from kasatune.experiments.compare.spec import ComparisonSpec
-from kasatune.experiments.compare.unrelated_text import WINDOW
 from kasatune.metrics.row_values import MOST_GROUPS
 from kasatune.metrics.seeds_by_rows import MeanOfTable, mean_of_seeds, planned_standard_error
 from kasatune.metrics.small_sample import detectable_effect

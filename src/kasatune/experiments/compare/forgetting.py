@@ -26,7 +26,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from kasatune.evaluation.batches import evaluation_mode
 from kasatune.evaluation.causal_loss import row_losses
 from kasatune.evaluation.known_tokens import require_known_tokens
-from kasatune.experiments.compare.unrelated_text import WINDOW, UnrelatedText, windows
+from kasatune.evaluation.unrelated_text import WINDOW, UnrelatedText, windows
 from kasatune.io.atomic import write_json
 from kasatune.io.library_noise import quiet
 from kasatune.io.model_location import find_model

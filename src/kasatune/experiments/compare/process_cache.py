@@ -12,6 +12,7 @@ from kasatune.data.tasks.dataset import TaskData
 from kasatune.data.tokenize import Examples
 from kasatune.evaluation.scoring import Scores
 from kasatune.evaluation.task_model import TaskModel
+from kasatune.evaluation.unrelated_text import UnrelatedText
 from kasatune.experiments.compare.forgetting import (
     Floats,
     Untrained,
@@ -20,7 +21,6 @@ from kasatune.experiments.compare.forgetting import (
     write_retention,
 )
 from kasatune.experiments.compare.search_holdout import search_data
-from kasatune.experiments.compare.unrelated_text import UnrelatedText
 from kasatune.io.environment import peak_memory
 from kasatune.io.run_layout import WEIGHT_FOLDERS
 from kasatune.models.load import load_base

@@ -11,8 +11,8 @@ from typing import Any
 
 from kasatune.adapters.adapter_files import file_sha256
 from kasatune.data.tasks.table import TASKS
+from kasatune.evaluation.unrelated_text import UnrelatedText
 from kasatune.experiments.compare.spec import HELD_OUT, SEARCH_SEED
-from kasatune.experiments.compare.unrelated_text import UnrelatedText
 from kasatune.experiments.compare.variants import keys_read
 from kasatune.io.environment import versions
 from kasatune.io.model_location import find_model

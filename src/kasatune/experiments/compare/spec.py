@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 
 from kasatune.data.tasks.table import TASKS
 from kasatune.errors import InputError, RecipeError
+from kasatune.evaluation.unrelated_text import WINDOW, UnrelatedText
 from kasatune.experiments.compare.primary_endpoint import PrimaryEndpoint, analysed_metrics, parse_primary
-from kasatune.experiments.compare.unrelated_text import WINDOW, UnrelatedText
 from kasatune.experiments.compare.variants import Variant, keys_read
 from kasatune.experiments.compare.verdict import DEFAULT_MARGINS, parse_margins
 from kasatune.methods.table import BASELINE_METHOD, METHODS, REFERENCE_METHOD, canonical_name
