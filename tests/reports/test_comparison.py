@@ -14,7 +14,16 @@ import pytest
 
 from kasatune.experiments.compare.comparison_file import write_comparison
 from kasatune.reports import formatting
-from kasatune.reports.comparison.charts import curve_chart, interval_chart, letters, pareto, trade_off_chart
+from kasatune.reports.comparison.charts import (
+    curve_chart,
+    difference_chart,
+    forgetting_chart,
+    interval_chart,
+    letters,
+    pareto,
+    rate_chart,
+    trade_off_chart,
+)
 from kasatune.reports.comparison.comparison_page import render
 from kasatune.reports.comparison.comparison_tables import (
     as_csv,
@@ -287,6 +296,76 @@ def test_points_of_the_trade_off_are_exact_and_letters_do_not_overlap():
     assert len(dots) == len(places) == 9
     assert len({dot for dot in dots if dots.count(dot) > 1}) == 2  # 73,824 and 73,728 parameters
     assert all(math.dist(a, b) > 11 for a, b in itertools.combinations(places, 2))
+
+
+def test_no_whisker_and_no_axis_passes_what_can_be_reached():
+    task = comparison(1)["tasks"][0]
+    for entry in task["results"]:
+        entry["interval"] = [0.2, 1.0]
+        if entry["difference"]:
+            entry["difference"]["interval"] = [-1.4, 1.5]
+    for chart in (interval_chart(task, "lora"), difference_chart(task, "lora", "LoRA")):
+        ticks = [float(value) for value in re.findall(r'class="tick"[^>]*>([-\d.]+)<', chart)]
+        assert min(ticks) >= -1 and max(ticks) <= 1
+        ends = re.findall(r'class="whisker \w+" d="M([\d.]+) [\d.]+L([\d.]+)', chart)
+        assert ends and all(float(low) >= 154 and float(high) <= 388 for low, high in ends)
+
+
+def test_the_chart_of_differences_shows_the_margin_and_leaves_out_baselines():
+    content = comparison(1)
+    chart = difference_chart(content["tasks"][0], "lora", "LoRA")
+    assert 'class="margin"' in chart and "fitted head" not in chart and "accuracy minus that of LoRA" in chart
+    assert "Full fine-tuning +" in chart and ", better" in chart
+    for entry in content["tasks"][0]["results"]:
+        if entry["difference"]:
+            entry["difference"]["interval"] = None
+    assert difference_chart(content["tasks"][0], "lora", "LoRA") is None
+
+
+def test_score_against_forgetting_leads_through_the_epochs():
+    task = comparison(1)["tasks"][0]
+    for place, entry in enumerate(task["results"]):
+        entry["endpoints"]["forgetting"]["mean"] = 0.05 * place
+    chart = forgetting_chart(task, "lora")
+    assert chart.count('class="trail') == 9 and chart.count('class="mark') == 2 * 9
+    assert "fitted head" not in chart and "drift of features of unrelated text" in chart
+    task["results"][0]["costs"]["retention"]["kind"] = "causal_lm_loss"
+    for entry in task["results"]:
+        entry["costs"]["retention"]["kind"] = "causal_lm_loss"
+        entry["endpoints"] = {}
+    assert forgetting_chart(task, "lora") is None
+
+
+def test_the_curve_over_learning_rates_leaves_out_failed_trials():
+    task = comparison(1)["tasks"][0]
+    task["results"][3]["search"]["trials"][3].update(score=None, error="diverged")
+    chart = rate_chart(task, "lora")
+    lora = next(line for line in chart.lines if line.label == "LoRA")
+    assert list(lora.x) == [1e-4, 4.642e-4, 2.154e-3] and lora.style == "s2"
+    assert rate_chart({**task, "results": task["results"][-1:]}, "lora") is None
+
+
+def test_times_are_not_plotted():
+    assert "Score against time" not in render(comparison(1)) and "per optimizer step" not in render(comparison(1))
+
+
+def test_a_loss_is_best_where_it_is_smallest():
+    content = comparison(1)
+    task = content["tasks"][0]
+    task.update(primary="loss", majority=None, base={"run": "b", "metrics": {"loss": 2.5}})
+    task["counts"] = {**dict.fromkeys(("against_head", "against_majority")), "best": "full", "counts": True}
+    task["counts"]["against_base"] = [-1.0, -1.2, -0.8]
+    task["texts"] = [
+        {"prompt": "<b>say</b>", "references": ["a"], "base": "b", "texts": {"kasa": "c <i>d</i>", "lora": "e"}}
+    ]
+    means = [float(row[1].split()[0]) for row in task_table(content, task).rows[:-1]]
+    assert means == sorted(means)
+    assert task_table(content, task).rows[-1][:2] == ["untouched base", "2.5000"]
+    assert "beats the untouched base (-1.0000" in counts_sentence(task)
+    page = render(content)
+    assert "Texts side by side" in page and "c &lt;i&gt;d&lt;/i&gt;" in page and "<b>say" not in page
+    assert "Texts side by side" in as_markdown(content)
+    assert ",base,untouched base," in as_csv(content) and "2.5000" in as_latex(content)
 
 
 def test_charts_describe_their_numbers_for_screen_readers():

@@ -48,6 +48,8 @@ def execute_run(run: PlannedRun, runs: Path, cache: ProcessCache, *, threads: in
             provider = cache.data_provider(
                 search=run.search, unrelated=run.unrelated, writes_text=run.untrained or run.unrelated is not None
             )
+            if run.unrelated is not None:
+                cache.untrained(run.recipe, run.unrelated)  # before the run's peak memory is measured
             if run.untrained:
                 score_base(run.recipe, folder, provider)
             else:

@@ -9,6 +9,7 @@ from typing import Any
 
 from kasatune.data.tasks import load_task
 from kasatune.data.tasks.dataset import TaskData
+from kasatune.data.tasks.table import TASKS
 from kasatune.data.tokenize import Examples
 from kasatune.evaluation.scoring import Scores
 from kasatune.evaluation.task_model import TaskModel
@@ -23,6 +24,7 @@ from kasatune.experiments.compare.forgetting import (
 from kasatune.experiments.compare.search_holdout import search_data
 from kasatune.io.environment import peak_memory
 from kasatune.io.run_layout import WEIGHT_FOLDERS
+from kasatune.models.device import find_device
 from kasatune.models.load import load_base
 from kasatune.recipes.schema import Recipe
 from kasatune.training.run import DataProvider
@@ -69,10 +71,13 @@ class ProcessCache:
             self._examples[key] = task_model.encode(data, split)
         return self._examples[key]
 
-    def untrained(self, task_model: TaskModel, text: UnrelatedText) -> Untrained:
-        """The base model's loss or features on the unrelated text, before training."""
-        recipe = task_model.recipe
-        generates = task_model.kind == "generation"
+    def untrained(self, recipe: Recipe, text: UnrelatedText) -> Untrained:
+        """The base model's loss or features on the unrelated text, before training.
+
+        Raises:
+            InputError: the text is too short, or the model cannot be loaded.
+        """
+        generates = TASKS[recipe.task.name].kind == "generation"
         key = f"{recipe.model.model_dump_json()} {generates} {recipe.training.precision}", text
         if key not in self._untrained:
             base = load_base(
@@ -82,7 +87,7 @@ class ProcessCache:
                 seed=0,
                 max_length=recipe.task.max_length,
             )
-            base.model.to(next(task_model.model.parameters()).device)
+            base.model.to(find_device(recipe.training))
             self._untrained[key] = measure_untrained(
                 recipe.model, base, text, generates=generates, precision=recipe.training.precision
             )
@@ -113,16 +118,16 @@ class _CachedDataProvider(DataProvider):
 
     def evaluated(self, task_model: TaskModel, epoch: float) -> None:
         if self._unrelated is not None:
-            before = self._cache.untrained(task_model, self._unrelated)
+            before = self._cache.untrained(task_model.recipe, self._unrelated)
             after = measure_trained(task_model.model, before, task_model.recipe.training.precision)
             self._epochs.append((epoch, after))
 
     def measure(self, task_model: TaskModel, run_dir: Path) -> Mapping[str, Any]:
         if self._unrelated is None:
             return {}
-        measured: dict[str, Any] = {"peak_memory_bytes": peak_memory()}  # read before the text raises it
+        measured: dict[str, Any] = {"peak_memory_bytes": peak_memory()}  # read before a further measurement raises it
         measured["file_bytes"] = {name: size for name in WEIGHT_FOLDERS if (size := _tensor_bytes(run_dir / name))}
-        before = self._cache.untrained(task_model, self._unrelated)
+        before = self._cache.untrained(task_model.recipe, self._unrelated)
         if self._epochs and task_model.recipe.training.select == "last":
             after = self._epochs[-1][1]
         else:

@@ -295,7 +295,8 @@ def _rows_chart(
                 )
             )
         if interval:
-            low, high = (scale(value) for value in interval)
+            reach = bounds or (-math.inf, math.inf)
+            low, high = (scale(min(max(value, reach[0]), reach[1])) for value in interval)
             parts.append(
                 Markup('<path class="whisker {}" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(style, low, y, high, y)
             )

@@ -108,5 +108,5 @@ def _retention_text(task: Mapping[str, Any]) -> str:
         if retention:
             if not retention.get("text"):
                 return "Unrelated text: 48 plain sentences that came with kasatune."
-            return f"Unrelated text: {retention['tokens']:,} tokens of {retention['text']}, which no calibration reads."
+            return f"Unrelated text: {retention['tokens']:,} tokens of {retention['text']}."
     return ""
