@@ -10,7 +10,7 @@ import sys
 
 from soak.page import main as write_page
 
-PARTS = ("kills", "faults", "processes", "inputs", "fuzz")
+PARTS = ("kills", "faults", "processes", "inputs", "fuzz", "peft_adapters")
 
 
 def main() -> int:

@@ -268,7 +268,10 @@ _USUAL = (
     *("r", "lora_alpha", "peft_type", "peft_version", "task_type", "auto_mapping", "inference_mode", "megatron_core"),
     *("base_model_name_or_path", "target_modules"),
 )
-_ALWAYS = ("task_type", "r", "lora_alpha", "init_lora_weights", "target_modules", "lora_ga_config", "loftq_config")
+_ALWAYS = (
+    *("task_type", "r", "lora_alpha", "init_lora_weights", "target_modules"),
+    *("lora_ga_config", "loftq_config", "corda_config", "eva_config"),
+)
 
 
 def _record(results: list[Result], number: int, seed: int, seconds: float) -> None:

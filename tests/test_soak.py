@@ -12,6 +12,7 @@ from soak.cases import files, left_behind, make_cases
 from soak.child import finish, start
 from soak.disks import disk_full, no_mount, read_only
 from soak.kills import try_case
+from soak.peft_adapters import faults_of, try_all
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,14 @@ def test_a_command_on_a_faulty_disk_says_so_and_is_given_again(kind, cases, tmp_
     fault = kind(bench, 1)
     assert fault.injected == fault.compared == 2 and not fault.lost
     assert fault.exit_statuses == {1 if kind is disk_full else 2}
+
+
+def test_adapters_of_random_peft_configurations_give_pefts_outputs_or_are_refused_by_name():
+    results = try_all(range(10))
+    assert [fault for result in results for fault in faults_of(result)] == []
+    words = [outcome.word for result in results for outcome in result.outcomes.values()]
+    assert words.count("equal") > 4
+    assert words.count("refused") > 4
 
 
 @pytest.mark.skipif(not page.PAGE.is_file(), reason="no page yet")

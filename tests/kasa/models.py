@@ -70,7 +70,7 @@ def squeezebert() -> SqueezeBertForSequenceClassification:
     return SqueezeBertForSequenceClassification(config).eval()
 
 
-def llama(dtype: torch.dtype = torch.float32, *, tied: bool = False) -> LlamaForCausalLM:
+def llama(dtype: torch.dtype = torch.float32, *, tied: bool = False, biases: bool = False) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=97,
@@ -82,6 +82,7 @@ def llama(dtype: torch.dtype = torch.float32, *, tied: bool = False) -> LlamaFor
         max_position_embeddings=40,
         initializer_range=0.2,
         tie_word_embeddings=tied,
+        attention_bias=biases,
     )
     return LlamaForCausalLM(config).to(dtype).eval()
 
