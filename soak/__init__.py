@@ -1,4 +1,4 @@
-"""Long-running tests, run by `make soak`: killed runs, faults, several processes, bad and random inputs and adapters."""
+"""Long-running tests, run by `make soak`: kills, faults, several processes, bad and random inputs and adapters."""
 
 from kasatune.io.library_noise import hush_imports
 
