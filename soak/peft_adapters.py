@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -55,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m soak.peft_adapters", description=__doc__)
     parser.add_argument("--number", type=int, default=NUMBER, help="number of configurations")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="number of processes")
     parser.add_argument("--only", type=int, help="the number of one configuration to try, with details")
     parser.add_argument("--quick", action="store_true", help="a few configurations, without writing the record")
     arguments = parser.parse_args(argv)
@@ -62,7 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     numbers = range(QUICK if arguments.quick else arguments.number)
     if arguments.only is not None:
         numbers = range(arguments.only, arguments.only + 1)
-    results = try_all(numbers, arguments.seed, verbose=arguments.only is not None)
+    if arguments.jobs > 1:
+        with multiprocessing.get_context("fork").Pool(arguments.jobs) as pool:
+            shares = [(numbers[start :: arguments.jobs], arguments.seed) for start in range(arguments.jobs)]
+            results = [result for share in pool.starmap(try_all, shares) for result in share]
+    else:
+        results = try_all(numbers, arguments.seed, verbose=arguments.only is not None)
     faults = [fault for result in results for fault in faults_of(result)]
     print(f"{len(results)} configurations, {len(faults)} faults", flush=True)
     if not arguments.quick and arguments.only is None:
@@ -101,6 +109,7 @@ class _Bases:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._loaded: dict[str, PreTrainedModel] = {}
 
     def path(self, family: str) -> Path:
         """The folder of a base."""
@@ -115,11 +124,17 @@ class _Bases:
             model.save_pretrained(path)
         return path
 
-    def load(self, family: str, path: Path | None = None) -> PreTrainedModel:
-        """A base, or a merged model of the same kind."""
+    def load(self, family: str) -> PreTrainedModel:
+        """A base as it was saved; a new model at every call."""
+        if family not in self._loaded:
+            self._loaded[family] = self.load_from(self.path(family), family)
+        return copy.deepcopy(self._loaded[family])
+
+    def load_from(self, path: Path, family: str) -> PreTrainedModel:
+        """A model of a family, from its folder."""
         causal = FAMILIES[family].task == "CAUSAL_LM"
         kind: Any = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
-        return kind.from_pretrained(path or self.path(family)).eval()
+        return kind.from_pretrained(path).eval()
 
 
 def try_one(drawn: Draw, bases: _Bases, place: Path, number: int) -> Result:
@@ -171,7 +186,7 @@ def _merge(adapter: Path, out: Path, bases: _Bases, family: str) -> Tensor:
     from kasatune.adapter_tools.merge import merge
 
     merge(adapter, out, str(bases.path(family)))
-    return _logits(bases.load(family, out))
+    return _logits(bases.load_from(out, family))
 
 
 def _shrink(adapter: Path, out: Path, bases: _Bases, family: str) -> Tensor:
@@ -317,7 +332,15 @@ def _record(results: list[Result], number: int, seed: int, seconds: float) -> No
     )
 
 
-FINDINGS: list[str] = []
+FINDINGS = [
+    "PiSSA, OLoRA, CorDA, LoRA-GA, LoftQ and activated LoRA were merged and shrunk as plain LoRA: PiSSA and OLoRA are"
+    " converted with their base, the others are refused.",
+    "Measuring an adapter with trained biases, or one whose loading changes the base, wrote into the base that the"
+    " caller passed.",
+    "A KaSA adapter of PEFT on a tied head was converted without the change of the embedding: refused.",
+    "An adapter that lacks a head of its modules_to_save, as PEFT writes it when it converts an initialization, was"
+    " merged with a new head: refused.",
+]
 
 
 if __name__ == "__main__":

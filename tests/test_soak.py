@@ -57,11 +57,11 @@ def test_a_command_on_a_faulty_disk_says_so_and_is_given_again(kind, cases, tmp_
 
 
 def test_adapters_of_random_peft_configurations_give_pefts_outputs_or_are_refused_by_name():
-    results = try_all(range(10))
+    results = try_all(range(8))
     assert [fault for result in results for fault in faults_of(result)] == []
     words = [outcome.word for result in results for outcome in result.outcomes.values()]
-    assert words.count("equal") > 4
-    assert words.count("refused") > 4
+    assert words.count("equal") > 3
+    assert words.count("refused") > 3
 
 
 @pytest.mark.skipif(not page.PAGE.is_file(), reason="no page yet")

@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from kasatune import export_adapter, shrink_adapter
@@ -17,8 +18,6 @@ from kasatune.adapter_tools.verify import verify
 from kasatune.adapters.lora_settings import PLAIN, REFUSED, check_settings, residual_init
 from kasatune.errors import AdapterError, InputError
 from tests.kasa.models import gpt2, llama, token_ids
-
-SQUARE = ["q_proj", "o_proj"]
 
 
 def logits(model):
@@ -34,14 +33,8 @@ def trained(folder, build=llama, **settings):
     """An adapter of PEFT in `folder`/adapter on the base in `folder`/base, and PEFT's own outputs of both."""
     torch.manual_seed(5)
     build().save_pretrained(folder / "base")
-    settings = {
-        "r": 3,
-        "lora_alpha": 5,
-        "target_modules": ["q_proj", "down_proj"],
-        "task_type": "CAUSAL_LM",
-        **settings,
-    }
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder / "base"), LoraConfig(**settings))
+    common = {"r": 3, "lora_alpha": 5, "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"}
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder / "base"), LoraConfig(**common | settings))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -119,14 +112,7 @@ def test_a_native_adapter_of_a_later_version_is_refused():
 
 
 @pytest.mark.parametrize(
-    "setting",
-    [
-        {"use_dora": True},
-        {"alora_invocation_tokens": [7]},
-        {"init_lora_weights": "corda"},
-        {"a_later_setting": {"on": True}},
-    ],
-    ids=str,
+    "setting", [{"use_dora": True}, {"init_lora_weights": "corda"}, {"a_later_setting": {"on": True}}], ids=str
 )
 def test_every_command_refuses_it_before_the_base_is_read(tmp_path, setting):
     trained(tmp_path)
@@ -231,6 +217,14 @@ def test_biases_and_heads_are_not_written_into_the_base_that_is_passed(tmp_path,
     shrink_adapter(tmp_path / "adapter", tmp_path / "small", energy=1.0, base=base)
     assert all(torch.equal(tensor, before[name]) for name, tensor in base.state_dict().items())
     close(logits(PeftModel.from_pretrained(base_of(tmp_path), tmp_path / "small")), expected)
+
+
+def test_a_merge_refuses_an_adapter_without_a_module_that_its_configuration_saves(tmp_path):
+    trained(tmp_path, modules_to_save=["lm_head"])
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({key: tensor for key, tensor in load_file(path).items() if "lm_head" not in key}, path)
+    with pytest.raises(AdapterError, match=r"lm_head.weight, which the adapter lacks"):
+        merge(tmp_path / "adapter", tmp_path / "merged", str(tmp_path / "base"))
 
 
 @pytest.mark.parametrize(

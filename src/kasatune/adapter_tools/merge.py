@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from kasatune.adapter_tools.merged_files import write_other_files
 from kasatune.adapter_tools.resolve import Source, find_source, local_base, open_base, read_config
 from kasatune.adapters.adapter_files import PREFIX, AdapterFiles, listed, read_tensors, write_json
-from kasatune.adapters.attach import require_configured_layers
+from kasatune.adapters.attach import require_configured_layers, require_saved_modules
 from kasatune.adapters.certificate import Certificate, library_versions, write_certificate
 from kasatune.adapters.format_conversion import WITHOUT_TAILS, as_native
 from kasatune.adapters.load import read_checked
@@ -88,6 +88,7 @@ def merge(directory: Path, out: Path, base: str | None = None) -> Merged:
             )
         plan = plan_merge(read_tensors(header), kind, list(layers), checkpoint.model)
         require_configured_layers(header, layers, checkpoint.model)
+        require_saved_modules(header, layers, checkpoint.model)
         digests, untied = _write_weights(unfinished, checkpoint, plan)
         write_other_files(unfinished, source, checkpoint, untied=untied)
         worst = max(plan.rounding, key=lambda name: plan.rounding[name])

@@ -61,9 +61,18 @@ def check_on_base(header: Header, layers: dict[str, LayerShapes], base: nn.Modul
             )
         if plain not in parameters and not _is_buffer(base, plain):
             raise AdapterError(f"{header.folder}: this base has no {listed([plain])}: it is another model")
-    lacking = [
-        n for n in parameters if _within(n, saved) and f"{PREFIX}{n}" not in header.shapes and not _adapted(n, layers)
-    ]
+    require_saved_modules(header, layers, base)
+
+
+def require_saved_modules(header: Header, layers: Collection[str], base: nn.Module) -> None:
+    """Check that an adapter holds every parameter of the modules that its configuration saves entirely.
+
+    Raises:
+        AdapterError: it lacks some, by name.
+    """
+    saved = _saved_modules(header.config, base)
+    names = [name for name, _ in base.named_parameters() if _within(name, saved) and not _adapted(name, layers)]
+    lacking = [name for name in names if f"{PREFIX}{name}" not in header.shapes]
     if lacking:
         raise AdapterError(f"{header.folder}: modules_to_save names {listed(lacking)}, which the adapter lacks")
 
@@ -239,7 +248,7 @@ def _within(name: str, modules: list[str]) -> bool:
     return any(name.startswith(f"{module}.") for module in modules)
 
 
-def _adapted(name: str, layers: dict[str, LayerShapes]) -> bool:
+def _adapted(name: str, layers: Collection[str]) -> bool:
     return name.rpartition(".")[0] in layers
 
 
