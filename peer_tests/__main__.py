@@ -80,10 +80,14 @@ def prepare(checkout: Path) -> None:
 
 
 def run(files: Sequence[str], options: list[str]) -> None:
-    """Run test files of PEFT; their records replace those of an earlier run."""
+    """Run test files of PEFT; their records replace those of an earlier run.
+
+    With options of pytest, such as -k to select tests, only the records of the tests that run again are replaced.
+    """
     records = WORK / "records"
-    for file in files:
-        (records / f"{Path(file).stem}.jsonl").unlink(missing_ok=True)
+    for file in files if not options else ():
+        for suffix in ("jsonl", "count"):
+            (records / f"{Path(file).stem}.{suffix}").unlink(missing_ok=True)
     environment = {
         **os.environ,
         RECORDS: str(records),

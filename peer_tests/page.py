@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +23,32 @@ need another file of the hub are counted under "no file". "Skipped" are tests th
 
 
 def write_page(records: Path, page: Path, version: str) -> int:
-    """Write the page; return 1 if a test failed that is no documented refusal, or none was run, and 0 otherwise.
+    """Write the page; return 1 if a test failed that is no documented refusal, or did not end, and 0 otherwise.
 
     Args:
-        records: the folder with one file of JSON lines for each test file.
+        records: the folder with a file of JSON lines and a count of tests for each test file.
         page: the Markdown file.
         version: of PEFT.
     """
-    rows = {file.stem: list(_read(file)) for file in sorted(records.glob("*.jsonl"))}
-    page.write_text(render(rows, version), encoding="utf-8")
+    collected = {file.stem: int(file.read_text(encoding="utf-8")) for file in sorted(records.glob("*.count"))}
+    rows = {name: list(_read(records / f"{name}.jsonl")) for name in collected}
+    page.write_text(render(rows, collected, version), encoding="utf-8")
     failed = [line for lines in rows.values() for line in lines if classify(line)[0] == Outcome.FAILED]
     for line in failed[:50]:
         print(f"failed: {line['test']}: {classify(line)[1][:200]}")
-    print(f"peer-tests: {sum(map(len, rows.values())):,} tests, {len(failed):,} failed; {page}")
-    return int(bool(failed) or not rows)
+    ended = sum(map(len, rows.values()))
+    print(f"peer-tests: {ended:,} of {sum(collected.values()):,} tests ended, {len(failed):,} failed; {page}")
+    return int(bool(failed) or ended == 0 or ended < sum(collected.values()))
 
 
-def render(rows: Mapping[str, Iterable[Mapping[str, Any]]], version: str) -> str:
-    """The page, for the records of each test file."""
+def render(rows: Mapping[str, Sequence[Mapping[str, Any]]], collected: Mapping[str, int], version: str) -> str:
+    """The page.
+
+    Args:
+        rows: the records of each test file.
+        collected: number of tests in each file; those without a record did not end.
+        version: of PEFT.
+    """
     counts: Counter[tuple[str, str, Outcome]] = Counter()
     refusals: Counter[tuple[str, str]] = Counter()
     failures: Counter[str] = Counter()
@@ -52,7 +60,12 @@ def render(rows: Mapping[str, Iterable[Mapping[str, Any]]], version: str) -> str
                 refusals[reason, line["twin"].partition(",")[0]] += 1
             elif outcome == Outcome.FAILED:
                 failures[f"`{line['test']}`: {' '.join(reason.split())[:200]}"] += 1
-    parts = [_HEAD.format(version=version), _outcome_table(counts), _refusal_list(refusals)]
+    parts = [_HEAD.format(version=version), _outcome_table(counts)]
+    missing = {name: count - len(rows[name]) for name, count in collected.items() if count > len(rows[name])}
+    if missing:
+        listed = ", ".join(f"{count:,} of `{name}.py`" for name, count in missing.items())
+        parts.append(f"\nNot run when this table was written: {listed}.\n")
+    parts.append(_refusal_list(refusals))
     if failures:
         parts.append("\n## Failures\n\n" + "".join(f"- {text}\n" for text in sorted(failures)))
     return "".join(parts)
@@ -78,5 +91,8 @@ def _refusal_list(refusals: Counter[tuple[str, str]]) -> str:
 
 
 def _read(file: Path) -> Iterable[dict[str, Any]]:
+    """The last record of every test."""
+    if not file.is_file():
+        return []
     with file.open(encoding="utf-8") as lines:
-        yield from (json.loads(line) for line in lines)
+        return {record["test"]: record for record in map(json.loads, lines)}.values()

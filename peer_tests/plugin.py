@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import types
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -121,11 +122,15 @@ def _identifier(case: Case) -> str:
     return "-".join([case.twin, *(str(value) for value in case.values if isinstance(value, str))]).replace(" ", "_")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests with a case of this project."""
+    """Keep the tests with a case of this project, and note their number before -k selects among them."""
     ours = [item for item in items if _twin_of(item)]
     config.hook.pytest_deselected(items=[item for item in items if not _twin_of(item)])
     items[:] = ours
+    if RECORDS in os.environ:
+        for name, count in Counter(item.path.stem for item in ours).items():
+            (Path(os.environ[RECORDS]) / f"{name}.count").write_text(str(count), encoding="utf-8")
 
 
 def _twin_of(item: pytest.Item) -> str:

@@ -70,8 +70,22 @@ def test_lists_of_classes_and_of_configurations_have_twins_too():
 # Outcomes
 
 
-def record(error=None, *, pytest_outcome="failed", test="test_x[MLP]", twin="KaSA"):
-    return {"pytest": pytest_outcome, "test": test, "twin": twin, **describe(error)}
+def record(error=None, *, pytest_outcome="failed", twin="KaSA", **others):
+    return {"pytest": pytest_outcome, "test": "test_x[MLP]", "twin": twin, **describe(error), **others}
+
+
+STARTS_EQUAL = "assert torch.allclose(outputs_base, outputs_before)"
+
+
+def failing_line():
+    try:
+        assert STARTS_EQUAL == ""
+    except AssertionError as error:
+        return error
+
+
+def test_the_line_that_failed_is_recorded():
+    assert describe(failing_line())["line"] == 'assert STARTS_EQUAL == ""'
 
 
 def chained(error, cause):
@@ -95,11 +109,12 @@ OUTCOMES = {
         Outcome.REFUSED,
     ),
     "a refusal without a row": (record(InputError("this is new")), Outcome.FAILED),
-    "an assertion of a test with a row": (record(AssertionError(), test="test_disable_adapters[MLP]"), Outcome.REFUSED),
+    "an assertion with a row": (record(AssertionError(), line=STARTS_EQUAL), Outcome.REFUSED),
     "the same for a tuner without it": (
-        record(AssertionError(), test="test_disable_adapters[MLP]", twin="KaSA, drop 0"),
+        record(AssertionError(), line=STARTS_EQUAL, twin="KaSA, drop 0"),
         Outcome.FAILED,
     ),
+    "an exception in that line": (record(RuntimeError(), line=STARTS_EQUAL), Outcome.FAILED),
     "an assertion": (record(AssertionError()), Outcome.FAILED),
     "an exception": (record(KeyError("lin0")), Outcome.FAILED),
     "no file": (record(OSError("We couldn't connect to the hub")), Outcome.NO_FILE),
@@ -115,11 +130,15 @@ def test_an_outcome_is_refused_by_a_row_only(name):
 
 def test_the_page_counts_every_outcome_and_names_failures(tmp_path):
     lines = [line for line, _ in OUTCOMES.values()]
-    page = render({"test_custom_models": lines}, "0.0.1")
+    page = render({"test_custom_models": lines}, {"test_custom_models": 15}, "0.0.1")
+    assert "Not run when this table was written: 2 of `test_custom_models.py`." in page
     assert "| `test_custom_models.py` | KaSA, drop 0 | 0 | 0 | 0 | 0 | 1 |" in page
-    assert "| all | | 1 | 3 | 2 | 1 | 5 |" in page
+    assert "| all | | 1 | 3 | 2 | 1 | 6 |" in page
     assert page.count("KeyError: 'lin0'") == 1
     assert f"| {REFUSALS[0].title} | 2 |" in page
+    assert write_page(tmp_path, tmp_path / "page.md", "0.0.1") == 1
+    (tmp_path / "test_a.count").write_text("1")
+    assert write_page(tmp_path, tmp_path / "page.md", "0.0.1") == 1
     (tmp_path / "test_a.jsonl").write_text(json.dumps(record(KeyError("lin0"))) + "\n")
     assert write_page(tmp_path, tmp_path / "page.md", "0.0.1") == 1
     (tmp_path / "test_a.jsonl").write_text(json.dumps(record(pytest_outcome="passed")) + "\n")
