@@ -17,6 +17,7 @@ JUDGE = "judge"  # written by `kasatune evaluate --judge`
 SCORES = "scores"  # scores of further splits, written by `kasatune reproduce`
 BASELINE = "head"  # run of the fitted head, written by `kasatune demo`
 TENSORBOARD = "tensorboard"  # only if training.report_to names it
+START = "start.json"  # in WORK: the losses before the first step, for a resumed run
 WORK = "unfinished"  # checkpoints of a run in progress; removed at its end
 WRITTEN = (RECIPE, METRICS, HISTORY, PREDICTIONS, SPECTRUM, WORK, *WEIGHT_FOLDERS, JUDGE, REPORT, TENSORBOARD)
 """What a run writes, and what a new run in the same directory therefore removes first."""

@@ -90,12 +90,15 @@ class Kasa(AdapterMethod):
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
         """See `Method.training_state`: what was chosen by activations, which another machine may choose differently."""
         state: dict[str, Tensor] = {}
+        shared: set[int] = set()  # layers that read one tensor hold one K, which is saved with the first of them
         for name, layer in _layers(model):
             if layer.settings[_ADAPTER_NAME].truncate_by == "activation":
                 state[f"{name}.tail_U"] = layer.kasa_tail_U[_ADAPTER_NAME]
                 state[f"{name}.tail_V"] = layer.kasa_tail_V[_ADAPTER_NAME]
-            if _ADAPTER_NAME in layer.protected:
-                state[f"{name}.protected"] = layer.protected[_ADAPTER_NAME]
+            K = layer.protected.get(_ADAPTER_NAME)
+            if K is not None and id(K) not in shared:
+                shared.add(id(K))
+                state[f"{name}.protected"] = K
         return state
 
     def restore_training_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -35,6 +35,8 @@ class RunMetrics(BaseModel):
         text_fields: texts in one row, 1 or 2.
         data_source: where the rows come from.
         data_sha256: hash of the rows.
+        start: the losses before the first step, of the untouched base and with the method attached; only of tasks that
+            generate text.
         seconds: time spent, by phase.
         peak_memory_bytes: peak memory; None if the system does not tell.
         versions: versions of Python and of the packages that decide a result.
@@ -60,6 +62,7 @@ class RunMetrics(BaseModel):
     text_fields: Literal[1, 2] = 1
     data_source: str | None = None
     data_sha256: str | None = None
+    start: dict[str, Any] | None = None
     seconds: dict[str, Any] | None = None
     peak_memory_bytes: int | None = None
     versions: dict[str, str] | None = None

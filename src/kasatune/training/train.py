@@ -26,11 +26,11 @@ from kasatune.distributed.process_group import broadcast_from_first, is_main, wo
 from kasatune.distributed.zero3 import full_numel
 from kasatune.errors import DataError, DivergedError, InputError, ModelError
 from kasatune.evaluation.task_model import TaskModel, deterministic, report_chat_template, report_truncation
-from kasatune.io.atomic import remove
+from kasatune.io.atomic import remove, write_json
 from kasatune.io.environment import reset_peak_memory
 from kasatune.io.library_noise import quiet
 from kasatune.io.progress import NullProgress, ProgressReporter, progress_listener
-from kasatune.io.run_layout import WORK
+from kasatune.io.run_layout import START, WORK
 from kasatune.kasa.truncation.compute_tails import decompositions_shared
 from kasatune.methods.shared.trained_parameters import trainable
 from kasatune.models.load import Pretrained, find_pretrained
@@ -55,6 +55,7 @@ from kasatune.training.plan import NO_WARMUP, require_feasible
 from kasatune.training.preflight import check_setup
 from kasatune.training.run import SPLIT, TRAIN_SPLIT, DataProvider, Outcome, Run, work_errors
 from kasatune.training.signals import Interrupt
+from kasatune.training.starting_loss import measure_start, messages
 from kasatune.wording import counted
 
 _ANEW = ", or start again with --overwrite"
@@ -196,6 +197,7 @@ def _train(run: Run, engine: Engine, arguments: TrainingArguments, interrupt: In
     checkpoint = _resumable_checkpoint(run) if resume else None
     run.history.rewind(step_of(checkpoint) if checkpoint else -1)
     _prepare_method(run, checkpoint)
+    _measure_start(run, resume=checkpoint is not None)
     if sharding_requested() and not deepspeed_requested():
         shard_model(run.task_model.model, run.task_model.base.model, run.device)
     callback = _make_callback(run, interrupt)
@@ -279,6 +281,25 @@ def _prepare_method(run: Run, checkpoint: Path | None) -> None:
     method.prepare(task_model.model.eval(), run.recipe.method, task_model.batches(run.examples[TRAIN_SPLIT]))
     if checkpoint:
         method.restore_training_state(task_model.model, load_file(checkpoint / METHOD_STATE))
+
+
+def _measure_start(run: Run, *, resume: bool) -> None:
+    """Measure the losses before the first step, once in a run, for metrics.json."""
+    if sharding_requested() or deepspeed_requested() or not is_main():
+        return
+    path = run.work / START
+    if resume and path.is_file():
+        run.details["start"] = json.loads(path.read_text(encoding="utf-8"))
+        return
+    begin = time.perf_counter()
+    measured = measure_start(run.task_model, run.examples[SPLIT])
+    if measured is None:
+        return
+    run.details["start"] = measured
+    run.seconds["start"] = time.perf_counter() - begin
+    write_json(path, measured)
+    for message in messages(measured, run.task_model.method.info):
+        run.display.message(message)
 
 
 def _make_callback(run: Run, interrupt: Interrupt) -> RunCallback:
