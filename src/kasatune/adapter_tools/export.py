@@ -15,6 +15,7 @@ from kasatune.adapter_tools.resolve import (
     read_config,
     require_convertible,
 )
+from kasatune.adapter_tools.tokenizer import copy_saved_tokenizer
 from kasatune.adapters.adapter_files import file_sha256, read_tensors
 from kasatune.adapters.certificate import Certificate, read_certificate, write_certificate
 from kasatune.adapters.export import export_adapter, rank_rule
@@ -68,6 +69,7 @@ def convert_adapter(
             export_gguf(source, out, model, rank)
         else:
             export_adapter(source.adapter, out, to, rank=rank, base=model)
+            copy_saved_tokenizer(source.adapter, source.run, out)
     return read_certificate(out)
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kasatune.adapter_tools.resolve import Source, local_base, read_config
-from kasatune.adapter_tools.tokenizer import TOKENIZER_CONFIG, TOKENIZER_FILES, load_tokenizer, saved_tokenizer
+from kasatune.adapter_tools.tokenizer import NAMED_TEMPLATES, TOKENIZER_CONFIG, copy_saved_tokenizer, load_tokenizer
 from kasatune.adapters.certificate import CERTIFICATE
 from kasatune.errors import ModelError
 from kasatune.io.library_noise import quiet
 from kasatune.io.model_location import ModelLocation
 from kasatune.models.load import read_tokenizer
 from kasatune.models.padding import choose_padding_token, counts_positions_by_padding, padding_side
+from kasatune.models.saved_tokenizer import GENERATION_CONFIG
 from kasatune.weights.checkpoint_files import is_index
 from kasatune.weights.safetensors_reader import ModelCheckpoint
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 _COPIED_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")
 _COPIED_PREFIXES = ("LICENSE", "NOTICE", "USE_POLICY")
 _NOT_COPIED = ("config.json", "adapter_config.json", CERTIFICATE, "trainer_state.json")
-_GENERATION_CONFIG = "generation_config.json"
 
 
 def write_other_files(out: Path, source: Source, base: ModelCheckpoint, *, untied: bool) -> None:
@@ -38,11 +38,7 @@ def write_other_files(out: Path, source: Source, base: ModelCheckpoint, *, untie
     _copy_files(location, out)
     if location.gguf_file is not None:
         _write_files_of_gguf(location, base, out)
-    saved = saved_tokenizer(source.adapter, source.run)
-    for name in TOKENIZER_FILES if saved is not None else ():
-        (out / name).unlink(missing_ok=True)
-        if (saved / name).is_file():
-            shutil.copyfile(saved / name, out / name)
+    copy_saved_tokenizer(source.adapter, source.run, out)
     config = _config(location, base, untied=untied)
     _write(out / "config.json", config)  # which tokenizers are recognized by
     try:
@@ -61,6 +57,8 @@ def _copy_files(location: ModelLocation, out: Path) -> None:
         copied = path.suffix in suffixes or path.name.startswith(_COPIED_PREFIXES)
         if path.is_file() and copied and path.name not in _NOT_COPIED and not is_index(path):
             shutil.copyfile(path, out / path.name)
+        elif path.is_dir() and path.name == NAMED_TEMPLATES and suffixes:
+            shutil.copytree(path, out / path.name)
 
 
 def _write_files_of_gguf(location: ModelLocation, base: ModelCheckpoint, out: Path) -> None:
@@ -110,7 +108,7 @@ def _set_padding(out: Path, config: dict[str, Any], base: ModelCheckpoint, token
     for part in parts:
         part["pad_token_id"] = pad
     _write(out / "config.json", config)
-    path = out / _GENERATION_CONFIG
+    path = out / GENERATION_CONFIG
     if path.is_file() and _read(path).get("pad_token_id") not in (None, pad):
         _edit(path, {"pad_token_id": pad})
 

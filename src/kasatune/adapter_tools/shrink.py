@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kasatune import methods
 from kasatune.adapter_tools.resolve import Source, find_source, is_base_local, load_base_model, require_convertible
+from kasatune.adapter_tools.tokenizer import copy_saved_tokenizer
 from kasatune.adapters.certificate import Certificate, read_certificate, write_certificate
 from kasatune.adapters.export import export_smaller_lora, rank_rule
 from kasatune.adapters.load import load_adapter
@@ -67,6 +68,7 @@ def shrink_adapter(
         model = base
     with quiet():
         export_smaller_lora(source.adapter, out, rank=rank, energy=energy, base=model)
+        copy_saved_tokenizer(source.adapter, source.run, out)
     certificate = read_certificate(out)
     if source.run is not None:
         certificate["scores"] = _scores(source, source.run, out)

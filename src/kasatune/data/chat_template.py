@@ -117,13 +117,16 @@ def encode_chats(
 
 
 def prompt_of_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[tuple[str, str]]) -> list[int]:
-    """The prompt tokens for an answer to the last message: the row of `encode_chats` up to the answer.
+    """The prompt tokens for an answer to the last message, tokenized as one text, as a server does.
+
+    For one turn it is the row of `encode_chats` up to the answer; for several, tokenizers that treat the beginning of a
+    text in another way than its middle may give other tokens where an earlier answer begins or ends.
 
     Raises:
         ModelError: the template rejects the conversation; or see `set_chat_template`.
     """
     parts = _PartsOfChats(tokenizer)([*messages, ("assistant", "")])[:-1]
-    return [token for text, _ in parts for token in _tokens(tokenizer, text)]
+    return _tokens(tokenizer, "".join(text for text, _ in parts))
 
 
 class _PartsOfChats:

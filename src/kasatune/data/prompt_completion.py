@@ -61,5 +61,10 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str] | S
     return [row[:-1] if len(row) > 1 and row[-1] == tokenizer.eos_token_id else row for row in rows]
 
 
+def ends_prompts(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer puts its EOS token after every text, which `prompt_tokens` removes."""
+    return list(tokenize(tokenizer, [""])["input_ids"][0])[-1:] == [tokenizer.eos_token_id]
+
+
 def _tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     return list(tokenize(tokenizer, texts, add_special_tokens=False)["input_ids"]) if texts else []

@@ -125,7 +125,7 @@ def cut_prompts(
         InputError: a prompt has no tokens.
     """
     positions = usable_positions(model)
-    room = max_length if positions is None else positions - settings.max_new_tokens
+    room = longest_prompt(model, settings, max_length)
     if room < 1:
         raise ModelError(
             f"generation.max_new_tokens: {settings.max_new_tokens} received; the model has "
@@ -136,7 +136,13 @@ def cut_prompts(
     empty = next((number for number, row in enumerate(tokens, start=1) if not row), None)
     if empty is not None:
         raise InputError(f"prompt {empty} is empty: a model needs at least one token to continue")
-    return [row[-min(room, max_length) :] for row in tokens]
+    return [row[-room:] for row in tokens]
+
+
+def longest_prompt(model: nn.Module, settings: Decoding, max_length: int) -> int:
+    """The tokens of the longest prompt that is read in full; may be below 1 for too large a `max_new_tokens`."""
+    positions = usable_positions(model)
+    return max_length if positions is None else min(max_length, positions - settings.max_new_tokens)
 
 
 def end_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase, end_of_turn: int | None = None) -> list[int]:

@@ -26,6 +26,7 @@ class Scores:
         predictions: of the model: label numbers, numbers, or texts.
         scores: probabilities of every label for each row, or the numbers again; for text, details of the scorer.
         inputs: the prompts of generated text; None if the predictions are those of the rows of the split.
+        messages: the messages before each answer, as (role, text), where `inputs` are conversations; None otherwise.
         logits: float32 (rows, labels), from which the predictions come; None for text.
         losses: of text, {"sum", "tokens", "prompt"}: for each row the sum over its labelled tokens, their number, and
             the number of its prompt among the distinct ones; None for labels.
@@ -37,6 +38,7 @@ class Scores:
     scores: list[Any]
     inputs: list[str] | None = None
     logits: np.ndarray | None = None
+    messages: Sequence[Sequence[tuple[str, str]]] | None = None
     losses: Mapping[str, list[Any]] | None = None
 
 
@@ -105,7 +107,9 @@ def answers(values: np.ndarray, kind: str) -> tuple[list[Any], list[Any]]:
 
 def predictions(split: str, scores: Scores) -> dict[str, Any]:
     """The content of predictions.json."""
-    inputs = {} if scores.inputs is None else {"inputs": scores.inputs}
+    inputs: dict[str, Any] = {} if scores.inputs is None else {"inputs": scores.inputs}
+    if scores.messages is not None:
+        inputs["messages"] = [[{"role": role, "content": text} for role, text in chat] for chat in scores.messages]
     losses = {} if scores.losses is None else {"losses": dict(scores.losses)}
     return {
         "split": split,

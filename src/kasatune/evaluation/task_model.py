@@ -18,7 +18,7 @@ from transformers import set_seed
 from kasatune import methods
 from kasatune.data.chat_template import AnswerEnd, answer_end, encode_chats, prompt_of_chat, set_chat_template
 from kasatune.data.collate import Collator, collator_for
-from kasatune.data.prompt_completion import encode_rows
+from kasatune.data.prompt_completion import encode_rows, ends_prompts
 from kasatune.data.readers.conversations import Chat
 from kasatune.data.tasks.dataset import ChatRows, Rows, TaskData
 from kasatune.data.tasks.table import TASKS
@@ -27,17 +27,19 @@ from kasatune.data.tokenize import Examples, encode
 from kasatune.errors import DataError
 from kasatune.evaluation.batches import to_device
 from kasatune.evaluation.causal_loss import text_loss, text_metrics
-from kasatune.evaluation.generate import generate, generation_config, unused_settings
+from kasatune.evaluation.generate import end_tokens, generate, generation_config, longest_prompt, unused_settings
 from kasatune.evaluation.known_tokens import require_known_tokens
 from kasatune.evaluation.loglikelihood import log_likelihoods
 from kasatune.evaluation.scoring import Scores, logits, score
 from kasatune.evaluation.text_scores import GeneratedText, group_by_prompt, load_scorer, prompt_numbers
 from kasatune.io.progress import ProgressReporter
+from kasatune.io.run_layout import ADAPTER, CHECKPOINT
 from kasatune.methods.shared.method import Method
 from kasatune.methods.shared.trained_parameters import count_trained, trainable
 from kasatune.models.device import find_device
 from kasatune.models.load import Base, Pretrained, load_base
 from kasatune.models.moved_base import base_errors, recorded_fingerprint, require_same_base, with_base
+from kasatune.models.saved_tokenizer import save_tokenizer
 from kasatune.recipes.schema import Recipe
 from kasatune.wording import agree, counted
 
@@ -244,9 +246,9 @@ class TaskModel:
         if scorer is None:
             samples = rows.head(SAMPLES)
             texts = self._generate_for(samples)
-            return Scores(
-                scores.metrics, [[label] for label in samples.labels], texts, [], samples.first, losses=losses
-            )
+            labels = [[label] for label in samples.labels]
+            messages = [chat[:-1] for chat in samples.chats] if isinstance(samples, ChatRows) else None
+            return Scores(scores.metrics, labels, texts, [], samples.first, losses=losses, messages=messages)
         prompts, references = group_by_prompt(rows)
         texts = self.generate(prompts)
         result = scorer(self.info, GeneratedText(split, prompts, texts, references), self.log_likelihoods)
@@ -291,8 +293,17 @@ class TaskModel:
             "early_stopping": config.early_stopping,
             "eos_token_id": config.eos_token_id,
             "batch_size": self.recipe.training.eval_batch_size,
+            "max_prompt_tokens": longest_prompt(self.model, self._generation, self.recipe.task.max_length),
+            "tokenizer_ends_prompts": ends_prompts(self.base.tokenizer),
             "model_settings_not_used": unused_settings(self.model),
         }
+
+    def save_tokenizer(self, run_dir: Path) -> None:
+        """Save tokenizer, chat template and end tokens with the stock adapter, or the complete checkpoint, of a run."""
+        ends = end_tokens(self.base.model, self.base.tokenizer, self.end_of_turn)
+        for folder, marker in ((ADAPTER, "adapter_config.json"), (CHECKPOINT, "config.json")):
+            if (run_dir / folder / marker).is_file():
+                save_tokenizer(self.base.tokenizer, self.base.model, ends, run_dir / folder)
 
     @property
     def _generation(self) -> GenerationSection:

@@ -16,8 +16,8 @@ from kasatune.reports.run_record import RunRecord
 _PACKAGE = "package:"
 
 
-def head_lines(run: RunRecord, family: str) -> list[str]:
-    """The imports, with the auto class `family` of transformers, and the search for the adapter's folder."""
+def head_lines(run: RunRecord, family: str, further: str = "") -> list[str]:
+    """The imports, with the auto class `family` and `further` names of transformers, and the adapter's folder."""
     places = [str(run.output / ADAPTER), ADAPTER, "."]
     return [
         *(["from importlib.util import find_spec"] if is_package(run.recipe.get("model", {})) else []),
@@ -25,7 +25,7 @@ def head_lines(run: RunRecord, family: str) -> list[str]:
         "",
         "import torch",
         "from peft import PeftModel",
-        f"from transformers import {family}, AutoTokenizer",
+        f"from transformers import {', '.join([family, 'AutoTokenizer', *([further] if further else [])])}",
         "",
         f"places = {literal(places)}  # possible locations of this folder",
         'adapter = next(place for place in places if Path(place, "adapter_config.json").is_file())',

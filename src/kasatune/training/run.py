@@ -165,6 +165,8 @@ class Run:
                 "training diverged: each trained weight is finite, but their products exceed the range of float32, and "
                 "no adapter was written; lower training.learning_rate"
             ) from fault
+        if self.data.kind == "generation":
+            self.task_model.save_tokenizer(staged)
         layers = method.spectrum(model, _initial_sigma(self.history)) if spectrum else []
         if layers:
             write_json(staged / SPECTRUM, {"layers": layers}, indent=None)
