@@ -21,7 +21,8 @@ from tests.text_toys import WORDS, make_llama, make_text_recipe
 
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'user' %}say {{ m.content }} : {% elif m.role == 'system' %}# "
-    "{{ m.content }} {% else %}### {{ m.content }} <s> {% endif %}{% endfor %}{% if add_generation_prompt %}### {% endif %}"
+    "{{ m.content }} {% else %}### {{ m.content }} <s> {% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}### {% endif %}"
 )
 
 
