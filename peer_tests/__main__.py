@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -47,7 +48,7 @@ def main() -> int:
         print(fault, file=sys.stderr)
         return 2
     prepare(options.peft)
-    run(options.files, options.pytest.split())
+    run(options.files, shlex.split(options.pytest))
     return write_page(WORK / "records", ROOT / "docs" / "results" / "peft-suite.md", installed)
 
 
