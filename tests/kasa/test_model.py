@@ -11,7 +11,7 @@ import torch
 from peft import get_peft_model
 
 from kasatune import KasaConfig, export_adapter, tail_svd
-from kasatune.errors import InputError, ModelError
+from kasatune.errors import CheckError, InputError, ModelError
 from kasatune.kasa import KasaLayer
 from tests.kasa.models import bert, gpt2, labels, llama, shaken, token_ids
 
@@ -332,8 +332,9 @@ def test_safe_merge_refuses_what_is_not_finite_and_changes_nothing():
     before = layer.base_layer.weight.clone()
     with torch.no_grad():
         layer.kasa_B["default"].fill_(float("inf"))
-    with pytest.raises(Exception, match="NaN or Inf"):
+    with pytest.raises(ValueError, match="NaN or Inf") as caught:  # the type that PEFT's own tuners raise
         model.merge_adapter(safe_merge=True)
+    assert isinstance(caught.value, CheckError)
     assert torch.equal(layer.base_layer.weight, before)
 
 

@@ -34,19 +34,21 @@ def write_original(
         prefix: of the layer's keys.
         keep_vars: as in nn.Module.state_dict: the parameter itself, not its data.
     """
-    if is_sharded(layer.get_base_layer().weight) or (layer.merged_adapters and not in_base_state_dict()):
+    if layer.merged_adapters and not in_base_state_dict():
         return
     held = original.held
     if isinstance(held, nn.Module):
+        for key in [key for key in tensors if key.startswith(f"{prefix}base_layer.")]:
+            del tensors[key]
         tensors.update(held.state_dict(prefix=f"{prefix}base_layer.", keep_vars=keep_vars))
-    else:
+    elif not is_sharded(layer.get_base_layer().weight):
         tensors[prefix + _WEIGHT] = held if keep_vars else held.detach()
 
 
 def before_loading(layer: KasaLayer, tensors: dict[str, Any], prefix: str, *_: Any) -> None:
     """Before `load_state_dict`: undo a fold, or a merge in PEFT's base API, so that W itself is loaded."""
     if layer.merged_adapters:
-        if prefix + _WEIGHT in tensors and in_base_state_dict():
+        if in_base_state_dict() and any(key.startswith(f"{prefix}base_layer.") for key in tensors):
             layer.merged_before_loading = list(layer.merged_adapters)
             layer.restore_base()
     elif layer.folded is not None:

@@ -16,9 +16,9 @@ _Config = TypeVar("_Config")
 
 LORA_ONLY: Mapping[str, str] = {
     "init_lora_weights": (
-        "KaSA's start is fixed: B = 0, A orthonormal, and the d smallest singular triplets of W dropped. Leave it out; "
-        "drop=0 starts from the unchanged base, truncate_by='activation' chooses what is dropped by the base's "
-        "activations"
+        "a KaSA adapter starts at B = 0, with the d smallest singular triplets of W dropped. Leave it out; drop=0 "
+        "starts at the unchanged base, sigma_init sets sigma, and truncate_by='activation' chooses what is dropped by "
+        "the base's activations"
     ),
     "use_dora": (
         "DoRA rescales the rows of W + s B A, and a KaSA update is a sum of matrices. Leave it out, or use "
