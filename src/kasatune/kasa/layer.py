@@ -17,6 +17,7 @@ from kasatune.kasa.base_state_dict import after_loading, before_loading, write_o
 from kasatune.kasa.config import LayerSettings
 from kasatune.kasa.functional import Factors, initial_factors, update
 from kasatune.kasa.kernel import Tail, adapted_linear
+from kasatune.kasa.truncation.output_check import OutputCheck
 from kasatune.linalg import TailSVD
 from kasatune.weights.base_weight import BaseWeight, Original
 from kasatune.weights.quantized_weight import weight_with_backend
@@ -104,6 +105,7 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         self.merged_before_loading: list[str] = []
         self.deferred: dict[str, Deferred] = {}
         self.protected: dict[str, Tensor] = {}
+        self.output_checks: dict[str, tuple[OutputCheck, str]] = {}
         self.needs_step = False
         self._disable_adapters = False
         self._active_adapter = []
@@ -158,6 +160,7 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         self.frozen_peft_weight_names[adapter_name] = FROZEN
         self.deferred.pop(adapter_name, None)
         self.protected.pop(adapter_name, None)
+        self.output_checks.pop(adapter_name, None)
         if tail is not None:
             self.write_tail(adapter_name, tail)
         elif deferred is not None:
@@ -250,12 +253,25 @@ class KasaLayer(nn.Module, BaseTunerLayer):
             self.sync_fold()
         if self.training and torch.is_grad_enabled():
             self.needs_step = True
+            if self.output_checks and not torch.compiler.is_compiling():
+                self._check_output(adapter, x)
         tail = None
         if self.settings[adapter].drop and not folded:
             tail = Tail(self.kasa_tail_U[adapter], self.kasa_tail_V[adapter])
         if self._needs_plain_autograd(x, adapter):
             return self._plain_forward(x, adapter, tail, *args, **kwargs)
         return adapted_linear(x, self.base_layer, self.factors(adapter), tail, self.scaling[adapter], *args, **kwargs)
+
+    @torch.no_grad()
+    def _check_output(self, adapter: str, x: Tensor) -> None:
+        """Measure once how much of the base layer's output the tail is, and forget the check."""
+        check, name = self.output_checks.pop(adapter, (None, ""))
+        tail_U, tail_V = self.kasa_tail_U[adapter], self.kasa_tail_V[adapter]
+        if check is None or check.warned or self.pointwise or is_sharded(tail_U):
+            return
+        dropped = F.linear(F.linear(x.to(tail_V.dtype), tail_V), tail_U)
+        output = self.base_layer(x)
+        check.measure(name, dropped, output + dropped if self.folded == adapter else output)
 
     def _needs_plain_autograd(self, x: Tensor, adapter: str) -> bool:
         """Whether the fused function cannot be used: compilers and autocast rewrite plain operations themselves."""
@@ -403,6 +419,7 @@ class KasaLayer(nn.Module, BaseTunerLayer):
             self.restore_base()
         self.deferred.pop(adapter_name, None)
         self.protected.pop(adapter_name, None)
+        self.output_checks.pop(adapter_name, None)
         super().delete_adapter(adapter_name)
 
     def train(self, mode: bool = True) -> KasaLayer:

@@ -30,6 +30,7 @@ from kasatune.kasa.targets import (
     uncompiled_name,
     warn_unmatched,
 )
+from kasatune.kasa.truncation.output_check import OutputCheck, remedy
 from kasatune.linalg import TailSVD
 from kasatune.weights.bitsandbytes_cpu import unpack_for_training_and_saving
 
@@ -90,9 +91,12 @@ class KasaModel(BaseTuner):
             low_cpu_mem_usage=low_cpu_mem_usage,
             state_dict=state_dict,
         )
+        check = OutputCheck(remedy(config.truncate_by))
         for target in self._targets.values():
             layer = model.get_submodule(target.name)
             assert isinstance(layer, KasaLayer)
+            if self._deferred is None and target.settings.drop:
+                layer.output_checks[adapter_name] = (check, target.name)
             layer.settings[adapter_name] = target.settings.counted(len(self._targets))
             if self._deferred is not None:
                 self._deferred.layers[target.name] = layer
