@@ -21,6 +21,7 @@ from kasatune import errors
 from kasatune.cli.main import COMMANDS, build_app
 from kasatune.data.tasks.table import TASKS
 from kasatune.recipes.catalogue import about, built_in
+from kasatune.recipes.foreign_keys import FOREIGN_KEYS, NOTHING
 from kasatune.recipes.schema import SECTIONS, recipe_json_schema
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,6 +69,24 @@ def recipe_keys() -> str:
             table(["key", "type and limits", "default", "meaning"], rows),
         ]
     parts.append("The keys of `method.options` depend on the method: see [methods](../methods.md).")
+    return "\n\n".join(parts) + "\n"
+
+
+def other_trainers() -> str:
+    """The page that turns the keys of other trainers into recipe keys."""
+    parts = [
+        "# Keys of other trainers",
+        "What LLaMA-Factory, axolotl, TRL and PEFT call a setting, and the [recipe key](recipe-keys.md) that takes its "
+        "place. A recipe that holds one of their keys is refused with the key to write instead. The list is no promise "
+        "that a value means the same: `training.batch_size` counts the examples of an optimizer step over all devices "
+        "and accumulated pieces, theirs those of one device and piece.",
+    ]
+    for library, keys in FOREIGN_KEYS.items():
+        rows = [
+            [f"`{key}`", "nothing" if entry.key == NOTHING else f"`{entry.key}`", entry.remark]
+            for key, entry in keys.items()
+        ]
+        parts += [f"## {_sentence(library).rstrip('.')}", table(["theirs", "here", ""], rows)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -194,6 +213,7 @@ def api() -> str:
 
 PAGES: Mapping[str, Callable[[], str]] = {
     "reference/recipe-keys.md": recipe_keys,
+    "reference/other-trainers.md": other_trainers,
     "reference/commands.md": commands,
     "reference/errors.md": error_reference,
     "reference/tasks.md": tasks,

@@ -29,6 +29,7 @@ COMMANDS = {
     "plan": "plan",
     "list": "listing",
     "show": "show",
+    "init": "init",
     "export": "export",
     "merge": "merge",
     "shrink": "shrink",

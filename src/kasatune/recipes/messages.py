@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from kasatune.recipes.foreign_keys import translate
 from kasatune.redaction import redacted
 
 if TYPE_CHECKING:
@@ -120,16 +121,32 @@ def _remedy(section: str, key: str, sections: Mapping[str, type[BaseModel]]) -> 
     return f"the default is {show(field.get_default(call_default_factory=True))}"
 
 
+def _near_key(wrong: str, sections: Mapping[str, type[BaseModel]]) -> str:
+    """`; did you mean SECTION.KEY?` for the key of any section that is spelled most like `wrong`; "" if none is."""
+    homes = {key: name for name, model in sections.items() for key in model.model_fields}
+    near = difflib.get_close_matches(wrong.lower(), homes, n=1, cutoff=0.75)
+    return f"; did you mean {homes[near[0]]}.{near[0]}?" if near else ""
+
+
 def _unknown(section: str, key: str, sections: Mapping[str, type[BaseModel]]) -> str:
     if not key:
         home = next((name for name, model in sections.items() if section in model.model_fields), None)
         if home:
             return f"not a section; it is a key of {home}: write {home}.{section}"
+        clause = translate(section)
+        if clause:
+            return f"not a key of a recipe; {clause}"
         names = [*sections, "output"]
+        elsewhere = _near_key(section, sections) if not did_you_mean(section, names) else ""
+        if elsewhere:
+            return f"not a section of a recipe{elsewhere}"
         return f"not a section of a recipe (they are {', '.join(names)}){did_you_mean(section, names)}"
     keys = list(sections[section].model_fields)
     home = next((name for name, model in sections.items() if key in model.model_fields), None)
     if home:
         return f"not a key of {section}; it is a key of {home}: write {home}.{key}"
-    near = did_you_mean(key, keys)
+    clause = translate(key)
+    if clause:
+        return f"not a key of {section}; {clause}"
+    near = did_you_mean(key, keys) or _near_key(key, sections)
     return f"not a key of {section}{near or '; its keys are ' + ', '.join(keys)}"

@@ -229,6 +229,8 @@ class MethodSection(Section):
 class TrainingSection(Section):
     """Optimization: schedule, batch, learning rates, precision, device."""
 
+    written_if_set: ClassVar[frozenset[str]] = frozenset({"eval_steps", "save_steps", "patience"})
+
     epochs: Amount = Field(3, description="Passes over the training rows; may be a fraction. max_steps replaces it.")
     max_steps: Count | None = Field(None, description="Optimizer steps of the complete run. null: epochs decides.")
     batch_size: Count = Field(32, description="Examples per optimizer step, over all processes and accumulated pieces.")
@@ -268,6 +270,20 @@ class TrainingSection(Section):
     )
     select: Literal["best", "last"] = Field(
         "best", description="Weights that the run saves: those of the best epoch by validation score, or the last."
+    )
+    eval_steps: Count | None = Field(
+        None,
+        description="Evaluate every so many optimizer steps, and before the first one, besides the end of each epoch. "
+        "null: at the end of each epoch alone.",
+    )
+    save_steps: Count | None = Field(
+        None,
+        description="Write a checkpoint every so many optimizer steps, besides the end of each epoch and every ten "
+        "minutes. null: without them.",
+    )
+    patience: Count | None = Field(
+        None,
+        description="Stop when so many evaluations in a row bring no better validation score. null: never.",
     )
     device: Text = Field("auto", description="auto, cpu, mps, cuda or cuda:N; auto takes an accelerator if one exists.")
     report_to: Annotated[list[Text], BeforeValidator(_as_list)] = Field(

@@ -127,6 +127,14 @@ def dump_yaml(value: dict[str, Any]) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
+def inline_yaml(key: str, value: Any) -> str:
+    """`key: value` as YAML on one line, lists and mappings in flow style."""
+    text = yaml.dump(
+        {key: value}, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=True, width=10**9
+    )
+    return text.strip()[1:-1]
+
+
 def read_recipe_text(path: Path) -> str:
     """Read the text of a recipe file, at most 64 KiB.
 

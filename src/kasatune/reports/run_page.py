@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from kasatune import wording
 from kasatune.io.atomic import write_text
 from kasatune.io.run_layout import REPORT
 from kasatune.reports import formatting
@@ -47,6 +48,7 @@ def render(run: RunRecord) -> str:
         count=formatting.count,
         duration=formatting.duration,
         size=formatting.size,
+        epoch=wording.epoch,
         share=formatting.share,
         metric=partial(formatting.metric_title, run=run.metrics),
         sentence=formatting.sentence,

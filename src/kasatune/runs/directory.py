@@ -141,9 +141,9 @@ def _differences(before: Recipe, now: Recipe) -> list[str]:
     open_ = [key for key in ("model.revision", "task.revision") if new[key] is None]
     open_ += [key for key in ("task.train", "task.validation") if is_pinned_as(new[key], old[key])]
     return [
-        f"{key}: {old[key]!r} then, {new.get(key)!r} now"
-        for key in old
-        if old[key] != new.get(key) and key not in open_
+        f"{key}: {old.get(key)!r} then, {new.get(key)!r} now"
+        for key in {**old, **new}  # a key that is left out has its default, null
+        if old.get(key) != new.get(key) and key not in open_
     ]
 
 

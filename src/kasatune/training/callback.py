@@ -30,6 +30,7 @@ from kasatune.training.divergence import StepUndo, divergence_error
 from kasatune.training.engines.forward_loss import FORWARD_LOSS
 from kasatune.training.signals import Interrupt
 from kasatune.weights.fingerprint import parameters_sha256
+from kasatune.wording import counted
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -47,6 +48,7 @@ class Progress:
         best: epoch, step and metrics of the best evaluation so far; None before the first.
         last: the same of the latest evaluation.
         train_seconds: time spent in training, without evaluations.
+        without_gain: evaluations since the best one.
         evaluate_seconds: time spent in evaluations.
     """
 
@@ -54,6 +56,7 @@ class Progress:
     last: dict[str, Any] | None = None
     train_seconds: float = 0.0
     evaluate_seconds: float = 0.0
+    without_gain: int = 0
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,9 @@ class RunCallback(TrainerCallback):
         interrupt: records whether a stop was requested.
         data_sha256: hash of the training data.
         base_fingerprint: fingerprint of the base model.
+        eval_steps: optimizer steps between evaluations, besides those at the end of an epoch; None for these alone.
+        save_steps: optimizer steps between checkpoints, besides those at the end of an epoch; None for these alone.
+        patience: evaluations without a better score after which the run ends; None to complete it.
         writes: whether this process writes files; true for the first process of a run only.
         evaluated: takes further measurements of the model after an evaluation at this epoch.
         progress: progress of the run.
@@ -129,6 +135,9 @@ class RunCallback(TrainerCallback):
     interrupt: Interrupt
     data_sha256: str = ""
     base_fingerprint: str = ""
+    eval_steps: int | None = None
+    save_steps: int | None = None
+    patience: int | None = None
     writes: bool = True
     evaluated: Callable[[float], None] = lambda epoch: None
     progress: Progress = field(default_factory=Progress)
@@ -148,13 +157,18 @@ class RunCallback(TrainerCallback):
         best = self.progress.best
         return self.folder / f"best-{best['step']}.safetensors" if self.keep_best and best is not None else None
 
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether `patience` evaluations in a row have brought no better score."""
+        return self.patience is not None and self.progress.without_gain >= self.patience
+
     def progress_record(self) -> dict[str, Any]:
         """`progress` as plain data, for a checkpoint."""
         self._update_clock()
         return asdict(self.progress)
 
     def evaluate(self) -> dict[str, float]:
-        """Score the model in its current state, and record the scores."""
+        """Score the model in its current state, and record the scores; those before the first step select nothing."""
         self._update_clock()
         with preserved_random_state():
             scores = self.score()
@@ -173,14 +187,18 @@ class RunCallback(TrainerCallback):
             )
         )
         self._record_sigma()
+        self.display.evaluated(self._epoch, scores.metrics)
+        if self._step == 0:
+            return scores.metrics
         self.progress.last = evaluation
+        self.progress.without_gain += 1
         single = not (torch.distributed.is_available() and torch.distributed.is_initialized())
         self.last_scores = CachedScores.of(self.model, scores) if single and scores.logits is not None else None
         if is_better(scores.metrics, self.progress.best and self.progress.best["metrics"], self.primary):
             self.progress.best, self.best_scores = evaluation, self.last_scores
+            self.progress.without_gain = 0
             if self.best_state:
                 save_trained_parameters(self.model, self.best_state, writes=self.writes)
-        self.display.evaluated(self._epoch, scores.metrics)
         return scores.metrics
 
     def undo_step(self) -> bool:
@@ -188,10 +206,12 @@ class RunCallback(TrainerCallback):
         return self._undo.restore()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Start the clock; record the initial sigma."""
+        """Start the clock; with `eval_steps` evaluate before the first step, otherwise record the initial sigma."""
         self._clock = time.perf_counter()
         self._last_save = time.monotonic()
-        if state.global_step == 0:
+        if state.global_step == 0 and self.eval_steps:
+            self.evaluate()
+        elif state.global_step == 0:
             self._record_sigma()
 
     def on_pre_optimizer_step(
@@ -236,7 +256,8 @@ class RunCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Stop on request, with a checkpoint; at the end of an epoch, after its evaluation.
 
-        Without a request, a checkpoint is written if the last one is old, so that a kill loses minutes at most.
+        Evaluations and checkpoints within an epoch are those of `eval_steps` and `save_steps`. A checkpoint is also
+        written if the last one is old, so that a kill loses minutes at most.
         """
         self._set_place(state)
         epoch_ends = float(state.epoch or 0.0).is_integer() or state.global_step >= state.max_steps
@@ -244,18 +265,31 @@ class RunCallback(TrainerCallback):
         stop, save = self._agreed(args, self.interrupt.requested, save_is_old)
         if epoch_ends:
             return
-        control.should_save = control.should_save or stop or save
+        control.should_evaluate = control.should_evaluate or _is_due(state.global_step, self.eval_steps)
+        control.should_save = control.should_save or stop or save or _is_due(state.global_step, self.save_steps)
         if stop:
             self.stopped = True
             control.should_training_stop = True
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Stop on request; a run that was stopped within the epoch is not evaluated or saved again."""
+        last = self.progress.last
+        if last is not None and last["step"] == state.global_step:  # out of patience within the epoch
+            control.should_evaluate = False
         if self.stopped:
             control.should_evaluate = control.should_save = False
         elif self._agreed(args, self.interrupt.requested)[0] and state.global_step < state.max_steps:
             self.stopped = True
             control.should_training_stop = True
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Stop when `patience` evaluations in a row have brought no better score."""
+        if self._agreed(args, self.out_of_patience)[0] and state.global_step < state.max_steps:
+            control.should_training_stop = True
+            self.display.message(
+                f"stopping at step {state.global_step}: {counted(self.progress.without_gain, 'evaluation')} without a "
+                "better score (training.patience)"
+            )
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Write the manifest of the new checkpoint, and remove best states that no checkpoint refers to anymore."""
@@ -296,6 +330,10 @@ class RunCallback(TrainerCallback):
         now = time.perf_counter()
         self.progress.train_seconds += now - self._clock
         self._clock = now
+
+
+def _is_due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
 
 
 def is_better(metrics: dict[str, float], best: dict[str, float] | None, primary: str) -> bool:

@@ -205,7 +205,10 @@ def _train(run: Run, engine: Engine, arguments: TrainingArguments, interrupt: In
         callback.progress = Progress(**json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")))
     trainer = _make_trainer(run, engine, arguments, callback)
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if checkpoint and callback.out_of_patience:  # it was killed after its last step
+            run.load_state(checkpoint / WEIGHTS)
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if callback.stopped:
             raise KeyboardInterrupt
     except KeyboardInterrupt:
@@ -316,6 +319,9 @@ def _make_callback(run: Run, interrupt: Interrupt) -> RunCallback:
         interrupt=interrupt,
         data_sha256=run.data.sha256,
         base_fingerprint=run.task_model.base.fingerprint,
+        eval_steps=run.recipe.training.eval_steps,
+        save_steps=run.recipe.training.save_steps,
+        patience=run.recipe.training.patience,
         writes=is_main(),
     )
 
