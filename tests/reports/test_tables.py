@@ -11,7 +11,7 @@ def test_scores_are_shown_next_to_those_of_the_last_epoch():
         "| demo, validation | selected | last epoch |",
         "| --- | ---: | ---: |",
         "| accuracy | 0.8725 | 0.8675 |",
-        "| F1 | 0.8712 | 0.8660 |",
+        "| macro F1 | 0.8712 | 0.8660 |",
         "| loss | 0.4120 | 0.4300 |",
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -133,11 +134,5 @@ def _column(key: str, names: Sequence[str], path: str) -> str:
 def _comment(recipe: Recipe, section: str, key: str) -> str:
     field = SECTIONS[section].model_fields[key]
     value = inline_yaml(key, getattr(getattr(recipe, section), key))
-    first = (
-        " ".join(str(field.description or "").split())
-        .partition(". ")[0]
-        .partition(";")[0]
-        .partition(":")[0]
-        .rstrip(".")
-    )
+    first = re.split(r"[.:;](?: |$)", " ".join(str(field.description or "").split()))[0]
     return f"{value:<28}  {first}"
