@@ -106,6 +106,18 @@ def test_exports_shrink_and_inspect(work, kasatune):
     assert all("base" in layer for layer in report["layers"])
 
 
+def test_an_export_for_ollama_names_base_template_and_parameters(work, kasatune):
+    done = kasatune("export", "out", "--to", "ollama", "--out", "tuned")
+    assert done.status == 0, done.err
+    text = Path("tuned/Modelfile").read_text()
+    lines = text.splitlines()
+    assert lines[:2] == [f"FROM {work / 'models' / 'tiny.gguf'}", "ADAPTER ./adapter.gguf"]
+    assert '{{ if eq .Role "user" }}<|im_start|>user\n{{ .Content }}<|im_end|>\n' in text
+    assert 'PARAMETER stop "<|im_end|>"' in lines
+    assert "PARAMETER num_predict 4" in lines
+    assert {path.name for path in Path("tuned").iterdir()} == {"Modelfile", "adapter.gguf", "certificate.json"}
+
+
 def test_tails_computed_from_the_file_are_used_in_training(work, kasatune, decompositions):
     options = ("--rank", "2", "--target", "q_proj", "--target", "down_proj", "--out", "tails")
     done = kasatune("decompose", "models/tiny.gguf", *options)

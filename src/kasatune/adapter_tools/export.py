@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kasatune.adapter_tools.ollama import MODELFILE, write_modelfile
 from kasatune.adapter_tools.resolve import (
     Source,
     find_source,
@@ -31,6 +32,8 @@ from kasatune.io.library_noise import quiet
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_GGUF = ("gguf", "ollama")
+
 
 def convert_adapter(
     directory: Path, out: Path, to: str, *, base: str | None = None, rank: int | None = None
@@ -39,7 +42,7 @@ def convert_adapter(
 
     The outputs are measured on the base that `base` names; if it is None, on the one that the recipe or the adapter
     names, if that is on this machine; otherwise only the updates are compared. Besides the formats of `export_adapter`
-    there is "gguf": adapter.gguf, a LoRA adapter for llama.cpp.
+    there is "gguf": adapter.gguf, a LoRA adapter for llama.cpp; and "ollama": the same with a Modelfile.
 
     Returns:
         The certificate.
@@ -51,29 +54,37 @@ def convert_adapter(
         CheckError: the result differs from its source by more than rounding explains; nothing is written.
         MissingExtraError: "gguf" without the gguf package.
     """
-    if to not in (*FORMATS, "gguf"):
-        raise InputError(f"to={to!r} is not a known adapter format; choose one of {', '.join(FORMATS)}, gguf")
+    if to not in (*FORMATS, *_GGUF):
+        known = ", ".join((*FORMATS, *_GGUF))
+        raise InputError(f"to={to!r} is not a known adapter format; choose one of {known}")
     if rank is not None:
-        if to not in ("lora", "gguf"):
+        if to not in ("lora", *_GGUF):
             raise InputError(f"rank={rank} requires to='lora': the {to!r} format keeps the trained rank")
         rank_rule(rank, None)
     require_free(out)
     source = find_source(directory, base)
     require_convertible(source)
-    if to == "gguf":
+    if to in _GGUF:
         # Fail before the base is loaded.
         architecture_of(read_config(local_base(source)))
     model = load_base_model(source) if base is not None or is_base_local(source) else None
     with quiet():
-        if to == "gguf":
-            export_gguf(source, out, model, rank)
+        if to in _GGUF:
+            export_gguf(source, out, model, rank, modelfile=to == "ollama")
         else:
             export_adapter(source.adapter, out, to, rank=rank, base=model)
             copy_saved_tokenizer(source.adapter, source.run, out)
     return read_certificate(out)
 
 
-def export_gguf(source: Source, out: Path, model: PreTrainedModel | None, rank: int | None = None) -> None:
+def export_gguf(
+    source: Source,
+    out: Path,
+    model: PreTrainedModel | None,
+    rank: int | None = None,
+    *,
+    modelfile: bool = False,
+) -> None:
     """Write the adapter of a source as adapter.gguf with a certificate; the file is read back and compared.
 
     Args:
@@ -81,6 +92,7 @@ def export_gguf(source: Source, out: Path, model: PreTrainedModel | None, rank: 
         out: a directory that does not exist or is empty.
         model: the base, on which the outputs of the LoRA adapter are measured; None if it is not on this machine.
         rank: the largest rank of a layer; None keeps every layer exactly.
+        modelfile: also write a Modelfile for Ollama.
 
     Raises:
         InputError: the adapter holds something that a GGUF adapter cannot, by name.
@@ -103,7 +115,10 @@ def export_gguf(source: Source, out: Path, model: PreTrainedModel | None, rank: 
         )
         if not worst <= UPDATE_LIMIT:
             raise CheckError(f"{FILE} changes an update by {worst:.2g} of its norm; nothing was written")
-        certificate["to"] = "gguf"
-        certificate["files"] = {FILE: file_sha256(unfinished / FILE)}
+        certificate["to"] = "ollama" if modelfile else "gguf"
+        if modelfile:
+            write_modelfile(source, unfinished)
+        written_files = (FILE, MODELFILE) if modelfile else (FILE,)
+        certificate["files"] = {name: file_sha256(unfinished / name) for name in written_files}
         certificate["gguf"] = {"largest_relative_difference": worst}
         write_certificate(unfinished, certificate)

@@ -26,6 +26,7 @@ COMMANDS = {
     "reproduce": "reproduce",
     "evaluate": "evaluate",
     "predict": "predict",
+    "chat": "chat",
     "plan": "plan",
     "list": "listing",
     "show": "show",

@@ -129,6 +129,15 @@ def prompt_of_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[tuple[
     return _tokens(tokenizer, "".join(text for text, _ in parts))
 
 
+def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[tuple[str, str]]) -> str:
+    """The text of the prompt for an answer to the last message.
+
+    Raises:
+        ModelError: the template rejects the conversation; or see `set_chat_template`.
+    """
+    return _render(tokenizer, _template(tokenizer), messages, answer_follows=True)
+
+
 class _PartsOfChats:
     """Splits conversations into pieces of text, alternating between context (False) and answer (True).
 

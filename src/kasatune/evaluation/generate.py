@@ -87,7 +87,7 @@ def generate(
     padding, eos_tokens, unfinished = int(config.pad_token_id or 0), set(config.eos_token_id or ()), 0
     with (
         evaluation_mode(model, precision) as device,
-        _only_config(model, config),
+        only_config(model, config),
         progress_counter("writing", len(tokens)) as advance,
     ):
         for indices in batches_by_length([len(row) for row in tokens], batch_size):
@@ -202,7 +202,7 @@ def _new_tokens(model: Any, batch: dict[str, Tensor], config: GenerationConfig, 
 
 
 @contextmanager
-def _only_config(model: nn.Module, config: GenerationConfig) -> Generator[None]:
+def only_config(model: nn.Module, config: GenerationConfig) -> Generator[None]:
     """Replace the generation_config of every module by `config`: transformers fills in unset values from it."""
     holders: list[Any] = [module for module in model.modules() if "generation_config" in vars(module)]
     before = [holder.generation_config for holder in holders]

@@ -15,7 +15,8 @@ def command(
         str,
         typer.Option(
             metavar="FORMAT",
-            help="lora (any LoRA server), gguf (llama.cpp), kasa (to continue training), peft-kasa or authors.",
+            help="lora (any LoRA server), gguf (llama.cpp), ollama (with a Modelfile), kasa (to continue training), "
+            "peft-kasa or authors.",
         ),
     ] = "lora",
     base: BaseModel = None,

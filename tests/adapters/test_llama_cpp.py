@@ -1,0 +1,65 @@
+"""llama.cpp with a base and an exported adapter, both GGUF files, writes the tokens that transformers writes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import get_peft_model
+
+from kasatune import KasaConfig
+from kasatune.adapter_tools.export import convert_adapter
+from kasatune.models.load import load_base
+from kasatune.recipes.schema import ModelSection
+from tests.kasa.models import shaken
+
+pytest.importorskip("gguf", reason="the gguf package is not installed (kasatune[gguf])")
+xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp is not installed: pip install xllamacpp")
+
+from tests.gguf_models import tiny_llama, write_gguf_model  # noqa: E402 - imports gguf
+
+PROMPTS = ("the", "in the end", "x", "inner thing", "1 2 3", "er", "<|im_start|>user\nthe<|im_end|>\n", "A b, c.")
+NEW = 24
+
+
+def by_transformers(model, tokenizer, prompts):
+    texts = []
+    for tokens in prompts:
+        ids = torch.tensor([tokens])
+        with torch.no_grad():
+            written = model.generate(input_ids=ids, max_new_tokens=NEW, do_sample=False, eos_token_id=-1)
+        texts.append(written[0, len(tokens) :].tolist())
+    return texts
+
+
+def by_llama_cpp(base, adapter, prompts):
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(base)
+    parameters.n_ctx = 256
+    parameters.n_parallel = 1
+    parameters.warmup = False
+    parameters.cpuparams.n_threads = 1
+    if adapter is not None:
+        parameters.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
+    server = xllamacpp.Server(parameters)
+    greedy = {"n_predict": NEW, "temperature": 0, "top_k": 1, "repeat_penalty": 1.0, "ignore_eos": True}
+    answers = [
+        server.handle_completions({"prompt": tokens, "logprobs": 1, "cache_prompt": False, **greedy})
+        for tokens in prompts
+    ]
+    return [[token["id"] for token in answer["choices"][0]["logprobs"]["content"]] for answer in answers]
+
+
+def test_greedy_tokens_are_equal_with_and_without_the_adapter(tmp_path):
+    file = write_gguf_model(tmp_path / "base.gguf", tiny_llama(hidden_size=64, intermediate_size=96))
+    base = load_base(ModelSection(name=str(file)), kind="generation", label_names=None, seed=0, max_length=64)
+    prompts = [base.tokenizer(text)["input_ids"] for text in PROMPTS]
+    expected = {"base": by_transformers(base.model, base.tokenizer, prompts)}
+    torch.manual_seed(3)
+    config = KasaConfig(r=4, target_modules="all-linear", rank_pattern={"down_proj": 6}, task_type="CAUSAL_LM")
+    model = shaken(get_peft_model(base.model, config))
+    expected["tuned"] = by_transformers(model, base.tokenizer, prompts)
+    assert expected["base"] != expected["tuned"]
+    model.save_pretrained(tmp_path / "adapter")
+    convert_adapter(tmp_path / "adapter", tmp_path / "exported", "gguf", base=str(file))
+    assert by_llama_cpp(file, None, prompts) == expected["base"]
+    assert by_llama_cpp(file, tmp_path / "exported" / "adapter.gguf", prompts) == expected["tuned"]
