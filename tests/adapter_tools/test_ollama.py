@@ -38,9 +38,9 @@ def test_the_parts_of_a_template_render_its_prompts(tokenizer, template):
 def test_the_template_of_go_names_each_role(tokenizer):
     tokenizer.chat_template = CHATML
     template = find_prompt(tokenizer).go_template()
-    assert template.startswith("{{ if not .System }}<|im_start|>system\nYou are kind.<|im_end|>\n{{ end }}")
-    assert '{{ if eq .Role "user" }}<|im_start|>user\n{{ .Content }}<|im_end|>\n' in template
-    assert template.endswith("{{ end }}<|im_start|>assistant\n")
+    assert template.startswith("{{ if not .System }}<|im_start|>system\nYou are kind.")
+    assert all(f'{{{{ if eq .Role "{role}" }}}}' in template for role in ("system", "user", "assistant"))
+    assert template.endswith("<|im_end|>\n<|im_start|>assistant\n")
     assert template.count("{{ if") + template.count("{{ range") == template.count("{{ end }}")
 
 

@@ -112,7 +112,7 @@ def test_an_export_for_ollama_names_base_template_and_parameters(work, kasatune)
     text = Path("tuned/Modelfile").read_text()
     lines = text.splitlines()
     assert lines[:2] == [f"FROM {work / 'models' / 'tiny.gguf'}", "ADAPTER ./adapter.gguf"]
-    assert '{{ if eq .Role "user" }}<|im_start|>user\n{{ .Content }}<|im_end|>\n' in text
+    assert '{{ if eq .Role "user" }}<|im_start|>user\n{{ .Content }}{{ else }}' in text
     assert 'PARAMETER stop "<|im_end|>"' in lines
     assert "PARAMETER num_predict 4" in lines
     assert {path.name for path in Path("tuned").iterdir()} == {"Modelfile", "adapter.gguf", "certificate.json"}
