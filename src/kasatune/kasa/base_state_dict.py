@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from kasatune.distributed.gather_scatter import is_sharded
 from kasatune.kasa.call_stack import in_base_state_dict
@@ -41,7 +41,9 @@ def write_original(
         for key in [key for key in tensors if key.startswith(f"{prefix}base_layer.")]:
             del tensors[key]
         tensors.update(held.state_dict(prefix=f"{prefix}base_layer.", keep_vars=keep_vars))
-    elif not is_sharded(layer.get_base_layer().weight):
+        return
+    weight = layer.get_base_layer().weight
+    if not (isinstance(weight, Tensor) and is_sharded(weight)):
         tensors[prefix + _WEIGHT] = held if keep_vars else held.detach()
 
 

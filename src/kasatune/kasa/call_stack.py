@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import inspect
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -26,7 +26,7 @@ def in_base_state_dict() -> bool:
 
 def _is_running(*functions: Callable[..., Any]) -> bool:
     codes = {getattr(function, "__func__", function).__code__ for function in functions}
-    frame: FrameType | None = sys._getframe(1)
+    frame: FrameType | None = inspect.currentframe()
     while frame is not None:
         if frame.f_code in codes:
             return True

@@ -8,13 +8,13 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from kasatune.distributed.gather_scatter import gather_full, is_sharded
-from kasatune.errors import CheckError, InputError
+from kasatune.errors import InputError
 from kasatune.kasa.base_state_dict import after_loading, before_loading, write_original
 from kasatune.kasa.config import LayerSettings
+from kasatune.kasa.fold_and_merge import COMBINE, FoldAndMerge
 from kasatune.kasa.functional import Factors, initial_factors, update
 from kasatune.kasa.kernel import Tail, adapted_linear
 from kasatune.kasa.truncation.output_check import OutputCheck
@@ -26,8 +26,6 @@ TRAINED = ("kasa_A", "kasa_B", "kasa_sigma")
 FROZEN = ("kasa_tail_U", "kasa_tail_V")
 
 LIVE_LAYERS: weakref.WeakSet[KasaLayer] = weakref.WeakSet()
-
-COMBINE = "export each adapter with export_adapter(model, out, to='lora') and combine the LoRA adapters with PEFT"
 
 
 class Deferred(Protocol):
@@ -52,7 +50,7 @@ class Deferred(Protocol):
         ...
 
 
-class KasaLayer(nn.Module, BaseTunerLayer):
+class KasaLayer(FoldAndMerge):
     """y = W x - tail_U tail_V x + s B diag(sigma) A dropout(x): a linear layer with KaSA adapters.
 
     A convolution of kernel 1 is such a layer too, with x and y along the channels.
@@ -209,7 +207,7 @@ class KasaLayer(nn.Module, BaseTunerLayer):
 
     def change(self, adapter_name: str) -> Tensor:
         """W' - W = s B diag(sigma) A - tail, (out, in), in float32 or wider."""
-        wide = Factors(*(factor.detach().to(self._wide(factor)) for factor in self.factors(adapter_name)))
+        wide = Factors(*(factor.detach().to(self.wide(factor)) for factor in self.factors(adapter_name)))
         return update(wide, self.scaling[adapter_name]) - self.tail(adapter_name).detach().to(wide.A.dtype)
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
@@ -219,14 +217,6 @@ class KasaLayer(nn.Module, BaseTunerLayer):
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """True: W' - W is a matrix of rank r + d."""
         return True
-
-    def original_weight(self) -> Tensor:
-        """W (out, in) without any adapter, also while one is folded or merged."""
-        return self.base.read() if self._original is None else self.base.read_original(self._original)
-
-    @staticmethod
-    def _wide(tensor: Tensor) -> torch.dtype:
-        return torch.promote_types(tensor.dtype, torch.float32)
 
     # Forward
 
@@ -292,7 +282,7 @@ class KasaLayer(nn.Module, BaseTunerLayer):
             x = x.movedim(-1 - self.pointwise, -1)
         hidden = F.linear(self.kasa_dropout[adapter](x), A)
         # Scale and sigma act on the r-wide activation, in float32 even where a trainer has cast the adapter.
-        core = sigma.to(self._wide(sigma)) * self.scaling[adapter]
+        core = sigma.to(self.wide(sigma)) * self.scaling[adapter]
         wide = hidden.to(core.dtype)
         hidden = (wide * core if core.ndim == 1 else F.linear(wide, core)).to(B.dtype)
         change = F.linear(hidden, B)
@@ -302,38 +292,7 @@ class KasaLayer(nn.Module, BaseTunerLayer):
             change = change.movedim(-1, -1 - self.pointwise)
         return (result + change).to(result.dtype)
 
-    # The base weight: original, folded or merged
-
-    def restore_base(self) -> None:
-        """Restore the original weight, bit for bit."""
-        if self._original is not None:
-            self.base.restore(self._original, self)
-        self._original, self.folded = None, None
-        self.merged_adapters = []
-
-    def _replace_base(self, matrix: Tensor) -> None:
-        self._original = self.base.replace(matrix, self)
-
-    def sync_fold(self) -> None:
-        """Fold the active adapter's tail into W where its settings say so, and restore W otherwise."""
-        adapter = self.active_adapters[0] if self.active_adapters else None
-        wanted = (
-            adapter
-            if adapter in self.settings
-            and not self._disable_adapters
-            and adapter not in self.deferred
-            and self.settings[adapter].truncation == "fold"
-            else None
-        )
-        if self.merged_adapters or wanted == self.folded:
-            return
-        self.restore_base()
-        tail_U = None if wanted is None else self.kasa_tail_U[wanted]
-        if wanted is None or tail_U is None or tail_U.is_meta:
-            return
-        W = self.base.read()
-        self._replace_base(W.to(self._wide(W)) - self.tail(wanted).detach().to(W.device, self._wide(W)))
-        self.folded = wanted
+    # State dict and active adapter
 
     def state_dict(self, *args: Any, prefix: str = "", keep_vars: bool = False, **kwargs: Any) -> Any:
         """As in nn.Module, with W as the base weight while an adapter is folded (kasa/base_state_dict.py)."""
@@ -341,58 +300,6 @@ class KasaLayer(nn.Module, BaseTunerLayer):
         if self._original is not None:
             write_original(self, self._original, tensors, prefix, keep_vars=keep_vars)
         return tensors
-
-    def fold_error(self) -> float | None:
-        """|| rounded(W - tail) - (W - tail) || / || tail ||: the error of folding; None if nothing is folded."""
-        if self.folded is None:
-            return None
-        tail = self.tail(self.folded).detach().double()
-        exact = self.original_weight().double() - tail
-        return float((self.base.read().double() - exact).norm() / tail.norm().clamp_min(1e-300))
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """W <- W - tail + s B diag(sigma) A, rounded once to W's dtype; the original is kept until `unmerge`.
-
-        Args:
-            safe_merge: refuse, changing nothing, if the result holds NaN or Inf.
-            adapter_names: the adapter to merge; None for the active one.
-
-        Raises:
-            InputError: more than one adapter.
-            CheckError: safe_merge, and the result is not finite.
-            ModelError: the quantization backend cannot hold a merged weight.
-        """
-        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.kasa_A]
-        if not names:
-            return
-        if len(names) + len(self.merged_adapters) > 1:
-            raise InputError(f"one KaSA adapter can be merged at a time, got {self.merged_adapters + names}; {COMBINE}")
-        W = self.original_weight()
-        merged = W.to(self._wide(W)) + self.change(names[0]).to(W.device)
-        if safe_merge and not torch.isfinite(merged).all():
-            raise CheckError(f"merging adapter {names[0]!r} gives NaN or Inf; nothing was changed")
-        self.restore_base()
-        self._replace_base(merged)
-        self.merged_adapters = [names[0]]
-
-    def unmerge(self) -> None:
-        """Restore the original weight, bit for bit; the adapter is attached again."""
-        self.restore_base()
-        self.sync_fold()
-
-    def unload_and_optionally_merge_module(
-        self, merge: bool, safe_merge: bool = False, adapter_names: list[str] | None = None
-    ) -> nn.Module:
-        """The base layer without its adapters: merged, or bit for bit the original."""
-        if merge:
-            if not self.merged_adapters:
-                self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
-            self._original, self.folded, self.merged_adapters = None, None, []
-        else:
-            self.restore_base()
-        return self.base_layer
-
-    # Active adapter
 
     def enable_adapters(self, enabled: bool) -> None:
         """Switch the adapters on or off; while they are off, the base layer is bit for bit the original."""

@@ -1,0 +1,142 @@
+"""The base weight of a KaSA layer while an adapter is folded or merged into it, and its restoration."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor, nn
+
+from kasatune.errors import CheckError, InputError
+from kasatune.kasa.config import LayerSettings
+from kasatune.weights.base_weight import BaseWeight, Original
+
+if TYPE_CHECKING:
+    from kasatune.kasa.layer import Deferred
+
+COMBINE = "export each adapter with export_adapter(model, out, to='lora') and combine the LoRA adapters with PEFT"
+
+
+class FoldAndMerge(nn.Module, BaseTunerLayer):
+    """The part of a KaSA layer that replaces its base weight and restores it, bit for bit.
+
+    The weight is replaced, and the original kept, while an adapter is folded (truncation="fold": W - tail) or merged
+    (W - tail + s B diag(sigma) A).
+
+    Attributes:
+        folded: name of the folded adapter; None for none.
+        merged_adapters: names of the merged adapters.
+    """
+
+    settings: dict[str, LayerSettings]
+    deferred: dict[str, Deferred]
+    folded: str | None
+    merged_adapters: list[str]
+    base_layer: nn.Module
+    kasa_A: nn.ParameterDict
+    kasa_tail_U: nn.ParameterDict
+    _original: Original | None
+
+    @property
+    def base(self) -> BaseWeight:
+        """The weight of the base layer in its present state: original, folded or merged."""
+        raise NotImplementedError
+
+    def tail(self, adapter_name: str) -> Tensor:
+        """The component dropped from W, (out, in)."""
+        raise NotImplementedError
+
+    def change(self, adapter_name: str) -> Tensor:
+        """W' - W, (out, in)."""
+        raise NotImplementedError
+
+    def original_weight(self) -> Tensor:
+        """W (out, in) without any adapter, also while one is folded or merged."""
+        return self.base.read() if self._original is None else self.base.read_original(self._original)
+
+    @staticmethod
+    def wide(tensor: Tensor) -> torch.dtype:
+        """The dtype to compute in: float32, or wider."""
+        return torch.promote_types(tensor.dtype, torch.float32)
+
+    def restore_base(self) -> None:
+        """Restore the original weight, bit for bit."""
+        if self._original is not None:
+            self.base.restore(self._original, self)
+        self._original, self.folded = None, None
+        self.merged_adapters = []
+
+    def _replace_base(self, matrix: Tensor) -> None:
+        self._original = self.base.replace(matrix, self)
+
+    def sync_fold(self) -> None:
+        """Fold the active adapter's tail into W where its settings say so, and restore W otherwise."""
+        adapter = self.active_adapters[0] if self.active_adapters else None
+        wanted = (
+            adapter
+            if adapter in self.settings
+            and not self._disable_adapters
+            and adapter not in self.deferred
+            and self.settings[adapter].truncation == "fold"
+            else None
+        )
+        if self.merged_adapters or wanted == self.folded:
+            return
+        self.restore_base()
+        tail_U = None if wanted is None else self.kasa_tail_U[wanted]
+        if wanted is None or tail_U is None or tail_U.is_meta:
+            return
+        W = self.base.read()
+        self._replace_base(W.to(self.wide(W)) - self.tail(wanted).detach().to(W.device, self.wide(W)))
+        self.folded = wanted
+
+    def fold_error(self) -> float | None:
+        """|| rounded(W - tail) - (W - tail) || / || tail ||: the error of folding; None if nothing is folded."""
+        if self.folded is None:
+            return None
+        tail = self.tail(self.folded).detach().double()
+        exact = self.original_weight().double() - tail
+        return float((self.base.read().double() - exact).norm() / tail.norm().clamp_min(1e-300))
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """W <- W - tail + s B diag(sigma) A, rounded once to W's dtype; the original is kept until `unmerge`.
+
+        Args:
+            safe_merge: refuse, changing nothing, if the result holds NaN or Inf.
+            adapter_names: the adapter to merge; None for the active one.
+
+        Raises:
+            InputError: more than one adapter.
+            CheckError: safe_merge, and the result is not finite.
+            ModelError: the quantization backend cannot hold a merged weight.
+        """
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.kasa_A]
+        if not names:
+            return
+        if len(names) + len(self.merged_adapters) > 1:
+            raise InputError(f"one KaSA adapter can be merged at a time, got {self.merged_adapters + names}; {COMBINE}")
+        W = self.original_weight()
+        merged = W.to(self.wide(W)) + self.change(names[0]).to(W.device)
+        if safe_merge and not torch.isfinite(merged).all():
+            raise CheckError(f"merging adapter {names[0]!r} gives NaN or Inf; nothing was changed")
+        self.restore_base()
+        self._replace_base(merged)
+        self.merged_adapters = [names[0]]
+
+    def unmerge(self) -> None:
+        """Restore the original weight, bit for bit; the adapter is attached again."""
+        self.restore_base()
+        self.sync_fold()
+
+    def unload_and_optionally_merge_module(
+        self, merge: bool, safe_merge: bool = False, adapter_names: list[str] | None = None
+    ) -> nn.Module:
+        """The base layer without its adapters: merged, or bit for bit the original."""
+        if merge:
+            if not self.merged_adapters:
+                self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
+            self._original, self.folded, self.merged_adapters = None, None, []
+        else:
+            self.restore_base()
+        return self.base_layer
