@@ -80,7 +80,7 @@ def test_the_texts_stand_side_by_side(compared):
     samples = found["tasks"][0]["texts"]
     assert len(samples) == 5 and set(samples[0]["texts"]) == {"lora", "rslora"} and samples[0]["base"] is not None
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert "Texts side by side" in page and "untouched base" in page and "Score against forgetting" in page
+    assert "Texts side by side" in page and "untouched base" in page and "Loss against forgetting" in page
     assert "Texts side by side" in (out / "comparison.md").read_text(encoding="utf-8")
 
 

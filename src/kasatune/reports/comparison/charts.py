@@ -199,7 +199,7 @@ def rate_chart(task: Mapping[str, Any], reference: str) -> Chart | None:
         return None
     title = formatting.metric_title(task["primary"])
     return Chart(
-        title="Score against learning rate",
+        title=f"{formatting.sentence(title)} against learning rate",
         description=f"{title} of the search trials by learning rate, for {len(lines)} methods.",
         lines=_named_lines(lines, reference),
         x_label="learning rate",
