@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Collection
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor
 
+from kasatune.adapter_tools.merge_plan import MergePlan, plan_merge, resized_vocabulary, share_ties
 from kasatune.adapter_tools.merged_files import write_other_files
 from kasatune.adapter_tools.resolve import Source, find_source, local_base, open_base, read_config
-from kasatune.adapters.adapter_files import PREFIX, AdapterFiles, listed, read_tensors, write_json
+from kasatune.adapters.adapter_files import listed, read_repeated, read_tensors, write_json
 from kasatune.adapters.attach import require_configured_layers, require_saved_modules
 from kasatune.adapters.certificate import Certificate, library_versions, write_certificate
-from kasatune.adapters.format_conversion import WITHOUT_TAILS, as_native
+from kasatune.adapters.embedding_tensors import Rows
 from kasatune.adapters.load import read_checked
-from kasatune.adapters.lora_export import StackedLora, folded_layers, stock_layers, to_lora
-from kasatune.adapters.lora_settings import check_settings, residual_init
-from kasatune.adapters.native_format import require_untied, scaling_of, trained_factors
-from kasatune.adapters.recognize_format import TITLES
-from kasatune.adapters.residual_lora import StoredWeight, layer_residual
-from kasatune.errors import AdapterError, ModelError
+from kasatune.adapters.lora_settings import check_settings
+from kasatune.errors import ModelError
 from kasatune.io.atomic import new_directory
-from kasatune.kasa.functional import Factors, drop_count, update
-from kasatune.linalg import tail_svd
-from kasatune.weights.base_weight import pointwise_dimensions
 from kasatune.weights.checkpoint_files import INDEX, SINGLE
-from kasatune.weights.fingerprint import sketch_distance, sketch_tolerance
 from kasatune.weights.safetensors_reader import FLOAT_DTYPES, ModelCheckpoint, StoredTensor
 from kasatune.weights.safetensors_writer import PlannedTensor, write_safetensors
-
-_ROWS_AT_ONCE = 64
 
 
 class Merged(NamedTuple):
@@ -44,7 +30,7 @@ class Merged(NamedTuple):
     Attributes:
         out: the new checkpoint.
         layers: number of weights that were updated.
-        replaced: names of parameters that the adapter replaces entirely, such as those of a head.
+        replaced: names of parameters that the adapter replaces, entirely or in rows, such as those of a head.
         rounding: the largest ||rounded(W') - W'||_F / ||W' - W||_F: what the base's dtype loses of an update.
         worst: the layer with that rounding.
     """
@@ -86,14 +72,15 @@ def merge(directory: Path, out: Path, base: str | None = None) -> Merged:
                 "update: name the full-precision base with --base, or serve the adapter unmerged "
                 "(kasatune export --to lora)"
             )
-        plan = plan_merge(read_tensors(header), kind, list(layers), checkpoint.model)
+        plan = plan_merge(read_tensors(header), kind, list(layers), checkpoint.model, read_repeated(header))
         require_configured_layers(header, layers, checkpoint.model)
         require_saved_modules(header, layers, checkpoint.model)
+        vocabulary = resized_vocabulary(plan, checkpoint.model)
         digests, untied = _write_weights(unfinished, checkpoint, plan)
-        write_other_files(unfinished, source, checkpoint, untied=untied)
+        write_other_files(unfinished, source, checkpoint, untied=untied, vocabulary=vocabulary)
         worst = max(plan.rounding, key=lambda name: plan.rounding[name])
         write_certificate(unfinished, _certificate(source, kind, plan, worst, digests))
-    return Merged(out, len(plan.updates), sorted(plan.replaced), plan.rounding[worst], worst)
+    return Merged(out, len(plan.updates), sorted({*plan.replaced, *plan.rows}), plan.rounding[worst], worst)
 
 
 def _certificate(source: Source, kind: str, plan: MergePlan, worst: str, digests: dict[str, str]) -> Certificate:
@@ -107,181 +94,6 @@ def _certificate(source: Source, kind: str, plan: MergePlan, worst: str, digests
     }
 
 
-# The plan: what happens to each tensor, by the model's name of it
-
-
-@dataclass(frozen=True)
-class _LoraUpdate:
-    """W' - W = B A."""
-
-    B: Tensor
-    A: Tensor
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.B.shape[0], self.A.shape[1]
-
-    def __call__(self, W: Tensor) -> Tensor:
-        return self.B.to(W.dtype) @ self.A.to(W.dtype)
-
-
-@dataclass(frozen=True)
-class _ResidualUpdate:
-    """W' - W = B A - s B0 A0, for initializations that subtract s B0 A0 from the base (PiSSA, OLoRA)."""
-
-    lora: StackedLora
-    config: dict[str, Any]
-    init: str
-    name: str
-    transposed: bool
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.lora.B.shape[0], self.lora.A.shape[1]
-
-    def __call__(self, W: Tensor) -> Tensor:
-        stored = StoredWeight(W.T if self.transposed else W, self.transposed)
-        taken = layer_residual(self.config, self.init, self.name, stored)
-        return self.lora.B.to(W.dtype) @ self.lora.A.to(W.dtype) - taken.B @ taken.A
-
-
-@dataclass(frozen=True)
-class _TruncatingUpdate:
-    """W' - W = s B sigma A - tail(W), for formats whose reader decomposes the base."""
-
-    factors: Factors
-    scaling: float
-    convention: Any
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.factors.B.shape[0], self.factors.A.shape[1]
-
-    def __call__(self, W: Tensor) -> Tensor:
-        change = update(Factors(*(f.to(W.dtype) for f in self.factors)), self.scaling)
-        drop = drop_count(*self.shape, self.factors.A.shape[0], self.convention)
-        if drop:
-            tail = tail_svd(W, drop)
-            change = change - (tail.U * tail.S) @ tail.Vh
-        return change
-
-
-Update = _LoraUpdate | _ResidualUpdate | _TruncatingUpdate
-
-
-@dataclass
-class MergePlan:
-    """What happens to the tensors of the base.
-
-    Attributes:
-        updates: W' - W as a function of W (out, in), by layer name.
-        transposed: layers whose weight is stored as (in, out).
-        replaced: parameters that the adapter replaces entirely, by name.
-        fingerprint: sketches of the base that the adapter was made for, by layer name; empty if unknown.
-        rounding: ||rounded(W') - W'||_F / ||W' - W||_F by layer name, filled in while writing.
-    """
-
-    updates: dict[str, Update]
-    transposed: set[str]
-    replaced: dict[str, Tensor]
-    fingerprint: dict[str, Any]
-    rounding: dict[str, float] = field(default_factory=dict)
-
-    def merged(self, layer: str, stored: Tensor) -> Tensor:
-        """W' in the layout and dtype in which the base stores W.
-
-        Raises:
-            AdapterError: W is not the weight that the adapter was made for, or W' is not finite.
-        """
-        W = stored.T if layer in self.transposed else stored.reshape(stored.shape[:2])
-        if layer in self.fingerprint:
-            distance = sketch_distance(W, self.fingerprint[layer])
-            if distance is None or distance > sketch_tolerance(W.dtype, None, self.fingerprint[layer]):
-                raise AdapterError(
-                    f"this is another base model than the adapter was made for: {layer} differs; name the right one "
-                    "with --base"
-                )
-        wide = W.to(torch.promote_types(W.dtype, torch.float32))
-        change = self.updates[layer](wide).to(wide.dtype)
-        exact = wide + change
-        if not bool(torch.isfinite(exact).all()):
-            raise AdapterError(f"merging {layer} gives NaN or infinity")
-        rounded = exact.to(W.dtype)
-        norm = float(change.norm())
-        row_blocks = zip(*(t.split(_ROWS_AT_ONCE) for t in (rounded, W, change)), strict=True)
-        lost = math.hypot(*(_rounding_error(*block) for block in row_blocks))
-        self.rounding[layer] = lost / norm if norm else 0.0
-        return rounded.T if layer in self.transposed else rounded.reshape(stored.shape)
-
-
-def plan_merge(files: AdapterFiles, kind: str, layers: list[str], model: nn.Module) -> MergePlan:
-    """The plan for an adapter in format `kind`, on a model of which only names and shapes are known.
-
-    Raises:
-        AdapterError: the model lacks a layer or a parameter that the adapter names.
-        ModelError: a layer has another shape in the model.
-    """
-    modules = dict(model.named_modules())
-    unknown = [name for name in layers if not hasattr(modules.get(name), "weight")]
-    if unknown:
-        raise AdapterError(f"{type(model).__name__} has no layer {listed(unknown)}: the adapter is of another model")
-    transposed = {name for name in layers if isinstance(modules[name], Conv1D)}
-    updates, rest = _updates(files, kind, transposed)
-    replaced = {key.removeprefix(PREFIX).replace(".base_layer.", "."): tensor for key, tensor in rest.items()}
-    known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    unknown = [name for name in replaced if name not in known]
-    if unknown:
-        raise AdapterError(
-            f"{type(model).__name__} has no parameter {listed(unknown)}: the adapter is of another model"
-        )
-    init = residual_init(files.config) if kind == "lora" else None
-    if init is not None or kind in WITHOUT_TAILS:
-        require_untied(model, layers, TITLES[kind] if init is None else f"init_lora_weights={init!r}")
-    for name in layers:
-        _require_shape(name, updates[name].shape, modules[name], transposed=name in transposed)
-    fingerprint = files.config.get("base_fingerprint") if kind == "kasa" else None
-    return MergePlan(updates, transposed, replaced, fingerprint if isinstance(fingerprint, dict) else {})
-
-
-def _updates(
-    files: AdapterFiles, kind: str, transposed: Collection[str]
-) -> tuple[dict[str, Update], dict[str, Tensor]]:
-    init = residual_init(files.config) if kind == "lora" else None
-    if init is not None:
-        layers, rest = folded_layers(files)
-        config = files.config
-        return {
-            name: _ResidualUpdate(lora, config, init, name, name in transposed) for name, lora in layers.items()
-        }, rest
-    if kind in ("lora", "kasa"):
-        layers, rest = stock_layers(files if kind == "lora" else to_lora(files))
-        return {name: _LoraUpdate(lora.B, lora.A) for name, lora in layers.items()}, rest
-    native = as_native(files, kind, None)
-    factors, rest = trained_factors(native.tensors)
-    convention = native.config["convention"]
-    return {
-        name: _TruncatingUpdate(f, scaling_of(native.config, name), convention) for name, f in factors.items()
-    }, rest
-
-
-def _require_shape(name: str, expected: tuple[int, int], module: Any, *, transposed: bool) -> None:
-    shape = tuple(module.weight.shape[:2] if pointwise_dimensions(module) else module.weight.shape)
-    stored = expected[::-1] if transposed else expected
-    if shape != stored:
-        raise ModelError(
-            f"{name} has shape {list(shape)} in this base, the adapter needs {list(stored)}; name the right "
-            "base with --base"
-        )
-
-
-def _rounding_error(rounded: Tensor, W: Tensor, change: Tensor) -> float:
-    """||rounded - (W + change)||_F, with the sum in float64."""
-    return float((rounded.double() - (W.double() + change.double())).norm())
-
-
-# The files
-
-
 def _write_weights(out: Path, base: ModelCheckpoint, plan: MergePlan) -> tuple[dict[str, str], bool]:
     """Write the merged weights into files of the same names, and the index if the base has one.
 
@@ -291,7 +103,8 @@ def _write_weights(out: Path, base: ModelCheckpoint, plan: MergePlan) -> tuple[d
     Raises:
         ModelError: the files hold no weight of a layer that the adapter is for.
     """
-    additional, untied = _additional_tensors(base, plan)
+    untied = share_ties(base, plan)
+    additional = _additional_tensors(base, plan)
     digests: dict[str, str] = {}
     weight_map: dict[str, str] = {}
     total = 0
@@ -312,6 +125,8 @@ def _planned(stored: StoredTensor, name: str, plan: MergePlan, *, rename: bool) 
     key = name if rename else stored.key
     if name in plan.replaced:
         return _replacement(key, plan.replaced[name], stored.dtype)
+    if name in plan.rows:
+        return _with_rows(key, plan.rows[name], stored)
     if name.endswith(".weight") and name.removesuffix(".weight") in plan.updates:
         return _merged(key, name, plan, stored)
     return PlannedTensor(key, stored.dtype, stored.shape, source=stored)
@@ -321,19 +136,26 @@ def _replacement(key: str, tensor: Tensor, dtype: str) -> PlannedTensor:
     return PlannedTensor(key, dtype, tuple(tensor.shape), compute=lambda: tensor.to(FLOAT_DTYPES[dtype]))
 
 
+def _with_rows(key: str, rows: Rows, stored: StoredTensor) -> PlannedTensor:
+    def compute() -> Tensor:
+        W = stored.read().clone()
+        W[rows.ids] = rows.values.to(W.dtype)
+        return W
+
+    return PlannedTensor(key, stored.dtype, stored.shape, compute=compute)
+
+
 def _merged(key: str, name: str, plan: MergePlan, stored: StoredTensor) -> PlannedTensor:
     layer = name.removesuffix(".weight")
     return PlannedTensor(key, stored.dtype, stored.shape, compute=lambda: plan.merged(layer, stored.read()))
 
 
-def _additional_tensors(base: ModelCheckpoint, plan: MergePlan) -> tuple[list[PlannedTensor], bool]:
+def _additional_tensors(base: ModelCheckpoint, plan: MergePlan) -> list[PlannedTensor]:
     """Tensors that the base's files lack: new heads, and separate copies of weights that were tied to a changed one."""
-    changed = {f"{layer}.weight" for layer in plan.updates} | set(plan.replaced)
+    changed = {f"{layer}.weight" for layer in plan.updates} | set(plan.replaced) | set(plan.rows)
     additional: list[PlannedTensor] = []
-    untied = False
     for name in sorted(changed):
-        partners = [partner for partner in base.ties.get(name, ()) if partner not in changed]
-        untied = untied or bool(partners)
+        partners = [tie for tie in base.ties.get(name, ()) if tie not in changed and tie not in plan.followers]
         if name in base.tensors:
             stored = base.tensors[name]
             missing = [partner for partner in partners if partner not in base.tensors]
@@ -347,8 +169,11 @@ def _additional_tensors(base: ModelCheckpoint, plan: MergePlan) -> tuple[list[Pl
                     f"the base's files hold no {listed([name])}: they store it in another form. Load the model with "
                     "the adapter and use merge_and_unload() of PEFT"
                 )
-            additional.append(_merged(name, name, plan, stored))
-    return additional, untied
+            if name in plan.rows:
+                additional.append(_with_rows(name, plan.rows[name], stored))
+            else:
+                additional.append(_merged(name, name, plan, stored))
+    return additional
 
 
 def _usual_dtype(base: ModelCheckpoint) -> str:

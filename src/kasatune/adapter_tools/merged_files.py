@@ -28,8 +28,17 @@ _COPIED_PREFIXES = ("LICENSE", "NOTICE", "USE_POLICY")
 _NOT_COPIED = ("config.json", "adapter_config.json", CERTIFICATE, "trainer_state.json")
 
 
-def write_other_files(out: Path, source: Source, base: ModelCheckpoint, *, untied: bool) -> None:
+def write_other_files(
+    out: Path, source: Source, base: ModelCheckpoint, *, untied: bool, vocabulary: int | None
+) -> None:
     """Write configuration and tokenizer of a merged checkpoint, and copy the other small files of the base.
+
+    Args:
+        out: the new checkpoint.
+        source: the adapter; a tokenizer that was saved with it replaces that of the base.
+        base: the base.
+        untied: whether weights that were tied no longer are.
+        vocabulary: the number of tokens of a resized vocabulary; None if it is that of the base.
 
     Raises:
         ModelError: the tokenizer or the configuration of the base cannot be read.
@@ -40,6 +49,9 @@ def write_other_files(out: Path, source: Source, base: ModelCheckpoint, *, untie
         _write_files_of_gguf(location, base, out)
     copy_saved_tokenizer(source.adapter, source.run, out)
     config = _config(location, base, untied=untied)
+    if vocabulary is not None:
+        for part in _text_parts(config):
+            part["vocab_size"] = vocabulary
     _write(out / "config.json", config)  # which tokenizers are recognized by
     try:
         tokenizer = load_tokenizer(out, trust_remote_code=source.trust_remote_code)
@@ -48,7 +60,7 @@ def write_other_files(out: Path, source: Source, base: ModelCheckpoint, *, untie
             raise
         return
     if tokenizer is not None:
-        _set_padding(out, config, base, tokenizer)
+        _set_padding(out, config, base, tokenizer, vocabulary)
 
 
 def _copy_files(location: ModelLocation, out: Path) -> None:
@@ -86,13 +98,19 @@ def _config(location: ModelLocation, base: ModelCheckpoint, *, untied: bool) -> 
     return config
 
 
-def _set_padding(out: Path, config: dict[str, Any], base: ModelCheckpoint, tokenizer: PreTrainedTokenizerBase) -> None:
+def _set_padding(
+    out: Path,
+    config: dict[str, Any],
+    base: ModelCheckpoint,
+    tokenizer: PreTrainedTokenizerBase,
+    vocabulary: int | None,
+) -> None:
     """Write one padding token, the tokenizer's, into all configurations, as `models.padding` uses it in training."""
     changes: dict[str, Any] = {}
     has_own = tokenizer.pad_token is not None
     pad = choose_padding_token(tokenizer)
     embeddings: Any = base.model.get_input_embeddings()
-    if pad is None or pad >= embeddings.weight.shape[0]:
+    if pad is None or pad >= (vocabulary or embeddings.weight.shape[0]):
         return
     if not has_own:
         changes["pad_token"] = tokenizer.pad_token
@@ -104,13 +122,17 @@ def _set_padding(out: Path, config: dict[str, Any], base: ModelCheckpoint, token
         _edit(out / TOKENIZER_CONFIG, changes)
     if counts_positions_by_padding(base.model):
         return
-    parts = [config, *(config[name] for name in ("text_config",) if isinstance(config.get(name), dict))]
-    for part in parts:
+    for part in _text_parts(config):
         part["pad_token_id"] = pad
     _write(out / "config.json", config)
     path = out / GENERATION_CONFIG
     if path.is_file() and _read(path).get("pad_token_id") not in (None, pad):
         _edit(path, {"pad_token_id": pad})
+
+
+def _text_parts(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """A configuration, and the part of it that describes the text model of a model for several kinds of input."""
+    return [config, config["text_config"]] if isinstance(config.get("text_config"), dict) else [config]
 
 
 def _is_classifier(base: ModelCheckpoint) -> bool:

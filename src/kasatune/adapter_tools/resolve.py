@@ -194,6 +194,7 @@ def _load_base_model(source: Source, name: str, *, quantized: bool) -> PreTraine
                 location.path, config=config, **options, **weight_options(location)
             )
             make_plain(model)
+        _resize_vocabulary(source, model)
         if source.config.get("task_type") == "SEQ_CLS":
             tokenizer = load_tokenizer(saved_tokenizer(source.adapter, None) or location, revision=source.revision)
             if tokenizer is not None:
@@ -333,6 +334,17 @@ def read_config(location: ModelLocation) -> dict[str, Any]:
         raise ModelError(f"{location.file} cannot be read ({fault}); copy the model again") from fault
 
 
+def _resize_vocabulary(source: Source, model: PreTrainedModel) -> None:
+    """Resize the vocabulary of a base to that of an adapter, which holds the embeddings of the new tokens."""
+    from kasatune.adapters.adapter_files import read_header
+    from kasatune.adapters.embedding_tensors import stored_vocabulary
+
+    rows = stored_vocabulary(read_header(source.adapter), model)
+    if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
+        with quiet():
+            model.resize_token_embeddings(rows, mean_resizing=False)
+
+
 def _head_rows(source: Source) -> int | None:
     """The number of labels: the rows of the smallest matrix in the adapter outside of its adapted layers."""
     from kasatune.adapters.load import read_checked
@@ -342,6 +354,6 @@ def _head_rows(source: Source) -> int | None:
     rows = [
         shape[0]
         for key, shape in header.shapes.items()
-        if split_key(key, kind) is None and ".lora_" not in key and len(shape) == 2
+        if split_key(key, kind) is None and ".lora_" not in key and ".token_adapter." not in key and len(shape) == 2
     ]
     return min(rows, default=None)

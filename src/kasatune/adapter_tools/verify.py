@@ -26,6 +26,7 @@ from kasatune.adapter_tools.tokenizer import load_tokenizer, saved_tokenizer
 from kasatune.adapters.adapter_files import AdapterFiles, file_sha256, read_header, read_tensors
 from kasatune.adapters.attach import sketch_distances
 from kasatune.adapters.certificate import CERTIFICATE, describe, read_certificate
+from kasatune.adapters.embedding_tensors import stored_vocabulary
 from kasatune.adapters.export import export_adapter
 from kasatune.adapters.gguf_export import architecture_of
 from kasatune.adapters.load import load_adapter, read_checked, twin_for_loading
@@ -208,6 +209,8 @@ def _untouched(subject: _Subject) -> tuple[bool | None, str]:
     trains_biases = (subject.files.config.get("bias") or "none") != "none"
     if trains_biases and not same:
         return None, "the adapter trains biases of the base, which disabling leaves as they are"
+    if not same and stored_vocabulary(read_header(subject.source.adapter), subject.base) is not None:
+        return None, "the adapter holds the embeddings of a resized vocabulary, which disabling leaves as they are"
     return same, "disabled, its outputs are those of the base" + (" bit for bit" if same else ": they are not")
 
 

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,13 +34,13 @@ class Header(NamedTuple):
         folder: the adapter's directory.
         config: its configuration.
         shapes: shapes of its tensors, by checkpoint key.
-        repeated: keys of base weights, which PEFT saves along with an adapted output embedding.
+        repeated: shapes of base weights, which PEFT saves along with adapted or resized embeddings, by checkpoint key.
     """
 
     folder: Path
     config: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
-    repeated: tuple[str, ...] = ()
+    repeated: dict[str, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,18 +64,19 @@ def read_header(directory: str | os.PathLike[str]) -> Header:
         raise AdapterError(f"{folder / CONFIG} names no peft_type; it is not an adapter configuration")
     path = _regular_file(folder, WEIGHTS)
     shapes: dict[str, tuple[int, ...]] = {}
-    repeated = []
+    repeated: dict[str, tuple[int, ...]] = {}
     with _readable(path), safe_open(path, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 - not a mapping
-            if key.endswith(".base_layer.weight"):
-                repeated.append(key)
-                continue
+        keys = set(file.keys())
+        for key in sorted(keys):
             view = file.get_slice(key)
+            if key.endswith(".base_layer.weight"):
+                repeated[key] = tuple(view.get_shape())
+                continue
             if view.get_dtype() not in _FLOATING:
                 raise AdapterError(f"{path}: {_shown(key)} holds {view.get_dtype()}, not floating-point numbers")
-            if not is_echo(key):
+            if not is_echo(key, keys):
                 shapes[key] = tuple(view.get_shape())
-    return Header(folder, config, shapes, tuple(repeated))
+    return Header(folder, config, shapes, repeated)
 
 
 def read_repeated(header: Header) -> dict[str, Tensor]:
@@ -133,9 +134,17 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     return value
 
 
-def is_echo(key: str) -> bool:
-    """Whether a tensor duplicates another: with bias="all" PEFT saves the bias of a head three times."""
-    return key.endswith(".bias") and (".modules_to_save." in key or ".original_module." in key)
+def is_echo(key: str, keys: Collection[str] = ()) -> bool:
+    """Whether a tensor duplicates another: with bias="all" PEFT saves the bias of a head three times.
+
+    So it does with the embeddings of a resized vocabulary that are also in `modules_to_save`.
+
+    Args:
+        key: of the tensor.
+        keys: of all tensors of the adapter.
+    """
+    plain = key.replace(".modules_to_save.", ".").replace(".original_module.", ".")
+    return plain != key and (key.endswith(".bias") or plain in keys)
 
 
 def write(files: AdapterFiles, directory: Path) -> None:

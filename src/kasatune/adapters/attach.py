@@ -15,7 +15,14 @@ from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from kasatune.adapters.adapter_files import PREFIX, AdapterFiles, Header, is_echo, listed, read_repeated, write
+from kasatune.adapters.adapter_files import AdapterFiles, Header, is_echo, listed, read_repeated, write
+from kasatune.adapters.embedding_tensors import (
+    TOKENS,
+    base_name,
+    check_token_rows,
+    embedding_parameters,
+    original_vocabulary,
+)
 from kasatune.adapters.native_format import weight_in
 from kasatune.adapters.recognize_format import LayerShapes, split_key
 from kasatune.errors import AdapterError, InputError, KasatuneError
@@ -42,14 +49,18 @@ def check_on_base(header: Header, layers: dict[str, LayerShapes], base: nn.Modul
         if kind != "lora" or all(len(shape) == 2 for shape in layer.parts.values()):
             weight_in(base, name, layer.shape)
     saved = _saved_modules(header.config, base)
-    parameters = {name: tuple(parameter.shape) for name, parameter in base.named_parameters()}
+    named = dict(base.named_parameters(remove_duplicate=False))
+    parameters = {name: tuple(parameter.shape) for name, parameter in named.items()}
+    embeddings = embedding_parameters(base)
     for key, shape in header.shapes.items():
-        name = key.removeprefix(PREFIX)
         if split_key(key, kind) is not None or (kind == "lora" and ".lora_" in key):
             continue
-        plain = name.replace(".base_layer.", ".")
+        if key.endswith(TOKENS):
+            check_token_rows(header, key, base)
+            continue
+        plain = base_name(key)
         is_bias = plain.endswith(".bias") and (header.config.get("bias") or "none") != "none"
-        if not is_bias and not _within(plain, saved):
+        if not is_bias and plain not in embeddings and not _within(plain, saved):
             raise AdapterError(
                 f"{header.folder}: the tensor {listed([key])} belongs to no adapted layer and to no module of "
                 "modules_to_save: it would overwrite a weight of the base"
@@ -57,7 +68,11 @@ def check_on_base(header: Header, layers: dict[str, LayerShapes], base: nn.Modul
         if parameters.get(plain, shape) != shape:
             raise AdapterError(
                 f"{header.folder}: {plain} has shape {list(shape)}, in this base {list(parameters[plain])}: "
-                "load the base with the number of labels and the vocabulary that the adapter was trained with"
+                + (
+                    f"resize the vocabulary first, with base.resize_token_embeddings({shape[0]})"
+                    if plain in embeddings
+                    else "load the base with the number of labels that the adapter was trained with"
+                )
             )
         if plain not in parameters and not _is_buffer(base, plain):
             raise AdapterError(f"{header.folder}: this base has no {listed([plain])}: it is another model")
@@ -67,12 +82,15 @@ def check_on_base(header: Header, layers: dict[str, LayerShapes], base: nn.Modul
 def require_saved_modules(header: Header, layers: Collection[str], base: nn.Module) -> None:
     """Check that an adapter holds every parameter of the modules that its configuration saves entirely.
 
+    A parameter that is tied to one that the adapter holds need not be saved itself.
+
     Raises:
         AdapterError: it lacks some, by name.
     """
     saved = _saved_modules(header.config, base)
-    names = [name for name, _ in base.named_parameters() if _within(name, saved) and not _adapted(name, layers)]
-    lacking = [name for name in names if f"{PREFIX}{name}" not in header.shapes]
+    named = dict(base.named_parameters(remove_duplicate=False))
+    held = {id(named[name]) for name in map(base_name, header.shapes) if name in named}
+    lacking = [n for n, p in named.items() if _within(n, saved) and id(p) not in held and not _adapted(n, layers)]
     if lacking:
         raise AdapterError(f"{header.folder}: modules_to_save names {listed(lacking)}, which the adapter lacks")
 
@@ -80,13 +98,18 @@ def require_saved_modules(header: Header, layers: Collection[str], base: nn.Modu
 def check_repeated(header: Header, base: nn.Module) -> None:
     """Check that base weights which an adapter repeats equal those of the base, since loading overwrites them.
 
+    The rows that were added to a resized vocabulary may differ.
+
     Raises:
         AdapterError: they differ.
     """
+    parameters = dict(base.named_parameters(remove_duplicate=False))
+    embeddings = embedding_parameters(base)
     for key, tensor in read_repeated(header).items():
-        name = key.removeprefix(PREFIX).replace(".base_layer.", ".")
-        own = dict(base.named_parameters(remove_duplicate=False)).get(name)
-        if own is None or own.shape != tensor.shape or not torch.equal(tensor.to(own), own):
+        name = base_name(key)
+        own = parameters.get(name)
+        first = 0 if own is None else original_vocabulary(base) if name in embeddings else len(own)
+        if own is None or own.shape != tensor.shape or not torch.equal(tensor[:first].to(own), own[:first]):
             raise AdapterError(f"{header.folder}: the tensor {listed([key])} would overwrite a weight of the base")
 
 
@@ -187,13 +210,15 @@ def attach_with_peft(base: nn.Module, directory: Path, written: set[str], **opti
 
 def attach_lora(base: nn.Module, header: Header, written: set[str], **options: Any) -> PeftModel:
     """`attach_with_peft` for a stock LoRA adapter, every tensor of which must belong to a layer, and vice versa."""
+    embeddings = embedding_parameters(base)
     with unchanged_on_failure(base, written):
         model = attach_with_peft(base, header.folder, written, **options)
         name = options.get("adapter_name", "default")
         state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-        expected, stored = {key for key in state if not is_echo(key)}, set(header.shapes)
-        if expected != stored:
-            missing, extra = sorted(expected - stored), sorted(stored - expected)
+        expected, stored = {key for key in state if not is_echo(key, state)}, set(header.shapes)
+        missing = sorted(expected - stored)
+        extra = sorted(key for key in stored - expected if base_name(key) not in embeddings)
+        if missing or extra:
             what = f"lacks {listed(missing)}" if missing else f"holds {listed(extra)}, which belong to no layer"
             raise AdapterError(f"{header.folder}: according to its configuration and this base, the adapter {what}")
     return model
@@ -216,8 +241,8 @@ def unchanged_on_failure(model: nn.Module, written: Collection[str] = ()) -> Gen
     """
     modules = [(module, _copied(module.__dict__)) for module in model.modules()]
     parameters = [(p, p.data, p.requires_grad) for p in model.parameters()]
-    values = {name: p.detach().clone() for name, p in model.named_parameters() if name in written}
-    named = dict(model.named_parameters())
+    named = dict(model.named_parameters(remove_duplicate=False))
+    values = {name: p.detach().clone() for name, p in named.items() if name in written}
     try:
         yield
     except BaseException:

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kasatune.adapters.adapter_files import read_tensors, write
+from kasatune.adapters.adapter_files import AdapterFiles, Header, read_repeated, read_tensors, write
 from kasatune.adapters.attach import attach_with_peft, check_on_base
 from kasatune.adapters.certificate import write_certificate
+from kasatune.adapters.embedding_tensors import base_name, embedding_parameters, original_vocabulary
 from kasatune.adapters.format_conversion import (
     WITHOUT_TAILS,
     Source,
@@ -149,11 +150,21 @@ def _source_of_directory(directory: str | os.PathLike[str], base: nn.Module | No
     if base is not None:
         check_on_base(header, layers, base, kind)
     files = read_tensors(header)
+    if header.repeated and _is_resized(header, base):
+        files = AdapterFiles(files.config, {**files.tensors, **read_repeated(header)})
     source = (plain_on_model(files, base), "lora") if kind == "lora" else (as_native(files, kind, base), "kasa")
     if base is None:
         return Source(*source, kind, None, "no base model was given")
     with twin_for_loading(base, header.folder) as twin:
         return Source(*source, kind, *outputs_or_reason(_load(twin, header.folder)))
+
+
+def _is_resized(header: Header, base: nn.Module | None) -> bool:
+    """Whether the base weights that an adapter holds are those of a resized vocabulary, which a copy must hold too."""
+    if base is None:
+        return True
+    known, rows = embedding_parameters(base), original_vocabulary(base)
+    return any(base_name(key) in known and shape[0] != rows for key, shape in header.repeated.items())
 
 
 def _write(

@@ -14,6 +14,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor, nn
 
 from kasatune.adapters.adapter_files import AdapterFiles, is_echo, listed
+from kasatune.adapters.embedding_tensors import original_vocabulary
 from kasatune.adapters.lora_diag_formats import from_authors, from_peft_kasa, to_authors, to_peft_kasa
 from kasatune.adapters.lora_export import to_lora
 from kasatune.adapters.native_format import require_untied, trained_factors, with_tails
@@ -119,11 +120,14 @@ def files_of_model(model: nn.Module) -> AdapterFiles:
             "parent_library": type(base).__module__,
         }
     config["base_model_name_or_path"] = config.get("base_model_name_or_path") or getattr(base, "name_or_path", None)
-    tensors = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    embeddings = base.get_input_embeddings() if hasattr(base, "get_input_embeddings") else None  # pyright: ignore
+    weight = getattr(embeddings, "weight", None)
+    resized = weight is not None and weight.shape[0] != original_vocabulary(base)
+    tensors = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=resized)
     not_finite = [key for key, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if not_finite:
         raise AdapterError(f"the adapter holds NaN or infinity in {listed(not_finite)}: its training diverged")
-    own = {key: tensor.detach().clone() for key, tensor in tensors.items() if not is_echo(key)}
+    own = {key: tensor.detach().clone() for key, tensor in tensors.items() if not is_echo(key, tensors)}
     return AdapterFiles(json.loads(json.dumps(config)), own)
 
 

@@ -77,7 +77,7 @@ def load_with_layers(
     # PEFT asks the base for its state_dict, which damages 4-bit weights that were evaluated before.
     unpack_for_training_and_saving(base)
     files = read_tensors(header)
-    written = own_parameters(files.tensors)
+    written = own_parameters(files.tensors) | own_parameters(header.repeated)
     if residual_init(files.config) is not None:
         written |= {f"{name}.weight" for name in layers}
     options = {"adapter_name": adapter_name, "is_trainable": is_trainable}
@@ -107,7 +107,7 @@ def twin_for_loading(model: nn.Module, directory: Path, *, with_peft: bool = Fal
     changes_base = residual_init(header.config) is not None or (with_peft and kind in WITHOUT_TAILS)
     weights = {f"{name}.weight" for name in layers} if changes_base else set[str]()
     with bare_twin(model) as twin:
-        copy_parameters(twin, weights | own_parameters(header.shapes))
+        copy_parameters(twin, weights | own_parameters(header.shapes) | own_parameters(header.repeated))
         yield twin
 
 

@@ -15,6 +15,8 @@ from kasatune.adapters.native_format import CARRIED, POINTWISE, StoredLayer, hel
 from kasatune.adapters.recognize_format import exact_patterns
 from kasatune.errors import AdapterError
 
+_EMBEDDINGS = ("trainable_token_indices", "ensure_weight_tying")
+
 
 class StackedLora(NamedTuple):
     """A (q, in) and B (out, q) of a LoRA layer of scaling 1: W' - W = B A."""
@@ -136,6 +138,7 @@ def _config(config: dict[str, Any], ranks: dict[str, int]) -> dict[str, Any]:
     bias = config.get("bias") or "none"
     return {
         **{key: config.get(key) for key in CARRIED},
+        **{key: config[key] for key in _EMBEDDINGS if config.get(key)},
         "alpha_pattern": dict(pattern),
         "bias": "lora_only" if str(bias).endswith("_only") else bias,
         "fan_in_fan_out": bool(config.get("fan_in_fan_out")),

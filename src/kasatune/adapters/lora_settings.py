@@ -27,13 +27,14 @@ class Refusal(NamedTuple):
     remedy: str
 
 
-# Settings of LoraConfig that leave W' = W + s B A as it is: names, scales, dropout, and how A and B were initialized.
+# Settings of LoraConfig that leave W' = W + s B A as it is: names, scales, dropout, how A and B were initialized, and
+# what is trained besides: biases, whole modules, rows of embeddings.
 PLAIN = frozenset(
     (
         *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
         *("inference_mode", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern"),
         *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out"),
-        *("bias", "modules_to_save", "ensure_weight_tying"),
+        *("bias", "modules_to_save", "ensure_weight_tying", "trainable_token_indices"),
         # These are read only where init_lora_weights, use_qalora or megatron_config ask for them.
         *("eva_config", "corda_config", "loftq_config", "lora_ga_config", "qalora_group_size", "megatron_core"),
         # PEFT ignores it in a file.
@@ -57,7 +58,6 @@ REFUSED = {
     "target_parameters": Refusal(
         "it adapts parameters that belong to no linear layer, such as stacked experts", _MERGE_WITH_PEFT
     ),
-    "trainable_token_indices": Refusal("it replaces rows of the embedding", _MERGE_WITH_PEFT),
     "use_qalora": Refusal("QALoRA averages groups of inputs before A", "serve the adapter as it is, with PEFT"),
     "use_bdlora": Refusal("the factors of BD-LoRA are block-diagonal and are stored as their blocks", _MERGE_WITH_PEFT),
     "arrow_config": Refusal("Arrow mixes several adapters by a router", "serve the adapters as they are, with PEFT"),

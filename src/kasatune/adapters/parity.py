@@ -13,7 +13,8 @@ from peft import PeftModel
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from kasatune.adapters.adapter_files import PREFIX, AdapterFiles
+from kasatune.adapters.adapter_files import AdapterFiles
+from kasatune.adapters.embedding_tensors import TOKENS, base_name
 from kasatune.adapters.lora_diag_formats import native_from_diagonal
 from kasatune.adapters.lora_export import stack, stock_layers
 from kasatune.adapters.native_format import scaling_of, stored_layers, trained_factors
@@ -165,8 +166,8 @@ def update_difference(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) 
 
 def own_parameters(keys: Iterable[str]) -> set[str]:
     """Names in the base of the parameters that an adapter holds besides its layers, heads and biases, by its keys."""
-    own = [key.removeprefix(PREFIX) for key in keys if ".kasa_" not in key and ".lora_" not in key]
-    return {key.replace(".base_layer.", ".") for key in own}
+    own = [key for key in keys if ".kasa_" not in key and ".lora_" not in key and not key.endswith(TOKENS)]
+    return {base_name(key) for key in own}
 
 
 def _product_norm(left: Tensor, right: Tensor) -> float:

@@ -162,6 +162,14 @@ class Checkpoint:
         return {tensor.key: tensor for shard in self.shards.values() for tensor in shard}
 
 
+def ties_of(model: nn.Module) -> dict[str, list[str]]:
+    """The other names of each parameter of a model, for parameters that several modules share."""
+    groups: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        groups[id(parameter)].append(name)
+    return {name: [other for other in names if other != name] for names in groups.values() for name in names}
+
+
 class ModelCheckpoint:
     """A checkpoint, with its tensors under the names that a model uses for them.
 
@@ -205,11 +213,8 @@ class ModelCheckpoint:
 
     @cached_property
     def ties(self) -> dict[str, list[str]]:
-        """The other names of each parameter, for parameters that several modules share."""
-        groups: dict[int, list[str]] = defaultdict(list)
-        for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            groups[id(parameter)].append(name)
-        return {name: [other for other in names if other != name] for names in groups.values() for name in names}
+        """The other names of each parameter; see `ties_of`."""
+        return ties_of(self.model)
 
     def weight(self, layer: str) -> StoredTensor | None:
         """The stored weight of a layer, under its own name or that of a weight tied to it; None if absent."""
