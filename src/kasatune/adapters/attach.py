@@ -164,8 +164,9 @@ def require_configured_layers(header: Header, layers: Collection[str], skeleton:
                 config: Any = KasaConfig.from_peft_type(**header.config)
                 expected = {target.name for target in targets_of_base(config, skeleton)}
             else:
-                # Without what would compute the initial factors from weights, which the skeleton does not have.
-                config = PeftConfig.from_peft_type(**{**header.config, "init_lora_weights": True, "kasa_config": None})
+                # Without what would read weights, which the skeleton does not have: initial factors, trained tokens.
+                without = {"init_lora_weights": True, "kasa_config": None, "trainable_token_indices": None}
+                config = PeftConfig.from_peft_type(**{**header.config, **without})
                 model = get_peft_model(skeleton, config, low_cpu_mem_usage=True).get_base_model()
                 expected = {name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
     except KasatuneError:
