@@ -60,7 +60,7 @@ def check_on_base(header: Header, layers: dict[str, LayerShapes], base: nn.Modul
             continue
         plain = base_name(key)
         is_bias = plain.endswith(".bias") and (header.config.get("bias") or "none") != "none"
-        if not is_bias and plain not in embeddings and not _within(plain, saved):
+        if not is_bias and not _within(plain, saved) and not (plain in embeddings and _is_resized(shape, base)):
             raise AdapterError(
                 f"{header.folder}: the tensor {listed([key])} belongs to no adapted layer and to no module of "
                 "modules_to_save: it would overwrite a weight of the base"
@@ -77,6 +77,11 @@ def check_on_base(header: Header, layers: dict[str, LayerShapes], base: nn.Modul
         if plain not in parameters and not _is_buffer(base, plain):
             raise AdapterError(f"{header.folder}: this base has no {listed([plain])}: it is another model")
     require_saved_modules(header, layers, base)
+
+
+def _is_resized(shape: tuple[int, ...], base: nn.Module) -> bool:
+    """Whether embeddings of this shape are those of a vocabulary that was resized after the base was loaded."""
+    return shape[0] != original_vocabulary(base)
 
 
 def require_saved_modules(header: Header, layers: Collection[str], base: nn.Module) -> None:
