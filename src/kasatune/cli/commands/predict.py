@@ -2,19 +2,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kasatune.cli.arguments import Json, MovedBase, RunDirectory
-from kasatune.cli.console import note, print_json, print_table, results_only
+from kasatune.cli.console import note, print_json, print_table, results_only, say
 from kasatune.cli.fast_import import large_libraries
+from kasatune.cli.prediction_files import (
+    Text,
+    check_predictions_file,
+    is_table,
+    read_lines_of,
+    read_table_inputs,
+    write_predictions,
+)
 from kasatune.cli.progress_bar import make_progress
-from kasatune.data.readers.text_files import read_text
 from kasatune.errors import InputError
 from kasatune.wording import counted
 
-_LARGEST_FILE = 256 * 1024**2
+if TYPE_CHECKING:
+    from kasatune.recipes.schema import TaskSection
 
 
 def command(
@@ -23,7 +31,27 @@ def command(
         list[str] | None, typer.Option(metavar="TEXT", help="Input text; may be repeated.", show_default=False)
     ] = None,
     file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A UTF-8 file with one text per line.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A UTF-8 file with one text per line (- is standard input), or a table: .csv, .tsv, .json, .jsonl, "
+            ".parquet.",
+            show_default=False,
+        ),
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Column of a table that holds the text; give it twice for pairs. Default: the recipe's.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE", help="Write the predictions to a .csv or .jsonl file.", show_default=False
+        ),
     ] = None,
     base: MovedBase = None,
     json: Json = False,
@@ -37,9 +65,13 @@ def command(
     from kasatune.runs.directory import read_recipe
     from kasatune.runs.metrics import read_metrics
 
+    if out is not None:
+        check_predictions_file(out)
     texts = _texts(text, file)
-    read_recipe(run_dir)
+    recipe = read_recipe(run_dir)
     read_metrics(run_dir)
+    if file is not None and is_table(file):
+        texts = read_table_inputs(file, column or _columns(recipe.task))
     with results_only():
         with large_libraries():
             from kasatune.evaluation.predict import predict
@@ -49,14 +81,18 @@ def command(
         with progress_listener(display.progress):
             predictions = predict(run_dir, texts, base=base)
         display.finish()
+    if out is not None:
+        write_predictions(out, predictions)
     if json:
         print_json(predictions)
-    else:
+    elif out is None:
         _show(predictions)
+    else:
+        say(f"{out}: predictions for {counted(len(predictions), 'text')}")
 
 
-def _texts(text: Sequence[str] | None, file: Path | None) -> list[str]:
-    """The input texts.
+def _texts(text: Sequence[str] | None, file: Path | None) -> Sequence[Text]:
+    """The input texts; none yet if they are the rows of a table.
 
     Raises:
         InputError: neither or both of --text and --file are given, or the file holds no text.
@@ -66,31 +102,38 @@ def _texts(text: Sequence[str] | None, file: Path | None) -> list[str]:
         raise InputError(f"{given} of --text and --file given; give one of them")
     if file is None:
         return list(text or ())
-    lines = read_text(file, _LARGEST_FILE).removesuffix("\n").split("\n")
-    if lines == [""]:
-        raise InputError(f"{file} holds no text; write one text per line")
-    return [line.removesuffix("\r") for line in lines]
+    return [] if is_table(file) else read_lines_of(file)
+
+
+def _columns(task: TaskSection) -> list[str]:
+    """The columns that hold the text in the rows of a recipe."""
+    own = task.text or task.prompt or []
+    return [own] if isinstance(own, str) else list(own)
 
 
 def _show(predictions: Sequence[dict[str, Any]]) -> None:
     if isinstance(predictions[0]["prediction"], dict) and "text" in predictions[0]["prediction"]:
         head = ["input", "generated"]
-        rows = [[_one_line(item["input"]), _one_line(item["prediction"]["text"])] for item in predictions]
+        rows = [[_one_line(_shown(item["input"])), _one_line(item["prediction"]["text"])] for item in predictions]
     elif isinstance(predictions[0]["prediction"], dict):
         head = ["label", "probability", "text"]
         rows = [
-            [prediction["label"], f"{prediction['scores'][prediction['label']]:.4f}", _one_line(item["input"])]
+            [prediction["label"], f"{prediction['scores'][prediction['label']]:.4f}", _one_line(_shown(item["input"]))]
             for item in predictions
             for prediction in (item["prediction"],)
         ]
     else:
         head = ["number", "text"]
-        rows = [[f"{item['prediction']:.4f}", _one_line(item["input"])] for item in predictions]
+        rows = [[f"{item['prediction']:.4f}", _one_line(_shown(item["input"]))] for item in predictions]
     print_table(head, rows)
     lost = "beginnings" if head[0] == "input" else "ends"
     cut = sum(bool(item.get("truncated")) for item in predictions)
     if cut:
         note(f"longer than the maximum length of training, {lost} cut: {cut} of {counted(len(predictions), 'text')}")
+
+
+def _shown(given: str | Sequence[str]) -> str:
+    return given if isinstance(given, str) else "\t".join(given)
 
 
 def _one_line(text: str) -> str:
