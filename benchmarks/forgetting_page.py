@@ -1,0 +1,167 @@
+"""The page of the registered comparison of forgetting: chooses the points, tests the endpoint, writes the tables.
+
+python -m benchmarks.forgetting_page RUNS.jsonl [--choose]
+
+RUNS.jsonl was written by `python -m benchmarks.forgetting`; rules, seeds and endpoint are those of
+docs/registrations/forgetting-smollm2.md. --choose prints the two points to confirm; otherwise
+docs/results/forgetting-smollm2.md is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scipy import stats
+
+PAGE = Path(__file__).parents[1] / "docs" / "results" / "forgetting-smollm2.md"
+SEARCH_SEEDS, CONFIRM_SEEDS = range(3), range(100, 110)
+MATCHED = 0.01  # nats above the best E2E loss of LoRA
+LEAST_EFFECT = 0.01
+E2E_MARGIN = 0.03
+LORA = (
+    *(("lora", rate) for rate in (0.001, 0.002, 0.004)),
+    ("lora-alpha-8", 0.004),
+    ("lora-alpha-32", 0.002),
+    *(("lora-mlp", rate) for rate in (0.002, 0.004, 0.008)),
+)
+AKASA = (
+    *(("akasa-0.02", rate) for rate in (0.001, 0.002, 0.004, 0.008)),
+    ("akasa-0.005", 0.004),
+    ("akasa-0.1", 0.004),
+    ("akasa-0.5", 0.004),
+    ("akasa-0.02-mlp", 0.004),
+)
+KASA = ("kasa", 0.004)
+
+Point = tuple[str, float]
+
+
+class Interval(NamedTuple):
+    """A mean of paired differences with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, differences: Sequence[float]) -> Interval:
+        """By Student's t over the seeds."""
+        mean = statistics.fmean(differences)
+        error = statistics.stdev(differences) / math.sqrt(len(differences))
+        half = float(stats.t.ppf(0.975, len(differences) - 1)) * error
+        return cls(mean, mean - half, mean + half)
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
+
+
+class Runs:
+    """The runs of a file, by confirmation or search, point and seed."""
+
+    def __init__(self, records: Iterable[dict[str, Any]]) -> None:
+        self._runs = {(bool(r["confirm"]), r["arm"], r["rate"], r["seed"]): r for r in records if r["steps"] == 40}
+
+    def ends(self, point: Point, kind: str, *, confirm: bool) -> list[float]:
+        """The losses after training, by seed.
+
+        Raises:
+            SystemExit: runs are missing; they are named.
+        """
+        seeds = CONFIRM_SEEDS if confirm else SEARCH_SEEDS
+        missing = [seed for seed in seeds if (confirm, *point, seed) not in self._runs]
+        if missing:
+            raise SystemExit(f"{point[0]}@{point[1]}: seeds {missing} are missing; run python -m benchmarks.forgetting")
+        return [self._runs[confirm, *point, seed]["end"][kind] for seed in seeds]
+
+    def mean(self, point: Point, kind: str, *, confirm: bool = False) -> float:
+        """The mean loss after training over the seeds."""
+        return statistics.fmean(self.ends(point, kind, confirm=confirm))
+
+    def base(self, *, confirm: bool) -> dict[str, float]:
+        """The losses of the untouched base."""
+        return next(run["base"] for key, run in self._runs.items() if key[0] is confirm)
+
+    def machine(self) -> str:
+        """The machine of the first run."""
+        return ", ".join(f"{name} {value}" for name, value in next(iter(self._runs.values()))["machine"].items())
+
+
+def choose(runs: Runs, points: Sequence[Point]) -> Point:
+    """The registered choice on one side."""
+    best = min(runs.mean(point, "e2e") for point in LORA)
+    matched = [point for point in points if runs.mean(point, "e2e") <= best + MATCHED]
+    if not matched:
+        return min(points, key=lambda point: runs.mean(point, "e2e"))
+    return min(matched, key=lambda point: runs.mean(point, "unrelated"))
+
+
+def page(runs: Runs) -> str:
+    """The Markdown page."""
+    lora, akasa = choose(runs, LORA), choose(runs, AKASA)
+
+    def difference(point: Point, kind: str) -> Interval:
+        pairs = zip(runs.ends(point, kind, confirm=True), runs.ends(lora, kind, confirm=True), strict=True)
+        return Interval.of([ours - theirs for ours, theirs in pairs])
+
+    unrelated, e2e = difference(akasa, "unrelated"), difference(akasa, "e2e")
+    won = unrelated.high < 0 and unrelated.mean <= -LEAST_EFFECT and e2e.high < E2E_MARGIN
+    base = runs.base(confirm=True)
+    lines = [
+        "# What akasa and LoRA forget while SmolLM2 learns E2E",
+        "",
+        f"**{'akasa wins' if won else 'No win'}: its loss differs from LoRA's by {unrelated} nats on unrelated text "
+        f"and by {e2e} on the task** (mean and 95 % interval of the paired difference, ten seeds). Registered in "
+        "[docs/registrations](../registrations/forgetting-smollm2.md) before the runs; made by "
+        f"`python -m benchmarks.forgetting` and `python -m benchmarks.forgetting_page`. {runs.machine()}.",
+        "",
+        "## Confirmation",
+        "",
+        "| method | rate | E2E | unrelated | E2E, difference to LoRA | unrelated, difference to LoRA |",
+        "|---|---|---|---|---|---|",
+        f"| untouched base | | {base['e2e']:.4f} | {base['unrelated']:.4f} | | |",
+    ]
+    for point in (lora, akasa, KASA):
+        means = " | ".join(f"{runs.mean(point, kind, confirm=True):.4f}" for kind in ("e2e", "unrelated"))
+        against = " | " if point == lora else f"{difference(point, 'e2e')} | {difference(point, 'unrelated')}"
+        lines.append(f"| {point[0]} | {point[1]} | {means} | {against} |")
+    base = runs.base(confirm=False)
+    lines += [
+        "",
+        "## Search",
+        "",
+        f"Means over three seeds, on other rows; the untouched base has {base['e2e']:.4f} and {base['unrelated']:.4f}.",
+        "",
+        "| method | rate | E2E | unrelated | chosen |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {point[0]} | {point[1]} | {runs.mean(point, 'e2e'):.4f} | {runs.mean(point, 'unrelated'):.4f} | "
+            f"{'yes' if point in (lora, akasa) else ''} |"
+            for point in (*LORA, *AKASA)
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Choose, or write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, help="JSON Lines file of python -m benchmarks.forgetting")
+    parser.add_argument("--choose", action="store_true", help="print the points to confirm")
+    options = parser.parse_args()
+    runs = Runs(json.loads(line) for line in options.runs.read_text(encoding="utf-8").splitlines())
+    if options.choose:
+        print(",".join(f"{arm}@{rate}" for arm, rate in (choose(runs, LORA), choose(runs, AKASA), KASA)))
+        return
+    text = page(runs)
+    PAGE.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
