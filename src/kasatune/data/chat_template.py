@@ -7,23 +7,14 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from kasatune.data.named_templates import NAMED_TEMPLATES
 from kasatune.data.prompt_completion import IGNORED, LossOn
 from kasatune.data.readers.conversations import Chat
 from kasatune.data.tokenize import Examples, tokenize
 from kasatune.errors import ModelError
 
-# For models that have no chat template: the headings of Alpaca's prompt.
-PLAIN_TEMPLATE = """{{ bos_token or '' }}{% for message in messages %}\
-{% if message.role == 'system' %}{{ message.content }}
-
-{% elif message.role == 'user' %}### Instruction:
-{{ message.content }}
-
-{% else %}### Response:
-{{ message.content }}{{ eos_token }}{% if not loop.last %}
-
-{% endif %}{% endif %}{% endfor %}{% if add_generation_prompt %}### Response:
-{% endif %}"""
+PLAIN_TEMPLATE = NAMED_TEMPLATES["alpaca"].render(has_end=True)
+"""The template of models that have none, unless a recipe names another: the headings of Alpaca's prompt."""
 
 _DEFAULT = "default"  # name under which transformers looks for one of several templates
 _PROBE = "kasatune"  # an answer that templates leave unchanged, to see what they write after it
@@ -41,16 +32,39 @@ class AnswerEnd(NamedTuple):
     token: int | None
 
 
-def set_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make the template that runs use the tokenizer's default, so that whoever loads the saved tokenizer uses it too.
+def set_chat_template(tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> str:
+    """Make the template that a run uses the tokenizer's default, so that whoever loads the saved tokenizer uses it too.
 
-    That is the model's own, `PLAIN_TEMPLATE` if it has none, and of several the one named "default", or the only one.
+    Without a name that is the model's own, `PLAIN_TEMPLATE` if it has none, and of several the one named "default", or
+    the only one. A named template whose end-of-turn token the tokenizer lacks ends an answer with the EOS token.
+
+    Args:
+        tokenizer: tokenizer of the model; it is changed.
+        name: one of `NAMED_TEMPLATES`, or of the templates of a tokenizer that has several.
+
+    Returns:
+        A sentence that says which template is used, where it is not the model's only or default one; otherwise "".
 
     Raises:
-        ModelError: the model has several templates and none is named "default".
+        ModelError: there is no template of that name, or the model has several templates and none is named "default".
     """
-    template, own = _template(tokenizer), tokenizer.chat_template
-    tokenizer.chat_template = {**own, _DEFAULT: template} if isinstance(own, dict) and own else template  # pyright: ignore[reportAttributeAccessIssue] - transformers sets a dict itself
+    own: Any = tokenizer.chat_template
+    several = own if isinstance(own, dict) else {}
+    if name is None:
+        template, note = _template(tokenizer), ""
+        if not own:
+            note = "the model has no chat template: alpaca is used; task.template names another"
+    elif name in several:
+        template, note = several[name], f"the model's chat template {name!r} is used"
+    elif name in NAMED_TEMPLATES:
+        named = NAMED_TEMPLATES[name]
+        template = named.render(has_end=_is_one_token(tokenizer, named.end))
+        note = f"the chat template {name} is used{' instead of that of the model' if own else ''}"
+    else:
+        known = ", ".join([*NAMED_TEMPLATES, *several])
+        raise ModelError(f"task.template: {name!r} received; choose one of {known}, or leave it out")
+    tokenizer.chat_template = {**several, _DEFAULT: template} if several else template  # pyright: ignore[reportAttributeAccessIssue] - transformers sets a dict itself
+    return note
 
 
 def answer_end(tokenizer: PreTrainedTokenizerBase) -> AnswerEnd | None:
@@ -88,7 +102,7 @@ def encode_chats(
         tokenizer: tokenizer of the model; `PLAIN_TEMPLATE` is used if it has no chat template.
         chats: conversations that end with an answer.
         max_length: tokens of the longest row.
-        loss_on: the tokens to train on: those of the answers, or all.
+        loss_on: the tokens to train on: those of every answer ("completion"), of the last one, or all.
 
     Raises:
         ModelError: the template rejects a conversation, or renders earlier turns differently once later ones follow;
@@ -100,10 +114,11 @@ def encode_chats(
         parts = split_parts(chat)
         tokens: list[int] = []
         labels: list[int] = []
-        for text, is_answer in parts:
+        for number, (text, is_answer) in enumerate(parts, start=1):
             piece = _tokens(tokenizer, text)
+            is_learnt = is_answer and (loss_on != "last-answer" or number == len(parts))
             tokens += piece
-            labels += piece if is_answer or loss_on == "everything" else [IGNORED] * len(piece)
+            labels += piece if is_learnt or loss_on == "everything" else [IGNORED] * len(piece)
         if split_parts.ends_without_token:
             tokens.append(int(tokenizer.eos_token_id))  # pyright: ignore[reportArgumentType] - load_base requires it
             labels.append(tokens[-1])
@@ -183,7 +198,7 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> str:
     if own and _DEFAULT not in own:
         raise ModelError(
             f"model.name: the tokenizer has {len(own)} chat templates, {', '.join(sorted(own))}, and none of them is"
-            f" named {_DEFAULT!r}; name the one to use so in its tokenizer_config.json"
+            f" named {_DEFAULT!r}; name the one to use as task.template"
         )
     return own.get(_DEFAULT, PLAIN_TEMPLATE)
 
@@ -204,11 +219,17 @@ def _render(
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Tokens that are no text: special tokens, and added tokens other than blanks."""
+    """Tokens that are no text: special tokens, and added tokens other than blanks; not the unknown token."""
     added = {
         number for number, token in tokenizer.added_tokens_decoder.items() if token.special or token.content.strip()
     }
-    return added | set(tokenizer.all_special_ids)
+    unknown = {tokenizer.unk_token_id} - {tokenizer.eos_token_id}
+    return (added | set(tokenizer.all_special_ids)) - unknown
+
+
+def _is_one_token(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    number = tokenizer.get_vocab().get(text)
+    return number is not None and _tokens(tokenizer, text) == [number]
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -12,7 +12,7 @@ from kasatune.data.tokenize import Examples, tokenize
 IGNORED = -100
 """Label of a token that is read but not trained on."""
 
-LossOn = Literal["completion", "everything"]
+LossOn = Literal["completion", "last-answer", "everything"]
 
 
 def encode_rows(
@@ -33,7 +33,7 @@ def encode_rows(
         prompts: one text a row.
         completions: the completion of each prompt.
         max_length: tokens of the longest row; at least 2.
-        loss_on: the tokens to train on: those of the completion with its end, or all.
+        loss_on: the tokens to train on: those of the completion with its end, or all ("everything").
     """
     rows, truncated = [], []
     pairs = zip(prompt_tokens(tokenizer, prompts), _tokens(tokenizer, completions), strict=True)

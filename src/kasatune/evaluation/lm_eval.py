@@ -155,7 +155,7 @@ def _load(recipe: Recipe, adapter: Path, *, chats: bool) -> tuple[Any, PreTraine
         base = AutoModelForCausalLM.from_pretrained(location.path, dtype=section.dtype, **options)
     make_plain(base)
     if chats:
-        set_chat_template(tokenizer)
+        set_chat_template(tokenizer, recipe.task.template)
         end = answer_end(tokenizer)
         base.generation_config.eos_token_id = end_tokens(base, tokenizer, None if end is None else end.token)
     adapted: Any = PeftModel.from_pretrained(base, str(adapter))

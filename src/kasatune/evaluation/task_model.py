@@ -60,6 +60,7 @@ class TaskModel:
         method: the recipe's method.
         model: the base with the method applied, on the recipe's device.
         attach_seconds: time that the method took to make `model` from the base.
+        template_note: which chat template is used, where that is not simply the model's own; otherwise "".
     """
 
     recipe: Recipe
@@ -67,6 +68,7 @@ class TaskModel:
     method: Method
     model: nn.Module
     attach_seconds: float = 0.0
+    template_note: str = ""
 
     @classmethod
     def for_training(
@@ -160,14 +162,15 @@ class TaskModel:
             float32_head=recipe.training.precision != "float32",
             pretrained=pretrained,
         )
+        note = ""
         if TASKS[recipe.task.name].rows == "chat":
-            set_chat_template(base.tokenizer)
+            note = set_chat_template(base.tokenizer, recipe.task.template)
         start = time.perf_counter()
         model = make(method, base)
         seconds = time.perf_counter() - start
         if not on_cpu:
             model = model.to(device)
-        return cls(recipe, base, method, model, seconds)
+        return cls(recipe, base, method, model, seconds, note)
 
     @property
     def info(self) -> TaskInfo:
@@ -361,6 +364,8 @@ def report_truncation(progress: ProgressReporter, task_model: TaskModel, split: 
 def report_chat_template(progress: ProgressReporter, task_model: TaskModel) -> None:
     """Report a chat template that is not the model's own, and one that writes no end-of-turn token."""
     end, tokenizer = task_model.answer_end, task_model.base.tokenizer
+    if task_model.template_note:
+        progress.message(task_model.template_note)
     if end is not None and end.token is None:
         progress.message(
             f"the chat template ends an answer with {end.text!r}, which is no end-of-turn token; the EOS token"

@@ -103,6 +103,8 @@ class ModelSection(Section):
 class TaskSection(Section):
     """The task and its rows. `train` to `completion` are for your own data; lengths are in tokens, sizes in rows."""
 
+    written_if_set: ClassVar[frozenset[str]] = frozenset({"template"})
+
     name: Text = Field(
         description="Task to train on and score, one of `kasatune list tasks`, such as glue/rte or classification."
     )
@@ -131,10 +133,16 @@ class TaskSection(Section):
     completion: Text | None = Field(
         None, description="Column that holds the text to write after the prompt (text-generation)."
     )
-    loss_on: Literal["completion", "everything"] | None = Field(
+    loss_on: Literal["completion", "last-answer", "everything"] | None = Field(
         None,
-        description="Tokens that the loss counts in tasks that generate text: completion (their default) or "
-        "everything, the prompt included.",
+        description="Tokens that the loss counts in tasks that generate text: completion (their default; of "
+        "conversations, every answer), last-answer (of conversations, the last one only) or everything, the prompt "
+        "included.",
+    )
+    template: Text | None = Field(
+        None,
+        description="Chat template of the task instruction: alpaca, chatml, gemma, llama3 or mistral, or one of those "
+        "of a tokenizer that has several. null: the model's own, or alpaca if it has none.",
     )
     max_length: Count = Field(128, description="Longest row, in tokens; longer rows are cut, and the cuts are counted.")
     max_train: Count | None = Field(None, description="Use at most this many training rows. null: all.")

@@ -164,6 +164,13 @@ def _loss_on_is_for_generation(recipe: RecipeSections) -> Iterator[str]:
         yield f"task.loss_on: {show(task.loss_on)} received; {task.name} generates no text; leave it out"
 
 
+@_keys("task.name", "task.template")
+def _template_is_for_conversations(recipe: RecipeSections) -> Iterator[str]:
+    task = recipe.task
+    if task.template is not None and task.name in TASKS and TASKS[task.name].rows != "chat":
+        yield f"task.template: {show(task.template)} received; {task.name} has no conversations; leave it out"
+
+
 @_keys("task.name", "training.packing")
 def _only_rows_of_the_sft_engine_are_packed(recipe: RecipeSections) -> Iterator[str]:
     info = TASKS.get(recipe.task.name)
