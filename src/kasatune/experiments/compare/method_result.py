@@ -38,6 +38,7 @@ class MethodResult:
         self.task = method.data.name
         self.primary = method.data.primary
         self._rows: dict[str, dict[int, Floats] | None] = {}
+        self._rows_by_run: dict[tuple[str, str], Floats | None] = {}
         self.done = [(seed, run) for seed, run in method.finals if run.done]
 
     @cached_property
@@ -53,7 +54,7 @@ class MethodResult:
     def rows(self, metric: str) -> dict[int, Floats] | None:
         """The values of the rows of each seed, whose mean is the score; None if a run's files do not tell."""
         if metric not in self._rows:
-            tables = {seed: run_rows(run.folder, self.task, metric) for seed, run in self.done}
+            tables = {seed: self._rows_of(run, metric) for seed, run in self.done}
             complete = {seed: rows for seed, rows in tables.items() if rows is not None}
             lengths = {len(rows) for rows in complete.values()}
             self._rows[metric] = complete if len(complete) == len(tables) and len(lengths) == 1 else None
@@ -82,8 +83,15 @@ class MethodResult:
             return None if retention is None else retention["after"] - retention["before"]
         if metric in run.metrics["metrics"]:
             return run.metrics["metrics"][metric]
-        rows = run_rows(run.folder, self.task, metric)
+        rows = self._rows_of(run, metric)
         return None if rows is None else float(rows.mean())
+
+    def _rows_of(self, run: FinishedRun, metric: str) -> Floats | None:
+        """The values of the rows of a run; computed once, since scores of texts take a second."""
+        key = run.id, metric
+        if key not in self._rows_by_run:
+            self._rows_by_run[key] = run_rows(run.folder, self.task, metric)
+        return self._rows_by_run[key]
 
     def as_dict(self) -> dict[str, Any]:
         """The method's entry in comparison.json, without the parts that need other methods."""
