@@ -35,7 +35,7 @@ def measure_truncation(base: str, *, r: int = 8, targets: str = "all-linear") ->
     of the component are measured, "magnitude" (KaSA as published) and "activation".
 
     Args:
-        base: hub id, folder or package:NAME.
+        base: hub id, folder, GGUF file or package:NAME.
         r: rank of the component.
         targets: "all-linear", or a regular expression that matches the names of the layers.
 

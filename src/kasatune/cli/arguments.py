@@ -32,14 +32,16 @@ NewDirectory = Annotated[
 ]
 BaseModel = Annotated[
     str | None,
-    typer.Option("--base", metavar="MODEL", help="The base model: hub id, folder or package:NAME.", show_default=False),
+    typer.Option(
+        "--base", metavar="MODEL", help="The base model: hub id, folder, GGUF file or package:NAME.", show_default=False
+    ),
 ]
 MovedBase = Annotated[
     str | None,
     typer.Option(
         "--base",
         metavar="MODEL",
-        help="Where the base model is now, if not where the recipe says: hub id, folder or package:NAME.",
+        help="Where the base model is now, if not where the recipe says: hub id, folder, GGUF file or package:NAME.",
         show_default=False,
     ),
 ]

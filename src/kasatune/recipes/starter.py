@@ -43,7 +43,7 @@ def starter_recipe(
 
     Args:
         task: name of a task.
-        model: hub id, folder or package:NAME.
+        model: hub id, folder, GGUF file or package:NAME.
         data: the training file of a task that reads your own files, the folder of a benchmark, or None for the hub.
         validation: a validation file; None to hold out a share of the training rows.
         method: name of a method.

@@ -15,7 +15,9 @@ from kasatune.wording import counted
 def command(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="The base model: hub id, folder or package:NAME.", show_default=False),
+        typer.Argument(
+            metavar="MODEL", help="The base model: hub id, folder, GGUF file or package:NAME.", show_default=False
+        ),
     ],
     rank: Annotated[
         int, typer.Option("--rank", metavar="R", help="Singular triplets to truncate per layer.", show_default=False)

@@ -16,7 +16,9 @@ def command(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="M", help="The base model: hub id, folder or package:NAME.", show_default=False),
+        typer.Option(
+            metavar="M", help="The base model: hub id, folder, GGUF file or package:NAME.", show_default=False
+        ),
     ] = None,
     data: Annotated[
         str | None,
@@ -51,7 +53,7 @@ def command(
     if method not in accepted_names():
         raise InputError(f"--method: {method!r} is not a method{did_you_mean(method, accepted_names())}")
     task = task or _ask("--task", "Which task (kasatune list tasks)?")
-    model = model or _ask("--model", "Which model (hub id, folder or package:NAME)?")
+    model = model or _ask("--model", "Which model (hub id, folder, GGUF file or package:NAME)?")
     if data is None and needs_data(task):
         data = _ask("--data", "Where are your training rows?")
     write_new(out, starter_recipe(task, model, data, validation=validation, method=method))

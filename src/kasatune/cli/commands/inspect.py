@@ -21,7 +21,8 @@ def command(
         str,
         typer.Argument(
             metavar="RUN_OR_ADAPTER_DIR|MODEL",
-            help="A run or adapter directory; with --truncation a base model: hub id, folder or package:NAME.",
+            help="A run or adapter directory; with --truncation a base model: hub id, folder, GGUF file or "
+            "package:NAME.",
             show_default=False,
         ),
     ],
