@@ -124,11 +124,7 @@ def copy_parameters(twin: nn.Module, written: Collection[str]) -> None:
         written: names of the parameters that something will write into.
     """
     parameters = list(twin.named_parameters(remove_duplicate=False))
-    copies = {
-        id(parameter): nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
-        for path, parameter in parameters
-        if path in written
-    }
+    copies = {id(parameter): copy.deepcopy(parameter) for path, parameter in parameters if path in written}
     for path, parameter in parameters:
         if id(parameter) in copies:
             owner, _, name = path.rpartition(".")

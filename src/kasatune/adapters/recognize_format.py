@@ -48,7 +48,10 @@ def format_of(header: Header) -> str:
     if kind == "KASA":
         return "kasa"
     if kind != "LORA":
-        raise AdapterError(f"{header.folder}: peft_type {kind!r} is not supported; KaSA and LoRA adapters are")
+        raise AdapterError(
+            f"{header.folder}: peft_type {kind!r} is not supported; KaSA and LoRA adapters are. Use it with PEFT: its "
+            "merge_and_unload() merges most other types"
+        )
     if header.config.get("kasa_config") is not None:
         return "peft-kasa"
     return "authors" if any(key.endswith(".lora_diag") for key in header.shapes) else "lora"
