@@ -150,6 +150,7 @@ def test_the_option_of_train_is_for_resume(work, kasatune):
         (("evaluate", "run", "--split", "nope"), "has no split 'nope'"),
         (("evaluate", "run", "--scores", "nope"), "not an optional score"),
         (("predict", "run", "--text", " "), "text 1 is empty"),
+        (("predict", "run", "--text", "\ud800"), "half of a surrogate pair"),
         (("shrink", "run", "--out", "new"), "give either a rank or an energy"),
         (("shrink", "run", "--out", "new", "--rank", "0"), "rank"),
         (("shrink", "run", "--out", "new", "--energy", "2"), "energy"),

@@ -149,3 +149,24 @@ def test_an_interrupted_run_is_not_evaluated_without_its_scores(kasatune, work):
     (work / "begun").mkdir()
     (work / "begun" / "recipe.yaml").write_text(GOOD)
     assert "metrics.json" in refused(kasatune, work, "evaluate", "begun")
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (("list", "x"), "Invalid value for 'kind': 'x' is not one of"),
+        (
+            ("decompose", "m", "--rank", "1", "--out", "d", "--dtype", "x"),
+            "'--dtype': 'x' is not one of",
+        ),
+        (("shrink", "run", "--out", "x", "--rank", "1.5"), "must be a whole number; '1.5' received"),
+        (("shrink", "run", "--out", "x", "--energy", "x"), "must be a number; 'x' received"),
+        (("evaluate", "run", "--harness-limit", "0"), "must be at least 1; '0' received"),
+    ],
+)
+def test_wrong_values_of_options_are_named_in_plain_words(place, kasatune, command, words):
+    done = kasatune(*command)
+    assert done.status == 2
+    assert words in done.err
+    assert "Value error" not in done.err
+    assert "Input should" not in done.err

@@ -41,6 +41,14 @@ COMMANDS = {
 }
 
 _LONGEST_VALUE = 60
+_THEIR_WORDS = {
+    ": Value error, ": ": ",
+    "Input should be a valid integer, unable to parse string as an integer": "must be a whole number",
+    "Input should be a valid number, unable to parse string as a number": "must be a number",
+    "Input should be greater than or equal to": "must be at least",
+    "Input should be less than or equal to": "must be at most",
+    "Input should be": "must be",
+}
 
 _HELP = """Fine-tune language models with KaSA, compare it with other PEFT methods, export plain LoRA adapters.
 
@@ -114,7 +122,7 @@ def describe(error: BaseException, arguments: Sequence[str] = ()) -> tuple[str, 
     if hasattr(error, "format_message"):  # exceptions of typer and click, which have no common public base
         context = getattr(error, "ctx", None)
         hint = f"; see `{context.command_path} --help`" if context else ""
-        message = " ".join(error.format_message().split()).rstrip(".")  # pyright: ignore
+        message = _plain(" ".join(error.format_message().split()).rstrip("."))  # pyright: ignore
         return f"{message}{_received(error, arguments)}{hint}", getattr(error, "exit_code", 2)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "out of memory; raise training.gradient_accumulation, or lower training.batch_size, task.max_length", 1
@@ -124,6 +132,13 @@ def describe(error: BaseException, arguments: Sequence[str] = ()) -> tuple[str, 
         return f"{what}{error.strerror}{hint}", 1
     reason = str(error).strip() or "no reason given"
     return f"unexpected {type(error).__name__}: {reason} (KASATUNE_DEBUG=1 shows where)", 1
+
+
+def _plain(message: str) -> str:
+    """A message of typer without the words of the library that checks its values."""
+    for theirs, ours in _THEIR_WORDS.items():
+        message = message.replace(theirs, ours)
+    return message
 
 
 def _received(error: BaseException, arguments: Sequence[str]) -> str:

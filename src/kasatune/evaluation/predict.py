@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from kasatune.runs.directory import read_recipe
 from kasatune.runs.metrics import read_metrics
 
 Text = str | Sequence[str]
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def predict(run_dir: Path, texts: Sequence[Text], *, base: str | None = None) -> list[dict[str, Any]]:
@@ -87,4 +90,6 @@ def _fields(text: Text, number: int, expected: int) -> tuple[str, ...]:
         raise InputError(f"text {number}: the task needs {need}, {len(parts)} were given: {parts!r}")
     if not all(part.strip() for part in parts):
         raise InputError(f"text {number} is empty: leave it out")
+    if any(_SURROGATE.search(part) for part in parts):
+        raise InputError(f"text {number} holds half of a surrogate pair, which is not text: save it as UTF-8")
     return parts

@@ -29,7 +29,7 @@ _LIMITS = {
     "greater_than": "a number above {gt:g}",
     "greater_than_equal": "at least {ge:g}",
     "less_than": "a number below {lt:g}",
-    "less_than_equal": "at most {le:g}",
+    "less_than_equal": "at most {le:,.10g}",
     "literal_error": "{expected}",
     "string_too_short": "text that is not empty",
     "too_short": "a list of at least {min_length}",

@@ -39,7 +39,7 @@ def _null_or_zero(value: float | None) -> float | None:
 
 
 Text = Annotated[str, Field(min_length=1)]
-Count = Annotated[int, Field(ge=1), BeforeValidator(_as_integer)]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(_as_integer)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Rate = Annotated[float, Field(ge=0)]
@@ -239,7 +239,9 @@ class TrainingSection(Section):
 
     written_if_set: ClassVar[frozenset[str]] = frozenset({"eval_steps", "save_steps", "patience"})
 
-    epochs: Amount = Field(3, description="Passes over the training rows; may be a fraction. max_steps replaces it.")
+    epochs: Annotated[Amount, Field(le=1_000_000)] = Field(
+        3, description="Passes over the training rows; may be a fraction. max_steps replaces it."
+    )
     max_steps: Count | None = Field(None, description="Optimizer steps of the complete run. null: epochs decides.")
     batch_size: Count = Field(32, description="Examples per optimizer step, over all processes and accumulated pieces.")
     gradient_accumulation: Count = Field(

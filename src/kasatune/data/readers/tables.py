@@ -92,6 +92,8 @@ def column_names(path: Path) -> list[str]:
 
 def _suffix(path: Path) -> str:
     suffix = path.suffix.lower()
+    if suffix not in _READERS and not path.exists():
+        raise DataError(f"{path}: no such file (relative paths start at {Path.cwd()})")
     if suffix not in _READERS:
         raise DataError(f"{path}: the suffix {suffix!r} is none of {', '.join(_READERS)}; convert the file")
     return suffix
