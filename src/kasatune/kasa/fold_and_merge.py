@@ -119,7 +119,11 @@ class FoldAndMerge(nn.Module, BaseTunerLayer):
         W = self.original_weight()
         merged = W.to(self.wide(W)) + self.change(names[0]).to(W.device)
         if safe_merge and not torch.isfinite(merged).all():
-            raise CheckError(f"merging adapter {names[0]!r} gives NaN or Inf; nothing was changed")
+            # Starts with the words of PEFT's tuners, by which programs recognize the error.
+            raise CheckError(
+                f"NaNs detected in the merged weights. The adapter {names[0]} seems to be broken: merging it gives NaN "
+                "or Inf. Nothing was changed."
+            )
         self.restore_base()
         self._replace_base(merged)
         self.merged_adapters = [names[0]]
