@@ -16,7 +16,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "reliability.md"
 _HEAD = """# Reliability: kills, faults and bad inputs
 
 Written by `python -m soak.page` from `docs/results/reliability/*.json`, which `make soak` measures. The tests contain a
-short form of every part except the last.
+short form of every part except the inputs drawn at random.
 
 """
 
