@@ -103,7 +103,8 @@ REFUSALS: tuple[Refusal, ...] = (
         "a new adapter that changes the output",
         "A KaSA adapter drops the smallest singular triplets of W when it is attached, so outputs differ from the base "
         "before training. The same tests pass with `drop=0`.",
-        assertion=r"allclose\(outputs_base, outputs_before",
+        assertion=r"allclose\(outputs_(base, outputs_before|before, outputs_disabled)",
+        tests="test_disable_adapters",
         twins=_DROPS,
     ),
     Refusal(
