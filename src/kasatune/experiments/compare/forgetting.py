@@ -198,7 +198,7 @@ def _pretraining_head(section: ModelSection) -> tuple[str, nn.Module | None]:
 def _batches(tokenizer: PreTrainedTokenizerBase, pieces: list[list[int]], kind: str) -> list[dict[str, Tensor]]:
     """The pieces in batches; for a masked-LM loss, as many tokens of each piece are masked."""
     generator = torch.Generator().manual_seed(_SEED)
-    special = torch.tensor(sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}))
+    special = torch.tensor([token for token in tokenizer.all_special_ids if token != tokenizer.unk_token_id])
     masked = max(1, round(_MASKED_SHARE * len(pieces[0])))
     batches = []
     for start in range(0, len(pieces), _BATCH):

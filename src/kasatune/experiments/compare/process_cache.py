@@ -87,7 +87,8 @@ class ProcessCache:
                 seed=0,
                 max_length=recipe.task.max_length,
             )
-            base.model.to(find_device(recipe.training))
+            model: Any = base.model
+            model.to(find_device(recipe.training))
             self._untrained[key] = measure_untrained(
                 recipe.model, base, text, generates=generates, precision=recipe.training.precision
             )

@@ -93,7 +93,7 @@ def check_baselines(group: Sequence[MethodResult], base: BaseOnTask | None) -> d
     not beaten, the task cannot distinguish methods. "Beats" means that the 95 % interval of the difference, with seeds
     and rows random, lies on the better side of 0.
     """
-    unknown = dict.fromkeys(("best", "against_head", "against_majority", "against_base", "counts"))
+    unknown: dict[str, Any] = dict.fromkeys(("best", "against_head", "against_majority", "against_base", "counts"))
     scored = [result for result in group if result.scores]
     trained = [result for result in scored if not result.method.is_fitted]
     head = next((result for result in scored if result.method.is_fitted), None)
