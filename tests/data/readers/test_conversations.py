@@ -93,6 +93,51 @@ def test_no_rows(tmp_path, name, text):
         rows_in(tmp_path / name)
 
 
+SHAREGPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+TURN = (("user", "Hi"), ("assistant", "Hello"))
+
+
+@pytest.mark.parametrize(
+    ("row", "chat"),
+    [
+        ({"conversations": SHAREGPT}, TURN),
+        ({"conversations": SHAREGPT, "system": "Be brief"}, (("system", "Be brief"), *TURN)),
+        ({"conversations": [{"from": "system", "value": "x"}, *SHAREGPT], "system": ""}, (("system", "x"), *TURN)),
+        ({"messages": [{**CHAT[0], "weight": 1}, CHAT[1]], "tools": "[]"}, TURN),
+        ({"messages": CHAT, "system": "Be brief"}, (("system", "Be brief"), *TURN)),
+        ({"prompt": "Hi", "completion": "Hello"}, TURN),
+        ({"prompt": CHAT[:1], "completion": CHAT[1:]}, TURN),
+        (
+            {"instruction": "Add", "input": "1", "output": "2", "system": "s", "history": [["Hi", "Hello"]]},
+            (("system", "s"), *TURN, ("user", "Add\n\n1"), ("assistant", "2")),
+        ),
+    ],
+)
+def test_forms_are_recognized_by_their_columns(tmp_path, row, chat):
+    chats, notes = read_chats(write(tmp_path / "x.jsonl", [{**row, "id": 3}]))
+    assert chats == [chat]
+    assert notes == [f"{tmp_path / 'x.jsonl'}: conversations are read from {', '.join(row)}; id is not read"]
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ({"messages": [CHAT[0], {**CHAT[1], "weight": 0}]}, "message 2: weight 0; messages cannot be weighted"),
+        ({"messages": [CHAT[0], {**CHAT[1], "tool_calls": [1]}]}, "message 2: tool_calls cannot be trained on"),
+        ({"messages": CHAT, "weight": 0.5}, "0.5; rows cannot be weighted"),
+        ({"messages": CHAT, "tools": "[1]"}, "tools cannot be trained on"),
+        ({"messages": CHAT, "history": [["a", "b"]]}, "put the earlier messages into messages"),
+        ({"conversations": [{"from": "system", "value": "x"}, *SHAREGPT], "system": "y"}, "take turns"),
+        ({"instruction": "A", "output": "B", "history": [["a"]]}, "pairs are needed"),
+        ({"instruction": "A", "output": "B", "system": 3}, "3 is not text"),
+        ({"conversations": [{"from": "tool", "value": "x"}, *SHAREGPT]}, "message 1"),
+    ],
+)
+def test_what_cannot_be_heeded_is_refused(tmp_path, row, fault):
+    with pytest.raises(DataError, match=fault):
+        rows_in(write(tmp_path / "x.jsonl", [row]))
+
+
 def test_stanford_alpaca():
     chats, (note,) = read_chats(shared("instruct/alpaca_6000.json"))
     assert len(chats) == 5997 and {len(chat) for chat in chats} == {2}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kasatune.data.readers.conversations import Chat, chats_of_rows, columns_of_chats, read_chats
+from kasatune.data.readers.conversations import Chat, chats_of_rows, columns_of_chats, form_of_chats, read_chats
 from kasatune.data.readers.hub import HUB, parse_hub_name, read_hub
 from kasatune.data.tasks.dataset import (
     ChatRows,
@@ -74,4 +74,5 @@ def _read_hub(source: str) -> tuple[list[Chat], list[str], str]:
     table = hub_data.tables[hub_name.split]
     columns = columns_of_chats(table.column_names, source)
     chats, notes = chats_of_rows({column: list(table[column]) for column in columns}, source)
-    return chats, [*hub_data.notes, *notes], str(hub_name.at(hub_data.commit or hub_name.revision))
+    notes = [*hub_data.notes, *form_of_chats(table.column_names, columns, source), *notes]
+    return chats, notes, str(hub_name.at(hub_data.commit or hub_name.revision))
