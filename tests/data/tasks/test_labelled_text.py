@@ -224,3 +224,42 @@ def test_another_file_is_read_with_the_labels_of_training(tmp_path):
 def test_unknown_tasks_name_the_nearest():
     with pytest.raises(DataError, match="'glue/sst-2' is not a task; did you mean 'glue/sst2'"):
         load_task(Settings("glue/sst-2"))
+
+
+def test_a_whole_number_with_and_without_decimals_is_one_class(load):
+    rows = [{"text": f"t{i}", "label": label} for i, label in enumerate([1, 1.0, "1.00", " 1", 0, "0.0", 2.5, "2.50"])]
+    data = load(
+        json.dumps(rows), json.dumps([{"text": "x", "label": "1.0"}, {"text": "y", "label": 0}], indent=1), ".json"
+    )
+    assert data.label_names == ("0", "1", "2.5")
+    assert data.splits["train"].labels == [1, 1, 1, 1, 0, 0, 2, 2]
+    assert data.splits["validation"].labels == [1, 0]
+    assert any("'1' and '1.00' are one label" in note for note in data.notes)
+    floats = load("text,label\na,1.0\nb,0.0\n", "text,label\nc,1\n")  # as pandas writes a column with a gap
+    assert (floats.label_names, floats.splits["validation"].labels) == (("0.0", "1.0"), [1])
+
+
+def test_unicode_forms_of_a_word_are_one_class_and_both_are_named(load):
+    data = load("text,label\na,caf\u00e9\nb,cafe\u0301\nc,tea\n", "text,label\nd,cafe\u0301\ne,caf\u00e9\n")
+    assert data.label_names == ("caf\u00e9", "tea")
+    assert data.splits["train"].labels == [0, 0, 1]
+    assert data.splits["validation"].labels == [0, 0]
+    assert any(r"'cafe\u0301' and 'caf\xe9' are one label" in note for note in data.notes)
+
+
+def test_names_of_a_class_label_are_kept_in_their_order(load, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neutral", "bad", "good"])}
+    )
+    path = tmp_path / "part.parquet"
+    datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [2, 0, 1]}, features=features).to_parquet(path)
+    data = load(path.read_bytes(), str(path), ".parquet")
+    assert data.label_names == ("neutral", "bad", "good")
+    assert data.splits["train"].labels == data.splits["validation"].labels == [2, 0, 1]
+    # The labels of a model that was trained on the numbers of such a column.
+    settings = Settings("classification", train=str(path), validation=str(path), text="text", label="label")
+    assert load_evaluation(settings, path, ("0", "1", "2")).splits["validation"].labels == [2, 0, 1]
+    datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [-1, 0, 1]}, features=features).to_parquet(path)
+    with pytest.raises(DataError, match="-1 is not a label"):
+        load(path.read_bytes(), str(path), ".parquet")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,13 @@ class Table:
         path: path of the file.
         columns: values by column name, all of the same length; None is a missing value.
         lines: the line on which each row begins; None if the format has no lines.
+        class_names: the names of the numbers in a column that `datasets` wrote as a ClassLabel, by column.
     """
 
     path: Path
     columns: dict[str, list[Any]]
     lines: list[int] | None
+    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
@@ -266,7 +268,22 @@ def _parquet(path: Path, columns: Sequence[str]) -> Table:
             limit = f"{MAX_FILE_BYTES / 1024**2:,.0f} MiB"
             raise DataError(f"{path}: {size / 1024**2:,.0f} MiB once unpacked; the limit is {limit}; give a part of it")
         table = file.read(columns=list(columns))
-        return Table(path, {name: table.column(name).to_pylist() for name in columns}, None)
+        values = {name: table.column(name).to_pylist() for name in columns}
+        return Table(path, values, None, _class_names(file.schema_arrow.metadata or {}))
+
+
+def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, tuple[str, ...]]:
+    """The names of ClassLabel columns, from what `datasets` writes into the schema of a Parquet file."""
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        names = {column: feature["names"] for column, feature in features.items() if "names" in feature}
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError):  # another program's metadata
+        return {}
+    return {
+        column: tuple(given)
+        for column, given in names.items()
+        if isinstance(given, list) and all(isinstance(name, str) and name for name in given)
+    }
 
 
 def _schema_names(path: Path) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from kasatune.wording import counted
 
 MAX_LABELS = 1000
 
+_DECIMAL = re.compile(r"-?(0|[1-9][0-9]{0,99})\.[0-9]{1,100}")
 _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,100}")
 
 
@@ -32,8 +34,11 @@ def load(info: TaskInfo, settings: TaskSettings) -> TaskData:
     """Read the rows of the user's files.
 
     Labels are words or numbers. Label numbers follow the sorted names: by value if all are whole numbers, otherwise
-    alphabetically. Spaces around a label are ignored. A number as `validation` holds out that share of the training
-    rows: `round(share * rows)` of them, drawn with a fixed seed, both parts in the order of the file.
+    alphabetically; of a ClassLabel of `datasets` in a Parquet file, names and order are kept. Spaces around a label are
+    ignored. 1 and 1.0 are one class, and so are the Unicode forms of a word.
+
+    A number as `validation` holds out that share of the training rows: `round(share * rows)` of them, drawn with a
+    fixed seed, both parts in the order of the file.
 
     Raises:
         DataError: a file is unreadable (see `read_table`); a text is empty or not text; a label or number is missing or
@@ -42,19 +47,19 @@ def load(info: TaskInfo, settings: TaskSettings) -> TaskData:
     file, validation_given = require_own_files(info, settings)
     path, share = Path(file), validation_share(validation_given)
     table = _read(path, settings)
-    names = _label_names(table, settings) if info.kind == "classification" else None
+    names, form_notes = _label_names(table, settings) if info.kind == "classification" else (None, [])
     rows = _rows(table, settings, names, trained_on=None)
     if names is None and len(set(rows.labels)) == 1:
         raise DataError(
             f"{path}, column {settings.label!r}: every row has the number {rows.labels[0]:g}; nothing to learn"
         )
     if share is None:
-        train, notes = rows, []
+        train, notes = rows, form_notes
         validation = _rows(_read(Path(str(validation_given)), settings), settings, names, trained_on=path)
         source = f"{path}, {validation_given}"
     else:
         train, validation, note = hold_out(rows, share, path)
-        notes, source = [note], str(path)
+        notes, source = [*form_notes, note], str(path)
     splits = {"train": train, "validation": validation}
     return make_task_data(info, settings, splits, label_names=names, source=source, notes=notes)
 
@@ -98,21 +103,54 @@ def _label_name(value: Any) -> str:
     return str(value).strip() if isinstance(value, (str, int, float)) else ""
 
 
-def _label_names(table: Table, settings: TaskSettings) -> tuple[str, ...]:
+def _labels(table: Table, column: str) -> list[str]:
+    """The name of the label of each row; "" if it is missing."""
+    known = table.class_names.get(column)
+    if known is None:
+        return [_label_name(value) for value in table.columns[column]]
+    numbered = dict(enumerate(known))
+    return [
+        _label_name(numbered.get(value, value) if type(value) is int and value >= 0 else None if value == -1 else value)
+        for value in table.columns[column]
+    ]
+
+
+def _class_key(name: str) -> str:
+    """A key that is equal for the spellings of one class: Unicode forms of a word (NFC), and 1, 1.0 and 1.00."""
+    name = unicodedata.normalize("NFC", name)
+    if not _DECIMAL.fullmatch(name):
+        return name
+    short = name.rstrip("0").rstrip(".")
+    return "0" if short == "-0" else short
+
+
+def _label_names(table: Table, settings: TaskSettings) -> tuple[tuple[str, ...], list[str]]:
+    """The names of the labels in the order of their numbers, and notes about names that are spelt in several ways."""
     label = str(settings.label)
-    names = {name for name in map(_label_name, table.columns[label]) if name}
+    spellings: dict[str, set[str]] = {}
+    for name in {name for name in _labels(table, label) if name}:
+        spellings.setdefault(_class_key(name), set()).add(name)
+    # One spelling is kept as it is written, of several the shortest and normalized one.
+    names = {min(forms, key=lambda form: (form != _class_key(form), len(form), form)) for forms in spellings.values()}
     place = f"{table.path}, column {label!r}"
+    notes = [
+        f"{place}: {' and '.join(ascii(form) for form in sorted(forms))} are one label"
+        for forms in spellings.values()
+        if len(forms) > 1
+    ]
     if len(names) == 1:
         raise DataError(f"{place}: every row has the label {next(iter(names))!r}; at least two labels are needed")
     if len(names) > MAX_LABELS:
         raise DataError(
-            f"{place}: {len(names):,} different labels in {counted(len(table), 'row')}; at most {MAX_LABELS:,} "
-            "are allowed;"
-            " is this the label column, or is the task a regression?"
+            f"{place}: {len(names):,} different labels in {counted(len(table), 'row')}; at most {MAX_LABELS:,} are "
+            "allowed; is this the label column, or is the task a regression?"
         )
+    stated = table.class_names.get(label)
+    if stated is not None and names <= set(stated):
+        return tuple(dict.fromkeys(stated)), notes
     if all(_WHOLE_NUMBER.fullmatch(name) for name in names):
-        return tuple(sorted(names, key=lambda name: (int(name), name)))
-    return tuple(sorted(names))
+        return tuple(sorted(names, key=lambda name: (int(name), name))), notes
+    return tuple(sorted(names)), notes
 
 
 def _rows(table: Table, settings: TaskSettings, names: tuple[str, ...] | None, trained_on: Path | None) -> Rows:
@@ -151,10 +189,12 @@ def _has_surrogate(text: str) -> bool:
 def _label_numbers(
     table: Table, column: str, names: Sequence[str], trained_on: Path | None, faults: Faults
 ) -> list[int]:
-    numbers = {name: number for number, name in enumerate(names)}
+    numbers = {_class_key(name): number for number, name in enumerate(names)}
+    numbers |= {name: number for number, name in enumerate(names)}
     result = []
-    for index, value in enumerate(table.columns[column]):
-        name = _label_name(value)
+    for index, (value, label) in enumerate(zip(table.columns[column], _labels(table, column), strict=True)):
+        # A model may have been trained on the numbers of a ClassLabel.
+        name = next((form for form in (label, _class_key(label), str(value)) if label and form in numbers), label)
         if name in numbers:
             result.append(numbers[name])
         elif name:
