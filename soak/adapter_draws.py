@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from collections.abc import Callable
@@ -225,13 +226,17 @@ def make_adapter(drawn: Draw, base: PreTrainedModel, folder: Path, number: int) 
     """Train the adapter of a configuration on a base and save it with PEFT; raises what PEFT raises."""
     torch.manual_seed(number)
     settings = dict(drawn.settings)
-    if settings["init_lora_weights"] == "loftq":  # PEFT computes it on a GPU only
-        settings["init_lora_weights"] = False
+    # PEFT initializes LoftQ on a GPU only, and Arrow from adapters that were trained before: set in the file alone.
+    added: dict[str, Any] = {**drawn.later}
+    if settings["init_lora_weights"] == "loftq":
+        added["init_lora_weights"], settings["init_lora_weights"] = "loftq", False
+    if "arrow_config" in settings:
+        added["arrow_config"] = dataclasses.asdict(settings.pop("arrow_config"))
     config = LoraConfig(**settings)
     ids = torch.randint(1, WORDS, (4, 12))
     labels = ids if drawn.settings["task_type"] == "CAUSAL_LM" else torch.tensor([0, 1, 2, 0])
     if config.init_lora_weights == "corda":
-        preprocess_corda(base, config, run_model=lambda: base(ids))
+        preprocess_corda(base, config, run_model=lambda: [base(row) for row in ids.split(1)])
     if config.init_lora_weights == "lora_ga":
         preprocess_loraga(base, config, lambda: base(input_ids=ids, labels=labels).loss.backward())
         base.zero_grad()
@@ -251,10 +256,6 @@ def make_adapter(drawn: Draw, base: PreTrainedModel, folder: Path, number: int) 
                 parameter.add_(0.1 * torch.randn(parameter.shape))
     options = {"path_initial_model_for_weight_conversion": str(folder / "initial")} if drawn.converted else {}
     model.save_pretrained(folder / "adapter", **options)
-    added = {
-        **drawn.later,
-        **({"init_lora_weights": "loftq"} if drawn.settings["init_lora_weights"] == "loftq" else {}),
-    }
     path = folder / "adapter" / "adapter_config.json"
     values = {**json.loads(path.read_text(encoding="utf-8")), **added}
     path.write_text(json.dumps(values), encoding="utf-8")
