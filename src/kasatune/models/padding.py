@@ -17,7 +17,8 @@ def choose_padding_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer.pad_token_id
+    pad: Any = tokenizer.pad_token_id
+    return pad
 
 
 def set_padding(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, classifier: bool) -> None:

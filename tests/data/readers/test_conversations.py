@@ -142,3 +142,21 @@ def test_stanford_alpaca():
     chats, (note,) = read_chats(shared("instruct/alpaca_6000.json"))
     assert len(chats) == 5997 and {len(chat) for chat in chats} == {2}
     assert note.endswith("3 of 6,000 rows have an empty output and are left out, first row 3210")
+
+
+def test_an_unknown_key_of_a_message_is_refused_by_name(tmp_path):
+    answer = {"role": "assistant", "content": "b"}
+    rows = [{"messages": [{"role": "user", "content": "a", "name": None}, answer]}]
+    assert len(rows_in(write(tmp_path / "good.json", rows))) == 1
+    rows = [{"messages": [{"role": "user", "content": "a", "name": "Ann"}, answer | {"train": False}]}]
+    with pytest.raises(DataError, match=r"row 1.*message 1: 'name': no such key"):
+        read_chats(write(tmp_path / "bad.json", rows))
+
+
+def test_a_column_that_only_later_rows_have_is_read_too(tmp_path):
+    plain = {"instruction": "a", "output": "b"}
+    path = write(tmp_path / "rows.jsonl", [plain, plain | {"history": [["c", "d"]], "system": "s"}])
+    assert rows_in(path) == [
+        (("user", "a"), ("assistant", "b")),
+        (("system", "s"), ("user", "c"), ("assistant", "d"), ("user", "a"), ("assistant", "b")),
+    ]

@@ -26,6 +26,7 @@ _SHAREGPT_ROLES = {
     "bing": "assistant",
     "bard": "assistant",
 }
+_KEYS = ("role", "content", "from", "value", "weight")
 _EMPTY = (None, "", "[]", [])
 
 
@@ -224,4 +225,7 @@ def _unheeded(message: Mapping[str, Any]) -> str:
             " task.loss_on to last-answer"
         )
     calls = next((key for key in ("tool_calls", "function_call") if message.get(key) not in _EMPTY), None)
-    return "" if calls is None else f"{calls} cannot be trained on: leave the row out"
+    if calls is not None:
+        return f"{calls} cannot be trained on: leave the row out"
+    unknown = [key for key, value in message.items() if key not in _KEYS and value not in _EMPTY]
+    return f"{', '.join(map(show, unknown))}: no such key of a message is known; remove it" if unknown else ""

@@ -68,7 +68,7 @@ def read_table(path: Path, columns: Sequence[str]) -> Table:
 
 
 def column_names(path: Path) -> list[str]:
-    """The column names of a file for `read_table`; for JSON those of all rows, for JSON Lines those of the first row.
+    """The column names of a file for `read_table`; for JSON and JSON Lines those of all rows.
 
     Raises:
         DataError: see `read_table`.
@@ -78,12 +78,11 @@ def column_names(path: Path) -> list[str]:
         reader = csv.reader(read_lines(path), delimiter="," if suffix == ".csv" else "\t", strict=True)
         return next(_records(path, reader), (0, []))[1]
     if suffix == ".jsonl":
-        lines = ((number, line) for number, line in enumerate(read_lines(path), start=1) if line.strip())
-        for number, line in lines:
-            objects = _Objects(path, ())
-            objects.add(f"line {number}", _parse(path, line, number))
-            return list(objects.keys)
-        return []
+        objects = _Objects(path, ())
+        for number, line in enumerate(read_lines(path), start=1):
+            if line.strip():
+                objects.add(f"line {number}", _parse(path, line, number))
+        return list(objects.keys)
     if suffix == ".parquet":
         return _schema_names(path)
     objects = _Objects(path, ())
