@@ -100,7 +100,7 @@ def test_another_model_is_refused(work, kasatune, command):
     assert "--base: other is another model than base" in done.err
 
 
-@pytest.mark.parametrize("base", ["missing", "./missing", "recipe.yaml", "package:missing_model"])
+@pytest.mark.parametrize("base", ["", "missing", "./missing", "recipe.yaml", "package:missing_model"])
 def test_a_wrong_base_is_named_as_the_option(work, kasatune, base):
     done = kasatune("predict", "run", "--text", "x", "--base", base)
     assert done.status == 2

@@ -67,6 +67,8 @@ def find_model(name: str) -> ModelLocation:
     Raises:
         ModelError: the folder, file or package does not exist or contains no model.
     """
+    if not name.strip():
+        raise ModelError(f"model.name: {name!r} received; give a hub id, a folder or package:NAME")
     if name.startswith(_PACKAGE):
         return _find_in_package(name)
     path = Path(name).expanduser()
