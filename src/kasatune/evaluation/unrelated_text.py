@@ -61,14 +61,17 @@ class UnrelatedText:
 @lru_cache(maxsize=4)
 def _documents(file: str | None, tokens: int) -> tuple[str, ...]:
     if file is not None:
-        text = read_text(Path(file), _MAX_BYTES)
-        if len(text) < _LEAST_CHARACTERS * tokens:
-            raise InputError(
-                f"--unrelated: {file} has {len(text):,} characters, too few for {tokens:,} tokens; give a longer text, "
-                "or fewer --unrelated-tokens"
-            )
-        return (text,)
-    return tuple(standard_library_docstrings(_WORDS, number=tokens // WINDOW + 32))
+        name, texts = file, [read_text(Path(file), _MAX_BYTES)]
+    else:
+        name = "the text of the standard library"
+        texts = standard_library_docstrings(_WORDS, number=tokens // WINDOW + 32)
+    characters = sum(map(len, texts))
+    if characters < _LEAST_CHARACTERS * tokens:
+        raise InputError(
+            f"--unrelated: {name} has {characters:,} characters, too few for {tokens:,} tokens; give a longer text "
+            "with --unrelated FILE, or fewer --unrelated-tokens"
+        )
+    return tuple(texts)
 
 
 def windows(

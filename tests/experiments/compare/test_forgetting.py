@@ -104,10 +104,13 @@ def test_pieces_have_equal_length_and_hold_the_tokens_asked_for(bert, tmp_path, 
     assert pieces[0][0] == tokenizer.cls_token_id and pieces[0][1:-1] != pieces[1][1:-1]
 
 
-def test_a_text_that_is_too_short_is_refused(bert, tmp_path, text):
+def test_a_text_that_is_too_short_is_refused(bert, tmp_path, text, monkeypatch):
     with pytest.raises(InputError, match="too few for 100,000 tokens"):
         UnrelatedText(text.file, 100_000).documents()
     tokenizer = base_of(make_recipe(bert, tmp_path).model).tokenizer
+    monkeypatch.setattr("kasatune.evaluation.unrelated_text.standard_library_docstrings", lambda *a, **k: ["short"])
+    with pytest.raises(InputError, match="the standard library has 5 characters, too few for 12,345 tokens"):
+        UnrelatedText(tokens=12_345).documents()
     with pytest.raises(InputError, match="2,000 are needed"):
         windows(tokenizer, text.documents(), 2000)
     with pytest.raises(InputError, match=r"no such file|not found|does not exist"):

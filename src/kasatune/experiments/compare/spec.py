@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from kasatune.data.tasks.table import TASKS
 from kasatune.errors import InputError, RecipeError
-from kasatune.evaluation.unrelated_text import WINDOW, UnrelatedText
+from kasatune.evaluation.unrelated_text import TOKENS, WINDOW, UnrelatedText
 from kasatune.experiments.compare.primary_endpoint import PrimaryEndpoint, analysed_metrics, parse_primary
 from kasatune.experiments.compare.variants import Variant, keys_read
 from kasatune.experiments.compare.verdict import DEFAULT_MARGINS, parse_margins
@@ -154,7 +154,7 @@ def make_spec(
     text = unrelated or UnrelatedText()
     if text.tokens < WINDOW:
         raise InputError(f"--unrelated-tokens: {text.tokens} received; must be {WINDOW} or more")
-    if text.file is not None:
+    if text.file is not None or text.tokens > TOKENS:  # the default text is long enough for the default
         text.documents()
     tasks, own_margins = _tasks(recipes), parse_margins(margins)
     texts = [variant.text for variant in variants if not is_fitted(variant.method)]
