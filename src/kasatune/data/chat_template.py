@@ -63,7 +63,7 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, name: str | None = Non
     else:
         known = ", ".join([*NAMED_TEMPLATES, *several])
         raise ModelError(f"task.template: {name!r} received; choose one of {known}, or leave it out")
-    tokenizer.chat_template = {**several, _DEFAULT: template} if several else template  # pyright: ignore[reportAttributeAccessIssue] - transformers sets a dict itself
+    tokenizer.chat_template = {**several, _DEFAULT: template} if several else template
     return note
 
 
@@ -223,7 +223,8 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     added = {
         number for number, token in tokenizer.added_tokens_decoder.items() if token.special or token.content.strip()
     }
-    unknown = {tokenizer.unk_token_id} - {tokenizer.eos_token_id}
+    ids: Any = tokenizer  # transformers types the ids of special tokens as more than integers
+    unknown = {ids.unk_token_id} - {ids.eos_token_id}
     return (added | set(tokenizer.all_special_ids)) - unknown
 
 

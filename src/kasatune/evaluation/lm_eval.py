@@ -105,12 +105,13 @@ def _evaluate(recipe: Recipe, adapter: Path, tasks: Sequence[str], manager: Any,
     from lm_eval.models.huggingface import HFLM
 
     simple_evaluate: Any = lm_eval.simple_evaluate
+    make_model: Any = HFLM
     chats = _reads_chats(recipe)
     try:
         # lm-eval itself would resize the embeddings to the size of the tokenizer, which changes every probability.
         adapted, tokenizer = _load(recipe, adapter, chats=chats)
         with redirect_stdout(StringIO()):  # tasks print about downloads, including failed ones
-            model: Any = HFLM(
+            model: Any = make_model(
                 pretrained=adapted,
                 tokenizer=tokenizer,
                 batch_size=recipe.training.eval_batch_size,

@@ -352,7 +352,7 @@ def report_truncation(progress: ProgressReporter, task_model: TaskModel, split: 
         f"{counted(task_model.recipe.task.max_length, 'token')} and {agree(cut, 'was', 'were')} cut"
     )
     if task_model.kind == "generation":
-        ends = {task_model.end_of_turn, task_model.base.tokenizer.eos_token_id}
+        ends = set(end_tokens(task_model.base.model, task_model.base.tokenizer, task_model.end_of_turn))
         endless = sum(ends.isdisjoint(examples[index]["labels"]) for index in examples.truncated)
         if endless == len(examples):
             message += "; no row has its end-of-turn token left, so the model cannot learn where to stop"

@@ -221,8 +221,8 @@ def _unheeded(message: Mapping[str, Any]) -> str:
     """Why a message cannot be trained on as it is; "" if it can."""
     if message.get("weight") not in (None, 1):
         return (
-            f"weight {show(message['weight'])}; messages cannot be weighted: leave the weights out, or set"
-            " task.loss_on to last-answer"
+            f"weight {show(message['weight'])}; messages cannot be weighted: leave the weights out;"
+            " task.loss_on: last-answer trains on the last answer alone"
         )
     calls = next((key for key in ("tool_calls", "function_call") if message.get(key) not in _EMPTY), None)
     if calls is not None:
