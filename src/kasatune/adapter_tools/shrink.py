@@ -62,7 +62,7 @@ def shrink_adapter(
     name = os.fspath(base) if isinstance(base, str | os.PathLike) else None
     source = find_source(Path(directory), name)
     require_convertible(source)
-    if base is None or name is not None:
+    if base is None or isinstance(base, str | os.PathLike):
         model = load_base_model(source) if name is not None or is_base_local(source) else None
     else:
         model = base
