@@ -16,7 +16,6 @@ from kasatune.adapter_tools.tokenizer import load_tokenizer, saved_tokenizer
 from kasatune.adapters.load import load_adapter
 from kasatune.data.chat_template import answer_end, prompt_of_chat
 from kasatune.data.prompt_completion import prompt_tokens
-from kasatune.data.readers.conversations import Chat
 from kasatune.errors import InputError
 from kasatune.evaluation.known_tokens import require_known_tokens
 from kasatune.evaluation.stream import Sampling, stream_text
@@ -144,7 +143,7 @@ class Conversation:
                 return prompt
             del self.history[:2]
 
-    def _system(self) -> Chat:
+    def _system(self) -> list[tuple[str, str]]:
         return [("system", self.system)] if self.system is not None else []
 
 
@@ -219,16 +218,17 @@ def _open_adapter(directory: Path, base: str | None) -> ChatModel:
     tokenizer = load_tokenizer(place, revision=source.revision, trust_remote_code=source.trust_remote_code)
     if tokenizer is None:
         raise InputError(f"{directory}: neither the adapter nor {source.base_name} has a tokenizer; add one to either")
-    model = model.to(find_device(TrainingSection()))
+    model = model.to(find_device(TrainingSection.model_validate({})))
     return ChatModel(model, tokenizer, is_chat=bool(tokenizer.chat_template), is_tuned=True)
 
 
 def _open_model(name: str) -> ChatModel:
-    device = find_device(TrainingSection())
-    section = ModelSection(name=name, dtype="float32" if device.type == "cpu" else "bfloat16")
+    device = find_device(TrainingSection.model_validate({}))
+    section = ModelSection.model_validate({"name": name, "dtype": "float32" if device.type == "cpu" else "bfloat16"})
     loaded = load_base(section, kind="generation", label_names=None, seed=0, max_length=2)
     is_chat = bool(loaded.tokenizer.chat_template)
-    return ChatModel(loaded.model.to(device), loaded.tokenizer, is_chat=is_chat, is_tuned=False)
+    model: Any = loaded.model
+    return ChatModel(model.to(device), loaded.tokenizer, is_chat=is_chat, is_tuned=False)
 
 
 def _cut(prompt: list[int], room: int | None, max_length: int | None) -> list[int]:

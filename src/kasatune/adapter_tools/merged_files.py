@@ -109,13 +109,14 @@ def _set_padding(
     changes: dict[str, Any] = {}
     has_own = tokenizer.pad_token is not None
     pad = choose_padding_token(tokenizer)
-    embeddings: Any = base.model.get_input_embeddings()
+    model: Any = base.model
+    embeddings = model.get_input_embeddings()
     if pad is None or pad >= (vocabulary or embeddings.weight.shape[0]):
         return
     if not has_own:
         changes["pad_token"] = tokenizer.pad_token
     if _is_classifier(base):
-        side = padding_side(base.model, tokenizer)
+        side = padding_side(model, tokenizer)
         if side != tokenizer.padding_side:
             changes["padding_side"] = side
     if changes:

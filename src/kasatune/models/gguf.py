@@ -70,17 +70,19 @@ def fast_reading(location: ModelLocation) -> Generator[None]:
     require_reader()
     import gguf
 
-    reader, name_map, bar = gguf.GGUFReader, gguf.get_tensor_name_map, modeling_gguf_pytorch_utils.tqdm
+    package: Any = gguf
+    loader: Any = modeling_gguf_pytorch_utils
+    reader, name_map, bar = package.GGUFReader, package.get_tensor_name_map, loader.tqdm
     if not isinstance(reader, type):  # within another call of this function
         yield
         return
-    gguf.GGUFReader = cache(_fast_reader())  # pyright: ignore[reportAttributeAccessIssue]
-    gguf.get_tensor_name_map = cache(name_map)
-    modeling_gguf_pytorch_utils.tqdm = _no_bar  # pyright: ignore[reportAttributeAccessIssue]
+    package.GGUFReader = cache(_fast_reader())
+    package.get_tensor_name_map = cache(name_map)
+    loader.tqdm = _no_bar
     try:
         yield
     finally:
-        gguf.GGUFReader, gguf.get_tensor_name_map, modeling_gguf_pytorch_utils.tqdm = reader, name_map, bar
+        package.GGUFReader, package.get_tensor_name_map, loader.tqdm = reader, name_map, bar
 
 
 def _no_bar(items: Iterable[Any], **_: Any) -> Iterable[Any]:
@@ -101,7 +103,8 @@ def _fast_reader() -> type[Any]:
             count = int(self._get(orig_offs + 4, np.uint64)[0])
             start = orig_offs + 12  # behind the type of the elements (4 bytes) and their number (8 bytes)
             if element == types.STRING:
-                size, parts = _strings(memoryview(self.data), start, count)
+                data: Any = self.data
+                size, parts = _strings(memoryview(data), start, count)
             elif element in self.gguf_scalar_to_np:
                 values = np.asarray(self._get(start, self.gguf_scalar_to_np[element], count))
                 size, parts = values.nbytes, [values[index : index + 1] for index in range(len(values))]
