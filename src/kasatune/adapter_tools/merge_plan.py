@@ -258,7 +258,9 @@ def share_ties(base: ModelCheckpoint, plan: MergePlan) -> bool:
         members = sorted(group, key=lambda name: (name not in base.tensors, name))
         change = _common_change(members, base.model, plan)
         untied = untied or change is None
-        for index, name in enumerate(members) if change is not None else ():
+        if change is None:
+            continue
+        for index, name in enumerate(members):
             plan.replaced.pop(name, None)
             plan.rows.pop(name, None)
             if index == 0 or name in base.tensors:

@@ -340,7 +340,8 @@ def _resize_vocabulary(source: Source, model: PreTrainedModel) -> None:
     from kasatune.adapters.embedding_tensors import stored_vocabulary
 
     rows = stored_vocabulary(read_header(source.adapter), model)
-    if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
+    embeddings: Any = model.get_input_embeddings()
+    if rows is not None and rows != embeddings.weight.shape[0]:
         with quiet():
             model.resize_token_embeddings(rows, mean_resizing=False)
 
