@@ -12,7 +12,7 @@ SOURCES = Path(__file__).parent.parent / "src"
 # Nouns that are counted in messages; a number that cannot be 1 is written as a constant.
 COUNTED = re.compile(r" (?:[a-z-]+ )?(layers|rows|runs|seeds|steps|texts|threads|tokens|trials|files|tasks|faults)\b")
 CONSTANT = re.compile(r"_?[A-Z][A-Z_]+")
-NO_NUMBERS = {"data.subject", "forms", "self.kind", "method", "number", "shown(config.target_modules)"}
+NO_NUMBERS = {"data.subject", "forms", "self.kind", "task.name", "method", "number", "shown(config.target_modules)"}
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from kasatune.linalg import tail_svd
 from kasatune.weights.base_weight import pointwise_dimensions
 from kasatune.weights.fingerprint import sketch_distance, sketch_tolerance
 from kasatune.weights.safetensors_reader import ModelCheckpoint, ties_of
+from kasatune.wording import counted
 
 _ROWS_AT_ONCE = 64
 
@@ -164,7 +165,8 @@ def plan_merge(
         name = base_name(key).removesuffix(".weight")
         if name in layers and tensor.shape != modules[name].weight.shape:
             raise AdapterError(
-                f"the adapter updates {name} of a vocabulary that was resized to {tensor.shape[0]} tokens; resize the "
+                f"the adapter updates {name} of a vocabulary that was resized to "
+                f"{counted(tensor.shape[0], 'token')}; resize the "
                 "base and merge it with PEFT: PeftModel.from_pretrained(base, adapter).merge_and_unload()"
             )
     replaced, rows = split_embeddings(rest, repeated, files.config, ties_of(model))
@@ -215,7 +217,8 @@ def resized_vocabulary(plan: MergePlan, model: nn.Module) -> int | None:
         parameter = model.get_parameter(name)
         if ids and max(ids) >= parameter.shape[0]:
             raise AdapterError(
-                f"the adapter trains token {max(ids)} of {name}, which has {parameter.shape[0]} rows in this base: the "
+                f"the adapter trains token {max(ids)} of {name}, which has {counted(parameter.shape[0], 'row')} "
+                "in this base: the "
                 "vocabulary was resized, and the adapter does not hold the other new rows. Save it again with "
                 "save_pretrained(folder, save_embedding_layers=True)"
             )
@@ -229,7 +232,8 @@ def resized_vocabulary(plan: MergePlan, model: nn.Module) -> int | None:
         follows = not {name, *ties.get(name, ())}.isdisjoint(resized)
         if sizes.get(name, size if follows else parameter.shape[0]) != size:
             raise AdapterError(
-                f"the adapter resizes the vocabulary to {size} tokens, but holds no {name} of that size; save it again "
+                f"the adapter resizes the vocabulary to {counted(size, 'token')}, but holds no {name} of that "
+                "size; save it again "
                 "with save_pretrained(folder, save_embedding_layers=True)"
             )
     return size

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kasatune.adapters.adapter_files import PREFIX, Header, listed
 from kasatune.errors import AdapterError
+from kasatune.wording import counted
 
 TOKENS = ".token_adapter.trainable_tokens_delta"
 """End of the key of the rows of trained tokens; they replace rows of the embedding."""
@@ -103,7 +104,8 @@ def check_token_rows(header: Header, key: str, base: nn.Module) -> None:
     ids = token_ids(header.config, name.removesuffix(".weight"))
     if ids is not None and len(ids) != count:
         raise AdapterError(
-            f"{header.folder}: {listed([key])} holds {count} rows, trainable_token_indices names {len(ids)} tokens"
+            f"{header.folder}: {listed([key])} holds {counted(count, 'row')}, trainable_token_indices names "
+            f"{counted(len(ids), 'token')}"
         )
     if weight.shape[1] != width or (ids and max(ids) >= weight.shape[0]):
         raise AdapterError(
@@ -138,7 +140,8 @@ def split_embeddings(
             raise AdapterError(f"the adapter holds {listed([key])}, and trainable_token_indices names no such module")
         if len(ids) != len(rest[key]):
             raise AdapterError(
-                f"{listed([key])} holds {len(rest[key])} rows, trainable_token_indices names {len(ids)} tokens"
+                f"{listed([key])} holds {counted(len(rest[key]), 'row')}, trainable_token_indices names "
+                f"{counted(len(ids), 'token')}"
             )
         rows[name] = Rows(ids, rest[key])
     for key, tensor in repeated.items():

@@ -39,6 +39,7 @@ from kasatune.reports.comparison.conclusion import (
     title_of,
 )
 from kasatune.reports.svg_charts import swatch
+from kasatune.wording import counted
 
 _STYLES = (Path(__file__).parents[1] / "page.css", Path(__file__).with_name("comparison.css"))
 
@@ -110,5 +111,5 @@ def _retention_text(task: Mapping[str, Any]) -> str:
         if retention:
             if not retention.get("text"):
                 return "Unrelated text: 48 plain sentences that came with kasatune."
-            return f"Unrelated text: {retention['tokens']:,} tokens of {retention['text']}."
+            return f"Unrelated text: {counted(retention['tokens'], 'token')} of {retention['text']}."
     return ""

@@ -280,7 +280,7 @@ def analysis_sentence(comparison: Mapping[str, Any]) -> str:
 
 def _search_seeds(search: Mapping[str, Any]) -> str:
     seeds = search.get("seeds", 1)
-    return "" if seeds == 1 else f", each the mean of {seeds} seeds"
+    return "" if seeds == 1 else f", each the mean of {counted(seeds, 'seed')}"
 
 
 def _extended(comparison: Mapping[str, Any]) -> str:
