@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from kasatune.data.readers.docstrings import standard_library_docstrings
 from kasatune.data.readers.text_files import read_text
 from kasatune.errors import InputError
+from kasatune.wording import counted
 
 TOKENS = 20_000
 WINDOW = 64  # tokens of a piece of text, with the tokenizer's special tokens
@@ -68,7 +69,8 @@ def _documents(file: str | None, tokens: int) -> tuple[str, ...]:
     characters = sum(map(len, texts))
     if characters < _LEAST_CHARACTERS * tokens:
         raise InputError(
-            f"--unrelated: {name} has {characters:,} characters, too few for {tokens:,} tokens; give a longer text "
+            f"--unrelated: {name} has {characters:,} characters, too few for {counted(tokens, 'token')}; give a "
+            "longer text "
             "with --unrelated FILE, or fewer --unrelated-tokens"
         )
     return tuple(texts)
@@ -95,6 +97,7 @@ def windows(
         if len(pieces) >= needed:
             return pieces[:needed]
     raise InputError(
-        f"--unrelated: the text gives {len(pieces) * length:,} tokens in pieces of {length}, {tokens:,} are needed; "
+        f"--unrelated: the text gives {counted(len(pieces) * length, 'token')} in pieces of {length}, "
+        f"{tokens:,} are needed; "
         "give a longer text with --unrelated FILE, or fewer --unrelated-tokens"
     )
