@@ -263,3 +263,9 @@ def test_an_adapter_is_injected_into_a_compiled_model_by_the_keys_of_its_tensors
     peft.inject_adapter_in_model(KasaConfig(r=2, target_modules=["lin0"]), compiled, state_dict=tensors)
     assert not peft.set_peft_model_state_dict(compiled, tensors).unexpected_keys
     assert torch.equal(compiled._orig_mod["lin0"].kasa_A["default"], tensors["lin0.kasa_A"])
+
+
+def test_merging_one_adapter_leaves_no_tail_of_another_that_is_folded():
+    model = adapted(truncation="fold")
+    model.add_adapter("other", KasaConfig(r=2, target_modules=["1"], truncation="fold"))
+    assert torch.equal(model.merge_and_unload(adapter_names=["other"])[0].weight, base()[0].weight)

@@ -140,6 +140,8 @@ class FoldAndMerge(nn.Module, BaseTunerLayer):
         if merge:
             if not self.merged_adapters:
                 self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
+            if not self.merged_adapters:
+                self.restore_base()  # another adapter is folded here than the one to merge
             self._original, self.folded, self.merged_adapters = None, None, []
         else:
             self.restore_base()
