@@ -141,6 +141,13 @@ REFUSALS: tuple[Refusal, ...] = (
         twins=_BOTTLENECK,
     ),
     Refusal(
+        "bottleneck adapters: a test that reads a field of LoraConfig",
+        "The test itself reads `target_parameters` of the configuration, which is a field of LoraConfig.",
+        message=r"^AttributeError: 'BottleneckConfig' object has no attribute 'target_parameters'",
+        tests="test_multiple_active_adapters_forward",
+        twins=_BOTTLENECK,
+    ),
+    Refusal(
         "bottleneck adapters: merging",
         "The adapter is not linear, so there is no weight that it could be merged into.",
         message=r"a bottleneck adapter is not linear",
