@@ -48,7 +48,8 @@ def measure_truncation(base: str, *, r: int = 8, targets: str = "all-linear") ->
     Raises:
         ModelError: the model cannot be found or generates no text, or r is too large for a layer.
     """
-    loaded = load_base(ModelSection(name=base), kind="generation", label_names=None, seed=0, max_length=LENGTH)
+    section = ModelSection.model_validate({"name": base})
+    loaded = load_base(section, kind="generation", label_names=None, seed=0, max_length=LENGTH)
     model: Any = loaded.model
     config = KasaConfig(r=r, target_modules=targets)
     with quiet():

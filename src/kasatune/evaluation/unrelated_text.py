@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -89,11 +90,12 @@ def windows(
     pieces: list[list[int]] = []
     needed = -(-tokens // length)
     for text in documents:
-        encoded = tokenizer(
-            text, truncation=True, max_length=length, return_overflowing_tokens=tokenizer.is_fast, verbose=False
+        fast = bool(tokenizer.is_fast)
+        encoded: Any = tokenizer(
+            text, truncation=True, max_length=length, return_overflowing_tokens=fast, verbose=False
         )["input_ids"]
-        rows = encoded if tokenizer.is_fast else [encoded]
-        pieces += [list(row) for row in rows if len(row) == length]  # pyright: ignore[reportArgumentType]
+        rows = encoded if fast else [encoded]
+        pieces += [list(row) for row in rows if len(row) == length]
         if len(pieces) >= needed:
             return pieces[:needed]
     raise InputError(

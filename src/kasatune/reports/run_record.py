@@ -113,7 +113,7 @@ class RunRecord:
     def selection(self) -> str:
         """How the scored state was selected, as text; "" if metrics.json does not record it."""
         selected = self.metrics.get("selected") or {}
-        rule, epoch = str(selected.get("rule", "")), selected.get("epoch")
+        rule, epoch = str(selected.get("rule", "")), float(selected.get("epoch") or 0.0)
         if rule == "best":
             info = TASKS.get(self.task_name)
             score = info.primary if info else self.primary or "score"
