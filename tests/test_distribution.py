@@ -129,7 +129,7 @@ def test_wheel_and_sdist_hold_every_file_of_the_package(built):
     package = ROOT / "src"
     paths = [path for path in (package / "kasatune").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     wanted = {path.relative_to(package).as_posix() for path in paths}
-    assert {Path(name).suffix for name in wanted} >= {".py", ".yaml", ".html", ".css", ".md", ".txt", ".typed"}
+    assert {Path(name).suffix for name in wanted} >= {".py", ".yaml", ".html", ".css", ".md", ".typed"}
     for files in built:
         assert wanted <= files, wanted - files
 

@@ -158,7 +158,7 @@ def test_trained_tokens_of_a_vocabulary_that_only_the_training_script_knew_are_r
     save(tmp_path, tied=True, vocabulary=None, config=lora(trainable_token_indices=[5, 7]))
     path = tmp_path / "adapter" / "adapter_config.json"
     content = json.loads(path.read_text(encoding="utf-8"))
-    for ids, message in (([5, 70], "trains token 70"), ([5], "names 1 tokens"), ("5", "must be a list of token ids")):
+    for ids, message in (([5, 70], "trains token 70"), ([5], "names 1 token"), ("5", "must be a list of token ids")):
         path.write_text(json.dumps(content | {"trainable_token_indices": ids}), encoding="utf-8")
         with pytest.raises(AdapterError, match=message):
             merge(tmp_path / "adapter", tmp_path / "merged")

@@ -70,7 +70,7 @@ def test_verify_passes_a_good_adapter_and_fails_a_bad_one_with_status_one(kasatu
     assert done.status == 0
     assert "FAIL" not in done.out
     assert "export to peft-kasa" in done.out
-    assert re.search(r"base of adapter +pass +samples of 4 weights differ by at most 0 of their norm", done.out)
+    assert re.search(r"base of adapter +pass +samples of 4 weights differ by at most 0 of the norm", done.out)
     kasatune("export", "adapter", "--out", "lora")
     path = place / "lora" / "adapter_model.safetensors"
     save_file({key: 1.01 * tensor for key, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
@@ -105,15 +105,15 @@ def test_an_inspection_of_plain_lora_and_of_no_base_is_drawn_too(kasatune, train
         (["export", "adapter", "--to", "authors", "--out", "new"], "4 here, 0 there"),
         (["export", "adapter", "--to", "kasa", "--rank", "2", "--out", "new"], "requires to='lora'"),
         (["export", "adapter", "--out", "base"], "not empty"),
-        (["export", "adapter", "--out", "new", "--base", "./nowhere"], "--base: ./nowhere is not a folder"),
+        (["export", "adapter", "--out", "new", "--base", "./nowhere"], "--base: ./nowhere: no such folder"),
         (["export", "adapter", "--to", "gguf", "--rank", "0", "--out", "new"], "at least 1"),
-        (["merge", "adapter", "--out", "new", "--base", "./nowhere"], "not a folder"),
+        (["merge", "adapter", "--out", "new", "--base", "./nowhere"], "no such folder"),
         (["merge", "base", "--out", "new"], "holds no adapter"),
         (["merge", "nowhere", "--out", "new"], "no such directory"),
         (["shrink", "adapter", "--out", "new"], "either a rank or an energy"),
         (["shrink", "adapter", "--energy", "2", "--out", "new"], "at most 1"),
         (["verify", "nowhere"], "no such directory"),
-        (["inspect", "adapter", "--base", "./nowhere"], "not a folder"),
+        (["inspect", "adapter", "--base", "./nowhere"], "no such folder"),
         (["inspect", "adapter", "--picture", "no/such/folder.svg"], "its directory does not exist"),
         (["inspect", "adapter", "--picture", "layers.png"], "use a name that ends in .svg"),
         (["inspect", "adapter", "--picture", "."], "is a directory"),
@@ -134,7 +134,7 @@ def test_a_base_that_moved_is_told_by_where_its_name_stands(kasatune, trained, p
     (place / "adapter" / "adapter_config.json").write_text(json.dumps(config))
     done = kasatune("merge", "adapter", "--out", "new")
     assert done.status == 2
-    assert "the adapter's base_model_name_or_path: ./base is not a folder" in done.err
+    assert "the adapter's base_model_name_or_path: ./base: no such folder" in done.err
     assert "--base" in done.err
     assert "Traceback" not in done.err
     assert not (place / "new").exists()

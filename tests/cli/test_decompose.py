@@ -33,7 +33,7 @@ def test_tails_for_training(kasatune, base, place):
     ("options", "fault"),
     [
         (["base", "--rank", "40", "--out", "tails"], "rank 40 must be below min(out, in) = 32"),
-        (["nowhere/at/all", "--rank", "2", "--out", "tails"], "MODEL: nowhere/at/all is not a folder"),
+        (["nowhere/at/all", "--rank", "2", "--out", "tails"], "MODEL: nowhere/at/all: no such folder"),
         (["base", "--rank", "2", "--out", "base"], "base is not empty"),
         (["base", "--rank", "2", "--out", "base", "--resume"], "base holds no decomposition to resume"),
         (["base", "--rank", "2", "--out", "base/config.json"], "is a file"),

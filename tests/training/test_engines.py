@@ -77,7 +77,7 @@ def train_with(monkeypatch):
 
 def use_engine(monkeypatch, name):
     row = replace(TASKS["classification"], engine=name)
-    monkeypatch.setattr("kasatune.training.train.TASKS", {**TASKS, row.name: row})
+    monkeypatch.setattr("kasatune.training.preflight.TASKS", {**TASKS, row.name: row})
 
 
 def test_the_table_names_every_engine_of_a_task():

@@ -83,14 +83,23 @@ def test_tails_that_are_not_there(bert, tmp_path):
     refused(recipe, tmp_path / "run", "not a directory that `kasatune decompose` finished")
 
 
-def test_a_model_without_weights_and_one_of_a_configuration_alone(bert, tmp_path):
+def test_a_folder_without_weights_suffices_for_a_plan_that_notes_them(bert, tmp_path):
     bare = without(bert, tmp_path / "bare", "model.safetensors")
-    refused(make_recipe(bare, tmp_path), tmp_path / "run", "holds no model.safetensors")
     (tmp_path / "config").mkdir()
     shutil.copyfile(bert / "config.json", tmp_path / "config" / "config.json")
-    plan = make_plan(make_recipe(tmp_path / "config", tmp_path))
-    assert plan.problems == ()
-    assert any("holds a configuration alone" in note for note in plan.notes)
+    for folder in (bare, tmp_path / "config"):
+        plan = make_plan(make_recipe(folder, tmp_path))
+        assert plan.problems == ()
+        assert any("holds no weights: training needs them" in note for note in plan.notes)
+        with pytest.raises(KasatuneError, match=r"holds no model.safetensors"):
+            train(make_recipe(folder, tmp_path), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_another_kind_are_refused_by_plan_and_train(bert, tmp_path):
+    pickled = without(bert, tmp_path / "pickled", "model.safetensors")
+    (pickled / "pytorch_model.bin").write_bytes(b"pickle")
+    refused(make_recipe(pickled, tmp_path), tmp_path / "run", "holds no model.safetensors")
 
 
 def test_a_tokenizer_without_an_end_of_text(llama, tmp_path):

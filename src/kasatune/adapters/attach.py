@@ -60,7 +60,9 @@ def check_on_base(header: Header, layers: dict[str, LayerShapes], base: nn.Modul
             continue
         plain = base_name(key)
         is_bias = plain.endswith(".bias") and (header.config.get("bias") or "none") != "none"
-        if not is_bias and not _within(plain, saved) and not (plain in embeddings and _is_resized(shape, base)):
+        kept_tied = plain in embeddings and any(_within(name, saved) for name in embeddings)
+        resized = plain in embeddings and _is_resized(shape, base)
+        if not (is_bias or _within(plain, saved) or kept_tied or resized):
             raise AdapterError(
                 f"{header.folder}: the tensor {listed([key])} belongs to no adapted layer and to no module of "
                 "modules_to_save: it would overwrite a weight of the base"

@@ -87,6 +87,11 @@ class Kasa(AdapterMethod):
         generated = settings.calibration == "generated" or (settings.calibration == "auto" and base.can_generate())
         calibrate_adapter(model, None if generated else _first_rows(batches))
 
+    def reads_parameters_in_training(self, settings: MethodSettings) -> bool:
+        """See `Method.reads_parameters_in_training`: only what depends on activations is kept in checkpoints."""
+        protect = self.default_protect if settings.protect is None else settings.protect
+        return protect > 0 or (settings.truncate_by or self.default_truncate_by) == "activation"
+
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
         """See `Method.training_state`: what was chosen by activations, which another machine may choose differently."""
         state: dict[str, Tensor] = {}

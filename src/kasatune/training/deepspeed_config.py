@@ -43,7 +43,7 @@ def require_suitable(recipe: Recipe, method: Method) -> None:
         faults.append(
             f"model.quantization: {recipe.model.quantization}: DeepSpeed cannot partition packed weights; use none"
         )
-    if any(getattr(type(method), name) is not getattr(Method, name) for name in ("callbacks", "training_state")):
+    if method.reads_parameters_in_training(recipe.method):
         faults.append(f"method.name: {recipe.method.name} accesses its parameters between steps; train it unsharded")
     if faults:
         raise RecipeError([f"{fault}{_OR}" for fault in faults])

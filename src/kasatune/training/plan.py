@@ -19,7 +19,7 @@ from kasatune.models.load import Pretrained, find_pretrained, require_causal
 from kasatune.recipes.schema import MethodSection
 from kasatune.runs.directory import check_output
 from kasatune.training.parameter_count import LayerPlan, build_without_weights, count_parameters
-from kasatune.training.preflight import check_files, check_rows, check_setup, is_configuration_alone
+from kasatune.training.preflight import check_files, check_rows, check_setup, has_no_weights
 from kasatune.weights.usable_positions import usable_positions
 
 if TYPE_CHECKING:
@@ -247,10 +247,10 @@ def _check_model(
     recipe: Recipe, pretrained: Pretrained, model: PreTrainedModel, data: TaskData | None, findings: _Findings
 ) -> None:
     """Check files and tokenizer of a local model, and the first rows through its tokenizer."""
-    if is_configuration_alone(pretrained):
+    if has_no_weights(pretrained):
         findings.notes.append(
-            f"{pretrained.location.path} holds a configuration alone: training needs the weights and the tokenizer "
-            "beside it"
+            f"{pretrained.location.path} holds no weights: training needs them, and the tokenizer, beside the "
+            "configuration"
         )
         return
     with findings.problem():

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 ROWS_CHECKED = 100
 """Rows of each split that `check_rows` tokenizes."""
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.*", "*.model", "*.tiktoken", "spiece.*")
 
 
 @dataclass(frozen=True)
@@ -75,13 +74,13 @@ def check_setup(recipe: Recipe, checkpoints: Path) -> Setup:
     return Setup(device, engine, engine.training_arguments(recipe, checkpoints, device))
 
 
-def is_configuration_alone(pretrained: Pretrained) -> bool:
-    """Whether a model is a local folder with a configuration but neither weights nor a tokenizer, good for plans."""
+def has_no_weights(pretrained: Pretrained) -> bool:
+    """Whether a model is a local folder with a configuration and no weights of any kind, which suffices for a plan."""
     location = pretrained.location
     if not location.is_local or location.gguf_file is not None:
         return False
     folder = Path(location.path)
-    return not any(any(folder.glob(pattern)) for pattern in (*_TOKENIZER_FILES, "*.safetensors", "*.bin"))
+    return not any(any(folder.glob(pattern)) for pattern in ("*.safetensors*", "*.bin*", "*.gguf"))
 
 
 def check_files(pretrained: Pretrained, model: PreTrainedModel, recipe: Recipe) -> Base | None:

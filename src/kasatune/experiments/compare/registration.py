@@ -128,7 +128,8 @@ def with_first_run(registration: Mapping[str, Any], methods: Sequence[MethodOnTa
     first, committed = min(begun, default=None), registration["committed_at"]
     before = None
     if committed is not None:
-        before = first is None or datetime.fromisoformat(committed) < first
+        # commits are dated in whole seconds
+        before = first is None or datetime.fromisoformat(committed) <= first
     return {**registration, "first_run_at": None if first is None else first.isoformat(), "before_first_run": before}
 
 

@@ -190,8 +190,7 @@ def _grading_summary(folder: Path, how: Judged) -> str:
     cost = judgment["cost"]
     money = "" if cost["money"] is None else f", {cost['money']:.4f} by the prices given"
     return (
-        f"{counted(judgment['graded'], 'answer')} graded by {judgment['model']} with "
-        f"{counted(judgment['prompts'], 'prompt')}, "
+        f"{counted(judgment['graded'], 'answer')} graded by {judgment['model']} with {judgment['prompts']} prompts, "
         f"{judgment['failed']} not counted; {cost['prompt_tokens']:,} prompt and "
         f"{counted(cost['completion_tokens'], 'completion token')}{money}"
     )

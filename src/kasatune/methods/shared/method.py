@@ -89,6 +89,14 @@ class Method(
             AdapterError: a file is missing, damaged or belongs to another base.
         """
 
+    def reads_parameters_in_training(self, settings: MethodSettings) -> bool:
+        """Whether callbacks or checkpoints of the method access its parameters, which ZeRO-3 partitions.
+
+        Args:
+            settings: the `method` section of the recipe.
+        """
+        return any(getattr(type(self), name) is not getattr(Method, name) for name in ("callbacks", "training_state"))
+
     def trained_parameters(
         self, model: PreTrainedModel, settings: MethodSettings, kind: TaskKind, new_modules: Sequence[str]
     ) -> int | None:
