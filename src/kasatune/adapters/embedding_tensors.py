@@ -71,7 +71,7 @@ def original_vocabulary(model: nn.Module) -> int:
         size = config.get_text_config().vocab_size
     except Exception:  # no checkpoint, none on this machine, or one that needs remote code
         return present
-    return min(int(size), present) if isinstance(size, int) else present
+    return size if isinstance(size, int) else present
 
 
 def stored_vocabulary(header: Header, model: nn.Module) -> int | None:
