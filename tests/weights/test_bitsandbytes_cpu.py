@@ -79,3 +79,15 @@ def test_layers_without_4_bit_weights_get_no_hooks():
     before = dict(vars(linear))
     unpack_for_training_and_saving(linear)
     assert vars(linear) == before
+
+
+def test_a_layer_whose_rows_are_no_complete_blocks_evaluates_without_the_kernel():
+    torch.manual_seed(0)
+    narrow = bnb.nn.Linear4bit(32, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4")
+    narrow.weight = bnb.nn.Params4bit(torch.randn(64, 32), requires_grad=False, quant_type="nf4")
+    narrow = narrow.to("cpu").eval()
+    unpack_for_training_and_saving(narrow)
+    W = bnb.functional.dequantize_4bit(narrow.weight.data, narrow.weight.quant_state)
+    x = torch.randn(3, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(narrow(x), x @ W.T.float(), rtol=1e-4, atol=1e-4)

@@ -10,6 +10,7 @@ Private parts of bitsandbytes that this module relies on, because it has no publ
 
 - `Params4bit.quant_state`, with `packing_format_for_cpu`, `original_qshape`, `original_dtype` and
   `original_storage_type`: whether and from what the weight was packed;
+- `Linear4bit.support_avx512bf16_for_cpu`, which decides whether a layer is packed;
 - the packed layout itself, 32 rows interleaved, as `bitsandbytes.functional._convert_weight_packed_for_cpu` writes it.
 
 A public `Params4bit.unpack()`, or a dequantization that knows the layout, would replace this module.
@@ -48,6 +49,10 @@ def unpack_for_training_and_saving(model: nn.Module) -> None:
         marked: Any = layer
         if hasattr(_weight(layer), "quant_state") and not hasattr(layer, "kasatune_unpacks"):
             marked.kasatune_unpacks = True
+            state = _quant_state(layer)
+            if state is not None and state.shape[-1] % state.blocksize:
+                # The kernel reads complete blocks of one row; the ordinary path takes any width.
+                marked.support_avx512bf16_for_cpu = False
             layer.register_forward_pre_hook(_unpack_before_training)
             layer.register_state_dict_pre_hook(_unpack_before_state_dict)
 
