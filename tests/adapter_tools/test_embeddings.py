@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kasatune import KasaConfig, export_adapter, load_adapter
@@ -164,6 +165,19 @@ def test_trained_tokens_of_a_vocabulary_that_only_the_training_script_knew_are_r
             merge(tmp_path / "adapter", tmp_path / "merged")
         with pytest.raises(AdapterError):
             load_adapter(read(tmp_path / "base"), tmp_path / "adapter")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_without_the_rows_of_its_trained_tokens_is_refused(tmp_path):
+    save(tmp_path, tied=True, vocabulary=None, config=lora(trainable_token_indices=[5, 7]))
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({key: value for key, value in load_file(path).items() if "trainable_tokens" not in key}, path)
+    with pytest.raises(AdapterError, match="the adapter holds no rows of them"):
+        merge(tmp_path / "adapter", tmp_path / "merged")
+    with pytest.raises(AdapterError, match="the adapter holds no rows of them"):
+        shrink_adapter(tmp_path / "adapter", tmp_path / "small", rank=1)
+    with pytest.raises(AdapterError, match="the adapter holds no rows of them"):
+        load_adapter(read(tmp_path / "base"), tmp_path / "adapter")
 
 
 @pytest.mark.filterwarnings("ignore")

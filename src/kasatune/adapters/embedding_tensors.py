@@ -44,6 +44,21 @@ def token_ids(config: Mapping[str, Any], module: str) -> list[int] | None:
     return setting
 
 
+def require_trained_tokens(header: Header) -> None:
+    """Check that an adapter whose configuration trains tokens holds rows of trained tokens.
+
+    PEFT leaves them out where it converts an adapter while saving it, and cannot load the result.
+
+    Raises:
+        AdapterError: it holds none.
+    """
+    if header.config.get("trainable_token_indices") and not any(key.endswith(TOKENS) for key in header.shapes):
+        raise AdapterError(
+            f"{header.folder}: trainable_token_indices names trained tokens, and the adapter holds no rows of them: it "
+            "is incomplete; save it again, without converting it"
+        )
+
+
 def embedding_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters of the input and output embeddings of a model, by name; tied ones under all their names."""
     getters = [getattr(model, name, None) for name in ("get_input_embeddings", "get_output_embeddings")]

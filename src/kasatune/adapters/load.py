@@ -21,6 +21,7 @@ from kasatune.adapters.attach import (
     check_repeated,
 )
 from kasatune.adapters.certificate import CERTIFICATE, read_certificate
+from kasatune.adapters.embedding_tensors import require_trained_tokens
 from kasatune.adapters.format_conversion import WITHOUT_TAILS, as_native, bare_twin
 from kasatune.adapters.lora_settings import residual_init
 from kasatune.adapters.parity import copy_parameters, own_parameters
@@ -118,5 +119,6 @@ def read_checked(directory: str | os.PathLike[str]) -> tuple[Header, str, dict[s
         AdapterError: there is no complete adapter.
     """
     header = read_header(directory)
+    require_trained_tokens(header)
     kind = format_of(header)
     return header, kind, checked_layers(header, kind)
