@@ -18,6 +18,24 @@ _GPT2 = {"vocab_size": 1024, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positio
 _END = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 
+def _llama4() -> PreTrainedConfig:
+    return transformers.Llama4TextConfig(
+        **{**_LLAMA, "num_key_value_heads": 2},
+        head_dim=8,
+        intermediate_size_mlp=64,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        interleave_moe_layer_step=1,
+        attention_chunk_size=64,
+    )
+
+
+def _gpt_oss() -> PreTrainedConfig:
+    return transformers.GptOssConfig(
+        **{**_LLAMA, "num_key_value_heads": 2}, head_dim=8, num_local_experts=4, num_experts_per_tok=2
+    )
+
+
 def _opt() -> PreTrainedConfig:
     return transformers.OPTConfig(
         **_SIZES, word_embed_proj_dim=32, ffn_dim=64, max_position_embeddings=128, init_std=0.2
@@ -100,6 +118,8 @@ MODELS: dict[str, tuple[str, Callable[[], PreTrainedConfig]]] = {
     "peft-internal-testing/tiny-random-T5ForConditionalGeneration": ("AutoModelForSeq2SeqLM", _t5),
     "peft-internal-testing/tiny-random-T5ForConditionalGeneration-calibrated": ("AutoModelForSeq2SeqLM", _t5),
     "peft-internal-testing/tiny-random-gpt2": ("AutoModelForCausalLM", _gpt2),
+    "trl-internal-testing/tiny-GptOssForCausalLM": ("AutoModelForCausalLM", _gpt_oss),
+    "trl-internal-testing/tiny-Llama4ForCausalLM": ("AutoModelForCausalLM", _llama4),
     "trl-internal-testing/tiny-LlamaForSequenceClassification-3.2": ("AutoModelForSequenceClassification", _llama),
     "trl-internal-testing/tiny-random-LlamaForCausalLM": ("AutoModelForCausalLM", _llama),
 }
