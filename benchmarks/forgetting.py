@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 
 from benchmarks.harness import machine
-from benchmarks.truncation_loss import Tokens, load
+from benchmarks.truncation_loss import Tokens, instruction, load, sentence
 from kasatune import KasaConfig, calibrate
 
 R, ALPHA = 8, 16
@@ -85,16 +85,6 @@ class Texts(NamedTuple):
 
 def read_texts(options: argparse.Namespace, tokenizer: Any) -> Texts:
     """Rows of E2E and Alpaca; training rows as lines, tokenized when drawn."""
-
-    def sentence(line: str) -> Tokens:
-        facts, text = line.split("||")
-        prompt = tokenizer(f"### Context : {facts}\n### Completion : ").input_ids
-        return prompt, [*tokenizer(text).input_ids, tokenizer.eos_token_id]
-
-    def instruction(row: dict[str, str]) -> Tokens:
-        prompt = f"{row['instruction']}\n{row.get('input', '')}\n"
-        return tokenizer(prompt).input_ids[:100], tokenizer(row["output"]).input_ids[:80]
-
     e2e_rows, unrelated_rows = CONFIRM_ROWS if options.confirm else SEARCH_ROWS
     first = CONFIRM_START if options.confirm else 100
     train = (options.e2e / "train.txt").read_text(encoding="utf-8").splitlines()
@@ -103,9 +93,9 @@ def read_texts(options: argparse.Namespace, tokenizer: Any) -> Texts:
     every = len(scored) // e2e_rows
     # 4,000 rows hold ten times what a run reads
     return Texts(
-        [sentence(line) for line in train[:: len(train) // 4000]],
-        [sentence(line) for line in scored[::every][:e2e_rows]],
-        [instruction(row) for row in rows[first : first + unrelated_rows]],
+        [sentence(tokenizer, line) for line in train[:: len(train) // 4000]],
+        [sentence(tokenizer, line) for line in scored[::every][:e2e_rows]],
+        [instruction(tokenizer, row) for row in rows[first : first + unrelated_rows]],
     )
 
 

@@ -106,23 +106,27 @@ def read_texts(
     """E2E rows, Alpaca rows, and 24 batches of other Alpaca rows to calibrate on."""
     lines = options.e2e.read_text(encoding="utf-8").splitlines()
     rows = json.loads(options.instructions.read_text(encoding="utf-8"))
-
-    def sentence(line: str) -> Tokens:
-        facts, text = line.split("||")
-        prompt = tokenizer(f"### Context : {facts}\n### Completion : ").input_ids
-        return prompt, [*tokenizer(text).input_ids, tokenizer.eos_token_id]
-
-    def instruction(row: dict[str, str]) -> Tokens:
-        prompt = f"{row['instruction']}\n{row.get('input', '')}\n"
-        return tokenizer(prompt).input_ids[:100], tokenizer(row["output"]).input_ids[:80]
-
     step = len(lines) // options.rows
-    e2e = [sentence(line) for line in lines[:: max(step, 1)][: options.rows]]
-    scored = [instruction(row) for row in rows[100 : 100 + options.rows]]
+    e2e = [sentence(tokenizer, line) for line in lines[:: max(step, 1)][: options.rows]]
+    scored = [instruction(tokenizer, row) for row in rows[100 : 100 + options.rows]]
     calibration = [
-        {"input_ids": torch.tensor([prompt + answer])} for prompt, answer in map(instruction, rows[1000:1024])
+        {"input_ids": torch.tensor([prompt + answer])}
+        for prompt, answer in (instruction(tokenizer, row) for row in rows[1000:1024])
     ]
     return e2e, scored, calibration
+
+
+def sentence(tokenizer: Any, line: str) -> Tokens:
+    """A line `facts||sentence` of E2E as a prompt and its answer."""
+    facts, text = line.split("||")
+    prompt = tokenizer(f"### Context : {facts}\n### Completion : ").input_ids
+    return prompt, [*tokenizer(text).input_ids, tokenizer.eos_token_id]
+
+
+def instruction(tokenizer: Any, row: dict[str, str]) -> Tokens:
+    """An Alpaca row as a prompt and its answer, cut to 100 and 80 tokens."""
+    prompt = f"{row['instruction']}\n{row.get('input', '')}\n"
+    return tokenizer(prompt).input_ids[:100], tokenizer(row["output"]).input_ids[:80]
 
 
 def losses(model: Any, texts: Sequence[Sequence[Tokens]]) -> Losses:

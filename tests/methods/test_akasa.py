@@ -91,3 +91,9 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(llama, tmp_path):
     for name in ("adapter", "kasa"):
         weights = [(run / name / "adapter_model.safetensors").read_bytes() for run in (straight, resumed)]
         assert weights[0] == weights[1]
+
+
+def test_an_ablation_without_truncation_drops_nothing_by_activation_either(llama, tmp_path):
+    method = {"name": "kasa", "truncate_by": "activation", "drop": 1, "options": {"truncate": False}}
+    model = prepared(make_text_recipe(llama, tmp_path, method=method))
+    assert not any(layer.kasa_tail_U["default"].any() for layer in layers(model))

@@ -87,6 +87,14 @@ def test_two_processes_with_a_sharded_model_give_what_one_gives(recipe, alone, t
     assert_same(tmp_path / "run", alone)
 
 
+def test_what_activations_choose_is_the_same_in_a_sharded_model(bert, tmp_path):
+    chosen = {"name": "akasa", "drop": 2}
+    recipe = make_recipe(bert, tmp_path, train=16, model_options={"dropout": 0}, method=chosen, epochs=1)
+    (tmp_path / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
+    together(2, processes.train_sharded, str(tmp_path / "recipe.yaml"), str(tmp_path / "two"))
+    assert_same(tmp_path / "two", train(recipe, tmp_path / "one"))
+
+
 def test_four_processes_go_on_where_two_with_a_sharded_model_stopped(recipe, alone, stopped, tmp_path):
     shutil.copytree(stopped, tmp_path / "run")
     assert len(curve(stopped)) == STOPPED_AT

@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as distributed
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 
+from kasatune.adapter_tools.decompose_processes import Process, gathered, processes, wait
 from kasatune.adapter_tools.resolve import build_errors, local_model
 from kasatune.errors import InputError, ModelError, OutputError, WorkError
 from kasatune.io.atomic import is_temporary, remove, remove_unfinished, write_json
@@ -46,7 +44,6 @@ from kasatune.wording import counted
 UNFINISHED = "unfinished.json"
 _AS_STORED = "as stored"
 _WORDS = ("default", "all-linear")
-_TIMEOUT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -98,14 +95,6 @@ class Layer:
         return min(self.shape) ** 2 * max(self.shape)
 
 
-@dataclass(frozen=True)
-class Process:
-    """This process: one of those that torchrun started, or the only one."""
-
-    rank: int
-    count: int
-
-
 def decompose(
     job: Job,
     out: Path,
@@ -140,17 +129,23 @@ def decompose(
     started, began = time.perf_counter(), time.time()
     where = _device(device)
     check_output(out, job, resume=resume, overwrite=overwrite)
-    with quiet(), _processes() as process:
+    with quiet(), processes() as process:
         shown: ProgressReporter = display if display is not None and process.rank == 0 else NullProgress()
         layers = _layers(job, shown)
         try:
             if process.rank == 0:
                 _begin(out, job, keep=resume)
-            _wait(process)
+            wait(process)
             written = _decompose(_share(layers, process), out / TAILS, job, where, shown)
-            gathered = _gathered(written, process)
+            entries = gathered(written, process)
             seconds = round(time.perf_counter() - started, 3)
-            index = {"format": FORMAT, "algorithm": ALGORITHM, **job.as_dict(), "seconds": seconds, "layers": gathered}
+            index = {
+                "format": FORMAT,
+                "algorithm": ALGORITHM,
+                **job.as_dict(),
+                "seconds": seconds,
+                "layers": entries,
+            }
             if process.rank == 0:
                 index["layers"] = {layer.name: index["layers"][layer.name] for layer in layers}
                 write_json(out / INDEX, index)
@@ -372,30 +367,3 @@ def _device(name: str) -> torch.device:
     if device is None or (device.type != "cpu" and (accelerator is None or device.type != accelerator.type)):
         raise InputError(f"--device {name} is not available on this machine; use auto or cpu")
     return device
-
-
-@contextmanager
-def _processes() -> Generator[Process]:
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
-        yield Process(0, 1)
-        return
-    distributed.init_process_group("gloo", timeout=_TIMEOUT)
-    try:
-        yield Process(distributed.get_rank(), count)
-    finally:
-        distributed.destroy_process_group()
-
-
-def _wait(process: Process) -> None:
-    if process.count > 1:
-        distributed.barrier()
-
-
-def _gathered(written: dict[str, Any], process: Process) -> dict[str, Any]:
-    """The index entries of all processes, in the first process; in the others, only their own entries."""
-    if process.count == 1:
-        return written
-    everywhere: list[Any] | None = [None] * process.count if process.rank == 0 else None
-    distributed.gather_object(written, everywhere)
-    return {name: layer for part in everywhere for name, layer in part.items()} if everywhere else written

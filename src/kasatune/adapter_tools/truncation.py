@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from kasatune.io.library_noise import quiet
 from kasatune.io.progress import progress_counter
 from kasatune.kasa import KasaConfig, KasaLayer
 from kasatune.kasa.config import CHOICES
+from kasatune.kasa.layer import kasa_layers
 from kasatune.kasa.targets import targets_of_base
 from kasatune.kasa.truncation.measure_activations import LENGTH, generate_text, measure
 from kasatune.linalg.leading_directions import InputMoments
@@ -24,7 +25,6 @@ from kasatune.models.load import load_base
 from kasatune.recipes.sections import ModelSection
 
 _ADAPTER = "default"
-_PREFIX = "base_model.model."
 _SCORED, _CALIBRATION = 1, 0  # seeds of the texts
 
 
@@ -65,7 +65,7 @@ def measure_truncation(base: str, *, r: int = 8, targets: str = "all-linear") ->
                 attached = copy.deepcopy(config)
                 attached.truncate_by, attached.activations = choice, activations
                 adapted = get_peft_model(model, attached)
-                for name, layer in _layers(adapted):
+                for name, layer in kasa_layers(adapted):
                     layers[name][choice] = _dropped_share(layer, activations.inputs[name])
                 for kind in losses:
                     with _only(adapted, kind):
@@ -75,16 +75,10 @@ def measure_truncation(base: str, *, r: int = 8, targets: str = "all-linear") ->
     return {**result, "losses": list(losses.values()), "layers": list(layers.values())}
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, KasaLayer]]:
-    for name, module in model.named_modules():
-        if isinstance(module, KasaLayer):
-            yield name.removeprefix(_PREFIX), module
-
-
 @contextmanager
 def _only(model: nn.Module, kind: str) -> Generator[None]:
     """A context in which only the layers of one kind drop their tails; "all" for every layer."""
-    others = [layer.kasa_tail_U[_ADAPTER] for name, layer in _layers(model) if kind not in ("all", _kind(name))]
+    others = [layer.kasa_tail_U[_ADAPTER] for name, layer in kasa_layers(model) if kind not in ("all", _kind(name))]
     tails = [tail.data for tail in others]
     for tail in others:
         tail.data = torch.zeros_like(tail)

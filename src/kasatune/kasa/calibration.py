@@ -11,10 +11,11 @@ from torch import nn
 from kasatune.distributed.process_group import broadcast_from_first, is_main
 from kasatune.errors import InputError, KasatuneError
 from kasatune.kasa.config import KasaConfig, require_kasa_config
-from kasatune.kasa.layer import KasaLayer
+from kasatune.kasa.layer import KasaLayer, kasa_layers
 from kasatune.kasa.protection import project
 from kasatune.kasa.targets import Chosen, Target, decompose, targets_of_base
-from kasatune.kasa.truncation.measure_activations import measure, measure_generated
+from kasatune.kasa.truncation.compute_tails import are_decompositions_shared, decompositions_shared
+from kasatune.kasa.truncation.measure_activations import measure_on
 
 
 def calibrate(
@@ -52,11 +53,7 @@ def calibrate(
     calibrated = copy.deepcopy(config)
     # Matching fills target_modules in, which must be left for PEFT to do.
     layers = {target.name: target.weight for target in targets_of_base(copy.deepcopy(config), base)}
-    inputs = config.protect > 0
-    if batches is None:
-        calibrated.activations = measure_generated(base, layers, seed, inputs=inputs)
-    else:
-        calibrated.activations = measure(base, layers, batches, inputs=inputs)
+    calibrated.activations = measure_on(base, layers, batches, seed, inputs=config.protect > 0)
     return calibrated
 
 
@@ -65,7 +62,8 @@ def calibrate_adapter(
 ) -> None:
     """Give an attached adapter with `calibrate_later` its tails and protected directions.
 
-    The base runs within the attached model, with its adapters switched off.
+    The base runs within the attached model, with its adapters switched off. Within `decompositions_shared` the first
+    process chooses for all.
 
     Args:
         model: a PeftModel whose adapter has not been trained.
@@ -77,21 +75,21 @@ def calibrate_adapter(
     """
     tuner: Any = model.base_model
     config = require_kasa_config(tuner.peft_config[adapter_name])
-    layers = {
-        name: module
-        for name, module in tuner.model.named_modules()
-        if isinstance(module, KasaLayer) and adapter_name in module.settings
-    }
+    layers = {name: layer for name, layer in kasa_layers(tuner.model) if adapter_name in layer.settings}
+    shared = are_decompositions_shared()
     outcome: Chosen | KasatuneError | None = None
-    if is_main():
+    if is_main() or not shared:
         try:
-            outcome = _choose(tuner.model, config, layers, batches, adapter_name)
+            with decompositions_shared(False):
+                outcome = _choose(tuner.model, config, layers, batches, adapter_name)
         except KasatuneError as error:
             outcome = error
-    # one process chooses, since sampled text may differ between machines
-    outcome, config.calibration_used = broadcast_from_first((outcome, config.calibration_used))
-    if not isinstance(outcome, Chosen):
-        raise outcome or InputError("calibration failed in the first process")
+    if shared:
+        # one process chooses, since sampled text may differ between machines
+        outcome, config.calibration_used = broadcast_from_first((outcome, config.calibration_used))
+    if isinstance(outcome, KasatuneError):
+        raise outcome
+    assert outcome is not None  # the first process has either chosen or failed
     config.calibrate_later = False
     for name, layer in layers.items():
         layer.restore_base()
@@ -110,12 +108,8 @@ def _choose(
     adapter_name: str,
 ) -> Chosen:
     weights = {name: layer.base for name, layer in layers.items()}
-    inputs = config.protect > 0
     measured = copy.copy(config)
-    if batches is None:
-        measured.activations = measure_generated(model, weights, inputs=inputs)
-    else:
-        measured.activations = measure(model, weights, batches, inputs=inputs)
+    measured.activations = measure_on(model, weights, batches, inputs=config.protect > 0)
     measured.calibrate_later = False
     targets = [Target(name, layer, layer.base, layer.settings[adapter_name]) for name, layer in layers.items()]
     chosen = decompose(targets, measured, model)

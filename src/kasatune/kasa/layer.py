@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,43 +14,21 @@ from kasatune.distributed.gather_scatter import gather_full, is_sharded
 from kasatune.errors import InputError
 from kasatune.kasa.base_state_dict import after_loading, before_loading, write_original
 from kasatune.kasa.config import LayerSettings
-from kasatune.kasa.fold_and_merge import COMBINE, FoldAndMerge
-from kasatune.kasa.functional import Factors, initial_factors, update
+from kasatune.kasa.functional import initial_factors
 from kasatune.kasa.kernel import Tail, adapted_linear
+from kasatune.kasa.layer_weights import COMBINE, Deferred, LayerWeights
 from kasatune.kasa.truncation.output_check import OutputCheck
 from kasatune.linalg import TailSVD
 from kasatune.weights.base_weight import BaseWeight, Original
-from kasatune.weights.quantized_weight import weight_with_backend
 
 TRAINED = ("kasa_A", "kasa_B", "kasa_sigma")
 FROZEN = ("kasa_tail_U", "kasa_tail_V")
+_PEFT_PREFIX = "base_model.model."
 
 LIVE_LAYERS: weakref.WeakSet[KasaLayer] = weakref.WeakSet()
 
 
-class Deferred(Protocol):
-    """Supplies the tails of an adapter that was attached without any: `kasa.loading.DeferredTails`."""
-
-    from_files: bool
-
-    def is_loadable_only(self) -> bool:
-        """Whether the tails cannot be decomposed yet, because weights are on the meta device."""
-        ...
-
-    def resolve(self) -> None:
-        """Write the tails of all layers, or accept those that were loaded."""
-        ...
-
-    def check_base(self) -> None:
-        """Raise AdapterError if the base is not the one that the adapter was trained on."""
-        ...
-
-    def stop(self) -> None:
-        """Stop deferring, in all layers."""
-        ...
-
-
-class KasaLayer(FoldAndMerge):
+class KasaLayer(LayerWeights):
     """y = W x - tail_U tail_V x + s B diag(sigma) A dropout(x): a linear layer with KaSA adapters.
 
     A convolution of kernel 1 is such a layer too, with x and y along the channels.
@@ -113,11 +91,6 @@ class KasaLayer(FoldAndMerge):
         self.register_load_state_dict_post_hook(after_loading)
 
     # Adapters and their tensors
-
-    @property
-    def base(self) -> BaseWeight:
-        """The weight of the base layer in its present state: original, folded or merged."""
-        return weight_with_backend(self.get_base_layer(), self.quantization_backend)
 
     def update_layer(
         self,
@@ -184,39 +157,6 @@ class KasaLayer(FoldAndMerge):
         """Whether the tail of an adapter has been written, by a loader or by `write_tail`."""
         tail_U, tail_V = self.kasa_tail_U[adapter_name], self.kasa_tail_V[adapter_name]
         return all(not t.is_meta and bool(torch.isfinite(gather_full(t)).all()) for t in (tail_U, tail_V))
-
-    def resolve_tail(self, adapter_name: str) -> None:
-        """Ensure that an adapter has its tail: decompose W now if that was deferred and no tail was loaded.
-
-        Raises:
-            AdapterError: the adapter was attached to be loaded and never was, or belongs to another base.
-            ModelError: the weight of a layer cannot be decomposed, by name.
-        """
-        deferred = self.deferred.get(adapter_name)
-        if deferred is not None:
-            deferred.resolve()
-
-    def factors(self, adapter_name: str) -> Factors:
-        """The trained A (r, in), sigma (r,) or (r, r) and B (out, r) of an adapter."""
-        return Factors(self.kasa_A[adapter_name], self.kasa_sigma[adapter_name], self.kasa_B[adapter_name])
-
-    def tail(self, adapter_name: str) -> Tensor:
-        """The component dropped from W, (out, in), in the dtype of the tail."""
-        self.resolve_tail(adapter_name)
-        return self.kasa_tail_U[adapter_name] @ self.kasa_tail_V[adapter_name]
-
-    def change(self, adapter_name: str) -> Tensor:
-        """W' - W = s B diag(sigma) A - tail, (out, in), in float32 or wider."""
-        wide = Factors(*(factor.detach().to(self.wide(factor)) for factor in self.factors(adapter_name)))
-        return update(wide, self.scaling[adapter_name]) - self.tail(adapter_name).detach().to(wide.A.dtype)
-
-    def get_delta_weight(self, adapter_name: str) -> Tensor:
-        """`change` in the layout of the base layer's weight; PEFT's conversion to LoRA reads it."""
-        return self.base.aligned(self.change(adapter_name))
-
-    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """True: W' - W is a matrix of rank r + d."""
-        return True
 
     # Forward
 
@@ -358,3 +298,10 @@ class KasaLayer(FoldAndMerge):
             f"{name}: r={s.r}, scaling={s.scaling:g}, {s.convention}, {s.core}, {s.truncation}"
             for name, s in self.settings.items()
         )
+
+
+def kasa_layers(model: nn.Module) -> Iterator[tuple[str, KasaLayer]]:
+    """The KaSA layers of a model, each with the name that it has in the base model."""
+    for name, module in model.named_modules():
+        if isinstance(module, KasaLayer):
+            yield name.removeprefix(_PEFT_PREFIX), module

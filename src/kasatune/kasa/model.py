@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from kasatune.errors import AdapterError, InputError, ModelError
 from kasatune.kasa.call_stack import in_loader
 from kasatune.kasa.config import KasaConfig, require_kasa_config
-from kasatune.kasa.fold_and_merge import COMBINE
 from kasatune.kasa.layer import KasaLayer
+from kasatune.kasa.layer_weights import COMBINE
 from kasatune.kasa.loading import DeferredTails, check_tensors, makes_empty_weights, with_compiled_names
 from kasatune.kasa.protection import project
 from kasatune.kasa.targets import (

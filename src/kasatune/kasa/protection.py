@@ -22,8 +22,8 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from kasatune.distributed.zero3 import is_partitioned
 from kasatune.errors import InputError
-from kasatune.kasa.layer import LIVE_LAYERS, KasaLayer
-from kasatune.kasa.truncation.measure_activations import measure, measure_generated
+from kasatune.kasa.layer import LIVE_LAYERS, KasaLayer, kasa_layers
+from kasatune.kasa.truncation.measure_activations import measure_on
 from kasatune.kasa.truncation.protected_directions import protected_directions
 
 _plans: weakref.WeakKeyDictionary[Optimizer, _Plan] = weakref.WeakKeyDictionary()
@@ -52,8 +52,8 @@ def protect(
     """
     layers = {
         name: layer
-        for name, layer in model.named_modules()
-        if isinstance(layer, KasaLayer) and adapter_name in layer.settings and layer.settings[adapter_name].protect
+        for name, layer in kasa_layers(model)
+        if adapter_name in layer.settings and layer.settings[adapter_name].protect
     }
     if not layers:
         raise InputError(
@@ -63,10 +63,7 @@ def protect(
     weights = {name: layer.base for name, layer in layers.items()}
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue]
     assert isinstance(base, nn.Module)
-    if batches is None:
-        activations = measure_generated(base, weights, seed, inputs=True)
-    else:
-        activations = measure(base, weights, batches, inputs=True)
+    activations = measure_on(base, weights, batches, seed, inputs=True)
     counts = {name: layer.settings[adapter_name].protect for name, layer in layers.items()}
     for name, directions in protected_directions(activations, counts).items():
         layers[name].protected[adapter_name] = directions.K

@@ -13,8 +13,9 @@ from kasatune.adapters.export import export_adapter
 from kasatune.adapters.parity_report import trained_certificate
 from kasatune.distributed.gather_scatter import gather_full
 from kasatune.io.run_layout import ADAPTER, NATIVE
-from kasatune.kasa import KasaConfig, KasaLayer, regularization_terms
+from kasatune.kasa import KasaConfig, regularization_terms
 from kasatune.kasa.calibration import calibrate_adapter
+from kasatune.kasa.layer import kasa_layers
 from kasatune.linalg.spectrum import singular_values
 from kasatune.methods.lora import METHOD as LORA
 from kasatune.methods.shared.method import MethodSettings, TaskKind
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _ADAPTER_NAME = "default"
-_PREFIX = "base_model.model."
 _CALIBRATION_ROWS = 64
 
 
@@ -76,6 +76,9 @@ class Kasa(AdapterMethod):
         return config
 
     def _drop(self, settings: MethodSettings) -> int | None:
+        """The rank of the dropped component; `truncate` false drops nothing that activations would choose later."""
+        if not settings.options.get("truncate", True) and settings.truncate_by == "activation":
+            return 0
         return self.default_drop if settings.drop is None else settings.drop
 
     def prepare(self, model: nn.Module, settings: MethodSettings, batches: Iterable[Mapping[str, Tensor]]) -> None:
@@ -96,7 +99,7 @@ class Kasa(AdapterMethod):
         """See `Method.training_state`: what was chosen by activations, which another machine may choose differently."""
         state: dict[str, Tensor] = {}
         shared: set[int] = set()  # layers that read one tensor hold one K, which is saved with the first of them
-        for name, layer in _layers(model):
+        for name, layer in kasa_layers(model):
             if layer.settings[_ADAPTER_NAME].truncate_by == "activation":
                 state[f"{name}.tail_U"] = layer.kasa_tail_U[_ADAPTER_NAME]
                 state[f"{name}.tail_V"] = layer.kasa_tail_V[_ADAPTER_NAME]
@@ -108,7 +111,7 @@ class Kasa(AdapterMethod):
 
     def restore_training_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
         """See `Method.restore_training_state`."""
-        for name, layer in _layers(model):
+        for name, layer in kasa_layers(model):
             held = {"tail_U": layer.kasa_tail_U, "tail_V": layer.kasa_tail_V, "protected": layer.protected}
             for kind, tensors in held.items():
                 if f"{name}.{kind}" in state:
@@ -121,7 +124,7 @@ class Kasa(AdapterMethod):
     ) -> nn.Module:
         """See `Method.attach`."""
         wrapped = super().attach(model, settings, kind, new_modules)
-        for _, layer in _layers(wrapped):
+        for _, layer in kasa_layers(wrapped):
             if not settings.options.get("truncate", True):
                 layer.restore_base()
                 layer.kasa_tail_U[_ADAPTER_NAME].data.zero_()
@@ -170,12 +173,12 @@ class Kasa(AdapterMethod):
 
     def singular_values(self, model: nn.Module) -> dict[str, list[float]]:
         """See `Method.singular_values`: sigma as trained, with sign; for a dense core its singular values."""
-        return {name: _shown(layer.factors(_ADAPTER_NAME).sigma) for name, layer in _layers(model)}
+        return {name: _shown(layer.factors(_ADAPTER_NAME).sigma) for name, layer in kasa_layers(model)}
 
     def spectrum(self, model: nn.Module, initial: Mapping[str, Sequence[float | None]]) -> list[dict[str, Any]]:
         """See `Method.spectrum`: all singular values of each weight, how many are dropped, sigma before and after."""
         layers: list[dict[str, Any]] = []
-        for name, layer in _layers(model):
+        for name, layer in kasa_layers(model):
             values = _rounded(singular_values(layer.original_weight()))
             settings = layer.settings[_ADAPTER_NAME]
             # by activation a component is dropped that is no set of singular triplets
@@ -203,12 +206,6 @@ def _first_rows(batches: Iterable[Mapping[str, Tensor]]) -> Iterator[dict[str, T
         left -= len(next(iter(batch.values())))
         if left <= 0:
             return
-
-
-def _layers(model: nn.Module) -> Iterator[tuple[str, KasaLayer]]:
-    for name, module in model.named_modules():
-        if isinstance(module, KasaLayer):
-            yield name.removeprefix(_PREFIX), module
 
 
 def _computes_in_float32(model: nn.Module) -> bool:

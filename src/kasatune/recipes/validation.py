@@ -1,4 +1,4 @@
-"""What the keys of a recipe must satisfy together, and what must exist on this machine before a run starts.
+"""What the keys of a recipe must satisfy together; find_faults also reports what is missing on this machine.
 
 Each check names the keys that it reads and is skipped if one of them is already at fault. All faults of a recipe are
 therefore reported at once, and none is a consequence of another.
@@ -6,43 +6,25 @@ therefore reported at once, and none is a consequence of another.
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
 from kasatune.data.readers.hub import HUB, parse_hub_name
 from kasatune.data.tasks.table import TASKS
-from kasatune.errors import DataError, ModelError
-from kasatune.io.model_location import GGUF, find_model
+from kasatune.errors import DataError
+from kasatune.io.model_location import GGUF
 from kasatune.methods.table import METHODS, accepted_names
+from kasatune.recipes.machine_checks import INPUT_CHECKS, TRACKERS, Registered, own_files, register
 from kasatune.recipes.messages import did_you_mean, show
-from kasatune.recipes.sections import RecipeSections, TaskSection
+from kasatune.recipes.sections import RecipeSections
 from kasatune.redaction import may_run_for_ever, redacted
 
-Check = Callable[[RecipeSections], Iterator[str]]
-
 FILE_KINDS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
-TRACKERS = {
-    "clearml": "clearml",
-    "codecarbon": "codecarbon",
-    "comet_ml": "comet_ml",
-    "dvclive": "dvclive",
-    "mlflow": "mlflow",
-    "neptune": "neptune",
-    "swanlab": "swanlab",
-    "tensorboard": "tensorboard",
-    "trackio": "trackio",
-    "wandb": "wandb",
-}
 
-_QUANTIZATION_PACKAGES = {"nf4": "bitsandbytes", "int8": "bitsandbytes", "torchao-int8": "torchao"}
 
-_KEY_CHECKS: list[tuple[tuple[str, ...], Check]] = []
-_READ_LATER = ("model.name", "model.gguf_file", "task.")
-_INPUT_CHECKS: list[tuple[tuple[str, ...], Check]] = []
+_KEY_CHECKS: Registered = []
 
 
 def find_faults(recipe: RecipeSections, faulty: Mapping[str, str], *, check_inputs: bool) -> list[str]:
@@ -54,40 +36,13 @@ def find_faults(recipe: RecipeSections, faulty: Mapping[str, str], *, check_inpu
         check_inputs: also check that the folders, files and packages that the recipe names exist on this machine.
     """
     sentences: list[str] = []
-    for places, check in [*_KEY_CHECKS, *(_INPUT_CHECKS if check_inputs else ())]:
+    for places, check in [*_KEY_CHECKS, *(INPUT_CHECKS if check_inputs else ())]:
         if not any(place in faulty or place.partition(".")[0] in faulty for place in places):
             sentences += check(recipe)
     return sentences
 
 
-def missing_packages_and_tails(recipe: RecipeSections) -> list[str]:
-    """One sentence for each package and decomposition that a recipe names and that is not on this machine.
-
-    The model and the rows are checked by those who read them, which may be at another place than the recipe names.
-    """
-    checks = [check for places, check in _INPUT_CHECKS if not any(place.startswith(_READ_LATER) for place in places)]
-    return [sentence for check in checks for sentence in check(recipe)]
-
-
-def _keys(*places: str) -> Callable[[Check], Check]:
-    """Register a check of the recipe alone, which reads these keys."""
-    return partial(_register, _KEY_CHECKS, places)
-
-
-def _inputs(*places: str) -> Callable[[Check], Check]:
-    """Register a check of this machine, which reads these keys."""
-    return partial(_register, _INPUT_CHECKS, places)
-
-
-def _register(checks: list[tuple[tuple[str, ...], Check]], places: tuple[str, ...], check: Check) -> Check:
-    checks.append((places, check))
-    return check
-
-
-def own_files(task: TaskSection) -> list[tuple[str, str]]:
-    """(key, file name) for the keys of your own data that name a file; a data set on the hub is not a file."""
-    given = ((key, getattr(task, key)) for key in ("train", "validation"))
-    return [(key, name) for key, name in given if isinstance(name, str) and not name.startswith(HUB)]
+_keys = partial(register, _KEY_CHECKS)
 
 
 @_keys("task.name")
@@ -351,81 +306,3 @@ def _gguf_file_is_used(recipe: RecipeSections) -> Iterator[str]:
             f'model.quantization: "{model.quantization}" received; the weights of a GGUF file are dequantized when they'
             " are loaded and cannot be quantized again; use none"
         )
-
-
-@_inputs("model.name", "model.gguf_file")
-def _model_exists(recipe: RecipeSections) -> Iterator[str]:
-    if "\0" in recipe.model.base_name:
-        yield f"model.name: {show(recipe.model.base_name)} received; a name holds no NUL character"
-        return
-    try:
-        find_model(recipe.model.base_name)
-    except ModelError as error:
-        yield str(error)
-
-
-@_inputs("task.data", "task.name")
-def _data_folder_exists(recipe: RecipeSections) -> Iterator[str]:
-    data = recipe.task.data
-    if data is not None and not _is(Path.is_dir, data):
-        what = "is a file, not a folder" if _is(Path.is_file, data) else "no such folder"
-        yield f"task.data: {show(data)}: {what}; check the path (relative ones start at {Path.cwd()})"
-
-
-@_inputs("task.train", "task.validation")
-def _data_files_exist(recipe: RecipeSections) -> Iterator[str]:
-    for key, name in own_files(recipe.task):
-        if not _is(Path.is_file, name):
-            what = "is a folder, not a file" if _is(Path.is_dir, name) else "no such file"
-            yield f"task.{key}: {show(name)}: {what}; check the path (relative ones start at {Path.cwd()})"
-
-
-@_inputs("method.tails", "method.name", "method.r", "method.convention")
-def _tails_fit(recipe: RecipeSections) -> Iterator[str]:
-    method = recipe.method
-    info = METHODS.get(method.name)
-    if method.tails is None or info is None or "tails" not in info.uses:
-        return
-    index = Path(method.tails) / "index.json"
-    if not _is(Path.is_file, str(index)):
-        yield (
-            f"method.tails: {show(method.tails)} received; not a directory that `kasatune decompose` finished;"
-            f" check the path (relative ones start at {Path.cwd()})"
-        )
-        return
-    try:
-        header = json.loads(index.read_text(encoding="utf-8"))
-        rank, convention = int(header["rank"]), str(header["convention"])
-    except (OSError, ValueError, KeyError, TypeError):
-        yield f"method.tails: {index} is damaged; run `kasatune decompose` again with --overwrite"
-        return
-    if convention != method.convention:
-        yield (
-            f"method.tails: {show(method.tails)} follows the convention {show(convention)};"
-            " set method.convention to it, or decompose again"
-        )
-    elif rank < method.r:
-        yield f"method.r: {method.r} received; {show(method.tails)} holds rank {rank}; decompose with --rank {method.r}"
-
-
-@_inputs("model.quantization")
-def _quantizer_is_installed(recipe: RecipeSections) -> Iterator[str]:
-    kind = recipe.model.quantization
-    package = _QUANTIZATION_PACKAGES.get(kind)
-    if package and importlib.util.find_spec(package) is None:
-        yield f"model.quantization: {show(kind)} needs {package}, which is not installed: pip install 'kasatune[quant]'"
-
-
-@_inputs("training.report_to")
-def _trackers_are_installed(recipe: RecipeSections) -> Iterator[str]:
-    for tracker in recipe.training.report_to:
-        package = TRACKERS.get(tracker)
-        if package and importlib.util.find_spec(package) is None:
-            yield f"training.report_to: {show(tracker)} is not installed: pip install {package}"
-
-
-def _is(test: Callable[[Path], bool], name: str) -> bool:
-    try:
-        return test(Path(name))
-    except (OSError, ValueError):
-        return False

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from kasatune.distributed.fsdp import sharding_requested
@@ -52,3 +55,15 @@ class StepUndo:
         for parameter, before in zip(trainable(self._model).values(), self._before, strict=True):
             parameter.detach().copy_(before)
         return True
+
+
+def weights_are_finite(model: nn.Module, gathered: Path | None) -> bool:
+    """Whether the trained weights are finite; false for a sharded model whose weights were not gathered.
+
+    Args:
+        model: the trained model.
+        gathered: file with the gathered weights of a sharded model.
+    """
+    if sharding_requested():
+        return gathered is not None and all(bool(tensor.isfinite().all()) for tensor in load_file(gathered).values())
+    return all(bool(parameter.isfinite().all()) for parameter in trainable(model).values())

@@ -23,7 +23,7 @@ from kasatune.errors import RecipeError
 from kasatune.evaluation.task_model import TaskModel
 from kasatune.models.device import find_device
 from kasatune.models.load import Base, Pretrained, load_tokenizer
-from kasatune.recipes.validation import missing_packages_and_tails
+from kasatune.recipes.machine_checks import missing_packages_and_tails
 from kasatune.training.deepspeed_config import require_suitable
 from kasatune.training.engines import load_engine
 from kasatune.training.engines.engine import Engine

@@ -6,14 +6,21 @@ from the base; a run measures this and warns of it.
 
 from __future__ import annotations
 
+import json
+import time
 from typing import Any
 
 from kasatune.data.readers.docstrings import standard_library_docstrings
 from kasatune.data.tokenize import Examples
+from kasatune.distributed.fsdp import deepspeed_requested, sharding_requested
+from kasatune.distributed.process_group import is_main
 from kasatune.errors import DivergedError
 from kasatune.evaluation.causal_loss import text_loss
 from kasatune.evaluation.task_model import TaskModel
+from kasatune.io.atomic import write_json
+from kasatune.io.run_layout import START
 from kasatune.methods.info import MethodInfo
+from kasatune.training.run import SPLIT, Run
 
 ROWS = 64
 _TEXTS, _TOKENS = 16, 64  # of unrelated text, and the tokens that are read of each
@@ -21,6 +28,25 @@ RISE = 0.1
 """Nats by which a loss may rise before the first step without a warning."""
 
 _LEAST_WORDS = 60
+
+
+def record_start(run: Run, *, resume: bool) -> None:
+    """Measure the losses before the first step, once in a run, for metrics.json."""
+    if sharding_requested() or deepspeed_requested() or not is_main():
+        return
+    path = run.work / START
+    if resume and path.is_file():
+        run.details["start"] = json.loads(path.read_text(encoding="utf-8"))
+        return
+    begin = time.perf_counter()
+    measured = measure_start(run.task_model, run.examples[SPLIT])
+    if measured is None:
+        return
+    run.details["start"] = measured
+    run.seconds["start"] = time.perf_counter() - begin
+    write_json(path, measured)
+    for message in messages(measured, run.task_model.method.info):
+        run.display.message(message)
 
 
 def measure_start(task_model: TaskModel, validation: Examples) -> dict[str, Any] | None:

@@ -26,13 +26,12 @@ from kasatune.distributed.process_group import broadcast_from_first, is_main, wo
 from kasatune.distributed.zero3 import full_numel
 from kasatune.errors import DataError, DivergedError, InputError, ModelError
 from kasatune.evaluation.task_model import TaskModel, deterministic, report_chat_template, report_truncation
-from kasatune.io.atomic import remove, write_json
+from kasatune.io.atomic import remove
 from kasatune.io.environment import reset_peak_memory
 from kasatune.io.library_noise import quiet
 from kasatune.io.progress import NullProgress, ProgressReporter, progress_listener
-from kasatune.io.run_layout import START, WORK
+from kasatune.io.run_layout import WORK
 from kasatune.kasa.truncation.compute_tails import decompositions_shared
-from kasatune.methods.shared.trained_parameters import trainable
 from kasatune.models.load import Pretrained, find_pretrained
 from kasatune.models.moved_base import base_errors, with_base
 from kasatune.recipes.schema import Recipe
@@ -55,7 +54,7 @@ from kasatune.training.plan import NO_WARMUP, require_feasible
 from kasatune.training.preflight import check_setup
 from kasatune.training.run import SPLIT, TRAIN_SPLIT, DataProvider, Outcome, Run, work_errors
 from kasatune.training.signals import Interrupt
-from kasatune.training.starting_loss import measure_start, messages
+from kasatune.training.starting_loss import record_start
 from kasatune.wording import counted
 
 _ANEW = ", or start again with --overwrite"
@@ -196,8 +195,9 @@ def _train(run: Run, engine: Engine, arguments: TrainingArguments, interrupt: In
     """Train by gradient steps, from the latest checkpoint if a run is resumed."""
     checkpoint = _resumable_checkpoint(run) if resume else None
     run.history.rewind(step_of(checkpoint) if checkpoint else -1)
-    _prepare_method(run, checkpoint)
-    _measure_start(run, resume=checkpoint is not None)
+    with decompositions_shared():
+        _prepare_method(run, checkpoint)
+    record_start(run, resume=checkpoint is not None)
     if sharding_requested() and not deepspeed_requested():
         shard_model(run.task_model.model, run.task_model.base.model, run.device)
     callback = _make_callback(run, interrupt)
@@ -286,25 +286,6 @@ def _prepare_method(run: Run, checkpoint: Path | None) -> None:
         method.restore_training_state(task_model.model, load_file(checkpoint / METHOD_STATE))
 
 
-def _measure_start(run: Run, *, resume: bool) -> None:
-    """Measure the losses before the first step, once in a run, for metrics.json."""
-    if sharding_requested() or deepspeed_requested() or not is_main():
-        return
-    path = run.work / START
-    if resume and path.is_file():
-        run.details["start"] = json.loads(path.read_text(encoding="utf-8"))
-        return
-    begin = time.perf_counter()
-    measured = measure_start(run.task_model, run.examples[SPLIT])
-    if measured is None:
-        return
-    run.details["start"] = measured
-    run.seconds["start"] = time.perf_counter() - begin
-    write_json(path, measured)
-    for message in messages(measured, run.task_model.method.info):
-        run.display.message(message)
-
-
 def _make_callback(run: Run, interrupt: Interrupt) -> RunCallback:
     return RunCallback(
         model=run.task_model.model,
@@ -377,7 +358,7 @@ def _save_stopped(
     selected = {"epoch": round(trainer.state.epoch or 0.0, 6), "step": good_step, "metrics": {}}
     last, rule = callback.progress.last or selected, "last"
     undone = trainer.undo_to is None or callback.undo_step()
-    finite = _is_finite(run, gathered)
+    finite = weights_are_finite(run.task_model.model, gathered)
     state = gathered if finite else None
     if callback.best_state and callback.progress.best:
         state, selected, rule = callback.best_state, callback.progress.best, "best"
@@ -412,10 +393,3 @@ def _reload_unsharded(run: Run) -> None:
         with_base(run.recipe, run.base), run.data, device=run.device, on_cpu=run.on_cpu
     )
     _prepare_method(run, latest_valid(run.work, run.display.message))
-
-
-def _is_finite(run: Run, gathered: Path | None) -> bool:
-    """Whether the trained weights are finite; false for a sharded model whose weights were not gathered."""
-    if sharding_requested():
-        return gathered is not None and all(bool(tensor.isfinite().all()) for tensor in load_file(gathered).values())
-    return all(bool(parameter.isfinite().all()) for parameter in trainable(run.task_model.model).values())

@@ -35,13 +35,22 @@ class TailRequest(NamedTuple):
 
 
 @contextmanager
-def decompositions_shared() -> Generator[None, None, None]:
-    """Divide decompositions among the processes of torch.distributed; all must attach the same adapter."""
-    token = _SHARED.set(True)
+def decompositions_shared(shared: bool = True) -> Generator[None, None, None]:
+    """Divide decompositions among the processes of torch.distributed; all must attach the same adapter.
+
+    Args:
+        shared: False for work of one process alone within such a context.
+    """
+    token = _SHARED.set(shared)
     try:
         yield
     finally:
         _SHARED.reset(token)
+
+
+def are_decompositions_shared() -> bool:
+    """Whether every process of a distributed run is decomposing the same adapter now."""
+    return _SHARED.get() and distributed.is_available() and distributed.is_initialized()
 
 
 def compute_tails(
@@ -58,7 +67,7 @@ def compute_tails(
         InputError: `directory` is not such a directory.
         ModelError: a weight cannot be decomposed, or is missing from `directory`; by name.
     """
-    if not (_SHARED.get() and distributed.is_available() and distributed.is_initialized()):
+    if not are_decompositions_shared():
         return _tails_of_this_process(requests, total, directory)
     process, processes = distributed.get_rank(), distributed.get_world_size()
     names: list[str] = []

@@ -81,6 +81,20 @@ def measure(
     return _activations(recorder, "batches", None, start)
 
 
+def measure_on(
+    model: nn.Module,
+    layers: Mapping[str, BaseWeight],
+    batches: Iterable[Mapping[str, Any]] | None,
+    seed: int = 0,
+    *,
+    inputs: bool,
+) -> Activations:
+    """`measure` over batches, or `measure_generated` without any."""
+    if batches is None:
+        return measure_generated(model, layers, seed, inputs=inputs)
+    return measure(model, layers, batches, inputs=inputs)
+
+
 def measure_generated(
     model: nn.Module, layers: Mapping[str, BaseWeight], seed: int = 0, *, inputs: bool = False
 ) -> Activations:

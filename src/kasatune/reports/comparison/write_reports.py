@@ -8,8 +8,8 @@ from typing import Any
 
 from kasatune.io.atomic import write_text
 from kasatune.io.run_layout import REPORT
+from kasatune.reports.comparison.comparison_formats import as_csv, as_latex, as_markdown
 from kasatune.reports.comparison.comparison_page import render
-from kasatune.reports.comparison.comparison_tables import as_csv, as_latex, as_markdown
 
 
 def write_reports(comparison: Mapping[str, Any], out: Path) -> None:

@@ -1,8 +1,8 @@
-"""The base weight of a KaSA layer while an adapter is folded or merged into it, and its restoration."""
+"""The weights of a KaSA layer: the base weight, the change of each adapter, folding, merging and restoring."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
@@ -10,18 +10,39 @@ from torch import Tensor, nn
 
 from kasatune.errors import CheckError, InputError
 from kasatune.kasa.config import LayerSettings
+from kasatune.kasa.functional import Factors, update
 from kasatune.weights.base_weight import BaseWeight, Original
-
-if TYPE_CHECKING:
-    from kasatune.kasa.layer import Deferred
+from kasatune.weights.quantized_weight import weight_with_backend
 
 COMBINE = "export each adapter with export_adapter(model, out, to='lora') and combine the LoRA adapters with PEFT"
 
 
-class FoldAndMerge(nn.Module, BaseTunerLayer):
-    """The part of a KaSA layer that replaces its base weight and restores it, bit for bit.
+class Deferred(Protocol):
+    """Supplies the tails of an adapter that was attached without any: `kasa.loading.DeferredTails`."""
 
-    The weight is replaced, and the original kept, while an adapter is folded (truncation="fold": W - tail) or merged
+    from_files: bool
+
+    def is_loadable_only(self) -> bool:
+        """Whether the tails cannot be decomposed yet, because weights are on the meta device."""
+        ...
+
+    def resolve(self) -> None:
+        """Write the tails of all layers, or accept those that were loaded."""
+        ...
+
+    def check_base(self) -> None:
+        """Raise AdapterError if the base is not the one that the adapter was trained on."""
+        ...
+
+    def stop(self) -> None:
+        """Stop deferring, in all layers."""
+        ...
+
+
+class LayerWeights(nn.Module, BaseTunerLayer):
+    """The weights of a KaSA layer: W, the change W' - W of each adapter, and W with an adapter folded or merged in.
+
+    W is replaced, and the original kept, while an adapter is folded (truncation="fold": W - tail) or merged
     (W - tail + s B diag(sigma) A).
 
     Attributes:
@@ -35,21 +56,51 @@ class FoldAndMerge(nn.Module, BaseTunerLayer):
     merged_adapters: list[str]
     base_layer: nn.Module
     kasa_A: nn.ParameterDict
+    kasa_B: nn.ParameterDict
+    kasa_sigma: nn.ParameterDict
     kasa_tail_U: nn.ParameterDict
+    kasa_tail_V: nn.ParameterDict
+    quantization_backend: Any
+    scaling: dict[str, float]
     _original: Original | None
 
     @property
     def base(self) -> BaseWeight:
         """The weight of the base layer in its present state: original, folded or merged."""
-        raise NotImplementedError
+        return weight_with_backend(self.get_base_layer(), self.quantization_backend)
+
+    def resolve_tail(self, adapter_name: str) -> None:
+        """Ensure that an adapter has its tail: decompose W now if that was deferred and no tail was loaded.
+
+        Raises:
+            AdapterError: the adapter was attached to be loaded and never was, or belongs to another base.
+            ModelError: the weight of a layer cannot be decomposed, by name.
+        """
+        deferred = self.deferred.get(adapter_name)
+        if deferred is not None:
+            deferred.resolve()
+
+    def factors(self, adapter_name: str) -> Factors:
+        """The trained A (r, in), sigma (r,) or (r, r) and B (out, r) of an adapter."""
+        return Factors(self.kasa_A[adapter_name], self.kasa_sigma[adapter_name], self.kasa_B[adapter_name])
 
     def tail(self, adapter_name: str) -> Tensor:
-        """The component dropped from W, (out, in)."""
-        raise NotImplementedError
+        """The component dropped from W, (out, in), in the dtype of the tail."""
+        self.resolve_tail(adapter_name)
+        return self.kasa_tail_U[adapter_name] @ self.kasa_tail_V[adapter_name]
 
     def change(self, adapter_name: str) -> Tensor:
-        """W' - W, (out, in)."""
-        raise NotImplementedError
+        """W' - W = s B diag(sigma) A - tail, (out, in), in float32 or wider."""
+        wide = Factors(*(factor.detach().to(self.wide(factor)) for factor in self.factors(adapter_name)))
+        return update(wide, self.scaling[adapter_name]) - self.tail(adapter_name).detach().to(wide.A.dtype)
+
+    def get_delta_weight(self, adapter_name: str) -> Tensor:
+        """`change` in the layout of the base layer's weight; PEFT's conversion to LoRA reads it."""
+        return self.base.aligned(self.change(adapter_name))
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """True: W' - W is a matrix of rank r + d."""
+        return True
 
     def original_weight(self) -> Tensor:
         """W (out, in) without any adapter, also while one is folded or merged."""
