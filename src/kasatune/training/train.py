@@ -48,6 +48,7 @@ from kasatune.training.checkpoint_contents import (
 )
 from kasatune.training.checkpoints import latest_valid, read_manifest, remove_later, step_of
 from kasatune.training.deepspeed_config import require_one_dtype
+from kasatune.training.divergence import weights_are_finite
 from kasatune.training.engines.engine import Engine
 from kasatune.training.engines.run_trainer import RunHooks, RunTrainer
 from kasatune.training.plan import NO_WARMUP, require_feasible
