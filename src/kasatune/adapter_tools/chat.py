@@ -16,6 +16,7 @@ from kasatune.adapter_tools.tokenizer import load_tokenizer, saved_tokenizer
 from kasatune.adapters.load import load_adapter
 from kasatune.data.chat_template import answer_end, prompt_of_chat
 from kasatune.data.prompt_completion import prompt_tokens
+from kasatune.data.tasks.task_info import Prompter, RetrievedPassage
 from kasatune.errors import InputError
 from kasatune.evaluation.known_tokens import require_known_tokens
 from kasatune.evaluation.stream import Sampling, stream_text
@@ -43,6 +44,7 @@ class ChatModel:
         is_chat: whether messages are asked through the chat template; otherwise each is a prompt to continue.
         is_tuned: whether there is a base model to compare with.
         render: makes the task's prompt of a message.
+        prompter: makes it with passages of the task's corpus; None for tasks without retrieval.
         max_length: tokens of the longest prompt in training; None if unknown.
         max_new_tokens: the most tokens of an answer, unless the user asks for another number.
         precision: of the forward pass.
@@ -54,6 +56,7 @@ class ChatModel:
     is_chat: bool
     is_tuned: bool
     render: Callable[[str], str] = str
+    prompter: Prompter | None = None
     max_length: int | None = None
     max_new_tokens: int = 256
     precision: str = "float32"
@@ -81,13 +84,15 @@ class Conversation:
         chat: the model.
         sampling: how tokens are chosen.
         system: a system message before the first message.
-        history: messages and answers so far, as (role, text).
+        history: messages and answers so far, as (role, text); of a task with retrieval without the passages.
+        passages: passages in the prompt of the last message.
     """
 
     chat: ChatModel
     sampling: Sampling
     system: str | None = None
     history: list[tuple[str, str]] = field(default_factory=list)
+    passages: Sequence[RetrievedPassage] = ()
 
     def ask(self, message: str, write: Write, *, model: nn.Module | None = None) -> str:
         """Answer a message, passing on each piece of the answer when it is known, and remember both.
@@ -104,7 +109,11 @@ class Conversation:
         if not message.strip():
             raise InputError("the message is empty; write one")
         chat, answering = self.chat, self.chat.model if model is None else model
-        question = ("user", chat.render(message))
+        if chat.prompter is None:
+            question = remembered = ("user", chat.render(message))
+        else:
+            retrieved = chat.prompter(message)
+            question, remembered, self.passages = ("user", retrieved.text), ("user", message), retrieved.passages
         prompt = self._prompt(answering, question)
         require_known_tokens(answering, chat.tokenizer, [prompt])
         end = answer_end(chat.tokenizer) if chat.is_chat else None
@@ -118,7 +127,7 @@ class Conversation:
             end_of_turn=None if end is None else end.token,
         )
         if chat.is_chat:
-            self.history += [question, ("assistant", answer)]
+            self.history += [remembered, ("assistant", answer)]
         return answer
 
     def _prompt(self, model: nn.Module, question: tuple[str, str]) -> list[int]:
@@ -182,6 +191,7 @@ def _open_run(directory: Path, base: str | None) -> ChatModel:
         is_chat=task_model.info.rows == "chat",
         is_tuned=True,
         render=task_model.info.render,
+        prompter=task_model.prompter,
         max_length=recipe.task.max_length,
         max_new_tokens=recipe.generation.max_new_tokens,
         precision=recipe.training.precision,

@@ -32,7 +32,8 @@ def predict(run_dir: Path, texts: Sequence[Text], *, base: str | None = None) ->
 
     Returns:
         For each text `input` as given and `prediction`: {"label": name, "scores": {name: probability}}, a number, or
-        {"text": generated text}; and `truncated`: true if the text is longer than the model was trained for, so that
+        {"text": generated text}; of a task with retrieval `passages`, each with `document`, `text` and `score`; and
+        `truncated`: true if the text is longer than the model was trained for, so that
         its end was not read, or its beginning if text is generated.
 
     Raises:
@@ -63,14 +64,20 @@ def predict(run_dir: Path, texts: Sequence[Text], *, base: str | None = None) ->
 
 def _generate(task_model: TaskModel, texts: Sequence[str]) -> list[dict[str, Any]]:
     info, tokenizer = task_model.info, task_model.base.tokenizer
-    prompts: Any = [info.render(text) for text in texts]
+    retrieved = None if task_model.prompter is None else [task_model.prompter(text) for text in texts]
+    prompts: Any = [info.render(text) for text in texts] if retrieved is None else [item.text for item in retrieved]
     if info.rows == "chat":
         prompts = [prompt_of_chat(tokenizer, [("user", prompt)]) for prompt in prompts]
     max_length = task_model.recipe.task.max_length
     truncated = [len(row) > max_length for row in prompt_tokens(tokenizer, prompts)]
+    passages = [[]] * len(texts) if retrieved is None else [[p._asdict() for p in item.passages] for item in retrieved]
     return [
-        {"input": text, "prediction": {"text": generated}} | ({"truncated": True} if is_truncated else {})
-        for text, generated, is_truncated in zip(texts, task_model.generate(prompts), truncated, strict=True)
+        {"input": text, "prediction": {"text": generated}}
+        | ({} if retrieved is None else {"passages": own_passages})
+        | ({"truncated": True} if is_truncated else {})
+        for text, generated, own_passages, is_truncated in zip(
+            texts, task_model.generate(prompts), passages, truncated, strict=True
+        )
     ]
 
 

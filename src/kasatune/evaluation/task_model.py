@@ -22,7 +22,7 @@ from kasatune.data.prompt_completion import encode_rows, ends_prompts
 from kasatune.data.readers.conversations import Chat
 from kasatune.data.tasks.dataset import ChatRows, Rows, TaskData
 from kasatune.data.tasks.table import TASKS
-from kasatune.data.tasks.task_info import TaskInfo, TaskKind
+from kasatune.data.tasks.task_info import Prompter, TaskInfo, TaskKind
 from kasatune.data.tokenize import Examples, encode
 from kasatune.errors import DataError
 from kasatune.evaluation.batches import to_device
@@ -183,6 +183,11 @@ class TaskModel:
         return self.info.kind
 
     @cached_property
+    def prompter(self) -> Prompter | None:
+        """Makes prompts with retrieved passages; None for tasks without retrieval. Reads the corpus when first used."""
+        return self.info.load_prompter(self.recipe.task)
+
+    @cached_property
     def answer_end(self) -> AnswerEnd | None:
         """What the chat template writes after an answer; None for rows that are no chats, or where it is unknown."""
         return answer_end(self.base.tokenizer) if self.info.rows == "chat" else None
@@ -253,7 +258,11 @@ class TaskModel:
             messages = [chat[:-1] for chat in samples.chats] if isinstance(samples, ChatRows) else None
             return Scores(scores.metrics, labels, texts, [], samples.first, losses=losses, messages=messages)
         prompts, references = group_by_prompt(rows)
-        texts = self.generate(prompts)
+        if isinstance(rows, ChatRows):
+            chats = {chat_prompt: chat[:-1] for chat_prompt, chat in zip(rows.first, rows.chats, strict=True)}
+            texts = self.answer([chats[prompt] for prompt in prompts])
+        else:
+            texts = self.generate(prompts)
         result = scorer(self.info, GeneratedText(split, prompts, texts, references), self.log_likelihoods)
         return Scores({**result.metrics, **scores.metrics}, references, texts, result.details, prompts, losses=losses)
 

@@ -103,7 +103,9 @@ class ModelSection(Section):
 class TaskSection(Section):
     """The task and its rows. `train` to `completion` are for your own data; lengths are in tokens, sizes in rows."""
 
-    written_if_set: ClassVar[frozenset[str]] = frozenset({"template"})
+    written_if_set: ClassVar[frozenset[str]] = frozenset(
+        {"template", "corpus", "retriever", "passages", "chunk_words", "chunk_overlap"}
+    )
 
     name: Text = Field(
         description="Task to train on and score, one of `kasatune list tasks`, such as glue/rte or classification."
@@ -143,6 +145,20 @@ class TaskSection(Section):
         None,
         description="Chat template of the task instruction: alpaca, chatml, gemma, llama3 or mistral, or one of those "
         "of a tokenizer that has several. null: the model's own, or alpaca if it has none.",
+    )
+    corpus: Text | Annotated[list[Text], Field(min_length=1)] | None = Field(
+        None,
+        description="Documents of rag-qa: files (.txt, .md, .jsonl, .pdf), folders, or package:MODULE for the "
+        "documentation of a Python module; one or a list.",
+    )
+    retriever: Text = Field(
+        "bm25",
+        description="How rag-qa finds passages: bm25, or a dense encoder by its hub id, folder or package:NAME.",
+    )
+    passages: Count = Field(3, description="Passages in a prompt of rag-qa.")
+    chunk_words: Count = Field(100, description="Words of a passage of rag-qa.")
+    chunk_overlap: Annotated[int, Field(ge=0), BeforeValidator(_as_integer)] = Field(
+        20, description="Words that a passage of rag-qa shares with the one before; less than chunk_words."
     )
     max_length: Count = Field(128, description="Longest row, in tokens; longer rows are cut, and the cuts are counted.")
     max_train: Count | None = Field(None, description="Use at most this many training rows. null: all.")

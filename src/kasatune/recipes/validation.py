@@ -95,8 +95,22 @@ def _key_fits_the_task(key: str, recipe: RecipeSections) -> Iterator[str]:
         yield f"task.{key}: {show(given)} received; {task.name} does not read it{use}; leave it out"
 
 
-for _key in ("data", "train", "validation", "text", "label", "prompt", "completion"):
+for _key in ("data", "train", "validation", "text", "label", "prompt", "completion", "corpus"):
     _keys("task.name", f"task.{_key}")(partial(_key_fits_the_task, _key))
+
+
+@_keys("task.name", "task.retriever", "task.passages", "task.chunk_words", "task.chunk_overlap")
+def _retrieval_is_for_a_corpus(recipe: RecipeSections) -> Iterator[str]:
+    task = recipe.task
+    info = TASKS.get(task.name)
+    if info is not None and info.prompter is None:
+        for key in ("retriever", "passages", "chunk_words", "chunk_overlap"):
+            if getattr(task, key) != type(task).model_fields[key].default:
+                yield f"task.{key}: {show(getattr(task, key))} received; {task.name} retrieves nothing; leave it out"
+    elif task.chunk_overlap >= task.chunk_words:
+        yield (
+            f"task.chunk_overlap: {task.chunk_overlap} received; must be below task.chunk_words ({task.chunk_words})"
+        )
 
 
 @_keys("task.name", "task.data", "task.revision")

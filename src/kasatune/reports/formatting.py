@@ -19,6 +19,8 @@ _TITLES = {
     "meteor_exact_stem": "METEOR (exact and stem)",
     "rouge_l": "ROUGE-L",
     "cider": "CIDEr",
+    "exact_match": "exact match",
+    "retrieval_recall": "recall of retrieval",
     "unparsed": "outputs without an answer",
     "acc": "acc (log-likelihood)",
     "acc_norm": "acc_norm (log-likelihood)",
@@ -31,7 +33,10 @@ _TITLES = {
     "forgetting_matched": "forgetting at matched score",
 }
 
-_SHARES = ("accuracy", "f1", "bleu", "sentence_bleu", "meteor", "meteor_exact_stem", "rouge_l", "unparsed")
+_SHARES = (
+    *("accuracy", "f1", "exact_match", "retrieval_recall", "unparsed"),
+    *("bleu", "sentence_bleu", "meteor", "meteor_exact_stem", "rouge_l"),
+)
 _RANGES = {
     **dict.fromkeys(_SHARES, (0.0, 1.0)),
     **dict.fromkeys(("acc", "acc_norm"), (0.0, 1.0)),

@@ -137,10 +137,18 @@ def _answer(conversations: list[Conversation], message: str) -> None:
             conversations[0].ask(message, _writer())
         finally:
             print(flush=True)
+        _show_passages(conversations[0])
         return
     tuned, untuned = conversations
     with Columns("base", "tuned") as columns:
         ask_both(tuned, untuned, message, columns.add)
+    _show_passages(tuned)
+
+
+def _show_passages(conversation: Conversation) -> None:
+    """Print the passages of the last prompt on standard error, so that standard output holds answers alone."""
+    for number, passage in enumerate(conversation.passages, start=1):
+        note(printable(f"[{number}] {passage.document} ({passage.score:.2f}): {' '.join(passage.text.split())}"))
 
 
 def _writer() -> Callable[[str], None]:

@@ -126,6 +126,10 @@ def _show(predictions: Sequence[dict[str, Any]]) -> None:
         head = ["number", "text"]
         rows = [[f"{item['prediction']:.4f}", _one_line(_shown(item["input"]))] for item in predictions]
     print_table(head, rows)
+    for number, item in enumerate(predictions, start=1):
+        for passage in item.get("passages", ()):
+            place = f"{passage['document']} ({passage['score']:.2f})"
+            say(f"passage of input {number}: {place}: {_one_line(passage['text'])}")
     lost = "beginnings" if head[0] == "input" else "ends"
     cut = sum(bool(item.get("truncated")) for item in predictions)
     if cut:

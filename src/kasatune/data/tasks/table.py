@@ -209,8 +209,33 @@ _INSTRUCTION = TaskInfo(
     decoding={"max_new_tokens": 256},
     engine="sft",
 )
+_RAG_QA = TaskInfo(
+    "rag-qa",
+    "short answers to questions about your documents, with retrieved passages",
+    "generation",
+    ("exact_match", "f1", "retrieval_recall"),
+    "loss",
+    None,
+    "your questions, as `train` and `validation`, and your documents, as `corpus`",
+    "kasatune.data.tasks.rag_qa",
+    keys=("train", "validation", "corpus"),
+    rows="chat",
+    prompter="kasatune.data.tasks.rag_qa:open_prompter",
+    scorer="kasatune.evaluation.answer_scores:score_short_answers",
+    decoding={"max_new_tokens": 24},
+)
 
-_ROWS = (_DEMO, *_GLUE, _CLASSIFICATION, _REGRESSION, *_DATA_TO_TEXT, *_COMMONSENSE, _TEXT_GENERATION, _INSTRUCTION)
+_ROWS = (
+    _DEMO,
+    *_GLUE,
+    _CLASSIFICATION,
+    _REGRESSION,
+    *_DATA_TO_TEXT,
+    *_COMMONSENSE,
+    _TEXT_GENERATION,
+    _INSTRUCTION,
+    _RAG_QA,
+)
 
 _tasks: dict[str, TaskInfo] = {row.name: row for row in _ROWS}
 TASKS: Mapping[str, TaskInfo] = MappingProxyType(_tasks)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast
 
 from kasatune.data.readers.hub import HUB
 
@@ -21,6 +21,25 @@ _KINDS_OF_FORMAT: Mapping[str, tuple[str, ...]] = {
     "completion": ("generation",),
     "chat": ("generation",),
 }
+
+
+class RetrievedPassage(NamedTuple):
+    """A passage in a prompt: the name of its document, its text, and its score for the question."""
+
+    document: str
+    text: str
+    score: float
+
+
+class RetrievedPrompt(NamedTuple):
+    """A prompt with the passages in it, best first."""
+
+    text: str
+    passages: tuple[RetrievedPassage, ...]
+
+
+Prompter = Callable[[str], RetrievedPrompt]
+"""Makes the prompt of an input with passages that it retrieves."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +63,8 @@ class TaskInfo:
         rows: form of the rows, which decides how batches are made: "labelled" text (`tokenize.encode`), a prompt with
             its "completion" (`prompt_completion.encode_rows`), or a "chat" (`chat_template.encode_chats`).
         prompt: prompt of the task as a format string with one {} for the input; None if the input is the prompt.
+        prompter: "module:function" that makes a `Prompter` from the recipe's `task` section, for tasks with
+            retrieved passages in the prompt; None for the others, whose prompts `render` makes.
         scorer: "module:function" that scores generated text, see `evaluation.text_scores.Scorer`; None if generated
             text is not scored, and for labelled rows, which are scored by `kind`.
         decoding: defaults of the recipe's `generation` section, where they differ from the section's own.
@@ -63,6 +84,7 @@ class TaskInfo:
     label_names: tuple[str, ...] | None = None
     rows: RowFormat = "labelled"
     prompt: str | None = None
+    prompter: str | None = None
     scorer: str | None = None
     decoding: Mapping[str, Any] = field(default_factory=dict)
     engine: EngineName = "trainer"
@@ -91,6 +113,17 @@ class TaskInfo:
     def render(self, text: str) -> str:
         """The prompt for `text`."""
         return text if self.prompt is None else self.prompt.format(text)
+
+    def load_prompter(self, settings: TaskSettings) -> Prompter | None:
+        """The function that makes prompts with retrieved passages; None for tasks without retrieval.
+
+        Raises:
+            InputError: the corpus is missing, unreadable or without text.
+        """
+        if self.prompter is None:
+            return None
+        module, _, function = self.prompter.partition(":")
+        return getattr(import_module(module), function)(settings)
 
     def load_module(self) -> TaskModule:
         """Import the module of the task."""

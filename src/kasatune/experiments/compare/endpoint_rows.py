@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from kasatune.data.tasks.table import TASKS
 from kasatune.data.tasks.task_info import TaskInfo
+from kasatune.evaluation.answer_scores import ANSWER_SCORES
 from kasatune.evaluation.multiple_choice import are_correct
 from kasatune.experiments.compare.forgetting import FORGETTING, read_retention
 from kasatune.io.run_layout import PREDICTIONS
@@ -31,7 +32,7 @@ def endpoint_names(task: str, primary: str) -> list[str]:
     names = [primary]
     if info.kind == "generation":
         names += ["rouge_l", "sentence_bleu"] if "rouge_l" in info.metrics else []
-        names += [name for name in ("accuracy", "acc_norm") if name in info.metrics]
+        names += [name for name in ("accuracy", "acc_norm", "exact_match", "f1") if name in info.metrics]
     return [*dict.fromkeys(names), FORGETTING]
 
 
@@ -97,6 +98,9 @@ def _text_rows(info: TaskInfo, metric: str, answers: Mapping[str, Any]) -> Float
         return np.asarray(rouge_l_segments(texts, references))
     if metric == "sentence_bleu":
         return np.asarray(sentence_bleu_segments(texts, references))
+    if metric in ANSWER_SCORES and metric in info.metrics:
+        score = ANSWER_SCORES[metric]
+        return np.asarray([score(text, own) for text, own in zip(texts, references, strict=True)])
     if metric in _CHOICES and "acc" in info.metrics:
         right = are_correct(answers["inputs"], references, answers["scores"], _CHOICES[metric])
         return np.asarray(right, dtype=np.float64)

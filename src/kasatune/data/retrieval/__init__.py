@@ -1,0 +1,1 @@
+"""Retrieval over a corpus: documents, chunks, BM25 and dense indexes."""
