@@ -24,11 +24,9 @@ from kasatune.reports.comparison.charts import (
     rate_chart,
     trade_off_chart,
 )
+from kasatune.reports.comparison.comparison_formats import as_csv, as_latex, as_markdown
 from kasatune.reports.comparison.comparison_page import render
 from kasatune.reports.comparison.comparison_tables import (
-    as_csv,
-    as_latex,
-    as_markdown,
     cost_table,
     counts_sentence,
     failures,
