@@ -34,6 +34,7 @@ COMMANDS = {
     "export": "export",
     "merge": "merge",
     "shrink": "shrink",
+    "push": "push",
     "verify": "verify",
     "inspect": "inspect",
     "decompose": "decompose",

@@ -52,8 +52,13 @@ def run_card(run: RunRecord) -> str:
     )
 
 
-def adapter_card(run: RunRecord) -> str:
-    """The model card of the adapter, with code that loads it without kasatune."""
+def adapter_card(run: RunRecord, *, with_run: bool = True) -> str:
+    """The model card of the adapter, with code that loads it without kasatune.
+
+    Args:
+        run: the run.
+        with_run: whether the card is inside the run directory, to whose README.md it then refers.
+    """
     return _template("adapter_card.md").render(
         run=run,
         front_matter=_front_matter(run),
@@ -61,6 +66,7 @@ def adapter_card(run: RunRecord) -> str:
         snippet=markdown.block(loading_snippet(run), "python"),
         parity=_parity(run),
         quantization=run.recipe.get("model", {}).get("quantization", "none"),
+        with_run=with_run,
     )
 
 
