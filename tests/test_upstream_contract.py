@@ -87,7 +87,7 @@ def the_flag_alone_disables_an_adapter() -> bool:
 
 
 TUNER = "peft.tuners.tuners_utils:BaseTuner"
-TUNERS = ("kasa/model.py", "methods/bottleneck/model.py")
+TUNERS = ("kasa/model.py", "methods/bottleneck/model.py", "mixtures/model.py")
 TRAINER = "transformers.trainer:Trainer"
 ENUM = "PEFT has no public way to add a type", "a public registry of PEFT types"
 HOOKS = "PEFT calls it on every tuner", "nothing: PEFT documents that tuners override it"
@@ -191,21 +191,21 @@ ROWS = (
     Row(
         "peft",
         "_check_merge_allowed",
-        ("methods/bottleneck/model.py",),
+        ("methods/bottleneck/model.py", "mixtures/model.py"),
         *HOOKS,
         lambda: callable(get(f"{TUNER}._check_merge_allowed")),
     ),
     Row(
         "peft",
         "_check_new_adapter_config",
-        ("methods/bottleneck/model.py",),
+        ("methods/bottleneck/model.py", "mixtures/model.py"),
         *HOOKS,
         takes(f"{TUNER}._check_new_adapter_config", "config"),
     ),
     Row(
         "peft",
         "_move_adapter_to_device_of_base_layer",
-        ("kasa/layer.py", "methods/bottleneck/layer.py"),
+        ("kasa/layer.py", "methods/bottleneck/layer.py", "mixtures/layer.py"),
         *HOOKS,
         takes(
             "peft.tuners.tuners_utils:BaseTunerLayer._move_adapter_to_device_of_base_layer", "adapter_name", "device"
@@ -214,7 +214,7 @@ ROWS = (
     Row(
         "peft",
         "_cast_input_dtype",
-        ("kasa/layer.py",),
+        ("kasa/layer.py", "mixtures/layer.py"),
         "the same cast of x as in PEFT's other layers",
         "x.to(dtype)",
         takes("peft.tuners.tuners_utils:BaseTunerLayer._cast_input_dtype", "x", "dtype"),
@@ -222,7 +222,7 @@ ROWS = (
     Row(
         "peft",
         "_maybe_include_all_linear_layers",
-        ("kasa/model.py", "kasa/targets.py"),
+        ("kasa/model.py", "kasa/targets.py", "mixtures/model.py"),
         "target_modules='all-linear' names the layers that PEFT names",
         NO_PUBLIC,
         takes("peft.tuners.tuners_utils:_maybe_include_all_linear_layers", "peft_config", "model"),

@@ -3,9 +3,9 @@
 The names in `kasatune.__all__` are the stable Python interface. Everything below, `kasatune.kasa` and the other
 subpackages, may change between versions.
 
-Importing this package registers the PEFT types KASA and BOTTLENECK, whether `kasatune` or `peft` is imported first. It
-imports neither torch nor peft, so that the command line starts quickly: the registration runs when peft is imported,
-and each public name is imported when it is first used.
+Importing this package registers the PEFT types KASA and BOTTLENECK and those of the mixtures (MOE_LORA, MOR, MALORA,
+MILORA_MOE), whether `kasatune` or `peft` is imported first. It imports neither torch nor peft, so that the command line
+starts quickly: the registration runs when peft is imported, and each public name is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ _TRAIN_NAMES = frozenset({"compare", "evaluate", "load_recipe", "predict", "shri
 
 
 def _register(_peft: object) -> None:
-    for module in ("kasatune.kasa.registration", "kasatune.methods.bottleneck.registration"):
-        importlib.import_module(module).register()
+    for room in ("kasa", "mixtures", "methods.bottleneck"):
+        importlib.import_module(f"kasatune.{room}.registration").register()
 
 
 register_post_import_hook(_register, "peft")

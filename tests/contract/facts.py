@@ -65,6 +65,21 @@ def biases(s: Shape) -> int:
     return s.L * (5 * s.d + s.f + 2 * s.d) + (2 if s.base == "bert" else 1) * s.d
 
 
+def moe_lora(s: Shape) -> int:
+    """N r (in + out) + N in, N = 4."""
+    return 4 * lora(s) + 4 * sum(inside for _, inside in s.targets)
+
+
+def mor(s: Shape) -> int:
+    """r (in + out) + N (r + out) + N in, N = 8."""
+    return lora(s) + sum(8 * (R + out + inside) for out, inside in s.targets)
+
+
+def malora(s: Shape) -> int:
+    """r in + N rbar (r + out) + N in, N = 8, rbar = 3 for r = 2."""
+    return sum(R * inside + 8 * 3 * (R + out) + 8 * inside for out, inside in s.targets)
+
+
 def bottleneck(s: Shape) -> int:
     """2 d r + r + d: two matrices and their biases."""
     return 2 * s.d * R + R + s.d
@@ -119,5 +134,8 @@ FACTS: dict[str, Facts] = {
     "clora": Facts(lora, options={"k": 4}),
     "lora-mini": Facts(lambda s: 2 * R * 6 * len(s.targets), options={"inner": 6}),
     "lora-xs": Facts(lambda s: R * R * len(s.targets), options={"sigma": 0.1}),
+    "moe-lora": Facts(moe_lora, options={"experts": 4}),
+    "mor": Facts(mor),
+    "malora": Facts(malora),
     "ist": Facts(lora, options={"interval": 2}, steps=12),
 }

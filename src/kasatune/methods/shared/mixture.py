@@ -1,0 +1,66 @@
+"""`MixtureMethod`: shared code of the methods that are mixtures of LoRA experts (kasatune/mixtures)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from kasatune.methods.shared.method import MethodSettings, TaskKind
+from kasatune.methods.shared.peft_adapter import AdapterMethod
+from kasatune.mixtures.balance import forward_pass_of, routers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class MixtureMethod(AdapterMethod):
+    """A mixture of LoRA experts whose balance loss is added in every micro-batch, see `ForwardLoss`."""
+
+    def attach(
+        self, model: PreTrainedModel, settings: MethodSettings, kind: TaskKind, new_modules: Sequence[str]
+    ) -> nn.Module:
+        """See `Method.attach`."""
+        wrapped = super().attach(model, settings, kind, new_modules)
+        forward_pass_of(wrapped).adds_to_loss = False  # the engine adds `forward_loss`
+        return wrapped
+
+    def forward_loss(self, model: nn.Module) -> Tensor | None:
+        """The weighted balance loss of the last forward pass."""
+        return forward_pass_of(model).take_loss()
+
+    def training_state(self, model: nn.Module) -> dict[str, Tensor]:
+        """The shares f of the last optimizer step, on which the next balance loss depends."""
+        return {f"{name}.shares": load.shares for name, load in routers(model) if load.shares is not None}
+
+    def restore_training_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+        """See `Method.restore_training_state`."""
+        for name, load in routers(model):
+            shares = state.get(f"{name}.shares")
+            load.shares = None if shares is None else shares.clone()
+
+    def reads_parameters_in_training(self, settings: MethodSettings) -> bool:
+        """False: a checkpoint holds loads besides the parameters."""
+        return False
+
+
+def lora_fields(settings: MethodSettings, targets: list[str] | str | None) -> dict[str, Any]:
+    """The fields that the configurations of all mixtures share with LoRA's."""
+    return {
+        "r": settings.r,
+        "lora_alpha": settings.alpha,
+        "lora_dropout": settings.dropout,
+        "use_rslora": settings.use_rslora,
+        "target_modules": targets,
+    }
+
+
+def top_k_fields(settings: MethodSettings) -> dict[str, Any]:
+    """The fields of a router that chooses experts."""
+    options = settings.options
+    return {
+        "num_experts": options["experts"],
+        "top_k": options["top_k"],
+        "balance_weight": options["balance_weight"],
+    }

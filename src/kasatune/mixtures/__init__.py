@@ -1,0 +1,17 @@
+"""Mixtures of LoRA experts as PEFT tuners: routed by token (MoE-LoRA, MoR, MALoRA) or by prompt (MiLoRA)."""
+
+from __future__ import annotations
+
+from kasatune.mixtures.balance import balance_loss, record_routing
+from kasatune.mixtures.config import MaloraConfig, MixtureConfig, MoeLoraConfig, MorConfig
+from kasatune.mixtures.forward_pass import labels_of_batch
+
+__all__ = [
+    "MaloraConfig",
+    "MixtureConfig",
+    "MoeLoraConfig",
+    "MorConfig",
+    "balance_loss",
+    "labels_of_batch",
+    "record_routing",
+]

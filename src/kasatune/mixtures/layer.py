@@ -1,0 +1,203 @@
+"""MixtureLayer, a linear layer with a mixture of LoRA experts: what all mixtures share."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from kasatune.errors import InputError, ModelError
+from kasatune.mixtures.balance import RouterLoad
+from kasatune.mixtures.config import MixtureConfig
+from kasatune.mixtures.forward_pass import ForwardPass
+from kasatune.weights.base_weight import BaseWeight
+
+NOT_MERGEABLE = (
+    "the update of a mixture depends on the input, through its router: it cannot be added to a base weight or exported "
+    "as a LoRA"
+)
+ONE_ADAPTER = "one mixture can be active at a time; choose one with model.set_adapter(name)"
+ROUTER_DEVIATION = 0.02
+"""Standard deviation of a router's weight at the start."""
+
+
+class MixtureLayer(nn.Module, BaseTunerLayer):
+    """y = W x + s * update(x), the update of the active adapter. A subclass has the parameters and the update.
+
+    The parameters of an adapter are in float32 (float64 on such a base), and B is 0 at the start.
+
+    Args:
+        base_layer: the layer to adapt.
+        weight: its weight.
+        mixture_pass: the state that all layers of the model share in a forward pass.
+
+    Attributes:
+        settings: the configuration of each adapter.
+        router_loads: the loads of each adapter's router.
+    """
+
+    other_param_names: tuple[str, ...] = ("mixture_dropout", "settings", "router_loads")
+    frozen_by_default: ClassVar[tuple[str, ...]] = ()
+
+    base_layer: nn.Module
+    mixture_A: nn.ParameterDict
+    mixture_B: nn.ParameterDict
+    mixture_router: nn.ParameterDict
+
+    def __init__(self, base_layer: nn.Module, weight: BaseWeight, mixture_pass: ForwardPass) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.out_features, self.in_features = weight.shape
+        for name in self.adapter_layer_names:
+            setattr(self, name, nn.ParameterDict())
+        self.mixture_dropout = nn.ModuleDict()
+        self.settings: dict[str, Any] = {}
+        self.router_loads: dict[str, RouterLoad] = {}
+        self.mixture_pass = mixture_pass
+        self.frozen_peft_weight_names = {}
+        self.merged_adapters: list[str] = []
+        self._disable_adapters = False
+        self._active_adapter = []
+
+    @abstractmethod
+    def initial_parameters(self, config: Any) -> Mapping[str, Tensor]:
+        """The parameters of a new adapter, by the name of their ParameterDict, on the CPU (or the meta device)."""
+
+    @abstractmethod
+    def update(self, adapter_name: str, x: Tensor) -> Tensor:
+        """The update of y, scaling included, for x (..., in) in the dtype of the parameters."""
+
+    def update_layer(self, adapter_name: str, config: MixtureConfig, weight: BaseWeight) -> None:
+        """Add an adapter, or replace it."""
+        add_parameters(self, adapter_name, self.initial_parameters(config), weight.device, weight.dtype)
+        dropout = config.lora_dropout
+        self.mixture_dropout[adapter_name] = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
+        self.settings[adapter_name] = config
+        if "mixture_router" in self.adapter_layer_names:
+            self.router_loads[adapter_name] = RouterLoad(self, adapter_name)
+        self.set_adapter(self.active_adapters)
+
+    def acting(self) -> str | None:
+        """The adapter that takes part in this forward pass."""
+        if self._disable_adapters or not self.active_adapters or self.active_adapters[0] not in self.settings:
+            return None
+        return self.active_adapters[0]
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Apply the layer to x (..., in).
+
+        Raises:
+            InputError: `adapter_names` was given: one forward pass uses one mixture.
+        """
+        if kwargs.pop("adapter_names", None) is not None:
+            raise InputError(f"adapter_names: a mixture acts on the entire batch; {ONE_ADAPTER}")
+        result = self.base_layer(x, *args, **kwargs)
+        adapter = self.acting()
+        if adapter is None:
+            return result
+        update = self.update(adapter, self._cast_input_dtype(x, self.mixture_B[adapter].dtype))
+        return (result + update).to(result.dtype)
+
+    def drops(self, adapter_name: str) -> bool:
+        """Whether dropout acts on the input of the experts in this pass."""
+        return self.training and isinstance(self.mixture_dropout[adapter_name], nn.Dropout)
+
+    @property
+    def in_training(self) -> bool:
+        """Whether this is a training pass, which has a balance loss."""
+        return self.training and torch.is_grad_enabled()
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Activate one adapter.
+
+        Raises:
+            InputError: more than one adapter.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        if len(names) > 1:
+            raise InputError(f"set_adapter: {names} received; {ONE_ADAPTER}")
+        super().set_adapter(names, inference_mode=inference_mode)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Refused.
+
+        Raises:
+            ModelError: always.
+        """
+        raise ModelError(NOT_MERGEABLE)
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """False: the update is no matrix."""
+        return False
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """Move an adapter to the device of the base layer, keeping its dtypes."""
+        move_parameters(self, adapter_name, BaseWeight(self.get_base_layer()).device if device is None else device)
+
+    def extra_repr(self) -> str:
+        """Rank and number of experts of each adapter."""
+        return ", ".join(
+            f"{name}: r={config.r}" + (f", experts={n}" if (n := getattr(config, "num_experts", None)) else "")
+            for name, config in self.settings.items()
+        )
+
+
+def add_parameters(
+    module: Any, adapter_name: str, values: Mapping[str, Tensor], device: torch.device, base_dtype: torch.dtype
+) -> None:
+    """Put the parameters of a new adapter into a module's ParameterDicts, in float32 or wider."""
+    dtype = torch.float64 if base_dtype == torch.float64 else torch.float32
+    for name, value in values.items():
+        target = value.device if value.is_meta else device
+        getattr(module, name)[adapter_name] = nn.Parameter(value.to(target, dtype))
+    module.frozen_peft_weight_names.pop(adapter_name, None)
+
+
+def move_parameters(module: Any, adapter_name: str, device: torch.device) -> None:
+    """Move the parameters of an adapter that are not on the meta device, keeping their dtypes."""
+    for name in module.adapter_layer_names:
+        parameter = getattr(module, name).get(adapter_name)
+        if parameter is not None and not parameter.is_meta:
+            parameter.data = parameter.data.to(device)
+
+
+def draw_device() -> torch.device:
+    """Where initial values are drawn: the CPU whatever the device of the model, so that one seed gives one adapter."""
+    return torch.device("meta" if torch.get_default_device().type == "meta" else "cpu")
+
+
+def uniform_rows(rows: int, columns: int) -> Tensor:
+    """A (rows, columns) as LoRA draws its A: uniform in +-1/sqrt(columns)."""
+    A = torch.empty(rows, columns, device=draw_device())
+    nn.init.kaiming_uniform_(A, a=math.sqrt(5))
+    return A
+
+
+def normal_rows(rows: int, columns: int, deviation: float = ROUTER_DEVIATION) -> Tensor:
+    """A matrix (rows, columns) of N(0, deviation^2), as a router's weight at the start."""
+    return deviation * torch.randn(rows, columns, device=draw_device())
+
+
+def top_k_weights(probabilities: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """The weights w (..., N) of the experts, and which were chosen (..., N), 1 / top_k each.
+
+    w_i is the probability of a chosen expert, divided by the sum over the chosen ones if top_k > 1, and 0 elsewhere.
+    """
+    values, index = probabilities.topk(top_k, dim=-1)
+    if top_k > 1:
+        values = values / values.sum(-1, keepdim=True)
+    weights = torch.zeros_like(probabilities).scatter(-1, index, values)
+    chosen = torch.zeros_like(probabilities).scatter(-1, index, 1 / top_k)
+    return weights, chosen
+
+
+def linear_together(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    """W_i x for several matrices of the same input, computed as one product."""
+    joined = F.linear(x, torch.cat(weights))
+    return cast(tuple[Tensor, ...], joined.split([len(weight) for weight in weights], dim=-1))
