@@ -237,6 +237,14 @@ ROWS = (
     ),
     Row(
         "peft",
+        "_peft_loraga_grad",
+        ("methods/lora_ga.py", "methods/shared/starting_factors.py"),
+        "PEFT leaves the estimated gradient in this attribute of the base layer, and its LoRA-GA reads it there",
+        "gradients of the base weights, accumulated here",
+        source_has("peft.tuners.lora.layer:LoraLayer.lora_ga_init", "base_layer._peft_loraga_grad"),
+    ),
+    Row(
+        "peft",
         "_get_kasa_loss",
         ("methods/peft_kasa.py",),
         "the method peft-kasa trains PEFT's own KaSA, whose penalty has no other access",

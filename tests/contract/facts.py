@@ -80,6 +80,11 @@ def malora(s: Shape) -> int:
     return sum(R * inside + 8 * 3 * (R + out) + 8 * inside for out, inside in s.targets)
 
 
+def osf(s: Shape) -> int:
+    """(k - floor(k / 2)) (out + in + 1) over the targets, k = min(out, in): half of the triplets are trained."""
+    return sum((min(out, n) - min(out, n) // 2) * (out + n + 1) for out, n in s.targets)
+
+
 def bottleneck(s: Shape) -> int:
     """2 d r + r + d: two matrices and their biases."""
     return 2 * s.d * R + R + s.d
@@ -118,6 +123,12 @@ FACTS: dict[str, Facts] = {
     "milora": Facts(lora),
     "corda": Facts(lora),
     "olora": Facts(lora, {"gpt2": "Conv1D"}),
+    "eva": Facts(lora),
+    "lora-ga": Facts(lora),
+    "lora-one": Facts(lora),
+    "lora-null": Facts(lora),
+    "oplora": Facts(lora, options={"k": 3}),
+    "osf": Facts(osf, {"gpt2": "Conv1D"}),
     "vera": Facts(lambda s: rows(s) + R * len(s.targets)),
     "miss": Facts(lambda s: R * rows(s), {"gpt2": "Conv1D"}),
     "ia3": Facts(lambda s: s.L * ((3 if s.base == "gpt2" else 2) * s.d + s.f)),

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,6 +20,7 @@ from kasatune.linalg.spectrum import singular_values
 from kasatune.methods.lora import METHOD as LORA
 from kasatune.methods.shared.method import MethodSettings, TaskKind
 from kasatune.methods.shared.peft_adapter import AdapterMethod, as_peft_model, save_peft, targeted_layers
+from kasatune.methods.shared.starting_factors import calibration_batches
 from kasatune.methods.shared.trained_parameters import trainable, within
 from kasatune.methods.table import METHODS
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _ADAPTER_NAME = "default"
-_CALIBRATION_ROWS = 64
 
 
 class Kasa(AdapterMethod):
@@ -87,8 +87,7 @@ class Kasa(AdapterMethod):
         if not (isinstance(config, KasaConfig) and config.calibrate_later):
             return
         base: Any = as_peft_model(model).get_base_model()
-        generated = settings.calibration == "generated" or (settings.calibration == "auto" and base.can_generate())
-        calibrate_adapter(model, None if generated else _first_rows(batches))
+        calibrate_adapter(model, calibration_batches(settings, base, batches))
 
     def reads_parameters_in_training(self, settings: MethodSettings) -> bool:
         """See `Method.reads_parameters_in_training`: only what depends on activations is kept in checkpoints."""
@@ -196,16 +195,6 @@ class Kasa(AdapterMethod):
                 }
             )
         return layers
-
-
-def _first_rows(batches: Iterable[Mapping[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """The first `_CALIBRATION_ROWS` training rows, without labels."""
-    left = _CALIBRATION_ROWS
-    for batch in batches:
-        yield {key: value[:left] for key, value in batch.items() if key != "labels"}
-        left -= len(next(iter(batch.values())))
-        if left <= 0:
-            return
 
 
 def _computes_in_float32(model: nn.Module) -> bool:

@@ -3,6 +3,8 @@
 A method is one module with a `METHOD` object (see `kasatune.methods.shared.method`) and one row. The rows of kasatune's
 methods are in `table_low_rank.py`, `table_mixtures.py` and `table_adapters_and_weights.py`. Another package adds its
 methods by an entry point that names the row:
+methods are in `table_low_rank.py`, `table_starts_and_subspaces.py` and `table_adapters_and_weights.py`. Another package
+adds its methods by an entry point that names the row:
 
     [project.entry-points."kasatune.methods"]
     my-method = "my_package.row:INFO"          # INFO = MethodInfo(name="my-method", module="my_package.method", ...)
@@ -18,6 +20,7 @@ from kasatune.methods.info import MethodInfo, Option
 from kasatune.methods.table_adapters_and_weights import ROWS as ADAPTERS_AND_WEIGHTS
 from kasatune.methods.table_low_rank import ROWS as LOW_RANK
 from kasatune.methods.table_mixtures import ROWS as MIXTURES
+from kasatune.methods.table_starts_and_subspaces import ROWS as STARTS_AND_SUBSPACES
 
 __all__ = [
     "BASELINE_METHOD",
@@ -42,6 +45,7 @@ REFERENCE_METHOD = "lora"
 """The method that a comparison tests the others against unless another is named."""
 
 METHODS: dict[str, MethodInfo] = {row.name: row for row in (*LOW_RANK, *MIXTURES, *ADAPTERS_AND_WEIGHTS)}
+METHODS: dict[str, MethodInfo] = {row.name: row for row in (*LOW_RANK, *STARTS_AND_SUBSPACES, *ADAPTERS_AND_WEIGHTS)}
 _ALIASES: dict[str, str] = {alias: row.name for row in METHODS.values() for alias in row.aliases}
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from kasatune.methods.info import LORA_KEYS, MethodInfo, Option
 
-_LINEAR = "Linear and Conv1D layers"
-_FLOAT = "Linear and Conv1D layers, not quantized"
-_LORA_COUNT = "r (in + out)"
+LINEAR = "Linear and Conv1D layers"
+FLOAT = "Linear and Conv1D layers, not quantized"
+LORA_COUNT = "r (in + out)"
 _TRUNCATED = "the r smallest singular triplets of each adapted weight are dropped"
-_RESIDUAL = (
+RESIDUAL = (
     "during training the base weights hold what A and B do not; the saved adapter leaves the base weights untouched"
 )
 _WITHOUT_RSLORA = tuple(key for key in LORA_KEYS if key != "use_rslora")
@@ -22,7 +22,7 @@ ROWS = (
         title="KaSA",
         paper="arXiv 2412.06071",
         trains="A, B and sigma of the adapted layers, whose r smallest singular triplets are dropped",
-        parameters=f"{_LORA_COUNT} + r",
+        parameters=f"{LORA_COUNT} + r",
         bases="Linear and Conv1D layers and convolutions with kernel 1, quantized bases included",
         implemented_by="kasatune",
         module="kasatune.methods.kasa",
@@ -45,7 +45,7 @@ ROWS = (
         paper="none",
         trains="A, B and sigma of the adapted layers; A stays out of the 2 % of the input directions that the base's "
         "activations use most",
-        parameters=f"{_LORA_COUNT} + r",
+        parameters=f"{LORA_COUNT} + r",
         bases="Linear and Conv1D layers and convolutions with kernel 1, quantized bases included",
         implemented_by="kasatune",
         module="kasatune.methods.akasa",
@@ -63,7 +63,7 @@ ROWS = (
         title="KaSA as in PEFT",
         paper="arXiv 2412.06071",
         trains="A, B and sigma of the adapted layers, whose r smallest singular triplets are dropped",
-        parameters=f"{_LORA_COUNT} + r",
+        parameters=f"{LORA_COUNT} + r",
         bases="Linear layers, not quantized",
         implemented_by="peft",
         module="kasatune.methods.peft_kasa",
@@ -80,8 +80,8 @@ ROWS = (
         title="LoRA",
         paper="arXiv 2106.09685",
         trains="A and B of the adapted layers",
-        parameters=_LORA_COUNT,
-        bases=_LINEAR,
+        parameters=LORA_COUNT,
+        bases=LINEAR,
         implemented_by="peft",
         module="kasatune.methods.lora",
     ),
@@ -90,8 +90,8 @@ ROWS = (
         title="rsLoRA",
         paper="arXiv 2312.03732",
         trains="A and B of the adapted layers, scaled by alpha / sqrt(r)",
-        parameters=_LORA_COUNT,
-        bases=_LINEAR,
+        parameters=LORA_COUNT,
+        bases=LINEAR,
         implemented_by="peft",
         module="kasatune.methods.rslora",
         uses=_WITHOUT_RSLORA,
@@ -101,8 +101,8 @@ ROWS = (
         title="LoRA+",
         paper="arXiv 2402.12354",
         trains="A and B of the adapted layers, B with a higher learning rate",
-        parameters=_LORA_COUNT,
-        bases=_LINEAR,
+        parameters=LORA_COUNT,
+        bases=LINEAR,
         implemented_by="peft",
         module="kasatune.methods.lora_plus",
         options=(Option("ratio", "number", 16.0, "learning rate of B divided by that of A", low=1),),
@@ -112,8 +112,8 @@ ROWS = (
         title="DoRA",
         paper="arXiv 2402.09353",
         trains="A, B and the norm of every row of the adapted layers",
-        parameters=f"{_LORA_COUNT} + out",
-        bases=_LINEAR,
+        parameters=f"{LORA_COUNT} + out",
+        bases=LINEAR,
         implemented_by="peft",
         module="kasatune.methods.dora",
     ),
@@ -123,7 +123,7 @@ ROWS = (
         paper="arXiv 2303.10512",
         trains="P, E and Q of the adapted layers; the least important singular values are set to 0 during training",
         parameters="r0 (in + out + 1), r0 = 1.5 r",
-        bases=_LINEAR,
+        bases=LINEAR,
         implemented_by="peft",
         module="kasatune.methods.adalora",
         uses=_WITHOUT_RSLORA,
@@ -144,8 +144,8 @@ ROWS = (
         title="PiSSA",
         paper="arXiv 2404.02948",
         trains="A and B of the adapted layers, initialized with the r largest singular triplets",
-        parameters=_LORA_COUNT,
-        bases=_FLOAT,
+        parameters=LORA_COUNT,
+        bases=FLOAT,
         implemented_by="peft",
         module="kasatune.methods.pissa",
         options=(
@@ -158,7 +158,7 @@ ROWS = (
                 optional=True,
             ),
         ),
-        disable=_RESIDUAL,
+        disable=RESIDUAL,
         needs_float_base=True,
     ),
     MethodInfo(
@@ -166,11 +166,11 @@ ROWS = (
         title="MiLoRA",
         paper="arXiv 2406.09044",
         trains="A and B of the adapted layers, initialized with the r smallest singular triplets",
-        parameters=_LORA_COUNT,
-        bases=_FLOAT,
+        parameters=LORA_COUNT,
+        bases=FLOAT,
         implemented_by="kasatune, peft",
         module="kasatune.methods.milora",
-        disable=_RESIDUAL,
+        disable=RESIDUAL,
         needs_float_base=True,
     ),
     MethodInfo(
@@ -178,15 +178,15 @@ ROWS = (
         title="CorDA",
         paper="arXiv 2406.05223",
         trains="A and B of the adapted layers, initialized with r components of W times the covariance of its inputs",
-        parameters=_LORA_COUNT,
-        bases=_FLOAT,
+        parameters=LORA_COUNT,
+        bases=FLOAT,
         implemented_by="peft",
         module="kasatune.methods.corda",
         options=(
             Option("components", "choice", "ipm", "the largest (ipm) or the smallest (kpm)", choices=("ipm", "kpm")),
             Option("samples", "integer", 256, "training rows from which the covariance is computed", low=1),
         ),
-        disable=_RESIDUAL,
+        disable=RESIDUAL,
         needs_float_base=True,
     ),
     MethodInfo(
@@ -194,11 +194,11 @@ ROWS = (
         title="OLoRA",
         paper="arXiv 2406.01775",
         trains="A and B of the adapted layers, initialized with parts of a QR decomposition",
-        parameters=_LORA_COUNT,
+        parameters=LORA_COUNT,
         bases="Linear layers, not quantized",
         implemented_by="peft",
         module="kasatune.methods.olora",
-        disable=_RESIDUAL,
+        disable=RESIDUAL,
         needs_float_base=True,
     ),
     MethodInfo(
@@ -206,8 +206,8 @@ ROWS = (
         title="DyLoRA",
         paper="arXiv 2210.07558",
         trains="A and B of the adapted layers, so that they can be cut to any rank up to r",
-        parameters=_LORA_COUNT,
-        bases=_LINEAR,
+        parameters=LORA_COUNT,
+        bases=LINEAR,
         implemented_by="kasatune",
         module="kasatune.methods.dylora",
         options=(
@@ -221,7 +221,7 @@ ROWS = (
         paper="arXiv 2408.03290",
         trains="A, B and a diagonal of the adapted layers, with a rank chosen from each weight's spectrum",
         parameters="k (in + out + 1), k from the weight",
-        bases=_LINEAR,
+        bases=LINEAR,
         implemented_by="kasatune",
         module="kasatune.methods.sara",
         reconstructed=True,
@@ -243,8 +243,8 @@ ROWS = (
         title="CLoRA",
         paper="arXiv 2410.16801",
         trains="A and B of the adapted layers, penalized for overlap with random subspaces",
-        parameters=_LORA_COUNT,
-        bases=_LINEAR,
+        parameters=LORA_COUNT,
+        bases=LINEAR,
         implemented_by="kasatune",
         module="kasatune.methods.clora",
         options=(
@@ -258,7 +258,7 @@ ROWS = (
         paper="arXiv 2411.15804",
         trains="the inner two of four matrices in each adapted layer; the outer two are random",
         parameters="2 r `inner`",
-        bases=_LINEAR,
+        bases=LINEAR,
         implemented_by="kasatune",
         module="kasatune.methods.lora_mini",
         reconstructed=True,
@@ -270,7 +270,7 @@ ROWS = (
         paper="arXiv 2405.17604",
         trains="one r x r matrix in each adapted layer, between its leading singular vectors",
         parameters="r^2",
-        bases=_LINEAR,
+        bases=LINEAR,
         implemented_by="kasatune",
         module="kasatune.methods.lora_xs",
         options=(Option("sigma", "number", 1e-5, "standard deviation of the initial R", low=0),),
@@ -283,7 +283,7 @@ ROWS = (
         paper="arXiv 2310.11454",
         trains="two vectors in each adapted layer, around random matrices shared by all layers",
         parameters="out + r",
-        bases=_LINEAR,
+        bases=LINEAR,
         implemented_by="peft",
         module="kasatune.methods.vera",
         uses=("r", "dropout", "target_modules"),

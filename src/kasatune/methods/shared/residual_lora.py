@@ -64,7 +64,7 @@ class ResidualLora(Lora):
         """Save the LoRA of rank 2r, see the class."""
         folder = run_dir / ADAPTER
         folder.mkdir(parents=True, exist_ok=True)
-        initial: dict[str, tuple[Tensor, Tensor]] = getattr(model, _INITIAL_FACTORS)
+        initial = initial_factors(model)
         tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
         for name, (A0, B0) in initial.items():
             A, B = (tensors[f"{name}.lora_{factor}.weight"].detach().cpu() for factor in "AB")
@@ -96,3 +96,8 @@ def remember_initial_factors(model: nn.Module) -> None:
         for name, layer in lora_layers(model)
     }
     setattr(model, _INITIAL_FACTORS, factors)
+
+
+def initial_factors(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """A0 and B0 of every layer by name, on the CPU; of a model in training."""
+    return getattr(model, _INITIAL_FACTORS)
