@@ -1,10 +1,8 @@
 """The table of fine-tuning methods: one row each, by name, as plain data. Importing it imports no torch.
 
 A method is one module with a `METHOD` object (see `kasatune.methods.shared.method`) and one row. The rows of kasatune's
-methods are in `table_low_rank.py`, `table_mixtures.py` and `table_adapters_and_weights.py`. Another package adds its
-methods by an entry point that names the row:
-methods are in `table_low_rank.py`, `table_starts_and_subspaces.py` and `table_adapters_and_weights.py`. Another package
-adds its methods by an entry point that names the row:
+methods are in `table_low_rank.py`, `table_starts_and_subspaces.py`, `table_mixtures.py` and
+`table_adapters_and_weights.py`. Another package adds its methods by an entry point that names the row:
 
     [project.entry-points."kasatune.methods"]
     my-method = "my_package.row:INFO"          # INFO = MethodInfo(name="my-method", module="my_package.method", ...)
@@ -44,8 +42,9 @@ BASELINE_METHOD = "head"
 REFERENCE_METHOD = "lora"
 """The method that a comparison tests the others against unless another is named."""
 
-METHODS: dict[str, MethodInfo] = {row.name: row for row in (*LOW_RANK, *MIXTURES, *ADAPTERS_AND_WEIGHTS)}
-METHODS: dict[str, MethodInfo] = {row.name: row for row in (*LOW_RANK, *STARTS_AND_SUBSPACES, *ADAPTERS_AND_WEIGHTS)}
+METHODS: dict[str, MethodInfo] = {
+    row.name: row for row in (*LOW_RANK, *STARTS_AND_SUBSPACES, *MIXTURES, *ADAPTERS_AND_WEIGHTS)
+}
 _ALIASES: dict[str, str] = {alias: row.name for row in METHODS.values() for alias in row.aliases}
 
 
