@@ -22,7 +22,7 @@ from kasatune.cli.main import COMMANDS, build_app
 from kasatune.data.tasks.table import TASKS
 from kasatune.recipes.catalogue import about, built_in
 from kasatune.recipes.foreign_keys import FOREIGN_KEYS, NOTHING
-from kasatune.recipes.schema import SECTIONS, recipe_json_schema
+from kasatune.recipes.schema import SECTIONS, PartSection, recipe_json_schema
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "kasatune"
@@ -51,7 +51,7 @@ def recipe_keys() -> str:
         if _description(schema["properties"]["output"])
         else "## output\n\n`output` (text): the run directory; `runs/TASK-METHOD` by default.",
     ]
-    for section, model in SECTIONS.items():
+    for section, model in {**SECTIONS, "task.parts": PartSection}.items():
         properties = schema["$defs"][model.__name__]["properties"]
         required = schema["$defs"][model.__name__].get("required", [])
         rows = [

@@ -16,6 +16,7 @@ from kasatune.adapter_tools.tokenizer import load_tokenizer, saved_tokenizer
 from kasatune.adapters.load import load_adapter
 from kasatune.data.chat_template import answer_end, prompt_of_chat
 from kasatune.data.prompt_completion import prompt_tokens
+from kasatune.data.tasks.mixture_parts import reads_chats
 from kasatune.data.tasks.task_info import Prompter, RetrievedPassage
 from kasatune.errors import InputError
 from kasatune.evaluation.known_tokens import require_known_tokens
@@ -188,7 +189,7 @@ def _open_run(directory: Path, base: str | None) -> ChatModel:
     return ChatModel(
         task_model.model,
         task_model.base.tokenizer,
-        is_chat=task_model.info.rows == "chat",
+        is_chat=reads_chats(recipe.task),
         is_tuned=True,
         render=task_model.info.render,
         prompter=task_model.prompter,

@@ -12,6 +12,7 @@ from kasatune.adapter_tools.resolve import Source, local_base
 from kasatune.adapter_tools.tokenizer import load_tokenizer, saved_tokenizer
 from kasatune.adapters.gguf_export import FILE
 from kasatune.data.chat_template import answer_end, render_chat
+from kasatune.data.tasks.mixture_parts import reads_chats
 from kasatune.data.tasks.table import TASKS
 from kasatune.errors import InputError, ModelError
 from kasatune.io.library_noise import quiet
@@ -73,7 +74,7 @@ def write_modelfile(source: Source, out: Path) -> None:
         raise InputError(f"{source.given}: neither the adapter nor its base has a tokenizer; add one to either")
     recipe = None if source.run is None else read_recipe(source.run)
     info = None if recipe is None else TASKS[recipe.task.name]
-    is_chat = bool(tokenizer.chat_template) if info is None else info.rows == "chat"
+    is_chat = bool(tokenizer.chat_template) if recipe is None else reads_chats(recipe.task)
     task_prompt = "{}" if info is None or info.prompt is None else info.prompt
     base = (location.file if location.gguf_file else Path(location.path)).absolute()
     lines = [f"FROM {base}", f"ADAPTER ./{FILE}"]

@@ -36,6 +36,10 @@ BaseModel = Annotated[
         "--base", metavar="MODEL", help="The base model: hub id, folder, GGUF file or package:NAME.", show_default=False
     ),
 ]
+MixturePart = Annotated[
+    str | None,
+    typer.Option("--part", metavar="NAME", help="One part of a run on a mixture of tasks.", show_default=False),
+]
 MovedBase = Annotated[
     str | None,
     typer.Option(

@@ -27,10 +27,12 @@ class Examples(Dataset):
     Attributes:
         rows: for each row `input_ids` and the tokenizer's other keys, and `labels` if they are known.
         truncated: indices of the rows that were cut to the longest length allowed.
+        parts: the part of a mixture that each row belongs to; empty for other tasks.
     """
 
     rows: list[dict[str, Any]]
     truncated: frozenset[int]
+    parts: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kasatune.data.tasks import load_evaluation, load_task
+from kasatune.data.tasks import load_evaluation, load_part_evaluation, load_task
 from kasatune.data.tasks.dataset import TaskData
 from kasatune.data.tasks.table import TASKS
 from kasatune.errors import DataError, InputError, KasatuneError
+from kasatune.evaluation.predict import choose_part
 from kasatune.evaluation.task_model import TaskModel, deterministic
 from kasatune.io.atomic import finite
 from kasatune.io.environment import peak_memory, reset_peak_memory, versions
@@ -36,6 +37,7 @@ def evaluate(
     extra_scores: Sequence[str] = (),
     *,
     base: str | None = None,
+    part: str | None = None,
 ) -> dict[str, Any]:
     """Score a run again, from its saved files alone.
 
@@ -46,6 +48,7 @@ def evaluate(
             your own validation data; their split is "validation".
         extra_scores: optional scores of generated text to compute besides the task's, such as "meteor_exact_stem".
         base: where the base model is now, if not where the recipe says.
+        part: of a run on a mixture, the part to score alone, or whose rows `data` holds; None for all parts.
 
     Returns:
         An object in the form of metrics.json; `metrics` is bit for bit the same as there for the same rows on the same
@@ -61,8 +64,12 @@ def evaluate(
     with quiet(), deterministic():
         start = time.perf_counter()
         reset_peak_memory()
-        task = _load_rows(recipe.task, data, names)
+        if part is not None:
+            choose_part(recipe, part)
+        task = _load_rows(recipe.task, data, names, part)
         chosen = split or str(before["split"])
+        if part is not None and data is None:
+            chosen = part if chosen == "validation" else f"{part}/{chosen}"
         task.require_split(chosen)
         task_model = TaskModel.for_saved_run(recipe, names, run_dir, base=base)
         loaded = time.perf_counter()
@@ -133,8 +140,10 @@ def is_run(directory: Path) -> bool:
     return True
 
 
-def _load_rows(task: TaskSection, data: str | None, names: tuple[str, ...] | None) -> TaskData:
+def _load_rows(task: TaskSection, data: str | None, names: tuple[str, ...] | None, part: str | None) -> TaskData:
     """The rows to score, with their labels numbered as in training."""
+    if data is not None and part is not None:
+        return load_part_evaluation(task, part, data)
     if data is not None:
         return load_evaluation(task, data, names)
     rows = load_task(task)

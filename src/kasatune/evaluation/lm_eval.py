@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kasatune.data.chat_template import answer_end, set_chat_template
-from kasatune.data.tasks.table import TASKS
+from kasatune.data.tasks.mixture_parts import reads_chats
 from kasatune.errors import InputError, KasatuneError, MissingExtraError, WorkError
 from kasatune.evaluation.generate import end_tokens
 from kasatune.evaluation.known_tokens import only_known_tokens
@@ -83,7 +83,7 @@ def harness(
 
 
 def _reads_chats(recipe: Recipe) -> bool:
-    return TASKS[recipe.task.name].rows == "chat"
+    return reads_chats(recipe.task)
 
 
 def _manager(tasks: Sequence[str], path: Path | None) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,10 +26,13 @@ class Scores:
         predictions: of the model: label numbers, numbers, or texts.
         scores: probabilities of every label for each row, or the numbers again; for text, details of the scorer.
         inputs: the prompts of generated text; None if the predictions are those of the rows of the split.
-        messages: the messages before each answer, as (role, text), where `inputs` are conversations; None otherwise.
+        messages: the messages before each answer, as (role, text), where `inputs` are conversations, None for one that
+            is not; None without conversations.
         logits: float32 (rows, labels), from which the predictions come; None for text.
         losses: of text, {"sum", "tokens", "prompt"}: for each row the sum over its labelled tokens, their number, and
-            the number of its prompt among the distinct ones; None for labels.
+            the number of its prompt among the distinct ones; "part", the part of a mixture; None for labels.
+        parts: the part of a mixture that each prediction belongs to; empty for other tasks.
+        part_tasks: the task of each part.
     """
 
     metrics: dict[str, float]
@@ -38,8 +41,10 @@ class Scores:
     scores: list[Any]
     inputs: list[str] | None = None
     logits: np.ndarray | None = None
-    messages: Sequence[Sequence[tuple[str, str]]] | None = None
+    messages: Sequence[Sequence[tuple[str, str]] | None] | None = None
     losses: Mapping[str, list[Any]] | None = None
+    parts: Sequence[str] = ()
+    part_tasks: Mapping[str, str] = field(default_factory=dict)
 
 
 def logits(
@@ -109,7 +114,12 @@ def predictions(split: str, scores: Scores) -> dict[str, Any]:
     """The content of predictions.json."""
     inputs: dict[str, Any] = {} if scores.inputs is None else {"inputs": scores.inputs}
     if scores.messages is not None:
-        inputs["messages"] = [[{"role": role, "content": text} for role, text in chat] for chat in scores.messages]
+        inputs["messages"] = [
+            None if chat is None else [{"role": role, "content": text} for role, text in chat]
+            for chat in scores.messages
+        ]
+    if scores.parts:
+        inputs |= {"parts": list(scores.parts), "tasks": dict(scores.part_tasks)}
     losses = {} if scores.losses is None else {"losses": dict(scores.losses)}
     return {
         "split": split,

@@ -19,8 +19,9 @@ from kasatune import methods
 from kasatune.data.chat_template import AnswerEnd, answer_end, encode_chats, prompt_of_chat, set_chat_template
 from kasatune.data.collate import Collator, collator_for
 from kasatune.data.prompt_completion import encode_rows, ends_prompts
-from kasatune.data.readers.conversations import Chat
 from kasatune.data.tasks.dataset import ChatRows, Rows, TaskData
+from kasatune.data.tasks.mixture_parts import infos_by_part, reads_chats
+from kasatune.data.tasks.mixture_rows import MixtureRows
 from kasatune.data.tasks.table import TASKS
 from kasatune.data.tasks.task_info import Prompter, TaskInfo, TaskKind
 from kasatune.data.tokenize import Examples, encode
@@ -28,11 +29,11 @@ from kasatune.errors import DataError
 from kasatune.evaluation.batches import to_device
 from kasatune.evaluation.causal_loss import text_loss, text_metrics
 from kasatune.evaluation.generate import end_tokens, generate, generation_config, longest_prompt, unused_settings
+from kasatune.evaluation.generated_text import add_generated_text
 from kasatune.evaluation.known_tokens import require_known_tokens
 from kasatune.evaluation.loglikelihood import log_likelihoods
+from kasatune.evaluation.mixture import encode_mixture, part_metrics
 from kasatune.evaluation.scoring import Scores, logits, score
-from kasatune.evaluation.text_scores import GeneratedText, group_by_prompt, load_scorer, prompt_numbers
-from kasatune.io.progress import ProgressReporter
 from kasatune.io.run_layout import ADAPTER, CHECKPOINT
 from kasatune.methods.shared.method import Method
 from kasatune.methods.shared.trained_parameters import count_trained, trainable
@@ -41,13 +42,9 @@ from kasatune.models.load import Base, Pretrained, load_base
 from kasatune.models.moved_base import base_errors, recorded_fingerprint, require_same_base, with_base
 from kasatune.models.saved_tokenizer import save_tokenizer
 from kasatune.recipes.schema import Recipe
-from kasatune.wording import agree, counted
 
 if TYPE_CHECKING:
     from kasatune.recipes.schema import GenerationSection
-
-SAMPLES = 8
-"""Answers that are generated as samples where generated text is not scored."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +160,7 @@ class TaskModel:
             pretrained=pretrained,
         )
         note = ""
-        if TASKS[recipe.task.name].rows == "chat":
+        if reads_chats(recipe.task):
             note = set_chat_template(base.tokenizer, recipe.task.template)
         start = time.perf_counter()
         model = make(method, base)
@@ -190,7 +187,7 @@ class TaskModel:
     @cached_property
     def answer_end(self) -> AnswerEnd | None:
         """What the chat template writes after an answer; None for rows that are no chats, or where it is unknown."""
-        return answer_end(self.base.tokenizer) if self.info.rows == "chat" else None
+        return answer_end(self.base.tokenizer) if reads_chats(self.recipe.task) else None
 
     @property
     def end_of_turn(self) -> int | None:
@@ -210,13 +207,19 @@ class TaskModel:
             ModelError: a token id is beyond the model's embeddings.
         """
         rows = data.require_split(split)
+        if isinstance(rows, MixtureRows):
+            return self._checked(encode_mixture(rows, self._encode_text))
+        if self.kind == "generation":
+            return self._checked(self._encode_text(rows))
+        return self.tokenize(rows.first, rows.second, rows.labels)
+
+    def _encode_text(self, rows: Rows) -> Examples:
+        """Tokenize conversations, or prompts with completions."""
         tokenizer, task = self.base.tokenizer, self.recipe.task
         loss_on = task.loss_on or "completion"
         if isinstance(rows, ChatRows):
-            return self._checked(encode_chats(tokenizer, rows.chats, task.max_length, loss_on))
-        if self.info.rows == "completion":
-            return self._checked(encode_rows(tokenizer, rows.first, rows.labels, task.max_length, loss_on))
-        return self.tokenize(rows.first, rows.second, rows.labels)
+            return encode_chats(tokenizer, rows.chats, task.max_length, loss_on)
+        return encode_rows(tokenizer, rows.first, rows.labels, task.max_length, loss_on)
 
     def tokenize(self, first: Sequence[str], second: Sequence[str] | None, labels: Sequence[Any] | None) -> Examples:
         """Tokenize texts, or pairs of texts.
@@ -237,34 +240,17 @@ class TaskModel:
             training = self.recipe.training
             size, precision = training.eval_batch_size, training.precision
             loss = text_loss(self.model, examples, self.collate, size, precision)
-            losses = {"sum": loss.sums, "tokens": loss.tokens}
-            return Scores(text_metrics(loss.mean), [], [], [], losses=losses)
+            losses: dict[str, list[Any]] = {"sum": loss.sums, "tokens": loss.tokens}
+            if examples.parts:
+                losses["part"] = list(examples.parts)
+            metrics = {**text_metrics(loss.mean), **part_metrics(examples.parts, loss)}
+            return Scores(metrics, [], [], [], losses=losses)
         return score(self.logits(examples), examples.labels, self.kind, data.metric_names)
 
     def final_score(self, examples: Examples, data: TaskData, split: str) -> Scores:
-        """The result of `score`, and for a language model the generated text of the complete split with its scores.
-
-        If the task has no scorer, only the first `SAMPLES` rows are answered, as samples to read.
-        """
+        """The result of `score`, and for a language model the generated text of the split, see `add_generated_text`."""
         scores = self.score(examples, data)
-        if self.kind != "generation":
-            return scores
-        rows, scorer = data.splits[split], load_scorer(self.info)
-        losses = {**(scores.losses or {}), "prompt": prompt_numbers(rows)}
-        if scorer is None:
-            samples = rows.head(SAMPLES)
-            texts = self._generate_for(samples)
-            labels = [[label] for label in samples.labels]
-            messages = [chat[:-1] for chat in samples.chats] if isinstance(samples, ChatRows) else None
-            return Scores(scores.metrics, labels, texts, [], samples.first, losses=losses, messages=messages)
-        prompts, references = group_by_prompt(rows)
-        if isinstance(rows, ChatRows):
-            chats = {chat_prompt: chat[:-1] for chat_prompt, chat in zip(rows.first, rows.chats, strict=True)}
-            texts = self.answer([chats[prompt] for prompt in prompts])
-        else:
-            texts = self.generate(prompts)
-        result = scorer(self.info, GeneratedText(split, prompts, texts, references), self.log_likelihoods)
-        return Scores({**result.metrics, **scores.metrics}, references, texts, result.details, prompts, losses=losses)
+        return add_generated_text(self, scores, data.splits[split], split) if self.kind == "generation" else scores
 
     def log_likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """Log-likelihoods of (context, continuation) pairs, see `loglikelihood.log_likelihoods`."""
@@ -273,39 +259,40 @@ class TaskModel:
             self.model, self.base.tokenizer, pairs, training.eval_batch_size, precision=training.precision
         )
 
-    def answer(self, chats: Sequence[Chat]) -> list[str]:
-        """The model's answer to each conversation, through its chat template."""
-        return self.generate([prompt_of_chat(self.base.tokenizer, chat) for chat in chats])
+    def answer(
+        self, chats: Sequence[Sequence[tuple[str, str]]], settings: GenerationSection | None = None
+    ) -> list[str]:
+        """The model's answer to each conversation, through its chat template; see `generate`."""
+        return self.generate([prompt_of_chat(self.base.tokenizer, chat) for chat in chats], settings)
 
-    def generate(self, prompts: Sequence[str] | Sequence[list[int]]) -> list[str]:
-        """Generate one text for each prompt, with the recipe's section `generation`."""
+    def generate(
+        self, prompts: Sequence[str] | Sequence[list[int]], settings: GenerationSection | None = None
+    ) -> list[str]:
+        """Generate one text for each prompt, with the recipe's section `generation` unless `settings` are given."""
         recipe = self.recipe
         return generate(
             self.model,
             self.base.tokenizer,
             prompts,
-            self._generation,
+            settings or self.generation,
             recipe.training.eval_batch_size,
             max_length=recipe.task.max_length,
             precision=recipe.training.precision,
             end_of_turn=self.end_of_turn,
         )
 
-    def _generate_for(self, rows: Rows) -> list[str]:
-        return (
-            self.answer([chat[:-1] for chat in rows.chats]) if isinstance(rows, ChatRows) else self.generate(rows.first)
-        )
-
     def decoding(self) -> dict[str, Any]:
         """Settings of generation for metrics.json, with those of the model's own that are ignored."""
-        config = generation_config(self.model, self.base.tokenizer, self._generation, self.end_of_turn)
+        config = generation_config(self.model, self.base.tokenizer, self.generation, self.end_of_turn)
+        parts = {name: settings.model_dump() for name, settings in self.part_generation.items()}
         return {
-            **self._generation.model_dump(),
+            **self.generation.model_dump(),
+            **({"parts": parts} if parts else {}),
             "do_sample": False,
             "early_stopping": config.early_stopping,
             "eos_token_id": config.eos_token_id,
             "batch_size": self.recipe.training.eval_batch_size,
-            "max_prompt_tokens": longest_prompt(self.model, self._generation, self.recipe.task.max_length),
+            "max_prompt_tokens": longest_prompt(self.model, self.generation, self.recipe.task.max_length),
             "tokenizer_ends_prompts": ends_prompts(self.base.tokenizer),
             "model_settings_not_used": unused_settings(self.model),
         }
@@ -318,7 +305,22 @@ class TaskModel:
                 save_tokenizer(self.base.tokenizer, self.base.model, ends, run_dir / folder)
 
     @property
-    def _generation(self) -> GenerationSection:
+    def part_infos(self) -> dict[str, TaskInfo]:
+        """The row of the task of each part of a mixture, by the part's name; of another task, its own row."""
+        return infos_by_part(self.recipe.task)
+
+    @property
+    def part_generation(self) -> dict[str, GenerationSection]:
+        """The decoding of each part of a mixture; empty for other tasks."""
+        return {part.part_name: part.generation or self.generation for part in self.recipe.task.parts or ()}
+
+    @property
+    def generation(self) -> GenerationSection:
+        """The recipe's section `generation`.
+
+        Raises:
+            DataError: the task does not generate text.
+        """
         if self.recipe.generation is None:
             raise DataError(f"task.name: {self.recipe.task.name} does not generate text")
         return self.recipe.generation
@@ -349,37 +351,6 @@ def _attached(method: Method, base: Base, recipe: Recipe) -> nn.Module:
         for parameter in trainable(model).values():
             parameter.data = parameter.data.float()  # mixed precision keeps trained parameters in float32
     return model
-
-
-def report_truncation(progress: ProgressReporter, task_model: TaskModel, split: str, examples: Examples) -> None:
-    """Report how many rows were truncated, if any were, and how many of them lost the end of their answer."""
-    cut = len(examples.truncated)
-    if not cut:
-        return
-    message = (
-        f"{split}: {cut} of {counted(len(examples), 'row')} {agree(cut, 'is', 'are')} longer than "
-        f"{counted(task_model.recipe.task.max_length, 'token')} and {agree(cut, 'was', 'were')} cut"
-    )
-    if task_model.kind == "generation":
-        ends = set(end_tokens(task_model.base.model, task_model.base.tokenizer, task_model.end_of_turn))
-        endless = sum(ends.isdisjoint(examples[index]["labels"]) for index in examples.truncated)
-        if endless == len(examples):
-            message += "; no row has its end-of-turn token left, so the model cannot learn where to stop"
-        elif endless:
-            message += f"; {endless} lost {agree(endless, 'its', 'their')} end-of-turn token"
-    progress.message(message)
-
-
-def report_chat_template(progress: ProgressReporter, task_model: TaskModel) -> None:
-    """Report a chat template that is not the model's own, and one that writes no end-of-turn token."""
-    end, tokenizer = task_model.answer_end, task_model.base.tokenizer
-    if task_model.template_note:
-        progress.message(task_model.template_note)
-    if end is not None and end.token is None:
-        progress.message(
-            f"the chat template ends an answer with {end.text!r}, which is no end-of-turn token; the EOS token"
-            f" {tokenizer.eos_token!r} is learnt in its place after the last answer of each row"
-        )
 
 
 @contextmanager

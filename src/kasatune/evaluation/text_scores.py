@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any, Protocol, cast
 
 from kasatune.data.tasks.dataset import Rows
+from kasatune.data.tasks.mixture_rows import MixtureRows
 from kasatune.data.tasks.task_info import TaskInfo
 from kasatune.metrics.generation import generation_scores
 
@@ -75,6 +76,7 @@ def group_by_prompt(rows: Rows) -> tuple[list[str], list[list[str]]]:
 
 
 def prompt_numbers(rows: Rows) -> list[int]:
-    """For each row the index of its prompt among the distinct prompts, in the order of their first rows."""
-    numbers: dict[str, int] = {}
-    return [numbers.setdefault(prompt, len(numbers)) for prompt in rows.first]
+    """For each row the index of its prompt among the distinct prompts of its part, in the order of their first rows."""
+    numbers: dict[tuple[str, str], int] = {}
+    parts = rows.parts if isinstance(rows, MixtureRows) else [""] * len(rows)
+    return [numbers.setdefault(pair, len(numbers)) for pair in zip(parts, rows.first, strict=True)]

@@ -16,7 +16,8 @@ from kasatune.errors import ModelError
 from kasatune.io.model_location import find_model
 from kasatune.methods.table import METHODS
 from kasatune.recipes.messages import show
-from kasatune.recipes.sections import RecipeSections, TaskSection
+from kasatune.recipes.mixture_checks import row_sections
+from kasatune.recipes.sections import RecipeSections
 
 Check = Callable[[RecipeSections], Iterator[str]]
 Registered = list[tuple[tuple[str, ...], Check]]
@@ -63,10 +64,12 @@ def register(checks: Registered, *places: str) -> Callable[[Check], Check]:
 _inputs = partial(register, INPUT_CHECKS)
 
 
-def own_files(task: TaskSection) -> list[tuple[str, str]]:
-    """(key, file name) for the keys of your own data that name a file; a data set on the hub is not a file."""
-    given = ((key, getattr(task, key)) for key in ("train", "validation"))
-    return [(key, name) for key, name in given if isinstance(name, str) and not name.startswith(HUB)]
+def own_files(recipe: RecipeSections) -> list[tuple[str, str, str]]:
+    """(place of the section, key, file name) of each file of your own data; a data set on the hub is not a file."""
+    given = (
+        (place, key, getattr(task, key)) for place, task in row_sections(recipe) for key in ("train", "validation")
+    )
+    return [(place, key, name) for place, key, name in given if isinstance(name, str) and not name.startswith(HUB)]
 
 
 @_inputs("model.name", "model.gguf_file")
@@ -80,20 +83,20 @@ def _model_exists(recipe: RecipeSections) -> Iterator[str]:
         yield str(error)
 
 
-@_inputs("task.data", "task.name")
+@_inputs("task.data", "task.name", "task.parts")
 def _data_folder_exists(recipe: RecipeSections) -> Iterator[str]:
-    data = recipe.task.data
-    if data is not None and not _is(Path.is_dir, data):
-        what = "is a file, not a folder" if _is(Path.is_file, data) else "no such folder"
-        yield f"task.data: {show(data)}: {what}; check the path (relative ones start at {Path.cwd()})"
+    for place, task in row_sections(recipe):
+        if task.data is not None and not _is(Path.is_dir, task.data):
+            what = "is a file, not a folder" if _is(Path.is_file, task.data) else "no such folder"
+            yield f"{place}.data: {show(task.data)}: {what}; check the path (relative ones start at {Path.cwd()})"
 
 
-@_inputs("task.train", "task.validation")
+@_inputs("task.train", "task.validation", "task.parts")
 def _data_files_exist(recipe: RecipeSections) -> Iterator[str]:
-    for key, name in own_files(recipe.task):
+    for place, key, name in own_files(recipe):
         if not _is(Path.is_file, name):
             what = "is a folder, not a file" if _is(Path.is_dir, name) else "no such file"
-            yield f"task.{key}: {show(name)}: {what}; check the path (relative ones start at {Path.cwd()})"
+            yield f"{place}.{key}: {show(name)}: {what}; check the path (relative ones start at {Path.cwd()})"
 
 
 @_inputs("method.tails", "method.name", "method.r", "method.convention")

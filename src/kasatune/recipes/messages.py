@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kasatune.recipes.foreign_keys import translate
+from kasatune.recipes.sections import PartSection, TaskSection
 from kasatune.redaction import redacted
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 
+PARTS = ("task", "parts")
 _LONGEST_VALUE = 60
 
 _LIMITS = {
@@ -67,10 +69,47 @@ def sentences(
         sections: the pydantic model of each section.
     """
     by_place: dict[str, list[ErrorDetails]] = {}
+    of_parts: list[ErrorDetails] = []
     for error in errors:
+        if error["loc"][:2] == PARTS and len(error["loc"]) > len(PARTS) + 1:
+            of_parts.append(error)
+            continue
         place = ".".join(str(part) for part in error["loc"][: 2 if error["loc"][0] in sections else 1])
         by_place.setdefault(place, []).append(error)
-    return {place: f"{place}: {_sentence(place, group, values, sections)}" for place, group in by_place.items()}
+    found = {place: f"{place}: {_sentence(place, group, values, sections)}" for place, group in by_place.items()}
+    return found | part_sentences(of_parts, values)
+
+
+def part_sentences(errors: Iterable[ErrorDetails], values: Mapping[str, Any]) -> dict[str, str]:
+    """One sentence for each faulty key of a part of a mixture, by its place; that of the first is "task.parts"."""
+    by_place: dict[str, list[ErrorDetails]] = {}
+    given = values["task"]["parts"]
+    for error in errors:
+        number, key, *further = error["loc"][len(PARTS) :]
+        part = given[number]
+        named = next((part[name] for name in ("title", "name") if isinstance(part.get(name), str)), None)
+        inner = f".{further[0]}" if key == "generation" and further else ""
+        place = f"task.parts[{named or f'part {int(number) + 1}'}].{key}{inner}"
+        by_place.setdefault(place, []).append(error)
+    sentences = {}
+    for place, group in by_place.items():
+        first = group[0]
+        if first["type"] == "missing":
+            text = f"{place}: missing; give the task of the part, such as e2e or instruction"
+        elif first["type"] == "extra_forbidden":
+            text = f"{place}: {_not_of_parts(place.rpartition('.')[2])}"
+        else:
+            limits = " or ".join(dict.fromkeys(_limit(error) for error in group))
+            text = f"{place}: {show(first['input'])} received; must be {limits}"
+        sentences["task.parts" if not sentences else place] = text
+    return sentences
+
+
+def _not_of_parts(key: str) -> str:
+    keys = list(PartSection.model_fields)
+    if key in TaskSection.model_fields:
+        return f"not a key of a part; it is the same for all parts: write task.{key}"
+    return f"not a key of a part{did_you_mean(key, keys) or '; its keys are ' + ', '.join(keys)}"
 
 
 def _sentence(

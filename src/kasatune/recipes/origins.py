@@ -42,8 +42,14 @@ def recipe_values(path: Path, overrides: Sequence[str] = ()) -> list[Value]:
     for section in SECTIONS:
         part = getattr(recipe, section)
         keys = type(part).model_fields if part is not None else ()
+        written_values = part.model_dump() if part is not None else {}  # parts of a mixture as plain data
         values += [
-            Value(f"{section}.{key}", getattr(part, key), _origin(recipe, section, key, written, given)) for key in keys
+            Value(
+                f"{section}.{key}",
+                written_values.get(key, getattr(part, key)),
+                _origin(recipe, section, key, written, given),
+            )
+            for key in keys
         ]
     origin = "override" if "output" in given else "recipe" if "output" in written else "task and method"
     return [*values, Value("output", recipe.output, origin)]

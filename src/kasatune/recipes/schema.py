@@ -19,12 +19,14 @@ from kasatune.data.tasks.table import TASKS
 from kasatune.errors import RecipeError
 from kasatune.methods.table import DEFAULT_METHOD, METHODS, accepted_names, canonical_name
 from kasatune.recipes.messages import sentences, show
+from kasatune.recipes.mixture_checks import mixable_tasks
 from kasatune.recipes.sections import (
     SECTIONS,
     Count,
     GenerationSection,
     MethodSection,
     ModelSection,
+    PartSection,
     Rate,
     RecipeSections,
     TaskSection,
@@ -40,6 +42,7 @@ __all__ = [
     "GenerationSection",
     "MethodSection",
     "ModelSection",
+    "PartSection",
     "Rate",
     "Recipe",
     "TaskSection",
@@ -132,6 +135,7 @@ def recipe_json_schema() -> dict[str, Any]:
     schema["required"] = ["model", "task"]
     sections = schema["$defs"]
     sections["TaskSection"]["properties"]["name"]["enum"] = list(TASKS)
+    sections["PartSection"]["properties"]["name"]["enum"] = mixable_tasks()
     method = sections["MethodSection"]
     method["properties"]["name"]["enum"] = accepted_names()
     method["allOf"] = [
@@ -231,8 +235,21 @@ def _complete_generation(values: dict[str, Any]) -> None:
     if task.get("loss_on") is None:
         values["task"] = {**task, "loss_on": "completion"}
     given = values["generation"]
-    if given is None or isinstance(given, dict):
-        values["generation"] = {**info.decoding, **(given or {})}
+    if given is not None and not isinstance(given, dict):
+        return
+    values["generation"] = {**info.decoding, **(given or {})}
+    if isinstance(task.get("parts"), list):
+        parts = [_complete_part(part, given or {}) for part in task["parts"]]
+        values["task"] = {**values["task"], "parts": parts}
+
+
+def _complete_part(part: Any, given: Mapping[str, Any]) -> Any:
+    """A part of a mixture with its decoding: as given for the part, for the recipe, or the default of its task."""
+    info = TASKS.get(str(part.get("name"))) if isinstance(part, Mapping) else None
+    decoding = part.get("generation") if info is not None else None
+    if info is None or (decoding is not None and not isinstance(decoding, Mapping)):
+        return part
+    return {**part, "generation": {**info.decoding, **given, **(decoding or {})}}
 
 
 def _without(values: dict[str, Any], faults: Mapping[str, str]) -> dict[str, Any]:

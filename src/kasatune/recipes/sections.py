@@ -100,11 +100,71 @@ class ModelSection(Section):
         return self.name if self.gguf_file is None else f"{self.name.rstrip('/')}/{self.gguf_file}"
 
 
+class GenerationSection(Section):
+    """Decoding when text is scored after training: greedy search or beam search, never sampling.
+
+    Tasks that generate text may have their own defaults.
+    """
+
+    max_new_tokens: Count = Field(64, description="Longest generated text, in tokens.")
+    num_beams: Count = Field(1, description="Beams of the beam search; 1 is greedy search.")
+    length_penalty: Annotated[float, Field(ge=-10, le=10)] = Field(
+        1.0, description="Exponent p in a beam's score, its summed log-probability over its length^p; -10 to 10."
+    )
+    no_repeat_ngram_size: Annotated[int, Field(ge=0), BeforeValidator(_as_integer)] = Field(
+        0, description="An n-gram of this many generated tokens occurs at most once. 0: no limit."
+    )
+
+
+class PartSection(Section):
+    """One task of a mixture, with the keys of the section `task` that name its rows."""
+
+    written_if_set: ClassVar[frozenset[str]] = frozenset({"title"})
+
+    name: Text = Field(description="Task of this part, one that writes text, such as e2e, instruction or commonsense.")
+    title: Text | None = Field(
+        None, description="Name of the part in scores and reports, if another part has the same task. null: name."
+    )
+    weight: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="Share of the training rows, relative to the weights of the other parts, above 0."
+    )
+    data: Text | None = Field(None, description="See task.data.")
+    revision: Text | None = Field(None, description="See task.revision.")
+    train: Text | None = Field(None, description="See task.train.")
+    validation: Text | Share | None = Field(None, description="See task.validation.")
+    prompt: Text | None = Field(None, description="See task.prompt.")
+    completion: Text | None = Field(None, description="See task.completion.")
+    max_train: Count | None = Field(None, description="Draw from at most this many rows, the first ones. null: all.")
+    max_eval: Count | None = Field(None, description="See task.max_eval.")
+    generation: GenerationSection | None = Field(
+        None,
+        description="Decoding of this part, where it differs from the section generation. null: that of its task.",
+    )
+
+    @property
+    def part_name(self) -> str:
+        """The name of the part in scores: `title`, or the task if that is not given."""
+        return self.title or self.name
+
+    @property
+    def text(self) -> None:
+        """A task that writes text has no column of this key."""
+        return
+
+    @property
+    def label(self) -> None:
+        """A task that writes text has no column of this key."""
+        return
+
+
 class TaskSection(Section):
     """The task and its rows. `train` to `completion` are for your own data; lengths are in tokens, sizes in rows."""
 
     written_if_set: ClassVar[frozenset[str]] = frozenset(
-        {"template", "corpus", "retriever", "passages", "chunk_words", "chunk_overlap"}
+        {
+            *("template", "parts", "draw_seed"),
+            *("corpus", "retriever", "passages", "chunk_words", "chunk_overlap"),
+        }
     )
 
     name: Text = Field(
@@ -161,8 +221,22 @@ class TaskSection(Section):
         20, description="Words that a passage of rag-qa shares with the one before; less than chunk_words."
     )
     max_length: Count = Field(128, description="Longest row, in tokens; longer rows are cut, and the cuts are counted.")
-    max_train: Count | None = Field(None, description="Use at most this many training rows. null: all.")
-    max_eval: Count | None = Field(None, description="Use at most this many validation rows. null: all.")
+    max_train: Count | None = Field(
+        None,
+        description="Use at most this many training rows; of a mixture, draw so many rows for an epoch. null: as many "
+        "as there are.",
+    )
+    max_eval: Count | None = Field(
+        None, description="Use at most this many validation rows, of a mixture in each part. null: all."
+    )
+    parts: Annotated[list[PartSection], Field(min_length=1)] | None = Field(
+        None,
+        description="mixture only: the tasks that are mixed, a list of {name, data, weight, ...}: title, weight, the "
+        "keys of this section that name the rows, max_train, max_eval and generation.",
+    )
+    draw_seed: Annotated[int, Field(ge=0, le=2**32 - 1), BeforeValidator(_as_integer)] = Field(
+        0, description="mixture only: seed of the draw of training rows, the same for every training.seed."
+    )
 
 
 class MethodSection(Section):
@@ -314,22 +388,6 @@ class TrainingSection(Section):
     device: Text = Field("auto", description="auto, cpu, mps, cuda or cuda:N; auto takes an accelerator if one exists.")
     report_to: Annotated[list[Text], BeforeValidator(_as_list)] = Field(
         [], description="Experiment trackers of transformers to log to, such as tensorboard or wandb."
-    )
-
-
-class GenerationSection(Section):
-    """Decoding when text is scored after training: greedy search or beam search, never sampling.
-
-    Tasks that generate text may have their own defaults.
-    """
-
-    max_new_tokens: Count = Field(64, description="Longest generated text, in tokens.")
-    num_beams: Count = Field(1, description="Beams of the beam search; 1 is greedy search.")
-    length_penalty: Annotated[float, Field(ge=-10, le=10)] = Field(
-        1.0, description="Exponent p in a beam's score, its summed log-probability over its length^p; -10 to 10."
-    )
-    no_repeat_ngram_size: Annotated[int, Field(ge=0), BeforeValidator(_as_integer)] = Field(
-        0, description="An n-gram of this many generated tokens occurs at most once. 0: no limit."
     )
 
 

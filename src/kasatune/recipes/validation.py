@@ -12,12 +12,14 @@ from functools import partial
 from pathlib import Path
 
 from kasatune.data.readers.hub import HUB, parse_hub_name
+from kasatune.data.tasks.mixture_parts import reads_chats
 from kasatune.data.tasks.table import TASKS
 from kasatune.errors import DataError
 from kasatune.io.model_location import GGUF
 from kasatune.methods.table import METHODS, accepted_names
 from kasatune.recipes.machine_checks import INPUT_CHECKS, TRACKERS, Registered, own_files, register
 from kasatune.recipes.messages import did_you_mean, show
+from kasatune.recipes.mixture_checks import mixture_faults, row_sections
 from kasatune.recipes.sections import RecipeSections
 from kasatune.redaction import may_run_for_ever, redacted
 
@@ -79,24 +81,27 @@ def _options_belong_to_the_method(recipe: RecipeSections) -> Iterator[str]:
 
 
 def _key_fits_the_task(key: str, recipe: RecipeSections) -> Iterator[str]:
-    task = recipe.task
-    if task.name not in TASKS:
-        return
-    info = TASKS[task.name]
-    given = getattr(task, key)
-    if key in info.keys and given is None and info.reads_own_files:
-        yield f"task.{key}: missing; {task.name} reads your own data: set {', '.join(info.keys)}"
-    elif key == "data" and key not in info.keys and given is not None:
-        instead = "set train and validation instead" if info.reads_own_files else "leave it out"
-        yield f"task.data: {show(given)} received; {task.name} does not read it; {instead}"
-    elif key not in info.keys and given is not None:
-        readers = ", ".join(other.name for other in TASKS.values() if key in other.keys)
-        use = f" (it is for {readers})" if readers else ""
-        yield f"task.{key}: {show(given)} received; {task.name} does not read it{use}; leave it out"
+    """Whether the task, and each part of a mixture, reads a key that names its rows."""
+    for place, task in row_sections(recipe):
+        if task.name not in TASKS:
+            continue
+        info = TASKS[task.name]
+        given = getattr(task, key, None)
+        if key in info.keys and given is None and info.reads_own_files:
+            yield f"{place}.{key}: missing; {task.name} reads your own data: set {', '.join(info.keys)}"
+        elif key not in info.keys and given is not None and info.rows == "mixture":
+            yield f"{place}.{key}: {show(given)} received; a mixture reads it in its parts; put it into task.parts"
+        elif key == "data" and key not in info.keys and given is not None:
+            instead = "set train and validation instead" if info.reads_own_files else "leave it out"
+            yield f"{place}.data: {show(given)} received; {task.name} does not read it; {instead}"
+        elif key not in info.keys and given is not None:
+            readers = ", ".join(other.name for other in TASKS.values() if key in other.keys)
+            use = f" (it is for {readers})" if readers else ""
+            yield f"{place}.{key}: {show(given)} received; {task.name} does not read it{use}; leave it out"
 
 
 for _key in ("data", "train", "validation", "text", "label", "prompt", "completion", "corpus"):
-    _keys("task.name", f"task.{_key}")(partial(_key_fits_the_task, _key))
+    _keys("task.name", f"task.{_key}", "task.parts")(partial(_key_fits_the_task, _key))
 
 
 @_keys("task.name", "task.retriever", "task.passages", "task.chunk_words", "task.chunk_overlap")
@@ -113,17 +118,22 @@ def _retrieval_is_for_a_corpus(recipe: RecipeSections) -> Iterator[str]:
         )
 
 
-@_keys("task.name", "task.data", "task.revision")
+@_keys("task.name", "task.data", "task.revision", "task.parts")
 def _revision_is_for_the_hub(recipe: RecipeSections) -> Iterator[str]:
-    task = recipe.task
-    if task.revision is None or task.name not in TASKS:
-        return
-    given = f"task.revision: {show(task.revision)} received"
-    info = TASKS[task.name]
-    if info.hub_names:
-        yield f"{given}; {task.name} takes it in the name of the rows, hub:NAME@REVISION:SPLIT; leave it out"
-    elif task.data is not None or "revision" not in info.keys:
-        yield f"{given}; it selects a revision on the hub, and these rows are read from this machine; leave it out"
+    for place, task in row_sections(recipe):
+        if task.revision is None or task.name not in TASKS:
+            continue
+        given = f"{place}.revision: {show(task.revision)} received"
+        info = TASKS[task.name]
+        if info.hub_names:
+            yield f"{given}; {task.name} takes it in the name of the rows, hub:NAME@REVISION:SPLIT; leave it out"
+        elif info.rows == "mixture":
+            yield f"{given}; a mixture reads it in its parts; put it into task.parts"
+        elif task.data is not None or "revision" not in info.keys:
+            yield f"{given}; it selects a revision on the hub, and these rows are read from this machine; leave it out"
+
+
+_keys("task.name", "task.parts", "task.draw_seed")(mixture_faults)
 
 
 @_keys("task.name", "task.loss_on")
@@ -133,10 +143,10 @@ def _loss_on_is_for_generation(recipe: RecipeSections) -> Iterator[str]:
         yield f"task.loss_on: {show(task.loss_on)} received; {task.name} generates no text; leave it out"
 
 
-@_keys("task.name", "task.template")
+@_keys("task.name", "task.template", "task.parts")
 def _template_is_for_conversations(recipe: RecipeSections) -> Iterator[str]:
     task = recipe.task
-    if task.template is not None and task.name in TASKS and TASKS[task.name].rows != "chat":
+    if task.template is not None and task.name in TASKS and not reads_chats(task):
         yield f"task.template: {show(task.template)} received; {task.name} has no conversations; leave it out"
 
 
@@ -173,33 +183,39 @@ def _method_can_do_the_task(recipe: RecipeSections) -> Iterator[str]:
         )
 
 
-@_keys("task.train", "task.validation")
+@_keys("task.train", "task.validation", "task.parts")
 def _files_are_tables(recipe: RecipeSections) -> Iterator[str]:
-    for key, name in own_files(recipe.task):
+    for place, key, name in own_files(recipe):
         if Path(name).suffix.lower() not in FILE_KINDS:
-            yield f"task.{key}: {show(name)} received; must end in one of {', '.join(FILE_KINDS)}; convert the file"
-    if recipe.task.train is not None and recipe.task.train == recipe.task.validation:
-        name = show(recipe.task.validation)
-        yield f"task.validation: {name} is the training file too; give rows that are not trained on"
+            yield f"{place}.{key}: {show(name)} received; must end in one of {', '.join(FILE_KINDS)}; convert the file"
+    for place, task in row_sections(recipe):
+        if task.train is not None and task.train == task.validation:
+            name = show(task.validation)
+            yield f"{place}.validation: {name} is the training file too; give rows that are not trained on"
 
 
-@_keys("task.name", "task.train", "task.validation")
+@_keys("task.name", "task.train", "task.validation", "task.parts")
 def _hub_names_are_complete(recipe: RecipeSections) -> Iterator[str]:
-    task = recipe.task
-    for key in ("train", "validation"):
-        name = getattr(task, key)
-        if not isinstance(name, str) or not name.startswith(HUB) or task.name not in TASKS:
-            continue
+    for place, key, name in _hub_names(recipe):
+        task = dict(row_sections(recipe))[place]
         if not TASKS[task.name].hub_names:
             readers = ", ".join(info.name for info in TASKS.values() if info.hub_names)
-            yield (
-                f"task.{key}: {show(name)} received; {task.name} reads files; data sets of the hub are for {readers}"
-            )
+            given = f"{place}.{key}: {show(name)} received"
+            yield f"{given}; {task.name} reads files; data sets of the hub are for {readers}"
             continue
         try:
             parse_hub_name(name)
         except DataError as error:
-            yield f"task.{key}: {error}"
+            yield f"{place}.{key}: {error}"
+
+
+def _hub_names(recipe: RecipeSections) -> Iterator[tuple[str, str, str]]:
+    """(place, key, name) of the rows that are data sets of the hub."""
+    for place, task in row_sections(recipe):
+        for key in ("train", "validation"):
+            name = getattr(task, key)
+            if isinstance(name, str) and name.startswith(HUB) and task.name in TASKS:
+                yield place, key, name
 
 
 @_keys("task.text", "task.label")

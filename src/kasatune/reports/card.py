@@ -15,7 +15,7 @@ from kasatune.io.atomic import write_text
 from kasatune.io.run_layout import ADAPTER, CARD, CHECKPOINT, NATIVE, RECIPE
 from kasatune.reports import formatting, markdown
 from kasatune.reports.loading_snippet import example_texts, loading_snippet
-from kasatune.reports.run_page import decoding, facts
+from kasatune.reports.run_page import decoding, facts, part_rows
 from kasatune.reports.run_record import RunRecord, read_run
 from kasatune.reports.score_intervals import accuracy_interval, against_baseline
 from kasatune.reports.score_tables import as_markdown, scores
@@ -39,6 +39,7 @@ def run_card(run: RunRecord) -> str:
         run=run,
         front_matter=_front_matter(run),
         scores=as_markdown(scores(run.metrics)),
+        parts=_parts(run),
         facts=markdown.table(["cost", "value"], [[markdown.text(n), markdown.text(v)] for n, v in facts(run)], 1),
         versions=_versions(run),
         interval=accuracy_interval(run),
@@ -128,6 +129,13 @@ def _predict_command(run: RunRecord) -> str:
     text = r"\t".join(example_texts(run))  # a pair is one argument, with a tab between its texts
     quoted = f"$'{text}'" if "\\t" in text else f"'{text}'"
     return f"kasatune predict {shlex.quote(str(run.output))} --text {quoted}"
+
+
+def _parts(run: RunRecord) -> str:
+    """The parts of a mixture as a table; "" for other tasks."""
+    head = ["part", "task", "weight", "training rows", "validation rows"]
+    rows = [[markdown.text(cell) for cell in row] for row in part_rows(run)]
+    return markdown.table(head, rows, numbers=3) if rows else ""
 
 
 def _parity(run: RunRecord) -> float | None:

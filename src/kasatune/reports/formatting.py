@@ -47,13 +47,16 @@ ABSENT = "-"
 
 
 def metric_title(name: str, run: Mapping[str, Any] | None = None) -> str:
-    """The title of a score; its name if it is unknown.
+    """The title of a score, "PART: TITLE" for one of a mixture's parts; its name if it is unknown.
 
     Args:
         name: name of the score.
         run: content of metrics.json of the run that has the score, whose number of labels decides what F1 means: that
             of the second label for two labels, the mean over all labels for more.
     """
+    part, slash, score_of_part = name.rpartition("/")
+    if slash:
+        return f"{part}: {metric_title(score_of_part, run)}"
     labels = (run or {}).get("label_names") or ()
     if name == "f1" and len(labels) > 2:
         return "macro F1"
@@ -64,7 +67,12 @@ def metric_title(name: str, run: Mapping[str, Any] | None = None) -> str:
 
 def metric_range(name: str) -> tuple[float, float] | None:
     """The smallest and largest possible value of a score; None if it is unbounded or unknown."""
-    return _RANGES.get(name)
+    return _RANGES.get(score_name(name))
+
+
+def score_name(name: str) -> str:
+    """The name of a score without the part of a mixture that it is of: "bleu" for "e2e/bleu"."""
+    return name.rpartition("/")[2]
 
 
 def sentence(text: str) -> str:

@@ -28,7 +28,7 @@ def text_snippet(run: RunRecord) -> str:
     model = run.recipe.get("model", {})
     source = source_options(model)
     options = [*source, f'dtype="{model.get("dtype", "float32")}"']
-    size = int((run.recipe.get("generation") or {}).get("no_repeat_ngram_size") or 0)
+    size = int(_decoding(run).get("no_repeat_ngram_size") or 0)
     further = ", ".join(["GenerationConfig", *(["LogitsProcessor", "NoRepeatNGramLogitsProcessor"] if size else [])])
     return "\n".join(
         [
@@ -68,7 +68,7 @@ def _tokenizer_arguments(run: RunRecord) -> list[str]:
 
 def _settings(run: RunRecord) -> dict[str, Any]:
     """The arguments of GenerationConfig, as code."""
-    recipe, measured = run.recipe.get("generation") or {}, _measured(run)
+    recipe, measured = _decoding(run), _measured(run)
     settings: dict[str, Any] = {"max_new_tokens": recipe.get("max_new_tokens", 64)}
     if recipe.get("num_beams", 1) > 1:
         settings |= {"num_beams": recipe["num_beams"], "length_penalty": recipe.get("length_penalty", 1.0)}
@@ -84,10 +84,9 @@ def _prompt_lines(run: RunRecord) -> list[str]:
     """Code that makes `ids` (1, length) from the first prompt."""
     measured = _measured(run)
     limit = measured.get("max_prompt_tokens") or run.recipe.get("task", {}).get("max_length") or 512
-    info = TASKS.get(run.task_name)
     special = ""
-    if info is not None and info.rows == "chat" and _has_tokenizer(run):
-        chats = run.predictions.get("messages") or [[{"role": "user", "content": _EXAMPLE}]]
+    chats = run.predictions.get("messages") or [[{"role": "user", "content": _EXAMPLE}]]
+    if _asks_in_chats(run) and chats[0] is not None and _has_tokenizer(run):
         lines = [
             "messages = [",
             *(f"    {json.dumps(message, ensure_ascii=False)}," for message in chats[0]),
@@ -102,6 +101,24 @@ def _prompt_lines(run: RunRecord) -> list[str]:
     if not special and measured.get("tokenizer_ends_prompts"):
         lines.append("ids = ids[:, :-1] if ids[0, -1] == tokenizer.eos_token_id else ids")
     return [*lines, f"ids = ids[:, -{limit}:]  # the beginning of a longer prompt is not read"]
+
+
+def _asks_in_chats(run: RunRecord) -> bool:
+    """Whether the first prompt of predictions.json is a conversation."""
+    tasks = run.predictions.get("tasks") or {}
+    info = TASKS.get(tasks.get(_first_part(run), run.task_name))
+    return info is not None and info.rows == "chat"
+
+
+def _first_part(run: RunRecord) -> str | None:
+    """The part of a mixture that the first prompt of predictions.json belongs to; None for other tasks."""
+    return next(iter(run.predictions.get("parts") or ()), None)
+
+
+def _decoding(run: RunRecord) -> Mapping[str, Any]:
+    """The decoding of the first prompt: that of its part, or the recipe's section `generation`."""
+    own = (_measured(run).get("parts") or {}).get(_first_part(run))
+    return own or run.recipe.get("generation") or {}
 
 
 def _autocast(run: RunRecord) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from kasatune import wording
+from kasatune.data.tasks.mixture_parts import in_turn
 from kasatune.io.atomic import write_text
 from kasatune.io.run_layout import REPORT
 from kasatune.reports import formatting
@@ -65,6 +67,7 @@ def render(run: RunRecord) -> str:
         interval=accuracy_interval(run),
         against=against_baseline(run),
         rows=score_rows(run),
+        parts=part_rows(run),
         charts=[c for c in (loss_chart(run), score_chart(run), penalty_chart(run), spectra.sigma_summary(run)) if c],
         epochs=_epoch_table(run),
         layers=all_layers,
@@ -105,22 +108,42 @@ def score_rows(run: RunRecord) -> list[tuple[str, float, float | None]]:
 
 
 def generated_texts(run: RunRecord) -> list[tuple[str, str, list[str]]]:
-    """(prompt, generated text, references) of each scored row; empty for tasks without text generation."""
+    """(prompt, generated text, references) of each scored row, of a mixture from each part in turn; otherwise empty."""
     predictions = run.predictions
     if not predictions.get("inputs"):
         return []
-    return list(zip(predictions["inputs"], predictions["predictions"], predictions["labels"], strict=True))
+    texts = list(zip(predictions["inputs"], predictions["predictions"], predictions["labels"], strict=True))
+    return [texts[index] for index in in_turn(predictions.get("parts") or [""] * len(texts))]
+
+
+def part_rows(run: RunRecord) -> list[tuple[str, str, str, str, str]]:
+    """(part, task, weight, training rows, validation rows) of each part of a mixture, formatted; empty for others."""
+    return [
+        (
+            name,
+            str(part["task"]),
+            f"{part['weight']:g}",
+            f"{formatting.count(part['drawn'])} an epoch, from {formatting.count(part['train_rows'])}",
+            formatting.count(part["validation_rows"]),
+        )
+        for name, part in (run.metrics.get("parts") or {}).items()
+    ]
 
 
 def decoding(run: RunRecord) -> str:
     """The decoding settings as text; "" for tasks without text generation."""
     settings = run.metrics.get("generation") or {}
+    parts = settings.get("parts") or {}
     unused = settings.get("model_settings_not_used") or {}
-    shown = {name: value for name, value in settings.items() if name != "model_settings_not_used"}
-    plain, rest = (
-        ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in group.items()) for group in (shown, unused)
-    )
-    return f"{plain}; settings of the model that are not used: {rest}" if rest else plain
+    own = next(iter(parts.values()), {})  # the settings that each part has for itself
+    shown = {name: value for name, value in settings.items() if name not in ("model_settings_not_used", "parts", *own)}
+    by_part = [f"{part}: {_in_words(values)}" for part, values in parts.items()]
+    not_used = [f"settings of the model that are not used: {_in_words(unused)}"] if unused else []
+    return "; ".join(text for text in (*by_part, _in_words(shown), *not_used) if text)
+
+
+def _in_words(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
 
 
 def facts(run: RunRecord) -> list[tuple[str, str]]:

@@ -65,7 +65,11 @@ def score_chart(run: RunRecord) -> Chart | None:
     reported = str(run.metrics.get("split"))
     split = reported if reported in groups else next(iter(groups))
     events = groups[split]
-    names = [name for name in run.score_names if name in events[0]["metrics"] and name not in _UNBOUNDED]
+    names = [
+        name
+        for name in run.score_names
+        if name in events[0]["metrics"] and formatting.score_name(name) not in _UNBOUNDED
+    ]
     if not names:
         return None
     lines = [

@@ -35,6 +35,7 @@ class RunMetrics(BaseModel):
         text_fields: texts in one row, 1 or 2.
         data_source: where the rows come from.
         data_sha256: hash of the rows.
+        parts: of a mixture, for each part its task, weight, training rows, rows drawn for an epoch and validation rows.
         start: the losses before the first step, of the untouched base and with the method attached; only of tasks that
             generate text.
         seconds: time spent, by phase.
@@ -62,6 +63,7 @@ class RunMetrics(BaseModel):
     text_fields: Literal[1, 2] = 1
     data_source: str | None = None
     data_sha256: str | None = None
+    parts: dict[str, dict[str, Any]] | None = None
     start: dict[str, Any] | None = None
     seconds: dict[str, Any] | None = None
     peak_memory_bytes: int | None = None

@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ import torch
 from kasatune.data.readers.hub import is_pinned_as
 from kasatune.io.environment import processor
 from kasatune.io.library_noise import not_deterministic
-from kasatune.recipes.schema import Recipe, to_yaml
+from kasatune.recipes.schema import PartSection, Recipe, TaskSection, to_yaml
 
 
 def trace(recipe: Recipe, revision: str | None, fingerprint: str) -> dict[str, Any]:
@@ -62,17 +63,27 @@ def reproducibility_statement() -> str:
     )
 
 
-def pinned(recipe: Recipe, revision: str | None, pins: Mapping[str, str]) -> Recipe:
+def pinned(
+    recipe: Recipe,
+    revision: str | None,
+    pins: Mapping[str, str],
+    part_pins: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+) -> Recipe:
     """`recipe` with its model and data pinned to the hub commits that were read.
 
     Args:
         recipe: recipe of a run.
         revision: commit of its model; None for a folder.
         pins: pinned values of keys of its `task` section; see `TaskData`.
+        part_pins: the same for each part of a mixture, by its name.
     """
+    task = recipe.task.model_copy(update=dict(pins))
+    if part_pins and task.parts is not None:
+        parts = [part.model_copy(update=dict(part_pins.get(part.part_name, {}))) for part in task.parts]
+        task = task.model_copy(update={"parts": parts})
     sections = {
         "model": recipe.model if revision is None else recipe.model.model_copy(update={"revision": revision}),
-        "task": recipe.task.model_copy(update=dict(pins)),
+        "task": task,
     }
     return recipe.model_copy(update=sections)
 
@@ -85,12 +96,23 @@ def pinned_as_started(recipe: Recipe, out: Path) -> Recipe:
     if not (out / RECIPE).is_file():
         return recipe
     started = read_recipe(out)
-    task, started_task = recipe.task, started.task
-    pins = {
-        key: getattr(started_task, key)
-        for key in ("train", "validation")
-        if is_pinned_as(getattr(task, key), getattr(started_task, key))
+    revision = started.model.revision if recipe.model.revision is None else None
+    started_parts = {part.part_name: part for part in started.task.parts or ()}
+    part_pins = {
+        part.part_name: _pins(part, started_parts[part.part_name])
+        for part in recipe.task.parts or ()
+        if part.part_name in started_parts
     }
-    if task.revision is None and started_task.revision is not None:
-        pins["revision"] = started_task.revision
-    return pinned(recipe, started.model.revision if recipe.model.revision is None else None, pins)
+    return pinned(recipe, revision, _pins(recipe.task, started.task), part_pins)
+
+
+def _pins(task: TaskSection | PartSection, started: TaskSection | PartSection) -> dict[str, str]:
+    """The keys of `task` that the run was started with in a pinned form."""
+    pins = {
+        key: getattr(started, key)
+        for key in ("train", "validation")
+        if is_pinned_as(getattr(task, key), getattr(started, key))
+    }
+    if task.revision is None and started.revision is not None:
+        pins["revision"] = started.revision
+    return pins

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kasatune import methods
+from kasatune.data.tasks.mixture_parts import infos_by_part, parts_of_hub
 from kasatune.data.tasks.table import TASKS
 from kasatune.errors import InputError, KasatuneError, OutputError, RecipeError
 from kasatune.io.run_layout import WORK
@@ -46,6 +47,7 @@ class Plan:
         adapter_bytes: size of the adapter files, by their folder in the run directory.
         memory_bytes: rough peak memory by content, with its total; None if the configuration lacks the sizes.
         rows: training rows that are used; None if they are not on this machine yet.
+        parts: of a mixture, for each part its task, weight, training rows, rows drawn for an epoch and validation rows.
         steps_per_epoch: optimizer steps.
         steps: optimizer steps in total.
         notes: assumptions, defaults and ignored settings.
@@ -59,6 +61,7 @@ class Plan:
     adapter_bytes: Mapping[str, int]
     memory_bytes: Mapping[str, int] | None
     rows: int | None = None
+    parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     steps_per_epoch: int | None = None
     steps: int | None = None
     notes: tuple[str, ...] = ()
@@ -138,6 +141,7 @@ def make_plan(recipe: Recipe, pretrained: Pretrained | None = None, *, before_tr
         adapter_bytes={} if count.trained is None else sizes,
         memory_bytes=estimate_memory(recipe, config, count.layers, count.total, trained),
         rows=rows,
+        parts={} if data is None else {part.name: part.as_dict() for part in data.parts},
         steps_per_epoch=per_epoch,
         steps=steps,
         notes=tuple(findings.notes),
@@ -181,7 +185,8 @@ def estimate_memory(
     Returns:
         Bytes by content; None if the configuration lacks the sizes.
     """
-    sizes = [getattr(config, name, None) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")]
+    text: Any = config.get_text_config()  # of a model that also reads pictures, its language model
+    sizes = [getattr(text, name, None) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")]
     if not all(isinstance(size, int) for size in sizes):
         return None
     hidden, depth, heads = (int(size or 0) for size in sizes)
@@ -193,7 +198,7 @@ def estimate_memory(
     checkpointed = one_layer + depth * rows * tokens * hidden * width
     activations = checkpointed if training.gradient_checkpointing else depth * one_layer
     if recipe.generation is not None:
-        activations += 2 * rows * tokens * int(getattr(config, "vocab_size", 0)) * width
+        activations += 2 * rows * tokens * int(getattr(text, "vocab_size", 0)) * width
     parts = {
         "weights": int(_weight_bytes(recipe, layers, hidden, depth, parameters, trained)),
         "gradients": _FLOAT32_BYTES * trained,
@@ -209,7 +214,9 @@ def _weight_bytes(
     width = _BYTES[recipe.model.dtype]
     weights = float(parameters * width)
     if recipe.model.quantization != "none":
-        blocks = min(parameters, 12 * hidden**2 * depth)  # quantizers skip embeddings, normalisations and head
+        # Quantizers skip embeddings, normalisations and head; layers that all are adapted tell the sizes exactly.
+        adapted = sum(math.prod(layer.shape) for layer in layers)
+        blocks = min(parameters, max(adapted, 12 * hidden**2 * depth))
         weights -= blocks * (width - _QUANTIZED_BYTES[recipe.model.quantization])
     info = METHODS[recipe.method.name]
     if info.trains_base_weights:
@@ -220,11 +227,12 @@ def _weight_bytes(
 
 
 def _read_data(recipe: Recipe, findings: _Findings) -> TaskData | None:
-    if TASKS[recipe.task.name].reads_hub(recipe.task):
-        key = "train" if TASKS[recipe.task.name].reads_own_files else "data"
-        findings.notes.append(
-            f"the rows of {recipe.task.name} come from the hub: steps are counted once task.{key} is set"
-        )
+    hub = parts_of_hub(recipe.task)
+    if hub:
+        info = infos_by_part(recipe.task)[hub[0]]
+        key = "train" if info.reads_own_files else "data"
+        where = "task" if hub[0] == recipe.task.name else f"task.parts[{hub[0]}]"
+        findings.notes.append(f"the rows of {hub[0]} come from the hub: steps are counted once {where}.{key} is set")
         return None
     from kasatune.data.tasks import load_task
 
@@ -293,8 +301,12 @@ def _exceeded_positions(recipe: Recipe, positions: int | None) -> Iterator[str]:
         return
     if recipe.task.max_length > positions:
         yield f"task.max_length: {recipe.task.max_length} received; the model has {positions} positions; lower it"
-    if recipe.generation is not None and recipe.generation.max_new_tokens >= positions:
-        yield (
-            f"generation.max_new_tokens: {recipe.generation.max_new_tokens} received; the model has {positions}"
-            " positions for prompt and answer together; lower it"
-        )
+    decoding = {"generation": recipe.generation}
+    for part in recipe.task.parts or ():
+        decoding[f"task.parts[{part.part_name}].generation"] = part.generation
+    for place, settings in decoding.items():
+        if settings is not None and settings.max_new_tokens >= positions:
+            yield (
+                f"{place}.max_new_tokens: {settings.max_new_tokens} received; the model has {positions}"
+                " positions for prompt and answer together; lower it"
+            )

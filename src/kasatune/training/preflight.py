@@ -119,7 +119,7 @@ def check_rows(recipe: Recipe, base: Base, data: TaskData) -> None:
         ModelError: the chat template rejects a row, or a token has no embedding.
         DataError: a split is empty.
     """
-    splits: Mapping[str, object] = {split: rows.head(ROWS_CHECKED) for split, rows in data.splits.items()}
+    splits: Mapping[str, object] = {split: rows.sample(ROWS_CHECKED) for split, rows in data.splits.items()}
     head = replace(data, splits=splits)
     task_model = TaskModel(recipe, base, methods.load(recipe.method.name), base.model)
     for split in ("train", "validation"):

@@ -226,6 +226,7 @@ class Run:
             "text_fields": self.data.text_fields,
             "data_source": self.data.source,
             "data_sha256": self.data.sha256,
+            **({"parts": {part.name: part.as_dict() for part in self.data.parts}} if self.data.parts else {}),
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "peak_memory_bytes": peak_memory(),
             "versions": versions(),

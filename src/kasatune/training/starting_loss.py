@@ -16,6 +16,7 @@ from kasatune.distributed.fsdp import deepspeed_requested, sharding_requested
 from kasatune.distributed.process_group import is_main
 from kasatune.errors import DivergedError
 from kasatune.evaluation.causal_loss import text_loss
+from kasatune.evaluation.mixture import first_of_each_part
 from kasatune.evaluation.task_model import TaskModel
 from kasatune.io.atomic import write_json
 from kasatune.io.run_layout import START
@@ -54,7 +55,8 @@ def measure_start(task_model: TaskModel, validation: Examples) -> dict[str, Any]
 
     Args:
         task_model: with the method attached and prepared; its model is left as it is.
-        validation: tokenized rows of the task, of which the first 64 are read.
+        validation: tokenized rows of the task, of which the first 64 are read, in equal numbers from each part of a
+            mixture.
 
     Returns:
         `rows`, `unrelated_texts`; `base` and `start`, each with `loss` (of an answer token of the task, in nats) and
@@ -63,7 +65,7 @@ def measure_start(task_model: TaskModel, validation: Examples) -> dict[str, Any]
     """
     if task_model.kind != "generation":
         return None
-    rows = Examples(validation.rows[:ROWS], frozenset())
+    rows = first_of_each_part(validation, ROWS)
     unrelated = _unrelated(task_model)
     info = task_model.method.info
     differs = bool(info.start) or bool(task_model.recipe.method.drop)

@@ -25,7 +25,8 @@ from kasatune.distributed.fsdp import (
 from kasatune.distributed.process_group import broadcast_from_first, is_main, world_size
 from kasatune.distributed.zero3 import full_numel
 from kasatune.errors import DataError, DivergedError, InputError, ModelError
-from kasatune.evaluation.task_model import TaskModel, deterministic, report_chat_template, report_truncation
+from kasatune.evaluation.report_encoding import report_chat_template, report_truncation
+from kasatune.evaluation.task_model import TaskModel, deterministic
 from kasatune.io.atomic import remove
 from kasatune.io.environment import reset_peak_memory
 from kasatune.io.library_noise import quiet
@@ -153,7 +154,12 @@ def _set_up(
         report_truncation(display, task_model, split, rows)
     attach = task_model.attach_seconds
     run = Run(
-        recipe=pinned(recipe, pretrained.revision if base is None else None, data.pins),
+        recipe=pinned(
+            recipe,
+            pretrained.revision if base is None else None,
+            data.pins,
+            {part.name: part.pins for part in data.parts},
+        ),
         out=out,
         display=display,
         device=device,

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from kasatune.cli import judge_options as judging
-from kasatune.cli.arguments import Json, MovedBase, RunDirectory
+from kasatune.cli.arguments import Json, MixturePart, MovedBase, RunDirectory
 from kasatune.cli.console import print_json, results_only
 from kasatune.errors import InputError
 
@@ -19,6 +19,7 @@ def command(
     data: Annotated[
         str | None, typer.Option(metavar="PATH", help="Where the data is now; default: the path in the recipe.")
     ] = None,
+    part: MixturePart = None,
     base: MovedBase = None,
     scores: Annotated[
         str | None,
@@ -100,7 +101,7 @@ def command(
             names = [name.strip() for name in harness.split(",") if name.strip()]
             metrics = run_harness(run_dir, names, path=harness_path, limit=harness_limit, base=base)
         else:
-            metrics = _evaluate(run_dir, split, data, scores, base)
+            metrics = _evaluate(run_dir, split, data, scores, base, part)
     if json:
         print_json(metrics)
     else:
@@ -108,7 +109,7 @@ def command(
 
 
 def _evaluate(
-    run_dir: Path, split: str | None, data: str | None, scores: str | None, base: str | None
+    run_dir: Path, split: str | None, data: str | None, scores: str | None, base: str | None, part: str | None
 ) -> dict[str, Any]:
     from kasatune.cli.fast_import import large_libraries
     from kasatune.cli.progress_bar import make_progress
@@ -120,6 +121,6 @@ def _evaluate(
     display = make_progress()
     with progress_listener(display.progress):
         extra = [name.strip() for name in (scores or "").split(",") if name.strip()]
-        metrics = evaluate(run_dir, split=split, data=data, extra_scores=extra, base=base)
+        metrics = evaluate(run_dir, split=split, data=data, extra_scores=extra, base=base, part=part)
     display.finish()
     return metrics

@@ -46,6 +46,13 @@ def _show(plan: Plan) -> None:
         ("trained, with the head", words.count(_sum(plan.trainable_parameters, plan.head_parameters))),
         *((f"size of {folder}/", words.size(size)) for folder, size in plan.adapter_bytes.items()),
         ("training rows", words.count(plan.rows)),
+        *(
+            (
+                f"of {name} (weight {part['weight']:g})",
+                f"{words.count(part['drawn'])} from {words.count(part['train_rows'])}",
+            )
+            for name, part in plan.parts.items()
+        ),
         ("steps per epoch", words.count(plan.steps_per_epoch)),
         ("steps", words.count(plan.steps)),
         *((f"memory, {name} (estimate)", words.size(size)) for name, size in (plan.memory_bytes or {}).items()),

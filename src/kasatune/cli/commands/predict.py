@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kasatune.cli.arguments import Json, MovedBase, RunDirectory
+from kasatune.cli.arguments import Json, MixturePart, MovedBase, RunDirectory
 from kasatune.cli.console import note, print_json, print_table, results_only, say
 from kasatune.cli.fast_import import large_libraries
 from kasatune.cli.prediction_files import (
@@ -53,6 +53,7 @@ def command(
             "--out", metavar="FILE", help="Write the predictions to a .csv or .jsonl file.", show_default=False
         ),
     ] = None,
+    part: MixturePart = None,
     base: MovedBase = None,
     json: Json = False,
 ) -> None:
@@ -71,7 +72,7 @@ def command(
     recipe = read_recipe(run_dir)
     read_metrics(run_dir)
     if file is not None and is_table(file):
-        texts = read_table_inputs(file, column or _columns(recipe.task))
+        texts = read_table_inputs(file, column or _columns(recipe.task, part))
     with results_only():
         with large_libraries():
             from kasatune.evaluation.predict import predict
@@ -79,7 +80,7 @@ def command(
 
         display = make_progress()
         with progress_listener(display.progress):
-            predictions = predict(run_dir, texts, base=base)
+            predictions = predict(run_dir, texts, base=base, part=part)
         display.finish()
     if out is not None:
         write_predictions(out, predictions)
@@ -105,9 +106,10 @@ def _texts(text: Sequence[str] | None, file: Path | None) -> Sequence[Text]:
     return [] if is_table(file) else read_lines_of(file)
 
 
-def _columns(task: TaskSection) -> list[str]:
-    """The columns that hold the text in the rows of a recipe."""
-    own = task.text or task.prompt or []
+def _columns(task: TaskSection, part: str | None) -> list[str]:
+    """The columns that hold the text in the rows of a recipe, or of one part of its mixture."""
+    rows = next((each for each in task.parts or () if each.part_name == part), task)
+    own = rows.text or rows.prompt or []
     return [own] if isinstance(own, str) else list(own)
 
 

@@ -9,12 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
-from kasatune.data.readers.conversations import Chat
+from kasatune.data.readers.conversations import Chat, Unlearnt
 from kasatune.data.tasks.task_info import TaskInfo, TaskKind
 from kasatune.errors import DataError
 from kasatune.wording import agree, counted
+
+if TYPE_CHECKING:
+    from kasatune.data.tasks.mixture_rows import PartRows
 
 _HOLD_OUT_SEED = 0
 
@@ -105,6 +108,14 @@ class Rows:
         second = None if self.second is None else [self.second[index] for index in indices]
         return replace(self, first=first, second=second, labels=[self.labels[index] for index in indices])
 
+    def sample(self, number: int) -> Self:
+        """About `number` rows that stand for all of them: the first ones."""
+        return self.head(number)
+
+    def further_facts(self) -> list[Any]:
+        """What decides training besides texts and labels, as plain data; empty for most rows."""
+        return []
+
     def texts(self) -> list[tuple[str, ...]]:
         """The text or texts of each row."""
         if self.second is None:
@@ -131,6 +142,20 @@ class ChatRows(Rows):
         """The rows at `indices`."""
         return replace(super().pick(indices), chats=[self.chats[index] for index in indices])
 
+    def further_facts(self) -> list[Any]:
+        """(row, message) of the answers that are not learnt."""
+        return unlearnt_answers(self.chats)
+
+
+def unlearnt_answers(chats: Sequence[Chat | None]) -> list[Any]:
+    """[row, message] of each answer that is `Unlearnt`."""
+    return [
+        [row, number]
+        for row, chat in enumerate(chats)
+        for number, (_, text) in enumerate(chat or ())
+        if isinstance(text, Unlearnt)
+    ]
+
 
 @dataclass(frozen=True)
 class TaskData:
@@ -150,6 +175,7 @@ class TaskData:
         notes: what was left out, cut or is unusual, one sentence each, to be shown to the user.
         pins: keys of the recipe's `task` section with the values that read these very rows again; empty if no rows come
             from the hub.
+        parts: the parts of a mixture; empty for other tasks.
     """
 
     name: str
@@ -164,6 +190,12 @@ class TaskData:
     source: str
     notes: tuple[str, ...] = ()
     pins: Mapping[str, str] = field(default_factory=dict)
+    parts: tuple[PartRows, ...] = ()
+
+    @property
+    def part_tasks(self) -> dict[str, str]:
+        """The task of each part of a mixture; empty for other tasks."""
+        return {part.name: part.task for part in self.parts}
 
     def require_split(self, split: str) -> Rows:
         """The rows of a split.
@@ -231,13 +263,15 @@ def make_task_data(
 
 
 def rows_sha256(splits: Mapping[str, Rows]) -> str:
-    """SHA-256 over split names, texts and labels, in order: one JSON line a row."""
+    """SHA-256 over split names, texts and labels, in order: one JSON line a row; and over `Rows.further_facts`."""
     digest = hashlib.sha256()
     for name in sorted(splits):
         rows = splits[name]
         digest.update(json.dumps([name, len(rows), rows.second is not None]).encode() + b"\n")
         for texts, label in zip(rows.texts(), rows.labels, strict=True):
             digest.update(json.dumps([*texts, label]).encode() + b"\n")
+        if further := rows.further_facts():
+            digest.update(json.dumps(further).encode() + b"\n")
     return digest.hexdigest()
 
 

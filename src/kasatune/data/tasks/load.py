@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kasatune.data.readers.faults import nearest
 from kasatune.data.tasks.dataset import TaskData, TaskSettings
+from kasatune.data.tasks.mixture_rows import MixtureSettings
 from kasatune.data.tasks.table import TASKS
 from kasatune.data.tasks.task_info import TaskInfo
 from kasatune.errors import DataError
@@ -23,6 +24,17 @@ def load_task(settings: TaskSettings) -> TaskData:
     """
     info = _find(settings.name)
     return info.load_module().load(info, settings)
+
+
+def load_part_evaluation(settings: MixtureSettings, part: str, data: str | Path) -> TaskData:
+    """Read other rows of one part of a mixture, to score a trained model on; their only split is "validation".
+
+    Raises:
+        DataError: the mixture has no such part, or its data is missing, unreadable or inconsistent.
+    """
+    from kasatune.data.tasks.mixture import load_evaluation_of_part
+
+    return load_evaluation_of_part(_find(settings.name), settings, part, str(data))
 
 
 def load_evaluation(settings: TaskSettings, data: str | Path, label_names: tuple[str, ...] | None) -> TaskData:

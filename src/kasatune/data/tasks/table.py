@@ -225,6 +225,19 @@ _RAG_QA = TaskInfo(
     decoding={"max_new_tokens": 24},
 )
 
+_MIXTURE = TaskInfo(
+    "mixture",
+    "several tasks that write text, drawn by weight",
+    "generation",
+    ("loss", "perplexity"),
+    "loss",
+    None,
+    "those of its parts, listed as `parts`",
+    "kasatune.data.tasks.mixture",
+    keys=("parts",),
+    rows="mixture",
+)
+
 _ROWS = (
     _DEMO,
     *_GLUE,
@@ -235,6 +248,7 @@ _ROWS = (
     _TEXT_GENERATION,
     _INSTRUCTION,
     _RAG_QA,
+    _MIXTURE,
 )
 
 _tasks: dict[str, TaskInfo] = {row.name: row for row in _ROWS}

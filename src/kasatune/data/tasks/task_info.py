@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from kasatune.data.tasks.dataset import TaskData, TaskSettings
 
 TaskKind = Literal["classification", "regression", "generation"]
-RowFormat = Literal["labelled", "completion", "chat"]
+RowFormat = Literal["labelled", "completion", "chat", "mixture"]
 EngineName = Literal["trainer", "sft"]
 
 _KINDS_OF_FORMAT: Mapping[str, tuple[str, ...]] = {
     "labelled": ("classification", "regression"),
     "completion": ("generation",),
     "chat": ("generation",),
+    "mixture": ("generation",),
 }
 
 
@@ -57,11 +58,13 @@ class TaskInfo:
         source: where the rows come from, in words.
         module: import path of the module that loads the rows, with the functions of `TaskModule`.
         keys: keys of the recipe's `task` section that say where the rows are. ("data", "revision"): a benchmark, from a
-            folder or the hub. With "train" and "validation": the user's files. (): the task makes its rows itself.
+            folder or the hub. With "train" and "validation": the user's files. ("parts",): other tasks. (): the task
+            makes its rows itself.
         hub_names: whether `train` and `validation` also take a data set of the hub, as hub:NAME:SPLIT.
         label_names: the labels in the order of their numbers; None if there are none or they follow from the rows.
         rows: form of the rows, which decides how batches are made: "labelled" text (`tokenize.encode`), a prompt with
-            its "completion" (`prompt_completion.encode_rows`), or a "chat" (`chat_template.encode_chats`).
+            its "completion" (`prompt_completion.encode_rows`), a "chat" (`chat_template.encode_chats`), or a
+            "mixture" of the last two.
         prompt: prompt of the task as a format string with one {} for the input; None if the input is the prompt.
         prompter: "module:function" that makes a `Prompter` from the recipe's `task` section, for tasks with
             retrieved passages in the prompt; None for the others, whose prompts `render` makes.
@@ -105,10 +108,13 @@ class TaskInfo:
         return "train" in self.keys
 
     def reads_hub(self, settings: TaskSettings) -> bool:
-        """Whether these settings take the rows from the hub, so that reading them needs a network."""
+        """Whether these settings take the rows from the hub, so that reading them needs a network.
+
+        For a mixture ask about its parts, see `mixture_parts.reads_hub`.
+        """
         if self.reads_own_files:
             return self.hub_names and any(str(name).startswith(HUB) for name in (settings.train, settings.validation))
-        return bool(self.keys) and settings.data is None
+        return "data" in self.keys and settings.data is None
 
     def render(self, text: str) -> str:
         """The prompt for `text`."""

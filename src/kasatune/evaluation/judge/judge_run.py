@@ -10,6 +10,8 @@ from typing import Any
 
 from kasatune.data.tasks import load_task
 from kasatune.data.tasks.dataset import ChatRows
+from kasatune.data.tasks.mixture_parts import reads_chats
+from kasatune.data.tasks.mixture_rows import MixtureRows
 from kasatune.data.tasks.table import TASKS
 from kasatune.errors import DataError, InputError, WorkError
 from kasatune.evaluation.judge import (
@@ -186,7 +188,7 @@ def _grade(
 
 def _recipe(run_dir: Path) -> Recipe:
     recipe = read_recipe(run_dir)
-    if TASKS[recipe.task.name].rows != "chat":
+    if not reads_chats(recipe.task):
         chats = ", ".join(info.name for info in TASKS.values() if info.rows == "chat")
         raise InputError(f"{run_dir} was trained on {recipe.task.name}; a judge grades runs on conversations ({chats})")
     return recipe
@@ -197,6 +199,8 @@ def _own_questions(recipe: Recipe, split: str | None) -> list[Question]:
     data = load_task(recipe.task)
     name = split or "validation"
     rows = data.splits.get(name)
+    if isinstance(rows, MixtureRows):
+        rows = ChatRows.of([chat for chat in rows.chats if chat is not None])
     if not isinstance(rows, ChatRows):
         raise DataError(f"task {data.name} has no split {name!r}; its splits are {', '.join(data.splits)}")
     if any(len(chat) > 2 for chat in rows.chats):

@@ -53,7 +53,7 @@ def smallest_differences(
         if method.variant.text == reference or method.is_fitted or method.place[1] < 0:
             continue
         data = method.data
-        for metric in endpoint_names(data.name, data.primary):
+        for metric in endpoint_names(data.name, data.primary, data.part_tasks):
             mean = _from_pilot(earlier.get(method.task.name), method.variant.text, reference, metric)
             smallest = None
             if mean is not None and seeds > 1:
@@ -115,7 +115,8 @@ def _number_of_rows(data: TaskData, metric: str, tokens: int) -> int:
     """How many rows, or groups of them, count as random in a score."""
     if metric == FORGETTING:
         return max(2, math.ceil(tokens / WINDOW))
-    rows = data.splits["validation"]
+    part, _, metric = metric.rpartition("/")
+    rows = data.splits[part or "validation"]
     if data.kind == "generation":
         return max(prompt_numbers(rows)) + 1 if metric not in ("accuracy", "acc", "acc_norm") else len(rows)
     return len(rows) if metric in ("accuracy", "loss") else min(len(rows), MOST_GROUPS)

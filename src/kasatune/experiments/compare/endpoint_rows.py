@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,14 +27,26 @@ _CHOICES = {"accuracy": "written", "acc": "acc", "acc_norm": "acc_norm"}
 _LEAST_PROBABILITY = 1e-30  # probabilities are stored in float32
 
 
-def endpoint_names(task: str, primary: str) -> list[str]:
-    """The scores of a task that a comparison analyses, the main score first and forgetting last."""
-    info = TASKS[task]
-    names = [primary]
-    if info.kind == "generation":
-        names += ["rouge_l", "sentence_bleu"] if "rouge_l" in info.metrics else []
-        names += [name for name in ("accuracy", "acc_norm", "exact_match", "f1") if name in info.metrics]
+def endpoint_names(task: str, primary: str, parts: Mapping[str, str] = MappingProxyType({})) -> list[str]:
+    """The scores of a task that a comparison analyses, the main score first and forgetting last.
+
+    Args:
+        task: name of the task.
+        primary: its main score.
+        parts: of a mixture, the task of each part; a score of a part is "PART/SCORE".
+    """
+    names = [primary, *_text_scores(TASKS[task])]
+    for part, own in parts.items():
+        names += [f"{part}/{name}" for name in ("loss", *_text_scores(TASKS[own]))]
     return [*dict.fromkeys(names), FORGETTING]
+
+
+def _text_scores(info: TaskInfo) -> list[str]:
+    """The scores of generated text whose values are known row by row."""
+    if info.kind != "generation":
+        return []
+    names = ["rouge_l", "sentence_bleu"] if "rouge_l" in info.metrics else []
+    return names + [name for name in ("accuracy", "acc_norm", "exact_match", "f1") if name in info.metrics]
 
 
 def run_rows(folder: Path, task: str, metric: str) -> Floats | None:
@@ -48,6 +61,8 @@ def run_rows(folder: Path, task: str, metric: str) -> Floats | None:
     if answers is None:
         return None
     try:
+        if "/" in metric:
+            task, metric, answers = _of_part(answers, metric)
         values = _text_rows(TASKS[task], metric, answers) if TASKS[task].kind == "generation" else None
         if values is None and TASKS[task].kind != "generation":
             values = _labelled_rows(TASKS[task], metric, answers)
@@ -85,11 +100,25 @@ def _labelled_rows(info: TaskInfo, metric: str, answers: Mapping[str, Any]) -> F
     return -np.log(np.maximum(np.asarray(probabilities, dtype=np.float64), _LEAST_PROBABILITY))
 
 
+def _of_part(answers: Mapping[str, Any], metric: str) -> tuple[str, str, Mapping[str, Any]]:
+    """The task of a part, the score without the part's name, and the part's answers, for a metric "PART/SCORE"."""
+    part, _, score = metric.rpartition("/")
+    result = dict(answers)
+    chosen = [index for index, name in enumerate(answers["parts"]) if name == part]
+    for key in ("inputs", "labels", "predictions", "scores"):
+        result[key] = [answers[key][index] for index in chosen]
+    losses = answers["losses"]
+    rows = [index for index, name in enumerate(losses["part"]) if name == part]
+    result["losses"] = {key: [values[index] for index in rows] for key, values in losses.items()}
+    return answers["tasks"][part], score, result
+
+
 def _text_rows(info: TaskInfo, metric: str, answers: Mapping[str, Any]) -> Floats | None:
     if metric == "loss":
         losses = answers["losses"]
         sums, tokens = np.asarray(losses["sum"], dtype=np.float64), np.asarray(losses["tokens"], dtype=np.float64)
-        units = np.asarray(losses.get("prompt", range(len(sums))))  # a search trial does not group its rows
+        prompts = losses.get("prompt", range(len(sums)))  # a search trial does not group its rows
+        units = np.unique(np.asarray(prompts), return_inverse=True)[1]
         return ratio_values(np.bincount(units, weights=sums), np.bincount(units, weights=tokens))
     texts, references = answers["predictions"], answers["labels"]
     if not texts or "inputs" not in answers:

@@ -37,6 +37,7 @@ class MethodResult:
         self.method = method
         self.task = method.data.name
         self.primary = method.data.primary
+        self.endpoints = endpoint_names(self.task, self.primary, method.data.part_tasks)
         self._rows: dict[str, dict[int, Floats] | None] = {}
         self._rows_by_run: dict[tuple[str, str], Floats | None] = {}
         self.done = [(seed, run) for seed, run in method.finals if run.done]
@@ -114,7 +115,7 @@ class MethodResult:
             "curve": self._mean_curve(),
             "endpoints": {
                 metric: {**self.summary(metric), "values": list(self.values(metric).values())}
-                for metric in endpoint_names(self.task, self.primary)[1:]
+                for metric in self.endpoints[1:]
             },
             "forgetting_curve": self._forgetting_curve(),
         }
@@ -206,7 +207,7 @@ def summary(metric: str, values: Sequence[float], rows: Sequence[Floats] | None)
     }
     if many and all(math.isfinite(value) for value in values):
         mean = mean_of_seeds(values) if rows is None else replace(mean_of_table(rows), estimate=result["mean"])
-        if metric in _SHARES and rows is not None:
+        if formatting.score_name(metric) in _SHARES and rows is not None:
             result["interval"] = list(proportion_interval(mean))
         else:
             low, high = formatting.metric_range(metric) or (-math.inf, math.inf)

@@ -11,6 +11,7 @@ from kasatune.errors import InputError
 from kasatune.experiments.compare.endpoint_rows import endpoint_names
 from kasatune.experiments.compare.verdict import DEFAULT_MARGINS, MATCHED, parse_margin
 from kasatune.methods.table import canonical_name
+from kasatune.reports.formatting import score_name
 
 _FORM = "task:metric:method:reference, optionally with :margin"
 
@@ -36,7 +37,7 @@ class PrimaryEndpoint:
 
 def parse_primary(
     text: str,
-    tasks: Mapping[str, tuple[str, str]],
+    tasks: Mapping[str, tuple[str, str, Mapping[str, str]]],
     variants: Sequence[str],
     margins: Mapping[str, float],
 ) -> PrimaryEndpoint:
@@ -44,7 +45,8 @@ def parse_primary(
 
     Args:
         text: the value.
-        tasks: for the name of each task of the comparison, the task in recipes and its main score.
+        tasks: for the name of each task of the comparison, the task in recipes, its main score, and the task of each
+            part of a mixture.
         variants: texts of the variants that are trained.
         margins: margins of `--margin`.
 
@@ -63,7 +65,7 @@ def parse_primary(
             pair = _after(rest, method, reference)
             if pair is None or method == reference:
                 continue
-            margin = parse_margin(pair) if pair else margins.get(metric, DEFAULT_MARGINS.get(metric))
+            margin = parse_margin(pair) if pair else margins.get(metric, DEFAULT_MARGINS.get(score_name(metric)))
             if pair and margin is None:
                 raise InputError(f"--primary: the margin {pair!r} received; give a number above 0")
             return PrimaryEndpoint(task, metric, method, reference, margin)
@@ -72,9 +74,10 @@ def parse_primary(
     )
 
 
-def analysed_metrics(task: str, primary: str) -> list[str]:
-    """The scores of a task that can be a primary endpoint."""
-    names = [*endpoint_names(task, primary), MATCHED, *TASKS[task].metrics, "loss"]
+def analysed_metrics(task: str, primary: str, parts: Mapping[str, str]) -> list[str]:
+    """The scores of a task that can be a primary endpoint; for the arguments see `endpoint_names`."""
+    of_parts = [f"{part}/{metric}" for part, own in parts.items() for metric in TASKS[own].metrics]
+    names = [*endpoint_names(task, primary, parts), MATCHED, *TASKS[task].metrics, "loss", *of_parts]
     return list(dict.fromkeys(names))
 
 

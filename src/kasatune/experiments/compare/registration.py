@@ -45,7 +45,7 @@ def planned_content(spec: ComparisonSpec, methods: Sequence[MethodOnTask]) -> di
     margins = {
         metric: margin
         for task in spec.tasks
-        for metric in endpoint_names(data[task.name].name, data[task.name].primary)
+        for metric in endpoint_names(data[task.name].name, data[task.name].primary, data[task.name].part_tasks)
         if (margin := spec.margin(metric)) is not None
     }
     return {

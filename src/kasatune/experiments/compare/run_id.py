@@ -69,7 +69,10 @@ def plan_run(
         "model": {**values["model"], "name": model, "revision": None},
         "rows": data_sha256,
         "held_out": {"share": HELD_OUT, "seed": SEARCH_SEED} if search else None,
-        "task": {key: values["task"][key] for key in ("name", "max_length")},
+        "task": {
+            **{key: values["task"][key] for key in ("name", "max_length")},
+            **({"parts": _part_identities(recipe)} if recipe.task.parts else {}),
+        },
         "method": {key: value for key, value in values["method"].items() if key in read},
         "training": {key: value for key, value in values["training"].items() if key not in _WITHOUT_EFFECT},
         "device": find_device(recipe.training).type,
@@ -82,6 +85,14 @@ def plan_run(
     if TASKS[recipe.task.name].engine == "sft":
         identity["training"]["packing"] = values["training"]["packing"]
     return PlannedRun(digest(identity), recipe, search, identity, cold, unrelated)
+
+
+def _part_identities(recipe: Recipe) -> list[dict[str, Any]]:
+    """What decides the scores of a mixture's parts besides their rows."""
+    return [
+        {"name": part.part_name, "task": part.name, "generation": part.generation and part.generation.model_dump()}
+        for part in recipe.task.parts or ()
+    ]
 
 
 def plan_base(recipe: Recipe, data_sha256: str) -> PlannedRun:

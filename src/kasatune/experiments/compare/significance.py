@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from kasatune.experiments.compare.base_run import BaseOnTask
-from kasatune.experiments.compare.endpoint_rows import Floats, constant_rows, endpoint_names, run_rows
+from kasatune.experiments.compare.endpoint_rows import Floats, constant_rows, run_rows
 from kasatune.experiments.compare.matched_forgetting import at_matched_score
 from kasatune.experiments.compare.method_result import MethodResult
 from kasatune.experiments.compare.primary_endpoint import as_record
@@ -56,7 +56,7 @@ def add_differences(
         reference = by_text.get(spec.reference)
         for result, entry in zip(group, task["results"], strict=True):
             entry["difference"] = None
-            for metric in [*endpoint_names(result.task, result.primary), MATCHED]:
+            for metric in [*result.endpoints, MATCHED]:
                 if reference is None or result is reference:
                     continue
                 difference = _difference(spec, result, reference, metric)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from kasatune.data.tasks.mixture_parts import part_tasks
 from kasatune.data.tasks.table import TASKS
 from kasatune.errors import InputError, RecipeError
 from kasatune.evaluation.unrelated_text import TOKENS, WINDOW, UnrelatedText
@@ -15,6 +16,7 @@ from kasatune.experiments.compare.variants import Variant, keys_read
 from kasatune.experiments.compare.verdict import DEFAULT_MARGINS, parse_margins
 from kasatune.methods.table import BASELINE_METHOD, METHODS, REFERENCE_METHOD, canonical_name
 from kasatune.recipes.schema import MethodSection, Recipe
+from kasatune.reports.formatting import score_name
 
 Protocol = Literal["clean", "paper"]
 SearchKind = Literal["grid", "random", "optuna"]
@@ -95,7 +97,8 @@ class ComparisonSpec:
 
     def margin(self, metric: str) -> float | None:
         """The margin of equivalence of a score; None if it has none."""
-        return self.margins.get(metric, DEFAULT_MARGINS.get(metric))
+        name = score_name(metric)
+        return self.margins.get(metric, self.margins.get(name, DEFAULT_MARGINS.get(name)))
 
     def takes_part(self, task: Task, variant: Variant) -> bool:
         """Whether a method is run on a task: a head fitted on a frozen model writes no text."""
@@ -158,7 +161,10 @@ def make_spec(
         text.documents()
     tasks, own_margins = _tasks(recipes), parse_margins(margins)
     texts = [variant.text for variant in variants if not is_fitted(variant.method)]
-    mains = {task.name: (task.recipe.task.name, TASKS[task.recipe.task.name].primary) for task in tasks}
+    mains = {
+        task.name: (task.recipe.task.name, TASKS[task.recipe.task.name].primary, part_tasks(task.recipe.task))
+        for task in tasks
+    }
     _check_margins(own_margins, mains)
     writing = [task.name for task in tasks if TASKS[task.recipe.task.name].kind == "generation"]
     if writing and not texts:
@@ -206,8 +212,9 @@ def _check_search(search: Search) -> None:
         )
 
 
-def _check_margins(margins: Mapping[str, float], tasks: Mapping[str, tuple[str, str]]) -> None:
+def _check_margins(margins: Mapping[str, float], tasks: Mapping[str, tuple[str, str, Mapping[str, str]]]) -> None:
     known = {metric: None for task in tasks.values() for metric in analysed_metrics(*task)}
+    known |= {score_name(metric): None for metric in known}
     unknown = [metric for metric in margins if metric not in known]
     if unknown:
         raise InputError(f"--margin: {unknown[0]!r} is not a score of these tasks; choose from {', '.join(known)}")
@@ -216,7 +223,7 @@ def _check_margins(margins: Mapping[str, float], tasks: Mapping[str, tuple[str, 
 def _tasks(recipes: Sequence[tuple[Path, Recipe]]) -> tuple[Task, ...]:
     tasks = []
     for path, recipe in recipes:
-        has_own_data = TASKS[recipe.task.name].reads_own_files
+        has_own_data = TASKS[recipe.task.name].reads_own_files or recipe.task.parts is not None
         tasks.append(Task(path.stem if has_own_data else recipe.task.name, recipe))
     names = [task.name for task in tasks]
     repeated = sorted({name for name in names if names.count(name) > 1})

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from kasatune.data.tasks.mixture_parts import in_turn
 from kasatune.experiments.compare.base_run import BaseOnTask
 from kasatune.experiments.compare.method_result import MethodResult
 from kasatune.experiments.compare.run_store import FinishedRun
@@ -31,10 +32,11 @@ def text_samples(group: Sequence[MethodResult], base: BaseOnTask) -> list[dict[s
 
 
 def _texts(run: FinishedRun) -> dict[str, tuple[list[str], str]]:
-    """(references, text) of every prompt that a run answered."""
+    """(references, text) of every prompt that a run answered, of a mixture one of each part in turn."""
     try:
         answers = json.loads((run.folder / PREDICTIONS).read_text(encoding="utf-8"))
-        rows = zip(answers["inputs"], answers["labels"], answers["predictions"], strict=True)
-        return {prompt: (references, text) for prompt, references, text in rows}
+        rows = list(zip(answers["inputs"], answers["labels"], answers["predictions"], strict=True))
+        order = in_turn(answers.get("parts") or [""] * len(rows))
+        return {prompt: (references, text) for prompt, references, text in (rows[index] for index in order)}
     except (OSError, ValueError, KeyError, TypeError):
         return {}

@@ -11,6 +11,7 @@ from kasatune.errors import InputError
 from kasatune.experiments.compare.forgetting import FORGETTING
 from kasatune.metrics.hypothesis_tests import holm
 from kasatune.metrics.seeds_by_rows import MeanOfTable
+from kasatune.reports.formatting import score_name
 from kasatune.training.callback import LOWER_IS_BETTER
 
 LEVEL = 0.05
@@ -41,7 +42,7 @@ DEFAULT_MARGINS: Mapping[str, float] = MappingProxyType(
 
 def lower_is_better(metric: str) -> bool:
     """Whether smaller values of a score are better."""
-    return metric in (*LOWER_IS_BETTER, FORGETTING, MATCHED)
+    return score_name(metric) in (*LOWER_IS_BETTER, FORGETTING, MATCHED)
 
 
 def parse_margins(texts: Sequence[str]) -> dict[str, float]:

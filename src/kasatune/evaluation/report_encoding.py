@@ -1,0 +1,40 @@
+"""Report how the rows of a run were tokenized: cut rows, and a chat template that is not the model's own."""
+
+from __future__ import annotations
+
+from kasatune.data.tokenize import Examples
+from kasatune.evaluation.generate import end_tokens
+from kasatune.evaluation.task_model import TaskModel
+from kasatune.io.progress import ProgressReporter
+from kasatune.wording import agree, counted
+
+
+def report_truncation(progress: ProgressReporter, task_model: TaskModel, split: str, examples: Examples) -> None:
+    """Report how many rows were truncated, if any were, and how many of them lost the end of their answer."""
+    cut = len(examples.truncated)
+    if not cut:
+        return
+    message = (
+        f"{split}: {cut} of {counted(len(examples), 'row')} {agree(cut, 'is', 'are')} longer than "
+        f"{counted(task_model.recipe.task.max_length, 'token')} and {agree(cut, 'was', 'were')} cut"
+    )
+    if task_model.kind == "generation":
+        ends = set(end_tokens(task_model.base.model, task_model.base.tokenizer, task_model.end_of_turn))
+        endless = sum(ends.isdisjoint(examples[index]["labels"]) for index in examples.truncated)
+        if endless == len(examples):
+            message += "; no row has its end-of-turn token left, so the model cannot learn where to stop"
+        elif endless:
+            message += f"; {endless} lost {agree(endless, 'its', 'their')} end-of-turn token"
+    progress.message(message)
+
+
+def report_chat_template(progress: ProgressReporter, task_model: TaskModel) -> None:
+    """Report a chat template that is not the model's own, and one that writes no end-of-turn token."""
+    end, tokenizer = task_model.answer_end, task_model.base.tokenizer
+    if task_model.template_note:
+        progress.message(task_model.template_note)
+    if end is not None and end.token is None:
+        progress.message(
+            f"the chat template ends an answer with {end.text!r}, which is no end-of-turn token; the EOS token"
+            f" {tokenizer.eos_token!r} is learnt in its place after the last answer of each row"
+        )
