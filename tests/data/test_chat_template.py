@@ -8,7 +8,8 @@ from transformers import AutoTokenizer
 
 from kasatune.data.chat_template import answer_end, encode_chats, prompt_of_chat, set_chat_template
 from kasatune.data.prompt_completion import IGNORED
-from kasatune.errors import ModelError
+from kasatune.data.readers.conversations import Unlearnt
+from kasatune.errors import DataError, ModelError
 
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'user' %} say {{ m.content }} : {% elif m.role == 'system' %} # "
@@ -151,3 +152,37 @@ def test_the_end_is_found_where_a_template_wants_a_system_message(tokenizer):
     assert answer_end(tokenizer).token == tokenizer.eos_token_id
     tokenizer.chat_template = "{{ raise_exception('no') }}"
     assert answer_end(tokenizer) is None
+
+
+WEIGHTED = (("user", "red"), ("assistant", Unlearnt("one two")), ("user", "green"), ("assistant", "three"))
+
+
+@pytest.mark.parametrize("loss_on", ["completion", "everything", "last-answer"])
+def test_an_answer_of_weight_0_and_its_end_are_read_but_not_learnt(tokenizer, loss_on):
+    row = encode_chats(tokenizer, [WEIGHTED], 64, loss_on).rows[0]
+    assert read(tokenizer, row["input_ids"]) == "say red : one two </s> say green : three </s>"
+    expected = "say red : say green : three </s>" if loss_on == "everything" else "three </s>"
+    assert learnt(tokenizer, row) == expected
+
+
+def test_the_end_after_a_last_answer_of_weight_0_is_not_learnt(tokenizer):
+    tokenizer.chat_template = None  # the EOS token stands for the end of turn
+    chat = (*TWO[1:4], ("assistant", Unlearnt("three")))
+    row = encode_chats(tokenizer, [chat], 64).rows[0]
+    assert row["input_ids"][-1] == tokenizer.eos_token_id
+    assert row["labels"][-1] == IGNORED
+    assert learnt(tokenizer, row).split()[:2] == ["one", "two"]
+
+
+def test_a_last_answer_of_weight_0_leaves_nothing_to_learn_from_last_answers(tokenizer):
+    chat = (*TWO[1:4], ("assistant", Unlearnt("three")))
+    with pytest.raises(DataError, match=r"conversation 2: its last answer has the weight 0, and task\.loss_on"):
+        encode_chats(tokenizer, [ONE, chat], 64, "last-answer")
+
+
+def test_rows_that_learn_other_answers_have_another_checksum():
+    from kasatune.data.tasks.dataset import ChatRows, rows_sha256
+
+    plain = tuple((role, str(text)) for role, text in WEIGHTED)
+    sums = {rows_sha256({"train": ChatRows.of([chat])}) for chat in (WEIGHTED, plain)}
+    assert len(sums) == 2

@@ -9,9 +9,9 @@ from transformers import PreTrainedTokenizerBase
 
 from kasatune.data.named_templates import NAMED_TEMPLATES
 from kasatune.data.prompt_completion import IGNORED, LossOn
-from kasatune.data.readers.conversations import Chat
+from kasatune.data.readers.conversations import Chat, Unlearnt
 from kasatune.data.tokenize import Examples, tokenize
-from kasatune.errors import ModelError
+from kasatune.errors import DataError, ModelError
 
 PLAIN_TEMPLATE = NAMED_TEMPLATES["alpaca"].render(has_end=True)
 """The template of models that have none, unless a recipe names another: the headings of Alpaca's prompt."""
@@ -102,9 +102,11 @@ def encode_chats(
         tokenizer: tokenizer of the model; `PLAIN_TEMPLATE` is used if it has no chat template.
         chats: conversations that end with an answer.
         max_length: tokens of the longest row.
-        loss_on: the tokens to train on: those of every answer ("completion"), of the last one, or all.
+        loss_on: the tokens to train on: those of every answer ("completion"), of the last one, or all; always without
+            answers that are `Unlearnt`.
 
     Raises:
+        DataError: only last answers are learnt, and a row's last one is `Unlearnt`.
         ModelError: the template rejects a conversation, or renders earlier turns differently once later ones follow;
             or see `set_chat_template`.
     """
@@ -112,16 +114,23 @@ def encode_chats(
     split_parts = _PartsOfChats(tokenizer)
     for index, chat in enumerate(chats):
         parts = split_parts(chat)
+        unlearnt = _unlearnt(chat)
+        if loss_on == "last-answer" and len(parts) in unlearnt:
+            raise DataError(
+                f"conversation {index + 1}: its last answer has the weight 0, and task.loss_on: last-answer learns no"
+                " other; leave the row out, or use task.loss_on: completion"
+            )
         tokens: list[int] = []
         labels: list[int] = []
         for number, (text, is_answer) in enumerate(parts, start=1):
             piece = _tokens(tokenizer, text)
             is_learnt = is_answer and (loss_on != "last-answer" or number == len(parts))
+            is_learnt = (is_learnt or loss_on == "everything") and number not in unlearnt
             tokens += piece
-            labels += piece if is_learnt or loss_on == "everything" else [IGNORED] * len(piece)
+            labels += piece if is_learnt else [IGNORED] * len(piece)
         if split_parts.ends_without_token:
             tokens.append(int(tokenizer.eos_token_id))  # pyright: ignore[reportArgumentType] - load_base requires it
-            labels.append(tokens[-1])
+            labels.append(IGNORED if len(parts) in unlearnt else tokens[-1])
         if len(tokens) > max_length:
             truncated.append(index)
             before = len(_tokens(tokenizer, parts[0][0]))
@@ -129,6 +138,12 @@ def encode_chats(
             tokens, labels = tokens[begin : begin + max_length], labels[begin : begin + max_length]
         rows.append({"input_ids": tokens, "attention_mask": [1] * len(tokens), "labels": labels})
     return Examples(rows, frozenset(truncated))
+
+
+def _unlearnt(chat: Chat) -> set[int]:
+    """The numbers of the pieces, see `_PartsOfChats`, of answers that are `Unlearnt`; the first answer is piece 2."""
+    answers = [text for role, text in chat if role == "assistant"]
+    return {2 * number for number, text in enumerate(answers, start=1) if isinstance(text, Unlearnt)}
 
 
 def prompt_of_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[tuple[str, str]]) -> list[int]:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from kasatune.data.readers.conversations import read_chats
+from kasatune.data.readers.conversations import Unlearnt, read_chats
 from kasatune.errors import DataError
 from tests.shared_data import shared
 
@@ -122,7 +122,12 @@ def test_forms_are_recognized_by_their_columns(tmp_path, row, chat):
 @pytest.mark.parametrize(
     ("row", "fault"),
     [
-        ({"messages": [CHAT[0], {**CHAT[1], "weight": 0}]}, "message 2: weight 0; messages cannot be weighted"),
+        ({"messages": [CHAT[0], {**CHAT[1], "weight": 0.5}]}, "message 2: weight 0.5 received; must be 0"),
+        ({"messages": [CHAT[0], {**CHAT[1], "weight": -1}]}, "message 2: weight -1 received; must be 0"),
+        ({"messages": [CHAT[0], {**CHAT[1], "weight": True}]}, "message 2: weight true received; must be 0"),
+        ({"messages": [CHAT[0], {**CHAT[1], "weight": "0"}]}, 'message 2: weight "0" received; must be 0'),
+        ({"messages": [{**CHAT[0], "weight": 0}, CHAT[1]]}, "message 1: weight 0 of a message of"),
+        ({"messages": [CHAT[0], {**CHAT[1], "weight": 0}]}, "every answer has the weight 0, so there is nothing"),
         ({"messages": [CHAT[0], {**CHAT[1], "tool_calls": [1]}]}, "message 2: tool_calls cannot be trained on"),
         ({"messages": CHAT, "weight": 0.5}, "0.5; rows cannot be weighted"),
         ({"messages": CHAT, "tools": "[1]"}, "tools cannot be trained on"),
@@ -160,3 +165,14 @@ def test_a_column_that_only_later_rows_have_is_read_too(tmp_path):
         (("user", "a"), ("assistant", "b")),
         (("system", "s"), ("user", "c"), ("assistant", "d"), ("user", "a"), ("assistant", "b")),
     ]
+
+
+def test_answers_of_weight_0_are_marked_and_counted(tmp_path):
+    later = [{"role": "user", "content": "Bye"}, {"role": "assistant", "content": "Then", "weight": 1}]
+    rows = [{"messages": [CHAT[0], {**CHAT[1], "weight": weight}, *later]} for weight in (0, 0.0, 1, None)]
+    path = write(tmp_path / "x.json", rows)
+    chats, notes = read_chats(path)
+    marked = [[isinstance(text, Unlearnt) for _, text in chat] for chat in chats]
+    assert marked == [[False, True, False, False]] * 2 + [[False] * 4] * 2
+    assert len(set(chats)) == 1
+    assert notes[-1] == f"{path}: 2 answers have the weight 0 and are not learnt"

@@ -14,6 +14,11 @@ from kasatune.wording import agree, counted
 Chat = tuple[tuple[str, str], ...]
 """Messages as (role, text): an optional "system" first, then "user" and "assistant" in turn, ending with an answer."""
 
+
+class Unlearnt(str):
+    """The text of an answer that no loss is computed on: a message of weight 0. Elsewhere it is plain text."""
+
+
 MESSAGES, CONVERSATIONS = "messages", "conversations"
 _LISTS = (MESSAGES, CONVERSATIONS)
 _PAIRS = (("instruction", "output"), ("prompt", "completion"))
@@ -38,8 +43,9 @@ def read_chats(path: Path) -> tuple[list[Chat], list[str]]:
     - `instruction`, `output` and optionally `input`, as of Alpaca; or `prompt` and `completion`, which may be lists of
       messages. The columns `system` and `history`, a list of pairs of question and answer, come before them.
 
-    Alpaca rows with an empty output, of which the published data set has some, are left out. A `weight` other than 1
-    and `tools` are refused: they cannot be heeded.
+    An answer whose message has the weight 0 is `Unlearnt`, one of weight 1 is learnt, as without a weight. Alpaca rows
+    with an empty output, of which the published data set has some, are left out. Other weights, weights of rows and
+    `tools` are refused: they cannot be heeded.
 
     Returns:
         The rows, and notes: the form, columns that are not read, rows that were left out.
@@ -105,11 +111,19 @@ def chats_of_rows(columns: Mapping[str, Sequence[Any]], source: str, place: Any 
     answered = [chat for chat in chats if chat]
     empty = len(chats) - len(answered)
     first = next((index for index, chat in enumerate(chats) if not chat), 0)
-    notes = [
-        f"{source}: {empty:,} of {counted(len(chats), 'row')} {agree(empty, 'has', 'have')} an empty output "
-        f"and {agree(empty, 'is', 'are')} left out, first row {first + 1}"
-    ]
-    return answered, notes if empty else []
+    notes = []
+    if empty:
+        notes.append(
+            f"{source}: {empty:,} of {counted(len(chats), 'row')} {agree(empty, 'has', 'have')} an empty output "
+            f"and {agree(empty, 'is', 'are')} left out, first row {first + 1}"
+        )
+    unlearnt = sum(isinstance(text, Unlearnt) for chat in answered for _, text in chat)
+    if unlearnt:
+        notes.append(
+            f"{source}: {counted(unlearnt, 'answer')} {agree(unlearnt, 'has', 'have')} the weight 0 and "
+            f"{agree(unlearnt, 'is', 'are')} not learnt"
+        )
+    return answered, notes
 
 
 def alpaca_message(instruction: str, input_text: str | None) -> str:
@@ -190,14 +204,14 @@ def _chat(value: Any, place: str, faults: Faults) -> Chat:
     messages = []
     for number, message in enumerate(value, start=1):
         role, text = _role_and_text(message) if isinstance(message, Mapping) else (None, None)
-        fault = _unheeded(message) if isinstance(message, Mapping) else ""
+        fault = _unheeded(message, role) if isinstance(message, Mapping) else ""
         if fault:
             faults.add(f"{place}, message {number}: {fault}")
             return ()
         if role not in _ROLES or not isinstance(text, str) or not text.strip():
             faults.add(f"{place}, message {number}: {show(message)}; a role of {', '.join(_ROLES)} and text are needed")
             return ()
-        messages.append((role, text))
+        messages.append((role, Unlearnt(text) if message.get("weight") == 0 else text))
     turns = messages[1:] if messages[0][0] == "system" else messages
     expected = [("user", "assistant")[number % 2] for number in range(len(turns))]
     roles = [role for role, _ in turns]
@@ -206,6 +220,9 @@ def _chat(value: Any, place: str, faults: Faults) -> Chat:
             f"{place}: the roles are {', '.join(role for role, _ in messages)}; user and assistant must take"
             " turns, and the last message must be the assistant's"
         )
+        return ()
+    if all(isinstance(text, Unlearnt) for role, text in messages if role == "assistant"):
+        faults.add(f"{place}: every answer has the weight 0, so there is nothing to learn: leave the row out")
         return ()
     return tuple(messages)
 
@@ -217,13 +234,13 @@ def _role_and_text(message: Mapping[str, Any]) -> tuple[Any, Any]:
     return _SHAREGPT_ROLES.get(role, role) if isinstance(role, str) else role, text
 
 
-def _unheeded(message: Mapping[str, Any]) -> str:
+def _unheeded(message: Mapping[str, Any], role: Any) -> str:
     """Why a message cannot be trained on as it is; "" if it can."""
-    if message.get("weight") not in (None, 1):
-        return (
-            f"weight {show(message['weight'])}; messages cannot be weighted: leave the weights out;"
-            " task.loss_on: last-answer trains on the last answer alone"
-        )
+    weight = message.get("weight")
+    if isinstance(weight, bool) or weight not in (None, 0, 1):
+        return f"weight {show(weight)} received; must be 0, the answer is not learnt, or 1, it is"
+    if weight == 0 and role != "assistant":
+        return f"weight 0 of a message of {show(role)} received; weights are for answers of the assistant: remove it"
     calls = next((key for key in ("tool_calls", "function_call") if message.get(key) not in _EMPTY), None)
     if calls is not None:
         return f"{calls} cannot be trained on: leave the row out"
