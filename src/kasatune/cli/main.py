@@ -27,6 +27,7 @@ COMMANDS = {
     "evaluate": "evaluate",
     "predict": "predict",
     "chat": "chat",
+    "serve": "serve",
     "plan": "plan",
     "list": "listing",
     "show": "show",
