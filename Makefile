@@ -14,7 +14,7 @@ FAST := $(addprefix tests/, io kasa linalg metrics recipes reports runs weights)
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo tiny-llama test test-fast check site docs notebooks reports pictures bench soak peer-tests tree install clean
+.PHONY: help demo tiny-llama test test-fast check site docs notebooks reports pictures bench soak peer-tests tree presets install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ peer-tests: $(STAMP) ## PEFT's own tests on our tuners: make peer-tests PEFT=../
 tree: $(STAMP) ## write docs/layout.md and docs/methods.md again
 	@$(BIN)/python scripts/write_layout_page.py
 	@$(BIN)/python scripts/write_methods_page.py
+
+presets: $(STAMP) ## write docs/presets.md again
+	@$(BIN)/python scripts/write_presets_page.py
 
 install: $(STAMP) ## .venv with everything at the pinned versions
 

@@ -48,6 +48,8 @@ _TABLE: dict[str, dict[str, Translation]] = {
         "use_dora": Translation("method.name: dora"),
         "dataset": _FILES,
         "dataset_dir": Translation("task.data"),
+        "mix_strategy": Translation("task.name: mixture", "rows are drawn by the weight of each part"),
+        "interleave_probs": Translation("task.parts", "with a weight in each part"),
         "eval_dataset": _HELD_OUT,
         "val_size": _HELD_OUT,
         "cutoff_len": _LENGTH,

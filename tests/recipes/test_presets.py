@@ -1,0 +1,57 @@
+"""The presets for well-known models: planned on the published configuration of each, and the page of their memory."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from kasatune.recipes.catalogue import built_in, find_recipe
+from kasatune.recipes.schema import load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+_SPEC = importlib.util.spec_from_file_location("write_presets_page", ROOT / "scripts" / "write_presets_page.py")
+presets = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(presets)
+
+# Parameters as the publishers count them, in millions.
+PARAMETERS = {
+    "lora/smollm2-135m": 134.5,
+    "lora/smollm2-360m": 361.8,
+    "lora/smollm2-1.7b": 1711.4,
+    "lora/qwen3-0.6b": 596.0,
+    "lora/qwen3-4b": 4022.5,
+    "lora/qwen3-8b": 8190.7,
+    "lora/llama-3.2-1b": 1235.8,
+    "lora/llama-3.2-3b": 3212.7,
+    "lora/gemma-3-1b": 999.9,
+    "lora/gemma-3-4b": 4300.1,
+    "lora/mistral-7b": 7248.0,
+}
+
+
+def test_every_preset_has_a_published_configuration():
+    assert {name for name in built_in() if name.startswith("lora/")} == set(presets.PUBLISHED) == set(PARAMETERS)
+
+
+@pytest.mark.parametrize("name", presets.PUBLISHED)
+def test_a_preset_can_be_planned_and_its_row_of_the_page_is_current(name, tmp_path):
+    preset = presets.read_preset(name, tmp_path / "model")
+    assert preset.plan.problems == ()
+    assert preset.plan.model["parameters"] / 1e6 == pytest.approx(PARAMETERS[name], abs=0.06)
+    text = presets.PUBLISHED[name].get("text_config", presets.PUBLISHED[name])
+    kinds = {layer.name.rpartition(".")[2] for layer in preset.plan.layers}
+    assert kinds == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert len(preset.plan.layers) == 7 * text["num_hidden_layers"]
+    assert preset.line() in (ROOT / "docs" / "presets.md").read_text(encoding="utf-8"), "stale: run `make presets`"
+
+
+@pytest.mark.parametrize("name", presets.PUBLISHED)
+def test_the_settings_are_those_of_lora_without_regret(name):
+    recipe = load_recipe(find_recipe(name))
+    assert (recipe.method.name, recipe.method.alpha) == ("lora", 32)
+    assert 2e-4 <= recipe.training.learning_rate <= 5e-4
+    assert recipe.training.batch_size <= 32
+    four_bits = load_recipe(find_recipe(name), ["model.quantization=nf4"])
+    assert four_bits.model.quantization == "nf4"
