@@ -16,7 +16,9 @@ from threading import Lock
 from typing import Any
 from uuid import uuid4
 
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 from kasatune.adapter_tools.chat import ChatModel
 from kasatune.data.chat_template import answer_end, render_chat
@@ -93,12 +95,19 @@ class ServedModel:
         """`settings` as an object, which the handlers read."""
         return GenerationConfig(**self.settings)
 
-    def generate(self, *, generation_config: GenerationConfig, **inputs: Any) -> Any:
+    def generate(self, *, generation_config: GenerationConfig, input_ids: Tensor, **inputs: Any) -> Any:
         """The result of the model's `generate`, alone on the weights."""
+        stops = generation_config.stop_strings
+        generation_config.stop_strings = None  # transformers' own search for them fails on some tokenizers
+        criteria = StoppingCriteriaList()
+        if stops:
+            criteria.append(_AtText(self.chat.tokenizer, stops, input_ids.shape[1]))
         with self.lock:
             model, context = self._parts()
             with context, evaluation_mode(model, self.chat.precision), only_config(model, generation_config):
-                return model.generate(generation_config=generation_config, **inputs)
+                return model.generate(
+                    input_ids=input_ids, generation_config=generation_config, stopping_criteria=criteria, **inputs
+                )
 
     def prompt_tokens(self, text: str, *, special: bool) -> list[int]:
         """The tokens of a prompt, checked against the embeddings."""
@@ -117,6 +126,24 @@ class ServedModel:
         if self.is_base and self.chat.is_tuned:
             return self.chat.base()
         return self.chat.model, nullcontext()
+
+
+class _AtText(StoppingCriteria):
+    """Stops when the generated text holds one of several texts.
+
+    Args:
+        tokenizer: of the model.
+        stops: the texts.
+        start: number of tokens of the prompt.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], start: int) -> None:
+        self._tokenizer, self._stops, self._start = tokenizer, stops, start
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        """Whether each row is finished."""
+        texts = [self._tokenizer.decode(row[self._start :], skip_special_tokens=True) for row in input_ids]
+        return torch.tensor([any(stop in text for stop in self._stops) for text in texts], device=input_ids.device)
 
 
 class ServedModels:

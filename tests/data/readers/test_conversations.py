@@ -124,8 +124,8 @@ def test_forms_are_recognized_by_their_columns(tmp_path, row, chat):
     [
         ({"messages": [CHAT[0], {**CHAT[1], "weight": 0.5}]}, "message 2: weight 0.5 received; must be 0"),
         ({"messages": [CHAT[0], {**CHAT[1], "weight": -1}]}, "message 2: weight -1 received; must be 0"),
-        ({"messages": [CHAT[0], {**CHAT[1], "weight": True}]}, "message 2: weight true received; must be 0"),
-        ({"messages": [CHAT[0], {**CHAT[1], "weight": "0"}]}, 'message 2: weight "0" received; must be 0'),
+        ({"messages": [CHAT[0], {**CHAT[1], "weight": True}]}, "message 2: weight True received; must be 0"),
+        ({"messages": [CHAT[0], {**CHAT[1], "weight": "0"}]}, "message 2: weight '0' received; must be 0"),
         ({"messages": [{**CHAT[0], "weight": 0}, CHAT[1]]}, "message 1: weight 0 of a message of"),
         ({"messages": [CHAT[0], {**CHAT[1], "weight": 0}]}, "every answer has the weight 0, so there is nothing"),
         ({"messages": [CHAT[0], {**CHAT[1], "tool_calls": [1]}]}, "message 2: tool_calls cannot be trained on"),
