@@ -21,6 +21,15 @@ from kasatune.kasa.layer import KasaLayer
 from kasatune.kasa.layer_weights import COMBINE
 from kasatune.kasa.loading import DeferredTails, check_tensors, makes_empty_weights, with_compiled_names
 from kasatune.kasa.protection import project
+from kasatune.kasa.second_adapter import (
+    REFERENCE,
+    copy_factors,
+    copy_statements_about_base,
+    equal_adapter,
+    is_reference,
+    needs_reference,
+    tails_of,
+)
 from kasatune.kasa.targets import (
     DEFAULT_TARGETS,
     Target,
@@ -67,6 +76,9 @@ class KasaModel(BaseTuner):
             require_kasa_config(config)
         configs: Any = peft_config
         super().__init__(model, configs, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage, state_dict=state_dict)
+        if needs_reference(self.peft_config, self.model):
+            self.peft_config[REFERENCE] = self.peft_config[adapter_name]
+            self.inject_adapter(self.model, REFERENCE)
 
     def inject_adapter(
         self,
@@ -78,8 +90,10 @@ class KasaModel(BaseTuner):
     ) -> None:
         """Put an adapter on the targeted layers of `model`; PEFT calls this."""
         config = require_kasa_config(self.peft_config[adapter_name])
+        self._adapter_name, self._equal = adapter_name, None
         self._deferred: DeferredTails | None = None
-        if config.saved or low_cpu_mem_usage or state_dict is not None or makes_empty_weights():
+        self._empty = low_cpu_mem_usage or state_dict is not None or makes_empty_weights()
+        if config.saved or self._empty:
             self._deferred = DeferredTails(adapter_name, config, model)
         self._loaded_keys = state_dict
         self._targets: dict[str, Target] = {}
@@ -96,7 +110,7 @@ class KasaModel(BaseTuner):
         for target in self._targets.values():
             layer = model.get_submodule(target.name)
             assert isinstance(layer, KasaLayer)
-            if self._deferred is None and target.settings.drop:
+            if self._deferred is None and self._equal is None and target.settings.drop:
                 layer.output_checks[adapter_name] = (check, target.name)
             layer.settings[adapter_name] = target.settings.counted(len(self._targets))
             if self._deferred is not None:
@@ -104,9 +118,12 @@ class KasaModel(BaseTuner):
             if target.name in self._protected:
                 layer.protected[adapter_name] = self._protected[target.name]
         project([layer for layer in model.modules() if isinstance(layer, KasaLayer)], adapter_name)
-        if self._deferred is None:
+        if self._equal is not None and is_reference(adapter_name):
+            copy_factors(model, self._equal, adapter_name)
+        if self._deferred is None and self._equal is None:
             self._warn_of_rounding(model, config, adapter_name)
         del self._targets, self._protected, self._tails, self._loaded_keys, self._deferred
+        del self._adapter_name, self._equal, self._empty
 
     def _prepare_model(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, peft_config: KasaConfig, model: nn.Module
@@ -115,6 +132,8 @@ class KasaModel(BaseTuner):
         unpack_for_training_and_saving(model)
         all_linear = str(peft_config.target_modules).lower() == "all-linear"
         _maybe_include_all_linear_layers(peft_config, model)
+        if self._takes_tails(peft_config, model):
+            return
         if self._deferred is not None:
             targets = self._matched_keys(peft_config, model)
             self._refuse_unsuitable(peft_config, model, targets)
@@ -124,6 +143,24 @@ class KasaModel(BaseTuner):
             self._refuse_unsuitable(peft_config, model, targets)
             self._tails, self._protected = decompose(targets, peft_config, model)
         self._targets = {target.name: target for target in targets}
+
+    def _takes_tails(self, config: KasaConfig, model: nn.Module) -> bool:
+        """Take targets, tails and protected directions of an attached adapter of the same configuration."""
+        if len(self.peft_config) == 1:
+            return False
+        targets = matched(config, model, lambda name: bool(self._check_target_module_exists(config, name)))
+        equal = equal_adapter(self._adapter_name, self.peft_config, targets, empty=self._empty)
+        if equal is None:
+            return False
+        self._equal, self._deferred = equal, None
+        self._targets = {target.name: target for target in targets}
+        self._tails = tails_of(equal, targets)
+        for target in targets:
+            assert isinstance(target.module, KasaLayer)
+            if equal in target.module.protected:
+                self._protected[target.name] = target.module.protected[equal]
+        copy_statements_about_base(self.peft_config[equal], config)
+        return True
 
     def _matched_keys(self, config: KasaConfig, model: nn.Module) -> list[Target]:
         """The layers of an adapter whose weights may be loaded: those named by its file, if PEFT passed its keys."""
