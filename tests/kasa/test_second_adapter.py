@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -150,7 +151,7 @@ def test_grpo_starts_without_divergence_from_its_reference(given, tmp_path):
 
 @pytest.mark.parametrize("name", sorted(REFERENCE_TRAINERS))
 def test_the_trainers_with_a_reference_are_where_they_are_looked_for(name):
-    source = open(importlib.util.find_spec(name).origin, encoding="utf-8").read()
+    source = Path(importlib.util.find_spec(name).origin).read_text(encoding="utf-8")
     assert 'adapter_name="ref" if "ref" in' in source
     assert "def __init__(" in source
 

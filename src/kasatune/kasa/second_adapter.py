@@ -1,4 +1,4 @@
-"""A second KaSA adapter of one model: it reuses the tails of an equal configuration, or is the reference of a TRL trainer.
+"""A second KaSA adapter: with the tails of an equal one, or as the reference of a TRL trainer (DPO, GRPO).
 
 TRL's DPO, KTO, GRPO and RLOO trainers compare the policy with a reference. For a PeftModel they add an adapter named
 "ref" and copy into it the parameters whose names contain ".default."; the names of KaSA's parameters end in ".default".
