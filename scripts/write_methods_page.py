@@ -70,7 +70,14 @@ def _section(info: MethodInfo) -> Iterator[str]:
     if info.aliases:
         yield f"- also called: {', '.join(f'`{alias}`' for alias in info.aliases)}"
     yield f"- bases: {info.bases}"
-    for label, exception in (("start", info.start), ("switching off", info.disable), ("merging", info.merge)):
+    exceptions = (
+        ("start", info.start),
+        ("switching off", info.disable),
+        ("merging", info.merge),
+        ("not for `preference`", info.no_preference),
+        ("not for `reward`", info.no_reward),
+    )
+    for label, exception in exceptions:
         if exception:
             yield f"- {label}: {exception}"
     for option in info.options:

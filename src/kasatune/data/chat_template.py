@@ -146,6 +146,26 @@ def _unlearnt(chat: Chat) -> set[int]:
     return {2 * number for number, text in enumerate(answers, start=1) if isinstance(text, Unlearnt)}
 
 
+def split_last_answer(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Chat]) -> list[tuple[list[int], list[int]]]:
+    """The tokens before the last answer of each conversation, and those of that answer with its end.
+
+    Tokenized and ended as by `encode_chats`; a tokenizer without an EOS token ends no answer.
+
+    Raises:
+        ModelError: see `encode_chats`.
+    """
+    split_parts = _PartsOfChats(tokenizer)
+    rows = []
+    for chat in chats:
+        *before, (answer, _) = split_parts(chat)
+        tokens = _tokens(tokenizer, answer)
+        end: Any = tokenizer.eos_token_id
+        if split_parts.ends_without_token and end is not None:
+            tokens.append(int(end))
+        rows.append(([token for text, _ in before for token in _tokens(tokenizer, text)], tokens))
+    return rows
+
+
 def prompt_of_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[tuple[str, str]]) -> list[int]:
     """The prompt tokens for an answer to the last message, tokenized as one text, as a server does.
 

@@ -20,7 +20,7 @@ _MASK = "attention_mask"
 
 
 def collator_for(rows: RowFormat, tokenizer: PreTrainedTokenizerBase) -> Collator:
-    """The collator of a task's rows, see `TaskInfo.rows`."""
+    """The collator of a task's rows, see `TaskInfo.rows`; that of pairs is `tokenize_pairs.PairCollator`."""
     return LabelledCollator(tokenizer) if rows == "labelled" else CausalCollator(tokenizer)
 
 

@@ -13,6 +13,7 @@ from kasatune.data.tasks.dataset import TaskData
 from kasatune.data.tasks.table import TASKS
 from kasatune.errors import DataError, InputError, KasatuneError
 from kasatune.evaluation.predict import choose_part
+from kasatune.evaluation.stored_reference import with_stored_reference
 from kasatune.evaluation.task_model import TaskModel, deterministic
 from kasatune.io.atomic import finite
 from kasatune.io.environment import peak_memory, reset_peak_memory, versions
@@ -73,7 +74,10 @@ def evaluate(
         task.require_split(chosen)
         task_model = TaskModel.for_saved_run(recipe, names, run_dir, base=base)
         loaded = time.perf_counter()
-        scores = task_model.final_score(task_model.encode(task, chosen), task, chosen)
+        examples = task_model.encode(task, chosen)
+        if task_model.info.compares_with_reference:
+            examples = with_stored_reference(run_dir, examples, chosen)
+        scores = task_model.final_score(examples, task, chosen)
         extra_metrics = generation_scores(extra, scores.predictions, scores.labels) if extra else {}
     seconds = {"load": loaded - start, "evaluate": time.perf_counter() - loaded}
     return {

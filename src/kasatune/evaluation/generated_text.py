@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from kasatune.data.tasks.dataset import ChatRows, Rows
+from kasatune.data.tasks.dataset import ChatRows, PairRows, Rows
 from kasatune.data.tasks.mixture_rows import MixtureRows
 from kasatune.data.tasks.task_info import TaskInfo
 from kasatune.evaluation.scoring import Scores
@@ -52,7 +52,8 @@ def add_generated_text(task_model: TaskModel, scores: Scores, rows: Rows, split:
     if not isinstance(rows, MixtureRows):
         own = _write(task_model, task_model.info, rows, split, task_model.generation)
         metrics = {**own.metrics, **scores.metrics}
-        return Scores(metrics, own.labels, own.texts, own.details, own.inputs, messages=own.messages, losses=losses)
+        details = scores.scores if isinstance(rows, PairRows) else own.details  # the rewards of all pairs
+        return Scores(metrics, own.labels, own.texts, details, own.inputs, messages=own.messages, losses=losses)
     infos, decoding = task_model.part_infos, task_model.part_generation
     written = {
         part: _write(task_model, infos[part], rows.of_part(part), split.removeprefix(f"{part}/"), decoding[part])
@@ -89,6 +90,9 @@ def _write(task_model: TaskModel, info: TaskInfo, rows: Rows, split: str, settin
             messages: list[Messages] = [chat[:-1] for chat in samples.chats]
             texts = task_model.answer(messages, settings)
             return _Written({}, samples.first, labels, texts, [], messages)
+        if isinstance(samples, PairRows):
+            asked: list[Messages] = [pair.prompt for pair in samples.pairs]
+            return _Written({}, samples.first, samples.labels, task_model.answer(asked, settings), [], asked)
         return _Written({}, samples.first, labels, task_model.generate(samples.first, settings), [], None)
     prompts, references = group_by_prompt(rows)
     if isinstance(rows, ChatRows):

@@ -102,7 +102,7 @@ def _generate(task_model: TaskModel, texts: Sequence[str], part: str) -> list[di
     settings = task_model.part_generation.get(part)
     retrieved = None if task_model.prompter is None else [task_model.prompter(text) for text in texts]
     prompts: Any = [info.render(text) for text in texts] if retrieved is None else [item.text for item in retrieved]
-    if info.rows == "chat":
+    if info.uses_chat_template:
         prompts = [prompt_of_chat(tokenizer, [("user", prompt)]) for prompt in prompts]
     max_length = task_model.recipe.task.max_length
     truncated = [len(row) > max_length for row in prompt_tokens(tokenizer, prompts)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kasatune.data.tokenize import Examples
+from kasatune.data.tokenize_pairs import CHOSEN
 from kasatune.evaluation.generate import end_tokens
 from kasatune.evaluation.task_model import TaskModel
 from kasatune.io.progress import ProgressReporter
@@ -20,7 +21,8 @@ def report_truncation(progress: ProgressReporter, task_model: TaskModel, split: 
     )
     if task_model.kind == "generation":
         ends = set(end_tokens(task_model.base.model, task_model.base.tokenizer, task_model.end_of_turn))
-        endless = sum(ends.isdisjoint(examples[index]["labels"]) for index in examples.truncated)
+        rows = [examples[index] for index in examples.truncated]
+        endless = sum(ends.isdisjoint(row["labels"] if "labels" in row else row[CHOSEN]) for row in rows)
         if endless == len(examples):
             message += "; no row has its end-of-turn token left, so the model cannot learn where to stop"
         elif endless:

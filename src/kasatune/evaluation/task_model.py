@@ -19,12 +19,13 @@ from kasatune import methods
 from kasatune.data.chat_template import AnswerEnd, answer_end, encode_chats, prompt_of_chat, set_chat_template
 from kasatune.data.collate import Collator, collator_for
 from kasatune.data.prompt_completion import encode_rows, ends_prompts
-from kasatune.data.tasks.dataset import ChatRows, Rows, TaskData
+from kasatune.data.tasks.dataset import ChatRows, PairRows, Rows, TaskData
 from kasatune.data.tasks.mixture_parts import infos_by_part, reads_chats
 from kasatune.data.tasks.mixture_rows import MixtureRows
 from kasatune.data.tasks.table import TASKS
 from kasatune.data.tasks.task_info import Prompter, TaskInfo, TaskKind
 from kasatune.data.tokenize import Examples, encode
+from kasatune.data.tokenize_pairs import PairCollator, all_tokens, encode_pairs, encode_scored_answers
 from kasatune.errors import DataError
 from kasatune.evaluation.batches import to_device
 from kasatune.evaluation.causal_loss import text_loss, text_metrics
@@ -33,6 +34,7 @@ from kasatune.evaluation.generated_text import add_generated_text
 from kasatune.evaluation.known_tokens import require_known_tokens
 from kasatune.evaluation.loglikelihood import log_likelihoods
 from kasatune.evaluation.mixture import encode_mixture, part_metrics
+from kasatune.evaluation.preference import PairValues, implicit_rewards, log_probabilities, rewards, score_pairs
 from kasatune.evaluation.scoring import Scores, logits, score
 from kasatune.io.run_layout import ADAPTER, CHECKPOINT
 from kasatune.methods.shared.method import Method
@@ -197,6 +199,8 @@ class TaskModel:
     @cached_property
     def collate(self) -> Collator:
         """Makes a batch of tokenized rows."""
+        if self.info.rows == "pairs":
+            return PairCollator(self.base.tokenizer, regression=self.kind == "regression")
         return collator_for(self.info.rows, self.base.tokenizer)
 
     def encode(self, data: TaskData, split: str) -> Examples:
@@ -207,6 +211,8 @@ class TaskModel:
             ModelError: a token id is beyond the model's embeddings.
         """
         rows = data.require_split(split)
+        if isinstance(rows, PairRows):
+            return self._checked(encode_pairs(self.base.tokenizer, rows.pairs, self.recipe.task.max_length))
         if isinstance(rows, MixtureRows):
             return self._checked(encode_mixture(rows, self._encode_text))
         if self.kind == "generation":
@@ -222,20 +228,25 @@ class TaskModel:
         return encode_rows(tokenizer, rows.first, rows.labels, task.max_length, loss_on)
 
     def tokenize(self, first: Sequence[str], second: Sequence[str] | None, labels: Sequence[Any] | None) -> Examples:
-        """Tokenize texts, or pairs of texts.
+        """Tokenize texts, or pairs of texts; for a reward, prompts and answers.
 
         Raises:
             ModelError: a token id is beyond the model's embeddings.
         """
-        return self._checked(encode(self.base.tokenizer, first, second, labels, self.recipe.task.max_length))
+        tokenizer, max_length = self.base.tokenizer, self.recipe.task.max_length
+        if self.info.rows == "pairs":
+            return self._checked(encode_scored_answers(tokenizer, first, second or (), max_length))
+        return self._checked(encode(tokenizer, first, second, labels, max_length))
 
     def _checked(self, examples: Examples) -> Examples:
-        rows = (row["input_ids"] for row in examples.rows)
+        rows = map(all_tokens, examples.rows)
         require_known_tokens(self.base.model, self.base.tokenizer, rows, self.recipe.model.base_name)
         return examples
 
     def score(self, examples: Examples, data: TaskData) -> Scores:
         """Scores of the current model on tokenized rows; for a language model its loss, without generating text."""
+        if self.info.rows == "pairs":
+            return score_pairs(self._rewards(examples))
         if self.kind == "generation":
             training = self.recipe.training
             size, precision = training.eval_batch_size, training.precision
@@ -246,6 +257,20 @@ class TaskModel:
             metrics = {**text_metrics(loss.mean), **part_metrics(examples.parts, loss)}
             return Scores(metrics, [], [], [], losses=losses)
         return score(self.logits(examples), examples.labels, self.kind, data.metric_names)
+
+    def _rewards(self, examples: Examples) -> PairValues:
+        training = self.recipe.training
+        if self.recipe.preference is None:
+            return rewards(self.model, examples, self.collate, training.eval_batch_size, training.precision)
+        return implicit_rewards(self.log_probabilities(examples), examples, self.recipe.preference.beta)
+
+    def log_probabilities(self, examples: Examples) -> PairValues:
+        """Log-probabilities of the answers of pairs, see `preference.log_probabilities`."""
+        training, preference = self.recipe.training, self.recipe.preference
+        ld_alpha = None if preference is None else preference.ld_alpha
+        return log_probabilities(
+            self.model, examples, self.collate, training.eval_batch_size, training.precision, ld_alpha
+        )
 
     def final_score(self, examples: Examples, data: TaskData, split: str) -> Scores:
         """The result of `score`, and for a language model the generated text of the split, see `add_generated_text`."""

@@ -136,6 +136,8 @@ class MethodInfo:
         searched: keys that `kasatune compare` searches besides the learning rate, from 1/10 to 10 times their value.
         highlight: drawn in the first colour of charts.
         fitted: computed in one step, without gradient steps; there is no learning rate to search.
+        no_preference: why it cannot be trained by comparison with a reference (DPO); empty if it can.
+        no_reward: why it cannot train a reward model; empty if it can.
         adapter_note: how `adapter/` holds the result as a plain LoRA, for its model card; empty if `adapter/` holds the
             method's own kind of PEFT adapter, or does not exist.
     """
@@ -164,6 +166,8 @@ class MethodInfo:
     searched: tuple[str, ...] = ()
     highlight: bool = False
     fitted: bool = False
+    no_preference: str = ""
+    no_reward: str = ""
     adapter_note: str = ""
 
     @property

@@ -62,6 +62,7 @@ ROWS = (
             Option("drop", "integer", 0, "number of first blocks without an adapter after training", low=0),
             Option("sampled", "flag", True, "draw the number of dropped blocks at each training step; false: use drop"),
         ),
+        no_preference="each training step leaves out a random number of adapters, and its reference none",
         merge=_NONLINEAR,
     ),
     MethodInfo(
@@ -184,6 +185,7 @@ ROWS = (
         uses=(),
         disable="only the head is learned",
         merge="its head is a separate module",
+        no_reward="it fits its head to the label of each text, and an answer of a pair has none",
         kinds=("classification", "regression"),
         unable="it fits a classifier to features, and a language model already has a head",
         fitted=True,

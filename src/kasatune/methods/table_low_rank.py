@@ -14,6 +14,7 @@ RESIDUAL = (
 _WITHOUT_RSLORA = tuple(key for key in LORA_KEYS if key != "use_rslora")
 _ACTIVATION_KEYS = ("truncate_by", "drop", "protect", "calibration")
 _KASA_KEYS = ("convention", "core", "truncation", "beta", "gamma", "tails", *_ACTIVATION_KEYS)
+_LOSS_OF_TRIALS = "its trials read the loss that the model itself computes, which is not that of pairs of answers"
 _SCALED = ("lora", "kasa", "rslora", "dora", "houlsby", "pfeiffer", "lin", "series-adapter", "parallel-adapter")
 
 ROWS = (
@@ -214,6 +215,7 @@ ROWS = (
             Option("frozen", "flag", True, "a step trains only the last drawn row, as in the authors' runs"),
             Option("rank", "integer", None, "rank to evaluate and save; null for r", low=1, optional=True),
         ),
+        no_preference="each training step computes with another rank, drawn at random, and its reference with rank r",
     ),
     MethodInfo(
         name="sara",
@@ -326,6 +328,8 @@ ROWS = (
             Option("rows", "integer", 16, "training rows for the loss of a trial", low=1),
             Option("random", "flag", False, "choose blocks at random, without scores: the paper's ablation"),
         ),
+        no_preference=_LOSS_OF_TRIALS,
+        no_reward=_LOSS_OF_TRIALS,
         searched=("beta", "gamma"),
     ),
 )

@@ -1,7 +1,8 @@
 """Recipes: read from YAML, checked completely before anything is loaded, written with every default filled in.
 
-A recipe has the sections `model`, `task`, `method`, `training` and, for tasks that generate text, `generation`, and the
-key `output`. All faults of a recipe are reported at once. A recipe is frozen once it is read.
+A recipe has the sections `model`, `task`, `method`, `training`, `generation` for tasks that generate text, and
+`preference` for the task of that name, and the key `output`. All faults of a recipe are reported at once. A recipe is
+frozen once it is read.
 
 `recipe_json_schema` gives the JSON schema for editors. `SECTIONS` gives the pydantic model of each section, whose
 `model_fields` hold the description, type and default of each key.
@@ -27,6 +28,7 @@ from kasatune.recipes.sections import (
     MethodSection,
     ModelSection,
     PartSection,
+    PreferenceSection,
     Rate,
     RecipeSections,
     TaskSection,
@@ -43,6 +45,7 @@ __all__ = [
     "MethodSection",
     "ModelSection",
     "PartSection",
+    "PreferenceSection",
     "Rate",
     "Recipe",
     "TaskSection",
@@ -55,6 +58,7 @@ __all__ = [
 ]
 
 _OPTIONS = "options."
+_OF_SOME_TASKS = ("generation", "preference")
 
 
 class Recipe(RecipeSections):
@@ -212,7 +216,7 @@ def _with_defaults(obj: Mapping[Any, Any]) -> dict[str, Any]:
     for section in SECTIONS:
         given = values.get(section)
         values[section] = {str(key): value for key, value in given.items()} if isinstance(given, Mapping) else given
-        if given is None and section != "generation":
+        if given is None and section not in _OF_SOME_TASKS:
             values[section] = {}
     _complete_generation(values)
     if values.get("output") is None:
@@ -227,11 +231,13 @@ def _with_defaults(obj: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _complete_generation(values: dict[str, Any]) -> None:
-    """Fill in the task's own decoding defaults, and the loss on completions, where the task generates text."""
+    """Fill in decoding defaults, the loss on completions and a preference loss, where the task has them."""
     task = values["task"]
     info = TASKS.get(str(task.get("name"))) if isinstance(task, dict) else None
     if info is None or info.kind != "generation":
         return
+    if info.compares_with_reference:
+        values["preference"] = {} if values["preference"] is None else values["preference"]
     if task.get("loss_on") is None:
         values["task"] = {**task, "loss_on": "completion"}
     given = values["generation"]

@@ -13,7 +13,6 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     model_serializer,
@@ -21,47 +20,14 @@ from pydantic import (
 )
 
 from kasatune.methods.table import DEFAULT_METHOD, METHODS, canonical_name
-
-
-def _as_integer(value: Any) -> Any:
-    """1000 for 1e3: YAML reads an exponent as a float, and the user means an integer."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+from kasatune.recipes.section import Amount, Count, Fraction, Rate, Section, Share, Text, as_integer, as_list
+from kasatune.recipes.text_sections import GenerationSection, PreferenceSection
 
 
 def _null_or_zero(value: float | None) -> float | None:
     if value:
         raise ValueError("null (the model's own) or 0")
     return value
-
-
-Text = Annotated[str, Field(min_length=1)]
-Count = Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(_as_integer)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Share = Annotated[float, Field(gt=0, lt=1)]
-Rate = Annotated[float, Field(ge=0)]
-Amount = Annotated[float, Field(gt=0), AfterValidator(_as_integer)]
-
-
-class Section(BaseModel):
-    """A frozen mapping that refuses unknown keys, values of another type, NaN and infinity."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-    written_if_set: ClassVar[frozenset[str]] = frozenset()
-    """Keys left out of a written recipe at their default: the hash of a recipe that is older than a key stays as is."""
-
-    @model_serializer(mode="wrap")
-    def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields = type(self).model_fields
-        return {
-            key: value
-            for key, value in write(self).items()
-            if key not in self.written_if_set or getattr(self, key) != fields[key].default
-        }
 
 
 class ModelSection(Section):
@@ -98,22 +64,6 @@ class ModelSection(Section):
     def base_name(self) -> str:
         """The name of the base in one string, with its GGUF file; commands take it as --base, and adapters store it."""
         return self.name if self.gguf_file is None else f"{self.name.rstrip('/')}/{self.gguf_file}"
-
-
-class GenerationSection(Section):
-    """Decoding when text is scored after training: greedy search or beam search, never sampling.
-
-    Tasks that generate text may have their own defaults.
-    """
-
-    max_new_tokens: Count = Field(64, description="Longest generated text, in tokens.")
-    num_beams: Count = Field(1, description="Beams of the beam search; 1 is greedy search.")
-    length_penalty: Annotated[float, Field(ge=-10, le=10)] = Field(
-        1.0, description="Exponent p in a beam's score, its summed log-probability over its length^p; -10 to 10."
-    )
-    no_repeat_ngram_size: Annotated[int, Field(ge=0), BeforeValidator(_as_integer)] = Field(
-        0, description="An n-gram of this many generated tokens occurs at most once. 0: no limit."
-    )
 
 
 class PartSection(Section):
@@ -180,7 +130,7 @@ class TaskSection(Section):
     train: Text | None = Field(
         None,
         description="File of training rows (CSV, TSV, JSON, JSONL or Parquet), or hub:NAME[@REVISION]:SPLIT for "
-        "instruction.",
+        "instruction, preference and reward.",
     )
     validation: Text | Share | None = Field(
         None,
@@ -203,7 +153,7 @@ class TaskSection(Section):
     )
     template: Text | None = Field(
         None,
-        description="Chat template of the task instruction: alpaca, chatml, gemma, llama3 or mistral, or one of those "
+        description="Chat template of conversations: alpaca, chatml, gemma, llama3 or mistral, or one of those "
         "of a tokenizer that has several. null: the model's own, or alpaca if it has none.",
     )
     corpus: Text | Annotated[list[Text], Field(min_length=1)] | None = Field(
@@ -217,7 +167,7 @@ class TaskSection(Section):
     )
     passages: Count = Field(3, description="Passages in a prompt of rag-qa.")
     chunk_words: Count = Field(100, description="Words of a passage of rag-qa.")
-    chunk_overlap: Annotated[int, Field(ge=0), BeforeValidator(_as_integer)] = Field(
+    chunk_overlap: Annotated[int, Field(ge=0), BeforeValidator(as_integer)] = Field(
         20, description="Words that a passage of rag-qa shares with the one before; less than chunk_words."
     )
     max_length: Count = Field(128, description="Longest row, in tokens; longer rows are cut, and the cuts are counted.")
@@ -234,7 +184,7 @@ class TaskSection(Section):
         description="mixture only: the tasks that are mixed, a list of {name, data, weight, ...}: title, weight, the "
         "keys of this section that name the rows, max_train, max_eval and generation.",
     )
-    draw_seed: Annotated[int, Field(ge=0, le=2**32 - 1), BeforeValidator(_as_integer)] = Field(
+    draw_seed: Annotated[int, Field(ge=0, le=2**32 - 1), BeforeValidator(as_integer)] = Field(
         0, description="mixture only: seed of the draw of training rows, the same for every training.seed."
     )
 
@@ -287,7 +237,7 @@ class MethodSection(Section):
         description="Which component of rank d is dropped from each weight: magnitude (the d smallest singular "
         "triplets, KaSA as published) or activation (what the base's activations use least). null: the method's own.",
     )
-    drop: Annotated[int, Field(ge=0), BeforeValidator(_as_integer)] | None = Field(
+    drop: Annotated[int, Field(ge=0), BeforeValidator(as_integer)] | None = Field(
         None, description="Rank d of the dropped component, at least 0. null: the method's own, r for kasa."
     )
     protect: Annotated[float, Field(ge=0, lt=1)] | None = Field(
@@ -365,7 +315,7 @@ class TrainingSection(Section):
         description="instruction only: put several rows into one sequence of task.max_length tokens, without attention "
         "between them.",
     )
-    seed: Annotated[int, Field(ge=0, le=2**32 - 1), BeforeValidator(_as_integer)] = Field(
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1), BeforeValidator(as_integer)] = Field(
         0, description="Seed of initialization, row order and dropout, 0 to 4294967295."
     )
     select: Literal["best", "last"] = Field(
@@ -386,7 +336,7 @@ class TrainingSection(Section):
         description="Stop when so many evaluations in a row bring no better validation score. null: never.",
     )
     device: Text = Field("auto", description="auto, cpu, mps, cuda or cuda:N; auto takes an accelerator if one exists.")
-    report_to: Annotated[list[Text], BeforeValidator(_as_list)] = Field(
+    report_to: Annotated[list[Text], BeforeValidator(as_list)] = Field(
         [], description="Experiment trackers of transformers to log to, such as tensorboard or wandb."
     )
 
@@ -399,11 +349,12 @@ class RecipeSections(Section):
     method: MethodSection = Field(description=str(MethodSection.__doc__))
     training: TrainingSection = Field(description=str(TrainingSection.__doc__))
     generation: GenerationSection | None = Field(None, description="Decoding; only for tasks that generate text.")
+    preference: PreferenceSection | None = Field(None, description="Loss; only for the task preference.")
     output: Text = Field(description="Run directory to write. Default: runs/TASK-METHOD.")
 
     @model_serializer(mode="wrap")
     def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The sections by name; `generation` only where the task generates text."""
+        """The sections by name; `generation` and `preference` only for the tasks that have them."""
         return {key: value for key, value in write(self).items() if value is not None}
 
 
@@ -413,4 +364,5 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "method": MethodSection,
     "training": TrainingSection,
     "generation": GenerationSection,
+    "preference": PreferenceSection,
 }

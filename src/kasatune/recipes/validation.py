@@ -20,6 +20,7 @@ from kasatune.methods.table import METHODS, accepted_names
 from kasatune.recipes.machine_checks import INPUT_CHECKS, TRACKERS, Registered, own_files, register
 from kasatune.recipes.messages import did_you_mean, show
 from kasatune.recipes.mixture_checks import mixture_faults, row_sections
+from kasatune.recipes.preference_checks import PREFERENCE_CHECKS
 from kasatune.recipes.sections import RecipeSections
 from kasatune.redaction import may_run_for_ever, redacted
 
@@ -38,7 +39,7 @@ def find_faults(recipe: RecipeSections, faulty: Mapping[str, str], *, check_inpu
         check_inputs: also check that the folders, files and packages that the recipe names exist on this machine.
     """
     sentences: list[str] = []
-    for places, check in [*_KEY_CHECKS, *(INPUT_CHECKS if check_inputs else ())]:
+    for places, check in [*_KEY_CHECKS, *PREFERENCE_CHECKS, *(INPUT_CHECKS if check_inputs else ())]:
         if not any(place in faulty or place.partition(".")[0] in faulty for place in places):
             sentences += check(recipe)
     return sentences

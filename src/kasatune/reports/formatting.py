@@ -26,6 +26,7 @@ _TITLES = {
     "acc_norm": "acc_norm (log-likelihood)",
     "judge": "judge, 0 to 10",
     "mt_bench": "MT-Bench, 1 to 10",
+    "margin": "margin of the rewards",
     "loss": "loss",
     "perplexity": "perplexity",
     "sentence_bleu": "sentence BLEU",

@@ -50,13 +50,26 @@ def loading_snippet(run: RunRecord) -> str:
         else "print(model.config.id2label[logits.argmax(-1).item()], logits.softmax(-1).tolist()[0])"
     )
     texts = ", ".join(map(literal, example_texts(run)))
+    read = f'tokenizer({texts}, truncation=True, max_length={_max_length(run)}, return_tensors="pt")'
+    reads, tokenizer_at = [f"inputs = {read}"], ", ".join(["base", *source])
+    if run.is_reward:
+        reads = [
+            "messages = [",
+            *(
+                f'    {{"role": "{role}", "content": {literal(text)}}},'
+                for role, text in zip(("user", "assistant"), example_texts(run), strict=True)
+            ),
+            "]",
+            'inputs = tokenizer.apply_chat_template(messages, return_dict=True, return_tensors="pt")',
+        ]
+        tokenizer_at = "adapter"  # with the chat template of the run
     return "\n".join(
         [
             *head_lines(run, "AutoModelForSequenceClassification"),
             f"base = {base_expression(model)}",
             *([] if regression else [f"labels = {literal(names)}"]),
             "",
-            f"tokenizer = AutoTokenizer.from_pretrained({', '.join(['base', *source])})",
+            f"tokenizer = AutoTokenizer.from_pretrained({tokenizer_at})",
             "model = AutoModelForSequenceClassification.from_pretrained(",
             "    base,",
             *(f"    {option}," for option in options),
@@ -66,7 +79,7 @@ def loading_snippet(run: RunRecord) -> str:
             "model.config.pad_token_id = tokenizer.pad_token_id  # a decoder reads the last token that is not padding",
             "model = PeftModel.from_pretrained(model, adapter).eval()",
             "",
-            f'inputs = tokenizer({texts}, truncation=True, max_length={_max_length(run)}, return_tensors="pt")',
+            *reads,
             "with torch.no_grad():",
             "    logits = model(**inputs).logits",
             output,
@@ -78,6 +91,8 @@ def example_texts(run: RunRecord) -> tuple[str, ...]:
     """A text to show in examples, or two for tasks on pairs of texts."""
     if run.task_kind == "generation":
         return ("Once upon a time",)
+    if run.is_reward:
+        return ("Name a colour.", "Blue.")
     return ("The first text.", "The second text.") if run.metrics.get("text_fields") == 2 else ("A text to score.",)
 
 

@@ -107,7 +107,7 @@ def _asks_in_chats(run: RunRecord) -> bool:
     """Whether the first prompt of predictions.json is a conversation."""
     tasks = run.predictions.get("tasks") or {}
     info = TASKS.get(tasks.get(_first_part(run), run.task_name))
-    return info is not None and info.rows == "chat"
+    return info is not None and info.uses_chat_template
 
 
 def _first_part(run: RunRecord) -> str | None:

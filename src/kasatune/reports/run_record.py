@@ -66,6 +66,12 @@ class RunRecord:
         return info.kind if info else str(self.metrics.get("kind", "classification"))
 
     @property
+    def is_reward(self) -> bool:
+        """Whether the model gives an answer to a prompt a reward."""
+        info = TASKS.get(self.task_name)
+        return info is not None and info.rows == "pairs" and info.kind == "regression"
+
+    @property
     def task_title(self) -> str:
         """A short description of the task; its name for tasks that kasatune does not know."""
         info = TASKS.get(self.task_name)

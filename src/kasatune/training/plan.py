@@ -170,10 +170,10 @@ def estimate_memory(
 ) -> dict[str, int] | None:
     """Rough peak memory of training: weights, gradients, optimizer state, activations, and their total.
 
-    activations = layers b (17 t h + 2.5 a t^2) width, for b rows of t tokens in a micro-batch, hidden size h and a
-    heads; Korthikanti et al. (arXiv 2205.05198, eq. 1) count 34 and 5 bytes of float16. With gradient checkpointing:
-    one layer in full and t h of every other. A language model adds its logits and their gradient, 2 b t v width, for
-    a vocabulary of size v. AdamW holds two float32 values per trained parameter.
+    activations = layers b (17 t h + 2.5 a t^2) width, for b rows of t tokens in a micro-batch, two for a pair of
+    answers, hidden size h and a heads; Korthikanti et al. (arXiv 2205.05198, eq. 1) count 34 and 5 bytes of float16.
+    With gradient checkpointing: one layer in full and t h of every other. A language model adds its logits and their
+    gradient, 2 b t v width, for a vocabulary of size v. AdamW holds two float32 values per trained parameter.
 
     Args:
         recipe: recipe of the run.
@@ -191,7 +191,7 @@ def estimate_memory(
         return None
     hidden, depth, heads = (int(size or 0) for size in sizes)
     training = recipe.training
-    rows = training.batch_size // training.gradient_accumulation
+    rows = training.batch_size // training.gradient_accumulation * (2 if TASKS[recipe.task.name].rows == "pairs" else 1)
     tokens = recipe.task.max_length
     width = min(_BYTES[recipe.model.dtype], _BYTES[training.precision])
     one_layer = rows * (17 * tokens * hidden + 2.5 * heads * tokens**2) * width

@@ -165,7 +165,7 @@ class Run:
                 "training diverged: each trained weight is finite, but their products exceed the range of float32, and "
                 "no adapter was written; lower training.learning_rate"
             ) from fault
-        if self.data.kind == "generation":
+        if self.data.kind == "generation" or self.task_model.info.uses_chat_template:
             self.task_model.save_tokenizer(staged)
         layers = method.spectrum(model, _initial_sigma(self.history)) if spectrum else []
         if layers:

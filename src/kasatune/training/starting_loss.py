@@ -10,8 +10,10 @@ import json
 import time
 from typing import Any
 
+from kasatune.data.collate import CausalCollator
 from kasatune.data.readers.docstrings import standard_library_docstrings
 from kasatune.data.tokenize import Examples
+from kasatune.data.tokenize_pairs import chosen_rows
 from kasatune.distributed.fsdp import deepspeed_requested, sharding_requested
 from kasatune.distributed.process_group import is_main
 from kasatune.errors import DivergedError
@@ -59,13 +61,15 @@ def measure_start(task_model: TaskModel, validation: Examples) -> dict[str, Any]
             mixture.
 
     Returns:
-        `rows`, `unrelated_texts`; `base` and `start`, each with `loss` (of an answer token of the task, in nats) and
-        `unrelated_loss` (of a token of Python documentation strings); `base` is None if the method cannot be switched
-        off.
+        `rows`, `unrelated_texts`; `base` and `start`, each with `loss` (of an answer token of the task, in nats; the
+        chosen answers of pairs) and `unrelated_loss` (of a token of Python documentation strings); `base` is None if
+        the method cannot be switched off.
     """
     if task_model.kind != "generation":
         return None
     rows = first_of_each_part(validation, ROWS)
+    if task_model.info.rows == "pairs":
+        rows = chosen_rows(rows)
     unrelated = _unrelated(task_model)
     info = task_model.method.info
     differs = bool(info.start) or bool(task_model.recipe.method.drop)
@@ -118,9 +122,9 @@ def _unrelated(task_model: TaskModel) -> Examples:
 
 
 def _losses(task_model: TaskModel, rows: Examples, unrelated: Examples) -> dict[str, float]:
-    training = task_model.recipe.training
+    training, collate = task_model.recipe.training, CausalCollator(task_model.base.tokenizer)
     loss, unrelated_loss = (
-        text_loss(task_model.model, examples, task_model.collate, training.eval_batch_size, training.precision).mean
+        text_loss(task_model.model, examples, collate, training.eval_batch_size, training.precision).mean
         for examples in (rows, unrelated)
     )
     return {"loss": loss, "unrelated_loss": unrelated_loss}

@@ -54,6 +54,7 @@ from kasatune.training.engines.engine import Engine
 from kasatune.training.engines.run_trainer import RunHooks, RunTrainer
 from kasatune.training.plan import NO_WARMUP, require_feasible
 from kasatune.training.preflight import check_setup
+from kasatune.training.reference import add_reference
 from kasatune.training.run import SPLIT, TRAIN_SPLIT, DataProvider, Outcome, Run, work_errors
 from kasatune.training.signals import Interrupt
 from kasatune.training.starting_loss import record_start
@@ -204,6 +205,8 @@ def _train(run: Run, engine: Engine, arguments: TrainingArguments, interrupt: In
     run.history.rewind(step_of(checkpoint) if checkpoint else -1)
     with decompositions_shared():
         _prepare_method(run, checkpoint)
+    if run.task_model.info.compares_with_reference:
+        add_reference(run, resume=checkpoint is not None)
     record_start(run, resume=checkpoint is not None)
     if sharding_requested() and not deepspeed_requested():
         shard_model(run.task_model.model, run.task_model.base.model, run.device)

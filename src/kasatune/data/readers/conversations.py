@@ -145,10 +145,10 @@ def _row(row: Mapping[str, Any], place: Callable[[str], str], faults: Faults) ->
     if row.get("history") not in _EMPTY:
         faults.add(f"{place('history')}: put the earlier messages into {lists}")
         return ()
-    return _chat(_after_system(row, row[lists], place, faults), place(lists), faults)
+    return checked_chat(after_system(row, row[lists], place, faults), place(lists), faults)
 
 
-def _after_system(row: Mapping[str, Any], messages: Any, place: Callable[[str], str], faults: Faults) -> Any:
+def after_system(row: Mapping[str, Any], messages: Any, place: Callable[[str], str], faults: Faults) -> Any:
     """`messages` after the system message in the column `system`, if there is one."""
     system = row.get("system")
     if system in (None, "") or not isinstance(messages, (list, tuple)):
@@ -163,8 +163,8 @@ def _pair(row: Mapping[str, Any], place: Callable[[str], str], faults: Faults) -
     """A row with a question and an answer in two columns."""
     question, answer = next(pair for pair in _PAIRS if pair[0] in row)
     if isinstance(row[question], (list, tuple)) and isinstance(row[answer], (list, tuple)):
-        messages = [*_history(row, place, faults), *row[question], *row[answer]]
-        return _chat(_after_system(row, messages, place, faults), place(question), faults)
+        messages = [*history_messages(row, place, faults), *row[question], *row[answer]]
+        return checked_chat(after_system(row, messages, place, faults), place(question), faults)
     if isinstance(row[answer], str) and not row[answer].strip():
         return ()
     for name in (question, "input", answer):
@@ -174,14 +174,14 @@ def _pair(row: Mapping[str, Any], place: Callable[[str], str], faults: Faults) -
             faults.add(f"{place(name)}: {what}")
             return ()
     messages = [
-        *_history(row, place, faults),
+        *history_messages(row, place, faults),
         {"role": "user", "content": alpaca_message(row[question], row.get("input"))},
         {"role": "assistant", "content": row[answer]},
     ]
-    return _chat(_after_system(row, messages, place, faults), place(question), faults)
+    return checked_chat(after_system(row, messages, place, faults), place(question), faults)
 
 
-def _history(row: Mapping[str, Any], place: Callable[[str], str], faults: Faults) -> list[dict[str, Any]]:
+def history_messages(row: Mapping[str, Any], place: Callable[[str], str], faults: Faults) -> list[dict[str, Any]]:
     """The messages of the column `history`: pairs of question and answer."""
     history = row.get("history")
     if history in _EMPTY:
@@ -197,7 +197,8 @@ def _history(row: Mapping[str, Any], place: Callable[[str], str], faults: Faults
     ]
 
 
-def _chat(value: Any, place: str, faults: Faults) -> Chat:
+def checked_chat(value: Any, place: str, faults: Faults) -> Chat:
+    """The conversation in a list of messages; empty, with a fault added, if it is none that ends with an answer."""
     if not isinstance(value, (list, tuple)) or not value:
         faults.add(f'{place}: {show(value)} where a list is expected: [{{"role": "user", "content": "..."}}, ...]')
         return ()

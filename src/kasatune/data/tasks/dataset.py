@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
+from kasatune.data.readers.answer_pairs import AnswerPair
 from kasatune.data.readers.conversations import Chat, Unlearnt
 from kasatune.data.tasks.task_info import TaskInfo, TaskKind
 from kasatune.errors import DataError
@@ -136,7 +137,7 @@ class ChatRows(Rows):
     @classmethod
     def of(cls, chats: Sequence[Chat]) -> ChatRows:
         """Rows of the conversations `chats`."""
-        return cls([_text_before_answer(chat) for chat in chats], None, [chat[-1][1] for chat in chats], list(chats))
+        return cls([_text_of_messages(chat[:-1]) for chat in chats], None, [chat[-1][1] for chat in chats], list(chats))
 
     def pick(self, indices: Sequence[int]) -> Self:
         """The rows at `indices`."""
@@ -155,6 +156,27 @@ def unlearnt_answers(chats: Sequence[Chat | None]) -> list[Any]:
         for number, (_, text) in enumerate(chat or ())
         if isinstance(text, Unlearnt)
     ]
+
+
+@dataclass(frozen=True)
+class PairRows(Rows):
+    """Pairs of answers; `first` is the text before them, `labels` the chosen and the rejected answer.
+
+    Attributes:
+        pairs: the pairs with the messages before them.
+    """
+
+    pairs: list[AnswerPair] = field(default_factory=list[AnswerPair])
+
+    @classmethod
+    def of(cls, pairs: Sequence[AnswerPair]) -> PairRows:
+        """Rows of `pairs`."""
+        texts = [_text_of_messages(pair.prompt) for pair in pairs]
+        return cls(texts, None, [[pair.chosen, pair.rejected] for pair in pairs], list(pairs))
+
+    def pick(self, indices: Sequence[int]) -> Self:
+        """The rows at `indices`."""
+        return replace(super().pick(indices), pairs=[self.pairs[index] for index in indices])
 
 
 @dataclass(frozen=True)
@@ -243,7 +265,7 @@ def make_task_data(
             all_notes.append(f"{name}: {key} is {limit:,} and all {counted(len(rows), 'row')} are used")
         elif limit is not None and limit < len(rows):
             all_notes.append(f"{name}: the first {limit:,} of {counted(len(rows), 'row')} ({key})")
-        if info.kind != "generation":
+        if info.rows == "labelled":
             all_notes += _label_notes(name, limited[name], label_names)
     all_notes += _overlap_notes(limited)
     return TaskData(
@@ -332,8 +354,7 @@ def hold_out(rows: SomeRows, share: float, source: str | Path) -> tuple[SomeRows
     return train, rows.pick(sorted(held_out)), note
 
 
-def _text_before_answer(chat: Chat) -> str:
-    messages = chat[:-1]
+def _text_of_messages(messages: Chat) -> str:
     return messages[0][1] if len(messages) == 1 else "\n\n".join(f"{role}: {text}" for role, text in messages)
 
 

@@ -36,7 +36,7 @@ def part_tasks(settings: Any) -> Mapping[str, str]:
 
 def reads_chats(settings: Any) -> bool:
     """Whether a task has rows that are conversations, for which a chat template is needed."""
-    return any(info.rows == "chat" for info in infos_by_part(settings).values())
+    return any(info.uses_chat_template for info in infos_by_part(settings).values())
 
 
 def parts_of_hub(settings: Any) -> list[str]:

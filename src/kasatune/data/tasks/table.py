@@ -224,6 +224,35 @@ _RAG_QA = TaskInfo(
     scorer="kasatune.evaluation.answer_scores:score_short_answers",
     decoding={"max_new_tokens": 24},
 )
+_PREFERENCE = TaskInfo(
+    "preference",
+    "your own pairs of a chosen and a rejected answer (DPO)",
+    "generation",
+    ("accuracy", "margin", "loss"),
+    "loss",
+    None,
+    f"{_OWN_FILES}; or hub:NAME:SPLIT",
+    "kasatune.data.tasks.preference",
+    keys=("train", "validation"),
+    hub_names=True,
+    rows="pairs",
+    decoding={"max_new_tokens": 256},
+    engine="preference",
+)
+_REWARD = TaskInfo(
+    "reward",
+    "a reward for an answer, learned from your own pairs of a chosen and a rejected one",
+    "regression",
+    ("accuracy", "margin", "loss"),
+    "accuracy",
+    None,
+    f"{_OWN_FILES}; or hub:NAME:SPLIT",
+    "kasatune.data.tasks.preference",
+    keys=("train", "validation"),
+    hub_names=True,
+    rows="pairs",
+    engine="reward",
+)
 
 _MIXTURE = TaskInfo(
     "mixture",
@@ -249,6 +278,8 @@ _ROWS = (
     _INSTRUCTION,
     _RAG_QA,
     _MIXTURE,
+    _PREFERENCE,
+    _REWARD,
 )
 
 _tasks: dict[str, TaskInfo] = {row.name: row for row in _ROWS}

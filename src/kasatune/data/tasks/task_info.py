@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     from kasatune.data.tasks.dataset import TaskData, TaskSettings
 
 TaskKind = Literal["classification", "regression", "generation"]
-RowFormat = Literal["labelled", "completion", "chat", "mixture"]
-EngineName = Literal["trainer", "sft"]
+RowFormat = Literal["labelled", "completion", "chat", "mixture", "pairs"]
+EngineName = Literal["trainer", "sft", "preference", "reward"]
 
 _KINDS_OF_FORMAT: Mapping[str, tuple[str, ...]] = {
     "labelled": ("classification", "regression"),
     "completion": ("generation",),
     "chat": ("generation",),
     "mixture": ("generation",),
+    "pairs": ("generation", "regression"),
 }
 
 
@@ -63,15 +64,16 @@ class TaskInfo:
         hub_names: whether `train` and `validation` also take a data set of the hub, as hub:NAME:SPLIT.
         label_names: the labels in the order of their numbers; None if there are none or they follow from the rows.
         rows: form of the rows, which decides how batches are made: "labelled" text (`tokenize.encode`), a prompt with
-            its "completion" (`prompt_completion.encode_rows`), a "chat" (`chat_template.encode_chats`), or a
-            "mixture" of the last two.
+            its "completion" (`prompt_completion.encode_rows`), a "chat" (`chat_template.encode_chats`), a "mixture" of
+            the last two, or "pairs" of a chosen and a rejected answer to a chat (`tokenize_pairs.encode_pairs`).
         prompt: prompt of the task as a format string with one {} for the input; None if the input is the prompt.
         prompter: "module:function" that makes a `Prompter` from the recipe's `task` section, for tasks with
             retrieved passages in the prompt; None for the others, whose prompts `render` makes.
         scorer: "module:function" that scores generated text, see `evaluation.text_scores.Scorer`; None if generated
             text is not scored, and for labelled rows, which are scored by `kind`.
         decoding: defaults of the recipe's `generation` section, where they differ from the section's own.
-        engine: what trains a run on this task: "trainer" (transformers' Trainer) or "sft" (TRL's SFTTrainer).
+        engine: what trains a run on this task: "trainer" (transformers' Trainer), "sft" (TRL's SFTTrainer),
+            "preference" (its DPOTrainer) or "reward" (its RewardTrainer).
     """
 
     name: str
@@ -101,6 +103,16 @@ class TaskInfo:
     def headline(self) -> str:
         """The score that reports show first: the one that selects, or the paper's if that is the loss."""
         return self.paper_metric or self.metrics[0] if self.kind == "generation" else self.primary
+
+    @property
+    def uses_chat_template(self) -> bool:
+        """Whether the rows are conversations, which the model reads through its chat template."""
+        return self.rows in ("chat", "pairs")
+
+    @property
+    def compares_with_reference(self) -> bool:
+        """Whether the loss compares the model with what it was when training started."""
+        return self.rows == "pairs" and self.kind == "generation"
 
     @property
     def reads_own_files(self) -> bool:

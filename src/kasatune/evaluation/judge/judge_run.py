@@ -188,8 +188,8 @@ def _grade(
 
 def _recipe(run_dir: Path) -> Recipe:
     recipe = read_recipe(run_dir)
-    if not reads_chats(recipe.task):
-        chats = ", ".join(info.name for info in TASKS.values() if info.rows == "chat")
+    if not reads_chats(recipe.task) or TASKS[recipe.task.name].kind != "generation":
+        chats = ", ".join(info.name for info in TASKS.values() if info.uses_chat_template and info.kind == "generation")
         raise InputError(f"{run_dir} was trained on {recipe.task.name}; a judge grades runs on conversations ({chats})")
     return recipe
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kasatune.data.tokenize_pairs import with_reference
 from kasatune.evaluation.scoring import predictions
 from kasatune.evaluation.task_model import TaskModel, deterministic
 from kasatune.experiments.compare.method_on_task import MethodOnTask, RunSteps
@@ -68,6 +69,8 @@ def score_base(recipe: Recipe, folder: Path, provider: DataProvider) -> None:
         data = provider.data(recipe)
         task_model = TaskModel.for_base(recipe, data.label_names)
         examples = provider.examples(task_model, data, SPLIT)
+        if task_model.info.compares_with_reference:  # the base is its own reference
+            examples = with_reference(examples, *task_model.log_probabilities(examples))
         scores = provider.final_score(task_model, examples, data, SPLIT)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / PREDICTIONS, predictions(SPLIT, scores), indent=None)

@@ -63,6 +63,8 @@ def run_rows(folder: Path, task: str, metric: str) -> Floats | None:
     try:
         if "/" in metric:
             task, metric, answers = _of_part(answers, metric)
+        if TASKS[task].rows == "pairs":
+            return _pair_rows(metric, answers)
         values = _text_rows(TASKS[task], metric, answers) if TASKS[task].kind == "generation" else None
         if values is None and TASKS[task].kind != "generation":
             values = _labelled_rows(TASKS[task], metric, answers)
@@ -111,6 +113,14 @@ def _of_part(answers: Mapping[str, Any], metric: str) -> tuple[str, str, Mapping
     rows = [index for index, name in enumerate(losses["part"]) if name == part]
     result["losses"] = {key: [values[index] for index in rows] for key, values in losses.items()}
     return answers["tasks"][part], score, result
+
+
+def _pair_rows(metric: str, answers: Mapping[str, Any]) -> Floats | None:
+    if metric == "loss":
+        return np.asarray(answers["losses"]["sum"], dtype=np.float64)
+    chosen, rejected = np.asarray(answers["scores"], dtype=np.float64).T
+    values = {"margin": chosen - rejected, "accuracy": (np.sign(chosen - rejected) + 1) / 2}
+    return values.get(metric)
 
 
 def _text_rows(info: TaskInfo, metric: str, answers: Mapping[str, Any]) -> Floats | None:

@@ -14,6 +14,8 @@ ENGINES: Mapping[EngineName, str] = MappingProxyType(
     {
         "trainer": "kasatune.training.engines.trainer",
         "sft": "kasatune.training.engines.sft",
+        "preference": "kasatune.training.engines.preference",
+        "reward": "kasatune.training.engines.reward",
     }
 )
 """The module of every engine, by name; the module defines `ENGINE`."""

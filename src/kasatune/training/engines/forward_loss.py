@@ -28,6 +28,10 @@ class ForwardLossTrainer(Trainer if TYPE_CHECKING else object):
         """The method's loss of the last forward pass, a mean over the items of its micro-batch; None without one."""
         raise NotImplementedError
 
+    def items_of_loss(self, inputs: dict[str, Any]) -> int:
+        """The items of a micro-batch that the task loss counts."""
+        return count_items(inputs["labels"])
+
     def compute_loss(
         self,
         model: Any,
@@ -36,7 +40,7 @@ class ForwardLossTrainer(Trainer if TYPE_CHECKING else object):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The loss of the base Trainer plus, in training, the weighted forward loss."""
-        items = count_items(inputs["labels"])  # before the base class pops the labels
+        items = self.items_of_loss(inputs)  # before the base class pops the labels
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         forward_loss = self.forward_loss() if model.training else None
         if forward_loss is None:
