@@ -260,6 +260,14 @@ ROWS = (
     ),
     Row(
         "transformers",
+        "_get_train_sampler",
+        ("training/engines/run_trainer.py",),
+        "batches of rows of similar length, in an order that a run resumed within an epoch repeats",
+        "a public hook for the order of the training rows",
+        takes(f"{TRAINER}._get_train_sampler", "train_dataset"),
+    ),
+    Row(
+        "transformers",
         "_load_from_checkpoint",
         ("training/engines/run_trainer.py",),
         *RESUME,

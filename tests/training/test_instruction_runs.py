@@ -142,12 +142,13 @@ def test_an_adapted_output_layer_is_refused_and_nothing_is_written(llama, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-def test_packing_is_for_instructions(llama, tmp_path):
-    values = recipe(llama, tmp_path / "d").model_dump()
-    values["task"] = {**values["task"], "name": "text-generation", "prompt": "a", "completion": "b"}
-    values["training"]["packing"] = True
-    with pytest.raises(RecipeError, match=r"training.packing: true received; text-generation is not packed"):
-        Recipe.model_validate(values)
+def test_packing_is_for_generated_text_and_not_with_groups(llama, tmp_path):
+    values = recipe(llama, tmp_path / "d", packing=True, group_by_length=False).model_dump()
+    labelled = {**values["task"], "name": "classification", "text": "a", "label": "b", "loss_on": None}
+    with pytest.raises(RecipeError, match=r"training.packing: true received; classification generates no text"):
+        Recipe.model_validate({**values, "task": labelled, "generation": None})
+    with pytest.raises(RecipeError, match=r"training.group_by_length: true received; training.packing fills"):
+        recipe(llama, tmp_path / "d", packing=True, group_by_length=True)
 
 
 NO_END = (

@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from kasatune.data.collate import pad
+from kasatune.data.prompt_completion import IGNORED
 from kasatune.data.tokenize import tokenize
 from kasatune.evaluation.batches import batches_by_length, evaluation_mode
+from kasatune.evaluation.causal_loss import kept_row_losses
 from kasatune.evaluation.known_tokens import require_known_tokens
+from kasatune.evaluation.logits_to_keep import kept_logits
 from kasatune.io.progress import progress_counter
 from kasatune.weights.usable_positions import usable_positions
 
@@ -74,13 +76,10 @@ def _batch_sums(
     # The last token is predicted but not read, so that a row may have one token more than the model has positions.
     cut = [(tokens[-(positions + 1) :] if positions else tokens, continuation) for tokens, continuation in rows]
     inputs = [tokens[:-1] for tokens, _ in cut]
+    starts = [max(0, len(tokens) - 1 - continuation) for tokens, continuation in cut]
+    rows_of_targets = [[IGNORED] * start + tokens[start + 1 :] for start, (tokens, _) in zip(starts, cut, strict=True)]
     ids = pad(inputs, 0).to(device)
     mask = pad([[1] * len(row) for row in inputs], 0).to(device)
-    logits = model(input_ids=ids, attention_mask=mask).logits
-    sums = []
-    for index, (tokens, continuation) in enumerate(cut):
-        end = len(tokens) - 1
-        last = functional.log_softmax(logits[index, max(0, end - continuation) : end].float(), dim=-1)
-        targets = torch.tensor(tokens[-len(last) :], device=device)
-        sums.append(float(last.gather(1, targets[:, None]).sum()))
-    return sums
+    targets = pad(rows_of_targets, IGNORED).to(device)
+    logits = kept_logits(model, {"input_ids": ids, "attention_mask": mask}, targets != IGNORED)
+    return [-loss for loss in kept_row_losses(logits, targets).tolist()]

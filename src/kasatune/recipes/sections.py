@@ -277,7 +277,7 @@ class MethodSection(Section):
 class TrainingSection(Section):
     """Optimization: schedule, batch, learning rates, precision, device."""
 
-    written_if_set: ClassVar[frozenset[str]] = frozenset({"eval_steps", "save_steps", "patience"})
+    written_if_set: ClassVar[frozenset[str]] = frozenset({"group_by_length", "eval_steps", "save_steps", "patience"})
 
     epochs: Annotated[Amount, Field(le=1_000_000)] = Field(
         3, description="Passes over the training rows; may be a fraction. max_steps replaces it."
@@ -310,10 +310,15 @@ class TrainingSection(Section):
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, more time."
     )
+    group_by_length: bool = Field(
+        False,
+        description="Put rows of similar length into one batch, so that little padding is computed. The order of the "
+        "batches is drawn from the seed.",
+    )
     packing: bool = Field(
         False,
-        description="instruction only: put several rows into one sequence of task.max_length tokens, without attention "
-        "between them.",
+        description="Tasks that generate text: put several rows into one sequence of task.max_length tokens, without "
+        "attention between them. batch_size then counts sequences.",
     )
     seed: Annotated[int, Field(ge=0, le=2**32 - 1), BeforeValidator(as_integer)] = Field(
         0, description="Seed of initialization, row order and dropout, 0 to 4294967295."

@@ -152,11 +152,19 @@ def _template_is_for_conversations(recipe: RecipeSections) -> Iterator[str]:
 
 
 @_keys("task.name", "training.packing")
-def _only_rows_of_the_sft_engine_are_packed(recipe: RecipeSections) -> Iterator[str]:
+def _packing_is_for_generation(recipe: RecipeSections) -> Iterator[str]:
     info = TASKS.get(recipe.task.name)
-    if recipe.training.packing and info is not None and info.engine != "sft":
-        packed = ", ".join(other.name for other in TASKS.values() if other.engine == "sft")
-        yield f"training.packing: true received; {info.name} is not packed, only {packed} is; leave it out"
+    if recipe.training.packing and info is not None and info.kind != "generation":
+        yield (
+            f"training.packing: true received; {info.name} generates no text, and its rows are not packed; leave it "
+            "out, or set training.group_by_length"
+        )
+
+
+@_keys("training.packing", "training.group_by_length")
+def _packed_rows_are_not_grouped(recipe: RecipeSections) -> Iterator[str]:
+    if recipe.training.packing and recipe.training.group_by_length:
+        yield "training.group_by_length: true received; training.packing fills every sequence; leave out one of them"
 
 
 @_keys("task.name", "generation")

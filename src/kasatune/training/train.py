@@ -25,6 +25,7 @@ from kasatune.distributed.fsdp import (
 from kasatune.distributed.process_group import broadcast_from_first, is_main, world_size
 from kasatune.distributed.zero3 import full_numel
 from kasatune.errors import DataError, DivergedError, InputError, ModelError
+from kasatune.evaluation.packed_rows import require_packable
 from kasatune.evaluation.report_encoding import report_chat_template, report_truncation
 from kasatune.evaluation.task_model import TaskModel, deterministic
 from kasatune.io.atomic import remove
@@ -149,6 +150,8 @@ def _set_up(
     if deepspeed_requested():
         require_one_dtype(task_model.model, recipe)
     engine.check_model(task_model.model)
+    if recipe.training.packing:
+        require_packable(task_model.model)
     report_chat_template(display, task_model)
     examples = {split: data_provider.examples(task_model, data, split) for split in (TRAIN_SPLIT, SPLIT)}
     for split, rows in examples.items():
@@ -324,6 +327,7 @@ def _make_trainer(run: Run, engine: Engine, arguments: TrainingArguments, callba
         settings=recipe.method,
         new_modules=task_model.base.new_modules,
         head_learning_rate=recipe.training.head_learning_rate,
+        group_by_length=recipe.training.group_by_length,
         evaluate=callback.evaluate,
         progress=callback.progress_record,
     )

@@ -23,7 +23,7 @@ from kasatune.weights.fingerprint import model_files_sha256
 
 _SOFTWARE = ("kasatune", "torch", "transformers", "peft", "accelerate", "tokenizers")
 _WITHOUT_EFFECT = ("device", "report_to", "packing")
-"""Training settings that change no result; packing does for the engine sft alone."""
+"""Training settings that change no result; packing does where it is set."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def plan_run(
         identity["unrelated"] = {"sha256": unrelated.sha256, "tokens": unrelated.tokens}
         if recipe.generation is not None:
             identity["generation"] = values["generation"]
-    if TASKS[recipe.task.name].engine == "sft":
+    if TASKS[recipe.task.name].engine == "sft" or recipe.training.packing:
         identity["training"]["packing"] = values["training"]["packing"]
     return PlannedRun(digest(identity), recipe, search, identity, cold, unrelated)
 

@@ -1,8 +1,9 @@
 """Mixin for transformers' Trainer with the example counts, learning rates, penalty and checkpoints of a run.
 
-Two private methods of transformers' Trainer are overridden, because no public method loads a checkpoint:
-`_load_from_checkpoint` (it expects a complete model) and `_prepare_for_training` (with DeepSpeed it expects a
-checkpoint that DeepSpeed wrote, which only the same number of processes can read).
+Three private methods of transformers' Trainer are overridden. No public method loads a checkpoint:
+`_load_from_checkpoint` expects a complete model, and `_prepare_for_training`, with DeepSpeed, a checkpoint that
+DeepSpeed wrote, which only the same number of processes can read. `_get_train_sampler` gives the order of the rows; the
+Trainer's own grouping by length draws from the global random state and cannot be resumed within an epoch.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback
 
+from kasatune.data.length_groups import LengthGroupSampler
 from kasatune.distributed import zero3
 from kasatune.distributed.fsdp import deepspeed_requested
 from kasatune.distributed.gather_scatter import gather_full
+from kasatune.evaluation.batches import token_counts
 from kasatune.evaluation.causal_loss import learnt_tokens
 from kasatune.io.atomic import write_json
 from kasatune.methods.shared.method import Method, MethodSettings
@@ -62,6 +66,7 @@ class RunHooks:
         head_learning_rate: their learning rate; None for the common one.
         evaluate: evaluates the model in its current state and returns scores by name.
         progress: returns the progress of the run as plain data, for a checkpoint.
+        group_by_length: whether the rows of a batch have similar lengths.
     """
 
     method: Method
@@ -70,6 +75,7 @@ class RunHooks:
     head_learning_rate: float | None
     evaluate: Callable[[], dict[str, float]]
     progress: Callable[[], dict[str, Any]]
+    group_by_length: bool = False
 
 
 class RunTrainer(ForwardLossTrainer):
@@ -78,6 +84,7 @@ class RunTrainer(ForwardLossTrainer):
     Differences from the base Trainer:
 
     - the examples of an optimizer step are counted over all its micro-batches and processes;
+    - rows of similar length share a batch where the recipe says so, in an order that a resumed run repeats;
     - the head, and parameters for which the method requests it, have a separate learning rate;
     - the gradient of the method's step penalty is added once per optimizer step, its forward loss in every micro-batch;
     - a checkpoint holds trained parameters only, is readable with any number of processes, and contains no pickle;
@@ -168,6 +175,16 @@ class RunTrainer(ForwardLossTrainer):
             examples += self.mask_repeated_rows(batch, own)
         everywhere: Any = self.accelerator.gather(torch.tensor(examples, device=device))
         return batches, everywhere.sum()
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        """The base class's random order, or batches of rows of similar length."""
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        if not self._hooks.group_by_length:
+            return super()._get_train_sampler(rows)
+        lengths = token_counts(rows)
+        size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        steps = math.ceil(len(lengths) / size)
+        return LengthGroupSampler(lengths, size, self.args.seed, lambda: self.state.global_step // steps)
 
     def count_examples(self, batch: dict[str, Any]) -> int:
         """The number of rows of a micro-batch, or of learnt tokens if its labels are (rows, tokens)."""

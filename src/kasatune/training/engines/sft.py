@@ -14,10 +14,12 @@ from transformers import TrainerCallback, TrainingArguments
 
 from kasatune.data.tokenize import Examples
 from kasatune.errors import MissingExtraError, RecipeError
-from kasatune.evaluation.causal_loss import learnt_tokens
+from kasatune.evaluation.causal_loss import learnt_tokens, predicting
+from kasatune.evaluation.logits_to_keep import logits_to_keep
 from kasatune.methods.shared.trained_parameters import trainable
 from kasatune.training.engines.arguments import training_arguments
 from kasatune.training.engines.run_trainer import IGNORED_LABEL, RunHooks, RunTrainer
+from kasatune.training.engines.trainer import mean_loss
 
 try:
     from datasets import Dataset
@@ -33,8 +35,30 @@ if TYPE_CHECKING:
 _ROW_LENGTHS = "row_lengths"
 
 
-class SftRunTrainer(RunTrainer, SFTTrainer):
-    """TRL's SFTTrainer for a run; loss and packing are TRL's.
+class _LearntLogitsTrainer(SFTTrainer):
+    """SFTTrainer with TRL's loss, computed from the logits of the learnt tokens alone on every device.
+
+    TRL computes those of all tokens on a CPU, and computes the logits again in the backward pass.
+    """
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The mean over the learnt tokens of the optimizer step; for a model with a router's loss, TRL's own."""
+        if self.aux_loss_enabled:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs.pop("labels")
+        bare: Any = self.model
+        with logits_to_keep(bare, predicting(labels)):
+            outputs = model(**inputs, use_cache=False)
+        loss = mean_loss(outputs, labels, num_items_in_batch)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+
+class SftRunTrainer(RunTrainer, _LearntLogitsTrainer):
+    """TRL's SFTTrainer for a run; packing is TRL's.
 
     Reverts or adjusts three things that TRL does:
 
