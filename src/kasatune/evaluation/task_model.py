@@ -42,6 +42,7 @@ from kasatune.methods.shared.trained_parameters import count_trained, trainable
 from kasatune.models.device import find_device
 from kasatune.models.load import Base, Pretrained, load_base
 from kasatune.models.moved_base import base_errors, recorded_fingerprint, require_same_base, with_base
+from kasatune.models.precision import with_precision
 from kasatune.models.saved_tokenizer import save_tokenizer
 from kasatune.recipes.schema import Recipe
 
@@ -150,6 +151,7 @@ class TaskModel:
         device: torch.device | None,
         on_cpu: bool,
     ) -> TaskModel:
+        recipe, _ = with_precision(recipe)
         device = device or find_device(recipe.training)
         method = methods.load(recipe.method.name)
         base = load_base(

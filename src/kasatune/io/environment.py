@@ -14,6 +14,7 @@ import torch
 
 _PACKAGES = ("kasatune", "torch", "transformers", "peft", "accelerate", "numpy", "tokenizers", "safetensors")
 _STATUS = Path("/proc/self/status")
+_PROCESSORS = Path("/proc/cpuinfo")
 _RESET = Path("/proc/self/clear_refs")  # 5 resets the largest resident size (VmHWM)
 
 
@@ -63,8 +64,18 @@ def peak_memory() -> int | None:
 
 def processor() -> str:
     """The processor's name as the system reports it."""
+    name = _processor_entry("model name")
+    return (platform.processor() or platform.machine()) if name is None else name
+
+
+def processor_features() -> frozenset[str]:
+    """Instruction sets of the processor, such as "avx512_bf16", as Linux names them; none on other systems."""
+    return frozenset((_processor_entry("flags") or "").split())
+
+
+def _processor_entry(name: str) -> str | None:
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = _PROCESSORS.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+        return None
+    return next((line.split(":", 1)[1].strip() for line in lines if line.partition(":")[0].strip() == name), None)

@@ -304,8 +304,10 @@ class TrainingSection(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Clip the gradient of the task loss to this Euclidean norm. null: no clipping."
     )
-    precision: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="Type of the forward and backward pass (automatic mixed precision for 16 bits)."
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "float32",
+        description="Type of the forward and backward pass (automatic mixed precision for 16 bits). auto: bfloat16 on "
+        "GPUs from Ampere on and on processors with AVX512-BF16 or AMX, otherwise float32; the run records which.",
     )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, more time."

@@ -137,8 +137,9 @@ def publish(staged: Path, out: Path) -> None:
 
 def _differences(before: Recipe, now: Recipe) -> list[str]:
     old, new = _flat(before), _flat(now)
-    # Commits that the recipe leaves open stay those of the first start.
+    # Commits, and a precision, that the recipe leaves open stay those of the first start.
     open_ = [key for key in ("model.revision", "task.revision") if new[key] is None]
+    open_ += ["training.precision"] if new["training.precision"] == "auto" else []
     open_ += [key for key in ("task.train", "task.validation") if is_pinned_as(new[key], old[key])]
     return [
         f"{key}: {old.get(key)!r} then, {new.get(key)!r} now"

@@ -89,13 +89,16 @@ def pinned(
 
 
 def pinned_as_started(recipe: Recipe, out: Path) -> Recipe:
-    """`recipe`, pinned to the hub commits with which the run in `out` was started."""
+    """`recipe`, pinned to the hub commits and the precision with which the run in `out` was started."""
     from kasatune.io.run_layout import RECIPE
     from kasatune.runs.directory import read_recipe
 
     if not (out / RECIPE).is_file():
         return recipe
     started = read_recipe(out)
+    if recipe.training.precision == "auto":
+        training = recipe.training.model_copy(update={"precision": started.training.precision})
+        recipe = recipe.model_copy(update={"training": training})
     revision = started.model.revision if recipe.model.revision is None else None
     started_parts = {part.part_name: part for part in started.task.parts or ()}
     part_pins = {

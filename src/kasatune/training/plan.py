@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from kasatune.errors import InputError, KasatuneError, OutputError, RecipeError
 from kasatune.io.run_layout import WORK
 from kasatune.methods import METHODS
 from kasatune.models.load import Pretrained, find_pretrained, require_causal
+from kasatune.models.precision import with_precision
 from kasatune.recipes.schema import MethodSection
 from kasatune.runs.directory import check_output
 from kasatune.training.parameter_count import LayerPlan, build_without_weights, count_parameters
@@ -101,6 +102,9 @@ def make_plan(recipe: Recipe, pretrained: Pretrained | None = None, *, before_tr
         ModelError: the model's configuration cannot be read, or no model can be built from it.
     """
     findings, data, setup = _Findings(), None, None
+    with suppress(RecipeError):  # a device that is not available is reported by `check_setup`
+        recipe, chosen = with_precision(recipe)
+        findings.notes += [chosen] if chosen else []
     if not before_training:
         with findings.problem():
             setup = check_setup(recipe, Path(recipe.output) / WORK)
@@ -193,7 +197,7 @@ def estimate_memory(
     training = recipe.training
     rows = training.batch_size // training.gradient_accumulation * (2 if TASKS[recipe.task.name].rows == "pairs" else 1)
     tokens = recipe.task.max_length
-    width = min(_BYTES[recipe.model.dtype], _BYTES[training.precision])
+    width = min(_BYTES[recipe.model.dtype], _BYTES.get(training.precision, 4))  # "auto" where no device was found
     one_layer = rows * (17 * tokens * hidden + 2.5 * heads * tokens**2) * width
     checkpointed = one_layer + depth * rows * tokens * hidden * width
     activations = checkpointed if training.gradient_checkpointing else depth * one_layer
@@ -282,6 +286,8 @@ def _steps(recipe: Recipe, data: TaskData | None) -> tuple[int | None, int | Non
     if data is None:
         return None, None, training.max_steps
     rows = len(data.splits["train"].labels)
+    if training.packing:
+        return rows, None, training.max_steps
     per_epoch = math.ceil(rows / training.batch_size)
     return rows, per_epoch, training.max_steps or math.ceil(training.epochs * per_epoch)
 
@@ -289,6 +295,10 @@ def _steps(recipe: Recipe, data: TaskData | None) -> tuple[int | None, int | Non
 def _note_unused(recipe: Recipe, findings: _Findings) -> None:
     if recipe.training.max_steps is not None:
         findings.notes.append("training.max_steps is set: training.epochs is not used")
+    elif recipe.training.packing:
+        findings.notes.append(
+            "training.packing: the number of sequences, and so of steps, follows from the tokenized rows"
+        )
     defaults = MethodSection.model_validate({})
     used = {"name", "options", *METHODS[recipe.method.name].uses}
     for key in type(recipe.method).model_fields:

@@ -36,6 +36,7 @@ from kasatune.io.run_layout import WORK
 from kasatune.kasa.truncation.compute_tails import decompositions_shared
 from kasatune.models.load import Pretrained, find_pretrained
 from kasatune.models.moved_base import base_errors, with_base
+from kasatune.models.precision import with_precision
 from kasatune.recipes.schema import Recipe
 from kasatune.runs import directory
 from kasatune.runs.metrics import is_finished
@@ -114,6 +115,9 @@ def train(
                     remove(out / WORK)  # a kill may have come just before the run removed it
                 reporter.message(f"{out} is already finished; nothing to do")
                 return out
+        recipe, chosen = with_precision(recipe)
+        if chosen is not None:
+            reporter.message(chosen)
         stack.enter_context(quiet(reporter.message))
         stack.enter_context(deterministic())
         run, engine, arguments = _set_up(recipe, out, reporter, data_provider or DataProvider(), base, resume=resume)

@@ -15,6 +15,7 @@ from kasatune.experiments.compare.primary_endpoint import PrimaryEndpoint, analy
 from kasatune.experiments.compare.variants import Variant, keys_read
 from kasatune.experiments.compare.verdict import DEFAULT_MARGINS, parse_margins
 from kasatune.methods.table import BASELINE_METHOD, METHODS, REFERENCE_METHOD, canonical_name
+from kasatune.models.precision import with_precision
 from kasatune.recipes.schema import MethodSection, Recipe
 from kasatune.reports.formatting import score_name
 
@@ -159,7 +160,8 @@ def make_spec(
         raise InputError(f"--unrelated-tokens: {text.tokens} received; must be {WINDOW} or more")
     if text.file is not None or text.tokens > TOKENS:  # the default text is long enough for the default
         text.documents()
-    tasks, own_margins = _tasks(recipes), parse_margins(margins)
+    resolved = [(path, with_precision(recipe)[0]) for path, recipe in recipes]
+    tasks, own_margins = _tasks(resolved), parse_margins(margins)
     texts = [variant.text for variant in variants if not is_fitted(variant.method)]
     mains = {
         task.name: (task.recipe.task.name, TASKS[task.recipe.task.name].primary, part_tasks(task.recipe.task))
