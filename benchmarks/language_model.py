@@ -274,8 +274,9 @@ def notes(runs: Runs, model: str) -> str:
         f"{model}, float32 weights, all linear layers adapted, rank 8, AdamW, batches of {BATCH} rows of E2E, at most "
         f"128 tokens a row.{learnt} Each training is a separate process. The steps here are those of `kasatune.train`, "
         "with its history, penalty terms and checks. Memory is the largest resident size during the steps. (b) is "
-        "estimated from the tokens, padding included, of the steps that were measured. In (c) the memory of each process before "
-        "its first step, weights and libraries, is subtracted. The tails of KaSA are computed anew in every run."
+        "estimated from the tokens, padding included, of the steps that were measured. In (c) the memory of each "
+        "process before its first step, weights and libraries, is subtracted. The tails of KaSA are computed "
+        "anew in every run."
     )
 
 
