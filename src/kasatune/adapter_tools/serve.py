@@ -344,6 +344,8 @@ def _chat_prompt(model: ServedModel, body: dict[str, Any]) -> list[int]:
     chat = [_message(number, message) for number, message in enumerate(messages, start=1)]
     if chat[-1][0] == "assistant":
         raise HTTPException(400, "messages: the last one is the assistant's; end with a message to answer")
+    if model.chat.prompter is not None:  # a run on questions about documents reads their passages with the question
+        chat[-1] = (chat[-1][0], model.chat.prompter(chat[-1][1]).text)
     body["messages"] = [{"role": role, "content": text} for role, text in chat]
     return model.prompt_tokens(render_chat(model.chat.tokenizer, chat), special=False)
 

@@ -98,6 +98,16 @@ def test_rows_that_are_repeated_are_told(section):
     assert "copy: 12 training rows, each drawn 2 or 3 times: 30 rows in an epoch" in data.notes
 
 
+def test_validation_rows_that_another_part_trains_on_are_told(section):
+    first, second = section.parts
+    swapped = first.model_copy(update={"title": "again", "train": first.validation, "validation": first.train})
+    data = load_task(section.model_copy(update={"parts": [first, second, swapped]}))
+    assert any(
+        note.startswith("copy: ") and note.endswith("the text of a training row of another part") for note in data.notes
+    )
+    assert not any("another part" in note for note in load_task(section).notes)
+
+
 def test_max_eval_limits_every_part(section):
     data = load_task(section.model_copy(update={"max_eval": 1}))
     assert data.splits["validation"].parts == ["copy", "instruction"]

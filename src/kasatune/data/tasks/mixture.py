@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 from kasatune.data.readers.faults import nearest
@@ -12,7 +12,7 @@ from kasatune.data.tasks.mixture_rows import MixtureRows, MixtureSettings, PartR
 from kasatune.data.tasks.table import TASKS
 from kasatune.data.tasks.task_info import TaskInfo
 from kasatune.errors import DataError
-from kasatune.wording import counted
+from kasatune.wording import agree, counted
 
 _TRAIN, _VALIDATION = "train", "validation"
 
@@ -46,6 +46,7 @@ def load(info: TaskInfo, settings: TaskSettings) -> TaskData:
         for name, each in data.items()
         if len(validation[name]) < len(each.splits[_VALIDATION])
     ]
+    notes += _shared_notes(data, validation)
     own = {
         _TRAIN: _pick([(name, each.splits[_TRAIN]) for name, each in data.items()], drawn),
         _VALIDATION: MixtureRows.join(validation),
@@ -172,6 +173,21 @@ def _parts(settings: MixtureSettings) -> Sequence[PartSettings]:
         if not part.weight > 0:
             raise DataError(f"task.parts: the weight {part.weight} of {part.part_name} received; must be above 0")
     return parts
+
+
+def _shared_notes(data: Mapping[str, TaskData], validation: Mapping[str, Rows]) -> list[str]:
+    """How many validation rows of each part have a text that another part trains on; each part notes its own."""
+    trained = {name: set(each.splits[_TRAIN].texts()) for name, each in data.items()}
+    notes = []
+    for name, rows in validation.items():
+        elsewhere = set[tuple[str, ...]]().union(*(texts for other, texts in trained.items() if other != name))
+        shared = sum(text in elsewhere and text not in trained[name] for text in rows.texts())
+        if shared:
+            notes.append(
+                f"{name}: {shared:,} of {counted(len(rows), 'validation row')} {agree(shared, 'has', 'have')} the text"
+                " of a training row of another part"
+            )
+    return notes
 
 
 def _head(rows: Rows, limit: int | None) -> Rows:
