@@ -32,6 +32,8 @@ NOT_PYTHON = {
     "comparison.css": "the styles of a comparison beyond those of a run",
     "card.md": "the template of a run's README.md",
     "adapter_card.md": "the template of an adapter's README.md",
+    "run.css": "the styles of a run beyond those of page.css: classes, layers",
+    "ui.css": "the styles of the web page, light and dark",
     "py.typed": "tells type checkers that the package is typed",
 }
 

@@ -174,6 +174,34 @@ def test_lists_as_json_are_objects_with_a_name(kasatune, kind):
     assert rows
     assert all(isinstance(row["name"], str) for row in rows)
     assert len({row["name"] for row in rows}) == len(rows)
-    plain = kasatune("list", kind).out
-    assert all(row["name"] in plain for row in rows)
-    assert len(plain.splitlines()) == len(rows) + 1
+    lines = kasatune("list", kind).out.splitlines()
+    begun = [line.split(maxsplit=1)[0] for line in lines if not line.startswith(" ")]
+    assert begun == [row["name"] for row in rows]
+    assert all(len(line) <= 80 for line in lines)
+
+
+def test_one_method_is_listed_with_all_its_facts(kasatune):
+    done = kasatune("list", "methods", "lora-plus")
+    assert (done.status, done.err) == (0, "")
+    assert done.out.startswith("name              lora-plus\n")
+    assert "ratio = " in done.out
+    assert all(len(line) <= 80 for line in done.out.splitlines())
+    (row,) = json.loads(kasatune("list", "methods", "lora-plus", "--json").out)
+    assert row["name"] == "lora-plus"
+    wrong = kasatune("list", "methods", "lroa")
+    assert (wrong.status, wrong.out) == (2, "")
+    assert "did you mean lora" in wrong.err
+
+
+def test_runs_below_a_folder_are_listed(kasatune, tmp_path, monkeypatch):
+    run = tmp_path / "deep" / "a"
+    run.mkdir(parents=True)
+    (run / "recipe.yaml").write_text("{task: {name: glue/rte}, method: {name: kasa}, model: {name: m}}")
+    (run / "history.jsonl").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert kasatune("list", "runs").out == "deep/a  stopped: kasa on glue/rte\n"
+    (run / "metrics.json").write_text('{"metrics": {"accuracy": 0.5}, "seconds": {"train": 2.0}}')
+    assert kasatune("list", "runs", "deep").out == "a  finished: kasa on glue/rte, accuracy 0.5000\n"
+    (run / "recipe.yaml").write_text("a: &a [*a]")
+    assert kasatune("list", "runs").out == "deep/a  damaged\n"
+    assert kasatune("list", "runs", "missing").status == 2

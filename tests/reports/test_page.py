@@ -11,7 +11,7 @@ from kasatune.errors import InputError
 from kasatune.reports.run_page import write_report
 from tests.reports import sample_runs
 
-VOID = {"meta", "link", "br", "wbr", "img"}
+VOID = {"meta", "link", "br", "wbr", "img", "input"}
 MARKUP = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&"
 
 
@@ -51,6 +51,10 @@ class Page(HTMLParser):
 
 def report(run_dir: Path) -> tuple[str, Page]:
     write_report(run_dir)
+    return read(run_dir)
+
+
+def read(run_dir: Path) -> tuple[str, Page]:
     html = (run_dir / "report.html").read_text(encoding="utf-8")
     return html, Page(html)
 
@@ -160,14 +164,60 @@ def test_the_shaded_part_starts_at_the_first_dropped_singular_value(tmp_path):
 def test_the_page_of_a_large_model_stays_below_five_megabytes(tmp_path):
     html, page = report(sample_runs.kasa_run(tmp_path / "run", layers=300, k=2048, r=64))
     assert len(html) < 5_000_000
-    assert "288 more layers" in page.words
-    assert page.count("details") == 3
+    assert page.count("details") == 300 + 2  # one for each layer, and the tables of evaluations and of layers
+
+
+def test_layers_are_sorted_by_their_style_alone(tmp_path):
+    _, page = report(sample_runs.kasa_run(tmp_path / "run", layers=12))
+    layers = [given["style"] for tag, given in page.elements if tag == "details" and "style" in given]
+    for key in ("energy", "sigma", "change"):
+        places = [int(re.search(rf"--{key}: (\d+)", style)[1]) for style in layers]
+        assert sorted(places) == list(range(12))
+        assert key == "energy" or places != list(range(12))  # the same share is dropped from each
+
+
+CLASSES = {
+    "labels": [0, 0, 0, 1, 1, 2],
+    "predictions": [0, 0, 1, 1, 0, 1],
+    "scores": [[0.9, 0.1, 0.0], [0.6, 0.2, 0.2], [0.3, 0.6, 0.1], [0.1, 0.8, 0.1], [0.9, 0.05, 0.05], [0.2, 0.7, 0.1]],
+    "worst": [{"row": 4, "texts": ["<b>worst</b>"]}, {"row": 5, "texts": ["second", "of a pair"]}],
+}
+
+
+def test_classes_have_a_confusion_matrix_and_scores(tmp_path):
+    run_dir = sample_runs.write_run(
+        tmp_path / "run", metric_values=sample_runs.metrics(metrics={"accuracy": 0.5}), predictions=CLASSES
+    )
+    _, page = report(run_dir)
+    assert "numpy 2 1 0 pandas 1 1 0 scipy 0 1 0" in page.words
+    # numpy: 2 of 3 predicted are right, 2 of its 3 rows are found; scipy is never predicted.
+    assert "numpy 3 3 0.6667 0.6667 0.6667" in page.words
+    assert "scipy 1 0 - 0.0000 0.0000" in page.words
+    assert "KaSA: accuracy 0.5000 on validation; always answering 'numpy' gives 0.5000." in page.words
+    assert "5 <b>worst</b> pandas numpy 0.0500" in page.words
+    assert "6 second of a pair scipy pandas 0.1000" in page.words
+
+
+def test_a_run_in_progress_has_a_page_that_reloads_itself(tmp_path):
+    from kasatune.reports.run_page import write_live_report
+
+    run_dir = sample_runs.write_run(tmp_path / "run", events=sample_runs.history(epochs=1))
+    (run_dir / "metrics.json").unlink()
+    write_live_report(run_dir, running=True)
+    html, page = read(run_dir)
+    assert '<meta http-equiv="refresh" content="15">' in html
+    assert "In progress" in page.words
+    assert "Step 20: training loss" in page.words
+    write_live_report(run_dir, running=False)
+    html, page = read(run_dir)
+    assert "refresh" not in html
+    assert "In progress" not in page.words
 
 
 def test_charts_have_descriptions_with_numbers(tmp_path):
     _, page = report(sample_runs.kasa_run(tmp_path / "run"))
     labels = [given["aria-label"] for tag, given in page.elements if tag == "svg" and "aria-hidden" not in given]
-    assert len(labels) == 4 + 2 * 12
+    assert len(labels) == 5 + 2 * 12
     assert all(re.search(r"\d", label) for label in labels)
 
 

@@ -28,6 +28,7 @@ COMMANDS = {
     "predict": "predict",
     "chat": "chat",
     "serve": "serve",
+    "ui": "ui",
     "plan": "plan",
     "list": "listing",
     "show": "show",

@@ -77,6 +77,28 @@ def require_unlocked(out: Path, *, what: str = "run") -> None:
             os.close(descriptor)
 
 
+def lock_holder(out: Path) -> str | None:
+    """The process that holds the lock of the directory `out`, as "process N on HOST"; None if it is not locked."""
+    try:
+        descriptor = os.open(out / LOCK, os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        try_lock(descriptor)
+    except BlockingIOError:
+        return os.read(descriptor, 200).decode("utf-8", "replace") or "another process"
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def holder_here(out: Path) -> int | None:
+    """The ID of the process of this machine that holds the lock of the directory `out`; None if there is none."""
+    words = (lock_holder(out) or "").split()
+    is_here = len(words) == 4 and words[0] == "process" and words[3] == socket.gethostname()
+    return int(words[1]) if is_here and words[1].isdecimal() else None
+
+
 def _acquire(out: Path, what: str) -> int | None:
     while True:
         descriptor = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o666)

@@ -45,6 +45,8 @@ _RANGES = {
 }
 
 ABSENT = "-"
+RELOAD_SECONDS = 15
+"""How often the page of a run or comparison in progress reloads itself."""
 
 
 def metric_title(name: str, run: Mapping[str, Any] | None = None) -> str:

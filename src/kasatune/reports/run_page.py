@@ -14,14 +14,21 @@ from kasatune import wording
 from kasatune.data.tasks.mixture_parts import in_turn
 from kasatune.io.atomic import write_text
 from kasatune.io.run_layout import REPORT
+from kasatune.reports import classification_errors as errors
 from kasatune.reports import formatting
 from kasatune.reports import layer_spectra as spectra
 from kasatune.reports.run_record import RunRecord, read_run
 from kasatune.reports.score_intervals import accuracy_interval, against_baseline
 from kasatune.reports.svg_charts import swatch
-from kasatune.reports.training_curves import loss_chart, penalty_chart, score_chart
+from kasatune.reports.training_curves import (
+    gradient_chart,
+    loss_chart,
+    penalty_chart,
+    rate_chart,
+    score_chart,
+    tokens_per_second,
+)
 
-SHOWN_LAYERS = 12  # further layers are in a collapsed section
 SHOWN_TEXTS = 8
 
 
@@ -35,8 +42,27 @@ def write_report(run_dir: Path) -> None:
     write_text(run.run_dir / REPORT, render(run))
 
 
-def render(run: RunRecord) -> str:
-    """The report as HTML; every value from the run is escaped."""
+def write_live_report(run_dir: Path, *, running: bool) -> None:
+    """Write RUN_DIR/report.html of a run that is not finished.
+
+    Args:
+        run_dir: its directory, with recipe.yaml and history.jsonl.
+        running: whether it is in progress; the page then reloads itself every `formatting.RELOAD_SECONDS` seconds.
+
+    Raises:
+        InputError: one of these files cannot be read.
+    """
+    run = read_run(run_dir, finished=False)
+    write_text(run.run_dir / REPORT, render(run, reload_seconds=formatting.RELOAD_SECONDS if running else None))
+
+
+def render(run: RunRecord, *, reload_seconds: int | None = None) -> str:
+    """The report as HTML; every value from the run is escaped.
+
+    Args:
+        run: the run.
+        reload_seconds: how often the page reloads itself; None for never.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("kasatune.reports", ""),
         autoescape=True,
@@ -57,7 +83,7 @@ def render(run: RunRecord) -> str:
         breakable=breakable,
     )
     environment.globals["swatch"] = swatch
-    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    style = "\n".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.css", "run.css"))
     all_layers = spectra.layers(run)
     return environment.get_template("page.html").render(
         run=run,
@@ -68,14 +94,19 @@ def render(run: RunRecord) -> str:
         against=against_baseline(run),
         rows=score_rows(run),
         parts=part_rows(run),
-        charts=[c for c in (loss_chart(run), score_chart(run), penalty_chart(run), spectra.sigma_summary(run)) if c],
+        charts=[chart for chart in (draw(run) for draw in _CHARTS) if chart],
         epochs=_epoch_table(run),
         layers=all_layers,
-        shown=all_layers[:SHOWN_LAYERS],
-        hidden=all_layers[SHOWN_LAYERS:],
+        orders=layer_orders(all_layers),
+        confusion=errors.confusion(run),
+        classes=errors.class_scores(run),
+        worst=errors.worst_rows(run),
+        constant=errors.constant_answer(run),
+        reload_seconds=reload_seconds,
         facts=facts(run),
         origin=origin(run),
         texts=generated_texts(run)[:SHOWN_TEXTS],
+        base_texts=run.predictions.get("base_predictions") or [],
         decoding=decoding(run),
     )
 
@@ -83,12 +114,13 @@ def render(run: RunRecord) -> str:
 def result_sentence(run: RunRecord) -> str:
     """The main score, and whether it differs significantly from the fitted head's; "" for a run without scores."""
     if run.primary is None:
-        return ""
+        return _progress_sentence(run)
     value = formatting.score(run.scores[run.primary])
     result = f"{run.method_title}: {formatting.metric_title(run.primary)} {value} on {run.split}"
     against = against_baseline(run)
     if against is None or against.low == against.high:
-        return f"{result}."
+        compared = _compared_with_untrained(run)
+        return f"{result}; {compared}." if compared else f"{result}."
     if against.low > 0:
         verdict = "significantly better than"
     else:
@@ -96,9 +128,48 @@ def result_sentence(run: RunRecord) -> str:
     return f"{result}, {verdict} a head fitted on the frozen model."
 
 
+_CHARTS = (loss_chart, score_chart, rate_chart, gradient_chart, penalty_chart, spectra.sigma_summary)
+
+
+def layer_orders(layers: list[spectra.Layer]) -> dict[str, list[int]]:
+    """The position of each layer when they are sorted, largest first, by the share of energy dropped and by sigma."""
+    keys = {
+        "energy": [layer.energy for layer in layers],
+        "sigma": [layer.sigma_end for layer in layers],
+        "change": [abs(layer.sigma_end - (layer.sigma_start or 0.0)) for layer in layers],
+    }
+    orders = {}
+    for name, values in keys.items():
+        ranked = sorted(range(len(layers)), key=lambda index: -values[index])
+        orders[name] = [position for position, _ in sorted(enumerate(ranked), key=lambda pair: pair[1])]
+    return orders
+
+
 def breakable(name: str) -> Markup:
     """A dotted name that may break after each dot."""
     return Markup(".<wbr>").join(name.split("."))
+
+
+def _compared_with_untrained(run: RunRecord) -> str:
+    """The main score without training: of the best constant answer, or the loss of the untouched base."""
+    constant = errors.constant_answer(run)
+    if constant is not None:
+        return f"{constant[0]} gives {formatting.score(constant[1])}"
+    base = (run.metrics.get("start") or {}).get("base")
+    loss = run.scores.get("loss")
+    if base is None or loss is None:
+        return ""
+    return f"loss {formatting.score(loss)}, of the untouched base {formatting.score(base['loss'])} on its first rows"
+
+
+def _progress_sentence(run: RunRecord) -> str:
+    """How far a run without scores has come; "" if it has no step."""
+    steps = run.events("train")
+    if not steps:
+        return ""
+    last = steps[-1]
+    total = f" of {last['total_steps']:,}" if last.get("total_steps") else ""
+    return f"Step {last['step']:,}{total}: training loss {formatting.score(last.get('loss'))}."
 
 
 def score_rows(run: RunRecord) -> list[tuple[str, float, float | None]]:
@@ -162,6 +233,9 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
         (f"time, {name.replace('_', ' ')}", formatting.duration(value))
         for name, value in (metrics.get("seconds") or {}).items()
     ]
+    speed = tokens_per_second(run)
+    if speed is not None:
+        lines.append(("tokens per second, training", f"{speed:,.0f}"))
     lines.append(("peak memory", formatting.size(metrics.get("peak_memory_bytes"))))
     return lines
 

@@ -151,8 +151,12 @@ class RunRecord:
         return [event for event in self.history if event.get("event") == kind]
 
 
-def read_run(run_dir: Path) -> RunRecord:
+def read_run(run_dir: Path, *, finished: bool = True) -> RunRecord:
     """Read recipe.yaml and metrics.json, and history.jsonl, spectrum.json and predictions.json if they exist.
+
+    Args:
+        run_dir: the run directory.
+        finished: whether the run must be finished; otherwise metrics.json may be missing.
 
     Raises:
         InputError: the directory is not a finished run, or one of its files is damaged.
@@ -164,7 +168,7 @@ def read_run(run_dir: Path) -> RunRecord:
         run_dir=run_dir,
         recipe=_parse(run_dir / RECIPE, recipe_text, yaml.safe_load, yaml.YAMLError),
         recipe_text=recipe_text,
-        metrics=read_metrics(run_dir),
+        metrics=read_metrics(run_dir) if finished or (run_dir / METRICS).is_file() else {},
         history=tuple(event.model_dump(exclude_unset=True) for event in read_history(run_dir / HISTORY)),
         spectrum=tuple(_json(run_dir / SPECTRUM).get("layers", ())),
         predictions=_json(run_dir / PREDICTIONS),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kasatune import wording
@@ -93,6 +94,42 @@ def score_chart(run: RunRecord) -> Chart | None:
         lines=lines,
         x_label="epoch",
         whole_x=True,
+    )
+
+
+def rate_chart(run: RunRecord) -> Chart | None:
+    """The learning rate over the optimizer steps; None if no step records it."""
+    return _step_chart(run, "learning_rate", "Learning rate", "s3")
+
+
+def gradient_chart(run: RunRecord) -> Chart | None:
+    """The norm of the gradient of the task loss, before clipping, over the steps; None if no step records it."""
+    chart = _step_chart(run, "grad_norm", "Gradient norm", "s4")
+    limit = run.recipe.get("training", {}).get("max_grad_norm")
+    note = "Of the task loss, before clipping" + (f" to {limit:g}." if limit else "; nothing was clipped.")
+    return chart and replace(chart, note=note)
+
+
+def tokens_per_second(run: RunRecord) -> float | None:
+    """Tokens without padding per second of training, without evaluations; None in runs of earlier versions."""
+    events = [event for event in run.events("train") if event.get("tokens") and event.get("seconds")]
+    seconds = events[-1]["seconds"] if events else 0
+    return sum(event["tokens"] for event in events) / seconds if seconds else None
+
+
+def _step_chart(run: RunRecord, key: str, title: str, style: str) -> Chart | None:
+    events = [event for event in run.events("train") if event.get(key) is not None]
+    if len(events) < 2:
+        return None
+    values = _numbers(events, key)
+    return Chart(
+        title=title,
+        description=f"{values[0]:.3g} at the start, {values[-1]:.3g} at the end, highest {max(values):.3g}.",
+        lines=[Line(title.lower(), *thin(_numbers(events, "step"), values), style=style)],
+        x_label="optimizer step",
+        whole_x=True,
+        y_bounds=(0.0, math.inf),
+        legend=False,
     )
 
 

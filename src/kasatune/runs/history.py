@@ -38,11 +38,20 @@ class TrainEvent(HistoryEvent, frozen=True):
     Attributes:
         loss: loss of the task; None if it was not finite.
         learning_rate: of the step.
+        grad_norm: Euclidean norm of the gradient of the task loss, before it is clipped; None where it is not measured
+            (float16, DeepSpeed) and in runs of earlier versions, as are the next three.
+        tokens: tokens that the step processed, without padding, over all processes.
+        seconds: time spent in training so far, without evaluations.
+        total_steps: optimizer steps of the complete run.
     """
 
     event: Literal["train"] = "train"
     loss: float | None = None
     learning_rate: float | None = None
+    grad_norm: float | None = None
+    tokens: int | None = None
+    seconds: float | None = None
+    total_steps: int | None = None
 
 
 class EvaluateEvent(HistoryEvent, frozen=True):

@@ -149,6 +149,8 @@ class RunCallback(TrainerCallback):
         self._clock = time.perf_counter()
         self._last_save = time.monotonic()
         self._step, self._epoch = 0, 0.0
+        self._tokens: torch.Tensor | None = None
+        self._grad_norm: torch.Tensor | None = None
         self._undo = StepUndo(self.model)
 
     @property
@@ -201,6 +203,10 @@ class RunCallback(TrainerCallback):
                 save_trained_parameters(self.model, self.best_state, writes=self.writes)
         return scores.metrics
 
+    def processed(self, tokens: torch.Tensor) -> None:
+        """Receive the number of tokens of the next step."""
+        self._tokens = tokens
+
     def undo_step(self) -> bool:
         """Restore the trained parameters from before the last optimizer step; False if no copy of them was made."""
         return self._undo.restore()
@@ -229,7 +235,8 @@ class RunCallback(TrainerCallback):
         if args.fp16 or not gradients:
             return
         # The Trainer has already scaled all gradients by their norm, so the parameter at fault cannot be named.
-        if not torch.isfinite(gather_full(torch.nn.utils.get_total_norm(gradients))):
+        self._grad_norm = gather_full(torch.nn.utils.get_total_norm(gradients))
+        if not torch.isfinite(self._grad_norm):
             raise divergence_error("the gradient", state.global_step + 1)
 
     def on_log(
@@ -249,7 +256,18 @@ class RunCallback(TrainerCallback):
         if FORWARD_LOSS in logs:
             terms = {**terms, FORWARD_LOSS: logs[FORWARD_LOSS]}
         loss, rate = logs["loss"], logs["learning_rate"]
-        record = {"step": self._step, "epoch": self._epoch, "loss": loss, "learning_rate": rate, **terms}
+        self._update_clock()
+        record = {
+            "step": self._step,
+            "epoch": self._epoch,
+            "loss": loss,
+            "learning_rate": rate,
+            "grad_norm": self._measured_grad_norm(logs),
+            "tokens": None if self._tokens is None else int(self._tokens),
+            "seconds": round(self.progress.train_seconds, 3),
+            "total_steps": state.max_steps,
+            **terms,
+        }
         self.history.add(TrainEvent.model_validate(record))
         self.display.step(self._step, self._epoch, loss, rate)
 
@@ -309,6 +327,11 @@ class RunCallback(TrainerCallback):
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Stop the clock."""
         self._update_clock()
+
+    def _measured_grad_norm(self, logs: dict[str, float]) -> float | None:
+        """The norm before clipping, which the Trainer logs if it clips; None where it is not measured."""
+        norm = logs.get("grad_norm", self._grad_norm)
+        return None if norm is None else float(norm)
 
     def _set_place(self, state: TrainerState) -> None:
         self._step, self._epoch = state.global_step, round(state.epoch or 0.0, 6)

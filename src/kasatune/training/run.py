@@ -33,6 +33,7 @@ from kasatune.runs.metrics import RunMetrics, write_metrics
 from kasatune.runs.provenance import trace
 from kasatune.training.callback import CachedScores
 from kasatune.training.checkpoint_contents import load_trained_parameters
+from kasatune.training.row_samples import base_answers, worst_rows
 
 TRAIN_SPLIT, SPLIT = "train", "validation"
 _DISK_FULL_BYTES = 1 << 20
@@ -200,12 +201,19 @@ class Run:
             outcome = replace(outcome, selected=outcome.selected | metrics, last=outcome.last | metrics)
             self.history.add(EvaluateEvent(**outcome.last, split=SPLIT, seconds=round(seconds, 3)))
             self.display.evaluated(0.0, scores.metrics)
-        write_json(self.out / PREDICTIONS, predictions(SPLIT, scores), indent=None)
+        write_json(self.out / PREDICTIONS, {**predictions(SPLIT, scores), **self._samples(scores)}, indent=None)
         if (self.work / "runs").is_dir():  # where the Trainer's TensorBoard callback writes
             remove(self.out / TENSORBOARD)
             (self.work / "runs").rename(self.out / TENSORBOARD)
         self.write_metrics(outcome, scores.metrics, **self.data_provider.measure(self.task_model, self.out))
         remove(self.work)
+
+    def _samples(self, scores: Scores) -> dict[str, Any]:
+        """Further entries of predictions.json, for the report: the worst rows, or answers of the untouched base."""
+        if self.data.kind != "generation":
+            return {"worst": worst_rows(scores, self.data.splits[SPLIT])}
+        answers = base_answers(self.task_model, scores)
+        return {"base_predictions": answers} if answers else {}
 
     def write_metrics(self, outcome: Outcome, metrics: dict[str, float], **further: Any) -> None:
         """Write metrics.json, which marks the run as finished."""

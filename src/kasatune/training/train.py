@@ -334,6 +334,7 @@ def _make_trainer(run: Run, engine: Engine, arguments: TrainingArguments, callba
         group_by_length=recipe.training.group_by_length,
         evaluate=callback.evaluate,
         progress=callback.progress_record,
+        processed=callback.processed,
     )
     callbacks = [*task_model.method.callbacks(task_model.model, recipe.method), callback]
     with without_accelerate_fsdp():

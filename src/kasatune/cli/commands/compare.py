@@ -253,7 +253,15 @@ def _compare(
         )
     else:
         try:
-            comparison = compare(spec, out, **options, tell=note, command=command_line, registered=registered)
+            comparison = compare(
+                spec,
+                out,
+                **options,
+                tell=note,
+                command=command_line,
+                registered=registered,
+                interim=lambda content: write_comparison(content, out, running=True),
+            )
         except KeyboardInterrupt as interrupt:
             interrupt.add_note(f"{out} holds the finished runs; continue with the same command")
             raise

@@ -9,6 +9,7 @@ import typer
 from kasatune.cli.arguments import MovedBase, Overrides, RecipeFile
 from kasatune.cli.console import results_only
 from kasatune.cli.fast_import import large_libraries
+from kasatune.cli.live_report import LiveReport
 from kasatune.cli.progress_bar import make_progress
 from kasatune.errors import InputError
 from kasatune.recipes.catalogue import find_recipe
@@ -63,7 +64,8 @@ def _train(recipe: Recipe, directory: Path, *, resume: bool, overwrite: bool, ba
         from kasatune.training.train import train
 
     try:
-        train(recipe, directory, resume=resume, overwrite=overwrite, base=base, display=make_progress())
+        display = LiveReport(make_progress(), directory)
+        train(recipe, directory, resume=resume, overwrite=overwrite, base=base, display=display)
     except KeyboardInterrupt as interrupt:
         resume_hint = f"{directory} holds the progress so far; continue with the same command and --resume"
         interrupt.add_note(resume_hint if directory.is_dir() and any(directory.iterdir()) else "nothing was written")

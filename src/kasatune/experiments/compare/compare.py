@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from kasatune.io.library_noise import quiet
 from kasatune.training.plan import require_feasible
 
 THREADS = 1
+INTERIM_SECONDS = 30.0
+INTERIM_SHARE = 0.02
+"""Share of the time that interim results may take."""
 
 
 def compare(
@@ -34,6 +38,7 @@ def compare(
     tell: Callable[[str], None] = lambda text: None,
     command: str = "",
     registered: Path | None = None,
+    interim: Callable[[dict[str, Any]], object] | None = None,
 ) -> dict[str, Any]:
     """Execute every run of a comparison that `out` does not hold yet, and collect the results.
 
@@ -47,6 +52,7 @@ def compare(
         tell: receives one line for each run.
         command: the command line that repeats the comparison, for comparison.json.
         registered: file with the registered plan of the comparison.
+        interim: receives the content of comparison.json for the runs that are finished, every half minute at most.
 
     Returns:
         The content of comparison.json.
@@ -61,7 +67,14 @@ def compare(
         registration = None if registered is None else read_registration(spec, methods, registered)
         runs = make_runs_folder(out)
         with locked_comparison(out), deterministic():
-            scheduler = Scheduler(methods, runs, tell)
+
+            def collect() -> dict[str, Any]:
+                scheduler.take_finished()
+                return collect_results(
+                    spec, methods, scheduler.progress, threads=threads, command=command, registration=registration
+                )
+
+            scheduler = Scheduler(methods, runs, tell if interim is None else _Interim(tell, collect, interim))
             executor = make_executor(
                 workers, runs, cache, threads=threads, keep_adapters=keep_adapters, gpus=gpus, tell=tell
             )
@@ -72,6 +85,31 @@ def compare(
         return collect_results(
             spec, methods, scheduler.progress, threads=threads, command=command, registration=registration
         )
+
+
+class _Interim:
+    """Receives one line for each run, and collects interim results after it if the last ones are old.
+
+    Args:
+        tell: receives the line.
+        collect: the results so far.
+        interim: receives them.
+    """
+
+    def __init__(
+        self, tell: Callable[[str], None], collect: Callable[[], dict[str, Any]], interim: Callable[[Any], object]
+    ) -> None:
+        self._tell, self._collect, self._interim = tell, collect, interim
+        self._next = time.monotonic() + INTERIM_SECONDS
+
+    def __call__(self, text: str) -> None:
+        self._tell(text)
+        begun = time.monotonic()
+        if begun < self._next:
+            return
+        self._interim(self._collect())
+        now = time.monotonic()
+        self._next = now + max(INTERIM_SECONDS, (now - begun) / INTERIM_SHARE)
 
 
 def collect_finished(

@@ -29,8 +29,13 @@ def checked(content: Mapping[str, Any]) -> dict[str, Any]:
     return Comparison.model_validate({**finite(content), "schema_version": SCHEMA_VERSION}).model_dump(mode="json")
 
 
-def write_comparison(content: Mapping[str, Any], out: Path) -> dict[str, Any]:
+def write_comparison(content: Mapping[str, Any], out: Path, *, running: bool = False) -> dict[str, Any]:
     """Write comparison.json and the reports made from it into `out`.
+
+    Args:
+        content: of comparison.json.
+        out: directory of the comparison.
+        running: whether it is in progress; report.html then reloads itself.
 
     Returns:
         `content` with the conclusion under "answer".
@@ -40,7 +45,7 @@ def write_comparison(content: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """
     complete = {**content, "answer": conclusion(content)}
     write_json(out / COMPARISON, complete, indent=1)
-    write_reports(complete, out)
+    write_reports(complete, out, running=running)
     return complete
 
 

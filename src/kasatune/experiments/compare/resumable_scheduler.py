@@ -72,9 +72,13 @@ class Scheduler:
         """Advance every method as far as finished runs allow; return the runs that are needed next, by ID."""
         for method in self._methods:
             self._advance(method, method.steps(), None)
+        self.take_finished()
+        return {run_id: run for run_id, (run, _) in self._planned.items()}
+
+    def take_finished(self) -> None:
+        """Show every method the finished runs of its batch that is not complete, for interim results."""
         for batch in {id(batch): batch for batches in self._waiting.values() for batch in batches}.values():
             batch.owner.take_finished(batch.runs, batch.results)
-        return {run_id: run for run_id, (run, _) in self._planned.items()}
 
     def execute_missing(self, executor: Executor) -> None:
         """Execute every run that is not finished; retry once the runs that failed because of the machine."""

@@ -44,8 +44,13 @@ from kasatune.wording import counted
 _STYLES = (Path(__file__).parents[1] / "page.css", Path(__file__).with_name("comparison.css"))
 
 
-def render(comparison: Mapping[str, Any]) -> str:
-    """The report as HTML; every value from the comparison is escaped."""
+def render(comparison: Mapping[str, Any], *, running: bool = False) -> str:
+    """The report as HTML; every value from the comparison is escaped.
+
+    Args:
+        comparison: the content of comparison.json.
+        running: whether it is in progress; the page then reloads itself.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("kasatune.reports.comparison", ""),
         autoescape=True,
@@ -67,6 +72,7 @@ def render(comparison: Mapping[str, Any]) -> str:
         tasks=[_task(comparison, task) for task in comparison["tasks"]],
         failures=failures(comparison),
         nothing=NOTHING,
+        reload_seconds=formatting.RELOAD_SECONDS if running else None,
     )
 
 

@@ -12,12 +12,13 @@ from kasatune.reports.comparison.comparison_formats import as_csv, as_latex, as_
 from kasatune.reports.comparison.comparison_page import render
 
 
-def write_reports(comparison: Mapping[str, Any], out: Path) -> None:
+def write_reports(comparison: Mapping[str, Any], out: Path, *, running: bool = False) -> None:
     """Write comparison.md, comparison.csv, comparison.tex and report.html into `out`.
 
     Args:
         comparison: the content of comparison.json.
         out: directory of the comparison.
+        running: whether it is in progress; report.html then reloads itself.
 
     Raises:
         OutputError: `out` cannot be written.
@@ -26,7 +27,7 @@ def write_reports(comparison: Mapping[str, Any], out: Path) -> None:
         "comparison.md": as_markdown(comparison),
         "comparison.csv": as_csv(comparison),
         "comparison.tex": as_latex(comparison),
-        REPORT: render(comparison),
+        REPORT: render(comparison, running=running),
     }
     for name, text in texts.items():
         write_text(out / name, text)

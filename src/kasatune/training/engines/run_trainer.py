@@ -67,6 +67,7 @@ class RunHooks:
         evaluate: evaluates the model in its current state and returns scores by name.
         progress: returns the progress of the run as plain data, for a checkpoint.
         group_by_length: whether the rows of a batch have similar lengths.
+        processed: receives the number of tokens of every optimizer step, over all processes and without padding.
     """
 
     method: Method
@@ -76,6 +77,7 @@ class RunHooks:
     evaluate: Callable[[], dict[str, float]]
     progress: Callable[[], dict[str, Any]]
     group_by_length: bool = False
+    processed: Callable[[Tensor], None] = lambda tokens: None
 
 
 class RunTrainer(ForwardLossTrainer):
@@ -162,7 +164,9 @@ class RunTrainer(ForwardLossTrainer):
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         processes, size = self.args.world_size, self.args.per_device_train_batch_size
+        tokens = sum((_count_tokens(batch) for batch in batches), torch.tensor(0)).to(device)
         if processes == 1:
+            self._hooks.processed(tokens)
             return batches, torch.tensor(sum(self.count_examples(batch) for batch in batches), device=device)
         assert isinstance(self.train_dataset, Sized)
         rows = len(self.train_dataset)
@@ -173,8 +177,11 @@ class RunTrainer(ForwardLossTrainer):
         for number, batch in enumerate(batches):
             own = max(0, rows - start - (number * processes + self.args.process_index) * size)
             examples += self.mask_repeated_rows(batch, own)
-        everywhere: Any = self.accelerator.gather(torch.tensor(examples, device=device))
-        return batches, everywhere.sum()
+        counts = torch.stack([torch.tensor(examples, device=device), tokens])
+        everywhere: Any = self.accelerator.gather(counts[None])
+        examples_of_all, tokens_of_all = everywhere.sum(0)
+        self._hooks.processed(tokens_of_all)
+        return batches, examples_of_all
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         """The base class's random order, or batches of rows of similar length."""
@@ -318,6 +325,12 @@ class _RestoreCheckpoint(TrainerCallback):
         if self.checkpoint is not None and self._random_state_pending:
             load_random_state(self.checkpoint, self._trainer.args.process_index)
             self._random_state_pending = False
+
+
+def _count_tokens(batch: dict[str, Any]) -> Tensor:
+    """The tokens of a micro-batch without padding; all of its positions if it has no attention mask."""
+    mask = batch.get("attention_mask")
+    return torch.tensor(batch["input_ids"].numel()) if mask is None or mask.ndim != 2 else mask.ne(0).sum()
 
 
 def _count(labels: Tensor) -> int:
