@@ -30,6 +30,7 @@ NOT_PYTHON = {
     "page.css": "the style sheet of report.html, light and dark",
     "comparison.html": "the template of a comparison's report.html",
     "comparison.css": "the styles of a comparison beyond those of a run",
+    "report.html": "the template of a SimRAG report",
     "card.md": "the template of a run's README.md",
     "adapter_card.md": "the template of an adapter's README.md",
     "run.css": "the styles of a run beyond those of page.css: classes, layers",

@@ -41,6 +41,7 @@ COMMANDS = {
     "inspect": "inspect",
     "decompose": "decompose",
     "synthesize": "synthesize",
+    "simrag": "simrag",
 }
 
 _LONGEST_VALUE = 60

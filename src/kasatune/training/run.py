@@ -65,6 +65,12 @@ class DataProvider:
         """The scores of the trained model that a run reports, with the text that it generates."""
         return task_model.final_score(examples, data, split)
 
+    def begin(self, task_model: TaskModel) -> None:
+        """Change the trained parameters before the first step; not called for a run that resumes from a checkpoint."""
+
+    def trained(self, task_model: TaskModel) -> None:
+        """Store what is needed of the trained model in memory, whose files have just been saved."""
+
     def evaluated(self, task_model: TaskModel, epoch: float) -> None:
         """Take further measurements of the model after an evaluation in training; random state is restored after."""
 

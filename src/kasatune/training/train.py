@@ -212,6 +212,8 @@ def _train(run: Run, engine: Engine, arguments: TrainingArguments, interrupt: In
     run.history.rewind(step_of(checkpoint) if checkpoint else -1)
     with decompositions_shared():
         _prepare_method(run, checkpoint)
+    if checkpoint is None:
+        run.data_provider.begin(run.task_model)
     if run.task_model.info.compares_with_reference:
         add_reference(run, resume=checkpoint is not None)
     record_start(run, resume=checkpoint is not None)
@@ -243,6 +245,7 @@ def _train(run: Run, engine: Engine, arguments: TrainingArguments, interrupt: In
         if state:
             run.load_state(state)
         run.save(spectrum=True)
+        run.data_provider.trained(run.task_model)
     progress = callback.progress
     run.seconds |= {"train": progress.train_seconds, "evaluate": progress.evaluate_seconds}
     best, last = progress.best or {}, progress.last or {}

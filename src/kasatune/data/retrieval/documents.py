@@ -132,7 +132,8 @@ def _pdf_text(path: Path) -> str:
         reader = PdfReader(path)
         if reader.is_encrypted and not reader.decrypt(""):
             raise DataError(f"{path}: the PDF needs a password; save it without one")
-        return "\n\n".join(page.extract_text() for page in reader.pages)
+        text = "\n\n".join(page.extract_text() for page in reader.pages)
+        return text.encode("utf-8", "replace").decode("utf-8")  # fonts may map to halves of surrogate pairs
     except DataError:
         raise
     except Exception as fault:  # pypdf raises dozens of unrelated types for damaged files

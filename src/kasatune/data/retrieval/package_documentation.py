@@ -103,11 +103,12 @@ def _documented(name: str, value: Callable[..., Any]) -> DocumentedObject | None
 
 
 def _facts(name: str, signature: inspect.Signature, description: str) -> Iterator[Fact]:
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     parameters = [item for item in signature.parameters.values() if item.name not in ("self", "cls")]
     for item in parameters:
         if (default := _literal(item.default)) is not None:
             yield Fact("default", f"What is the default value of the parameter `{item.name}` of `{name}`?", default)
-    for before, item in itertools.pairwise(parameters):
+    for before, item in itertools.pairwise(item for item in parameters if item.kind not in variable):
         question = f"Which parameter comes directly after `{before.name}` in the signature of `{name}`?"
         yield Fact("parameter", question, item.name)
     returned = _return_type(signature, description)

@@ -26,6 +26,7 @@ DEFAULT_MARGINS: Mapping[str, float] = MappingProxyType(
         "acc": 0.01,
         "acc_norm": 0.01,
         "f1": 0.01,
+        "exact_match": 0.01,
         "matthews_correlation": 0.02,
         "pearson": 0.01,
         "spearman": 0.01,
