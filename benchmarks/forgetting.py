@@ -9,6 +9,9 @@ and after training: the mean loss of an answer token on E2E rows, and on Alpaca 
 calibrated on. A search reads 48 rows of valid.txt and 64 Alpaca rows; with --confirm 192 rows of test.txt and 480 other
 Alpaca rows, more than 20,000 answer tokens. Activations are measured on text that the base model writes. A run that
 RUNS.jsonl holds already is not run again, so several processes with different seeds may share the work.
+
+The arms of METHOD_ARMS are methods of the table with the same r and layers; what they compute from data before the
+first step they compute from the first training rows of the seed.
 """
 
 from __future__ import annotations
@@ -18,8 +21,10 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +33,9 @@ from peft import LoraConfig, get_peft_model
 
 from benchmarks.harness import machine
 from benchmarks.truncation_loss import Tokens, instruction, load, sentence
-from kasatune import KasaConfig, calibrate
+from kasatune import KasaConfig, calibrate, methods
+from kasatune.methods.shared.trained_parameters import trainable
+from kasatune.recipes.schema import MethodSection
 
 R, ALPHA = 8, 16
 STEPS, ROWS = 40, 8
@@ -56,7 +63,10 @@ ARMS: dict[str, Callable[[], Any]] = {
     "lora": lora(),
     "lora-alpha-8": lora(lora_alpha=8),
     "lora-alpha-32": lora(lora_alpha=32),
+    "lora-alpha-10.24": lora(lora_alpha=0.64 * ALPHA),
+    "lora-alpha-12.8": lora(lora_alpha=0.8 * ALPHA),
     "lora-mlp": lora(target_modules=MLP),
+    "dora": lora(use_dora=True),
     "kasa": kasa(),
     "kasa-activation": kasa(truncate_by="activation"),
     "kasa-activation-sigma-1": kasa(truncate_by="activation", sigma_init="one"),
@@ -71,8 +81,32 @@ ARMS: dict[str, Callable[[], Any]] = {
     "akasa-0.02-sigma-normal": kasa(drop=0, protect=0.02),
     "akasa-0.02-drop-8": kasa(truncate_by="activation", sigma_init="one", protect=0.02),
     "akasa-0.02-mlp": protected(0.02, target_modules=MLP),
+    "kasa-orthonormal": kasa(drop=0, orthonormal=True, lora_alpha=R),
+    "akasa-0.02-orthonormal": kasa(drop=0, protect=0.02, orthonormal=True, lora_alpha=R),
 }
 """Arms by name. akasa-SHARE is the method `akasa` with that share of the directions protected."""
+
+METHOD_ARMS: dict[str, dict[str, Any]] = {
+    "kasa-anneal-0.5": {"name": "kasa", "anneal": 0.5},
+    "kasa-activation-anneal-0.5": {"name": "kasa", "truncate_by": "activation", "anneal": 0.5},
+    "akasa-0.02-anneal-0.5": {"name": "akasa", "drop": R, "anneal": 0.5},
+    "lora-gamma": {"name": "kasa", "beta": 0.0, "options": {"truncate": False, "sigma": "one"}},
+    "pissa": {"name": "pissa"},
+    "milora": {"name": "milora"},
+    "milora-alpha-8": {"name": "milora", "alpha": R},
+    "corda-kpm": {"name": "corda", "options": {"components": "kpm"}},
+    "eva": {"name": "eva", "options": {"samples": 64}},
+    "lora-ga": {"name": "lora-ga"},
+    "lora-one": {"name": "lora-one"},
+    "lora-null": {"name": "lora-null"},
+    "lora-null-freeze-a": {"name": "lora-null", "options": {"freeze_a": True}},
+    "oplora": {"name": "oplora"},
+    "oplora-128": {"name": "oplora", "options": {"k": 128}},
+    "osf": {"name": "osf"},
+    "osf-0.98": {"name": "osf", "options": {"preserved": 0.98}},
+}
+"""Arms by name, as the section `method` of a recipe. kpm is CorDA's form that preserves knowledge; lora-gamma is LoRA
+with KaSA's orthogonality penalty."""
 
 
 class Texts(NamedTuple):
@@ -149,8 +183,61 @@ def run(base: Any, texts: Texts, config: Any, rate: float, seed: int, steps: int
     model = get_peft_model(base, config)
     # without a dropped component the start is the base, which is scored once
     start = scores(model, texts) if drops(config) else None
+    result = fit(model, texts, drawn_rows(texts, seed, steps), rate, lambda step: nullcontext())
+    model.unload()
+    return {"start": start, **result}
+
+
+def run_method(base: Any, texts: Texts, values: dict[str, Any], rate: float, seed: int, steps: int) -> dict[str, Any]:
+    """Train a method of the table; the base is afterwards as before."""
+    torch.manual_seed(seed)
+    section = MethodSection(**{"r": R, "alpha": ALPHA, "target_modules": "all-linear", **values})
+    method = methods.load(section.name)
+    before = {name: parameter.detach().clone() for name, parameter in base.named_parameters()}
+    model: Any = method.attach(base, section, "generation", [])
+    for parameter in trainable(model).values():
+        parameter.data = parameter.data.float()
+    drawn = drawn_rows(texts, seed, steps)
+    batches = (collate([texts.train[i] for i in drawn[at : at + ROWS]]) for at in range(0, len(drawn), ROWS))
+    method.prepare(model.eval(), section, (labelled(batch) for batch in batches))
+    start = scores(model, texts)
+    callbacks = method.callbacks(model, section)
+
+    @contextmanager
+    def around(step: int) -> Iterator[None]:
+        at: Any = SimpleNamespace(global_step=step, max_steps=steps, seed=seed)
+        for callback in callbacks:
+            callback.on_step_begin(at, at, at)
+        yield
+        for callback in callbacks:
+            callback.on_step_end(at, at, at)
+
+    result = fit(model, texts, drawn, rate, around)
+    model.unload()
+    with torch.no_grad():
+        for name, parameter in base.named_parameters():
+            parameter.copy_(before[name])
+    return {"start": start, **result}
+
+
+def labelled(batch: Batch) -> dict[str, torch.Tensor]:
+    """Keyword arguments of a causal language model: the labels are the answers' tokens."""
+    labels = torch.full_like(batch.ids, -100)
+    labels[:, 1:][batch.answer[:, :-1]] = batch.ids[:, 1:][batch.answer[:, :-1]]
+    return {"input_ids": batch.ids, "attention_mask": batch.mask, "labels": labels}
+
+
+def drawn_rows(texts: Texts, seed: int, steps: int) -> list[int]:
+    """The training rows of a run, in order."""
     generator = torch.Generator().manual_seed(1000 + seed)
-    drawn = torch.randperm(len(texts.train), generator=generator)[: steps * ROWS].tolist()
+    return torch.randperm(len(texts.train), generator=generator)[: steps * ROWS].tolist()
+
+
+def fit(
+    model: Any, texts: Texts, drawn: Sequence[int], rate: float, around: Callable[[int], AbstractContextManager[Any]]
+) -> dict[str, Any]:
+    """Train `model` on the drawn rows, each step within `around(step)`, and score it."""
+    steps = len(drawn) // ROWS
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
     seconds = 0.0
@@ -160,17 +247,16 @@ def run(base: Any, texts: Texts, config: Any, rate: float, seed: int, steps: int
         for group in optimizer.param_groups:
             group["lr"] = rate * (1 - step / steps)
         batch = collate([texts.train[i] for i in drawn[step * ROWS : (step + 1) * ROWS]])
-        loss = answer_losses(model, batch).mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        with around(step):
+            loss = answer_losses(model, batch).mean()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
         seconds += time.perf_counter() - begin
         if not math.isfinite(loss.item()):
             break
-    end = scores(model, texts)
-    model.unload()
-    return {"start": start, "end": end, "seconds_per_step": round(seconds / steps, 3)}
+    return {"end": scores(model, texts), "seconds_per_step": round(seconds / steps, 3)}
 
 
 def drops(config: Any) -> bool:
@@ -184,7 +270,7 @@ def main() -> None:
     parser.add_argument("e2e", type=Path, help="folder with E2E's train.txt and valid.txt, lines `facts||sentence`")
     parser.add_argument("instructions", type=Path, help="a JSON list of rows instruction, input, output")
     parser.add_argument("--out", type=Path, required=True, help="JSON Lines file to append to")
-    parser.add_argument("--arms", default="lora@0.002,akasa-0.02@0.002", help=f"of {', '.join(ARMS)}")
+    parser.add_argument("--arms", default="lora@0.002,akasa-0.02@0.002", help=f"of {', '.join([*ARMS, *METHOD_ARMS])}")
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--confirm", action="store_true", help="score rows that no search has read")
@@ -201,15 +287,23 @@ def main() -> None:
             held = options.out.read_text(encoding="utf-8").splitlines() if options.out.exists() else []
             if any(key.items() <= json.loads(line).items() for line in held):
                 continue
+            if arm in METHOD_ARMS:
+                result = run_method(base, texts, METHOD_ARMS[arm], rate, seed, options.steps)
+                write(options.out, {**key, "base": untouched, **result})
+                continue
             if arm not in calibrated:
                 config = ARMS[arm]()
                 needs = getattr(config, "needs_activations", False)
                 calibrated[arm] = calibrate(base, config) if needs else config
             result = run(base, texts, copy.deepcopy(calibrated[arm]), rate, seed, options.steps)
-            record = {**key, "base": untouched, **result}
-            with options.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**record, "machine": machine()}) + "\n")
-            print(json.dumps(record), flush=True)
+            write(options.out, {**key, "base": untouched, **result})
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Append one run to the file, and print it."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({**record, "machine": machine()}) + "\n")
+    print(json.dumps(record), flush=True)
 
 
 if __name__ == "__main__":

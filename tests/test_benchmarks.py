@@ -12,6 +12,10 @@ from benchmarks import __main__ as bench
 from benchmarks import scaling
 from benchmarks.harness import Row
 
+from kasatune.methods import METHODS
+from kasatune.recipes.schema import MethodSection
+from tests.kasa.models import llama
+
 
 @pytest.fixture
 def scripts(tmp_path, monkeypatch):
@@ -86,3 +90,25 @@ def test_the_forecast_s_shapes_are_of_their_size():
     for name, (hidden, intermediate, layers, narrow) in scaling.FORECAST.items():
         numbers = scaling.numbers(scaling.shapes(hidden, intermediate, layers, narrow))
         assert 0.8 < numbers / (float(name) * 1e9) < 1.0  # embeddings are the rest
+
+
+def test_every_method_arm_of_the_forgetting_benchmark_is_a_method_of_the_table():
+    from benchmarks.forgetting import ARMS, METHOD_ARMS
+
+    assert not set(ARMS) & set(METHOD_ARMS)
+    for values in METHOD_ARMS.values():
+        section = MethodSection(**values)
+        assert not list(METHODS[section.name].option_faults(section.options))
+
+
+@pytest.mark.parametrize("arm", ["kasa-anneal-0.5", "lora-ga", "lora-null"])
+def test_a_method_arm_trains_and_leaves_the_base_as_it_was(arm):
+    from benchmarks.forgetting import METHOD_ARMS, Texts, run_method
+
+    base = llama().bfloat16()
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    rows = [([3, 4, 5], [6 + i % 4, 7, 8]) for i in range(24)]
+    result = run_method(base, Texts(rows, rows[:4], rows[4:8]), METHOD_ARMS[arm], 1e-2, seed=0, steps=3)
+    assert result["start"]["e2e"] > result["end"]["e2e"]
+    assert before.keys() == base.state_dict().keys()
+    assert all(bool((value == before[name]).all()) for name, value in base.state_dict().items())

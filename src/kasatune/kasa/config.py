@@ -33,6 +33,7 @@ _LEFT_OUT_AT_DEFAULT = {
     "drop": None,
     "protect": 0.0,
     "sigma_init": "normal",
+    "orthonormal": False,
     "calibration_used": None,
 }
 """Fields that adapter_config.json states only where they differ from KaSA as published."""
@@ -83,6 +84,9 @@ class KasaConfig(PeftConfig):
             measured as for truncate_by="activation".
         sigma_init: "normal", sigma ~ N(0, 1) (the paper), or "one", sigma = 1, with which B diag(sigma) A starts as a
             LoRA does.
+        orthonormal: True starts with random orthonormal A and B and sigma = 0, and makes A and B orthonormal again
+            after each optimizer step (kasa/orthonormal.py). s = (lora_alpha / r) ||W||_F / sqrt(min(out, in)), which
+            `alpha_pattern` states by layer once the adapter is created; the gamma term is left out.
         calibration_used: set when the adapter is created with truncate_by="activation" or protect: where the
             activations came from, the number of tokens, the seed, and by layer the eigenvalues at the cut and the
             protected directions.
@@ -97,6 +101,7 @@ class KasaConfig(PeftConfig):
         saved: whether the configuration was read from a saved adapter (its file states `inference_mode` and the
             fingerprint): its tails may be about to be loaded, so they are decomposed only when needed.
         activations: what `calibrate` measured, or None. Kept by `copy.deepcopy`, not saved.
+        given_alphas: `alpha_pattern` as it was given; `orthonormal` writes the scaled values into `alpha_pattern`.
         calibrate_later: leave out what depends on activations when the adapter is created; `calibrate_adapter` adds it.
 
     Raises:
@@ -127,6 +132,7 @@ class KasaConfig(PeftConfig):
     drop: int | None = field(default=None)
     protect: float = field(default=0.0)
     sigma_init: str = field(default="normal")
+    orthonormal: bool = field(default=False)
     calibration_used: dict[str, Any] | None = field(default=None)
     rank_pattern: dict[str, int] = field(default=None)  # pyright: ignore[reportAssignmentType]
     alpha_pattern: dict[str, float] = field(default=None)  # pyright: ignore[reportAssignmentType]
@@ -143,6 +149,7 @@ class KasaConfig(PeftConfig):
         self.saved = self.inference_mode or self.base_fingerprint is not None
         self.rank_pattern = self.rank_pattern or {}
         self.alpha_pattern = self.alpha_pattern or {}
+        self.given_alphas = dict(self.alpha_pattern)
         if isinstance(self.target_modules, list | tuple):
             self.target_modules = set(self.target_modules)
         if isinstance(self.exclude_modules, list | tuple):
@@ -177,6 +184,7 @@ class LayerSettings:
         tail_width: rows of kasa_tail_V: KasaConfig.drop, or r; those past `drop` are zero.
         protect: c, the number of input directions that A may not use.
         sigma_init: as in KasaConfig.
+        orthonormal: as in KasaConfig.
         truncate_by: as in KasaConfig.
         convention: as in KasaConfig.
         core: as in KasaConfig.
@@ -194,6 +202,7 @@ class LayerSettings:
     tail_width: int
     protect: int
     sigma_init: str
+    orthonormal: bool
     truncate_by: str
     convention: Convention
     core: Core
@@ -245,6 +254,10 @@ def _faults(config: KasaConfig) -> list[str]:
             "convention='authors' fixes which triplets are dropped, and how many: leave truncate_by at 'magnitude' and "
             "drop at None, or use convention='paper'"
         )
+    if not isinstance(config.orthonormal, bool):
+        faults.append(f"orthonormal must be True or False, got {config.orthonormal!r}")
+    elif config.orthonormal and (config.convention == "authors" or config.sigma_init != "normal"):
+        faults.append("orthonormal=True starts sigma at 0: leave convention and sigma_init at their defaults")
     if not _is_number(config.protect) or not 0 <= config.protect < 1:
         faults.append(f"protect must be at least 0 and below 1, got {config.protect!r}")
     if config.truncate_by != "magnitude" and config.tails is not None:

@@ -113,6 +113,18 @@ def initial_factors(
     return Factors(A.to(B), sigma.to(B), B)
 
 
+def orthonormal_factors(
+    out_features: int, in_features: int, r: int, core: Core, *, dtype: torch.dtype = torch.float32
+) -> Factors:
+    """A with orthonormal rows and B with orthonormal columns, uniformly distributed, and sigma = 0, so that ΔW = 0.
+
+    A is drawn first, then B, in float32 on the CPU. Arguments as in `initial_factors`; r <= min(out, in).
+    """
+    A, B = (torch.linalg.qr(torch.randn(n, r).double())[0].to(dtype) for n in (in_features, out_features))
+    sigma = torch.zeros(r, dtype=dtype) if core == "diagonal" else torch.zeros(r, r, dtype=dtype)
+    return Factors(A.T.contiguous(), sigma, B.contiguous())
+
+
 def penalty_terms(layers: Sequence[Factors], convention: Convention) -> PenaltyTerms:
     """L2 = sum sigma^2 and L3 = ||A A^T - I_r||_F + ||B^T B - I_r||_F over layers (Eq. 10 and 11).
 

@@ -14,7 +14,7 @@ from kasatune.distributed.gather_scatter import gather_full, is_sharded
 from kasatune.errors import InputError
 from kasatune.kasa.base_state_dict import after_loading, before_loading, write_original
 from kasatune.kasa.config import LayerSettings
-from kasatune.kasa.functional import initial_factors
+from kasatune.kasa.functional import initial_factors, orthonormal_factors
 from kasatune.kasa.kernel import Tail, adapted_linear
 from kasatune.kasa.layer_weights import COMBINE, Deferred, LayerWeights
 from kasatune.kasa.truncation.output_check import OutputCheck
@@ -41,7 +41,8 @@ class KasaLayer(LayerWeights):
     kasa_tail_U (out, d), singular values folded in, and kasa_tail_V (d, in), d = KasaConfig.drop or r. Where fewer are
     dropped (convention "authors"), the other columns and rows of the tail are zero. The tail of a deferred adapter is
     NaN until it is loaded or first needed. `protected` holds, by adapter, the directions K (in, c) that A may not use
-    (kasa/protection.py); they are not saved.
+    (kasa/protection.py); they are not saved. `fading` holds, by adapter, a component that is dropped in the current
+    training step only (kasa/annealing.py).
 
     Args:
         base_layer: the layer to adapt.
@@ -81,6 +82,7 @@ class KasaLayer(LayerWeights):
         self.merged_before_loading: list[str] = []
         self.deferred: dict[str, Deferred] = {}
         self.protected: dict[str, Tensor] = {}
+        self.fading: dict[str, Tail] = {}
         self.output_checks: dict[str, tuple[OutputCheck, str]] = {}
         self.needs_step = False
         self._disable_adapters = False
@@ -114,7 +116,8 @@ class KasaLayer(LayerWeights):
         device = self.base.device
         dtype = torch.float64 if self.base.dtype == torch.float64 else torch.float32
         # Drawn on the CPU whatever the device, so that one seed gives one adapter.
-        factors = initial_factors(self.out_features, self.in_features, settings.r, settings.core, dtype=dtype)
+        start = orthonormal_factors if settings.orthonormal else initial_factors
+        factors = start(self.out_features, self.in_features, settings.r, settings.core, dtype=dtype)
         if settings.sigma_init == "one":
             ones = torch.ones(settings.r, dtype=dtype)
             factors = factors._replace(sigma=ones if settings.core == "diagonal" else torch.diag(ones))
@@ -131,6 +134,7 @@ class KasaLayer(LayerWeights):
         self.frozen_peft_weight_names[adapter_name] = FROZEN
         self.deferred.pop(adapter_name, None)
         self.protected.pop(adapter_name, None)
+        self.fading.pop(adapter_name, None)
         self.output_checks.pop(adapter_name, None)
         if tail is not None:
             self.write_tail(adapter_name, tail)
@@ -185,7 +189,7 @@ class KasaLayer(LayerWeights):
             self.needs_step = True
             if self.output_checks and not torch.compiler.is_compiling():
                 self._check_output(adapter, x)
-        tail = None
+        tail = self.fading.get(adapter)
         if self.settings[adapter].drop and not folded:
             tail = Tail(self.kasa_tail_U[adapter], self.kasa_tail_V[adapter])
         if self._needs_plain_autograd(x, adapter):
@@ -266,6 +270,7 @@ class KasaLayer(LayerWeights):
             self.restore_base()
         self.deferred.pop(adapter_name, None)
         self.protected.pop(adapter_name, None)
+        self.fading.pop(adapter_name, None)
         self.output_checks.pop(adapter_name, None)
         super().delete_adapter(adapter_name)
 

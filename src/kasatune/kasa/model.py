@@ -20,6 +20,7 @@ from kasatune.kasa.config import KasaConfig, require_kasa_config
 from kasatune.kasa.layer import KasaLayer
 from kasatune.kasa.layer_weights import COMBINE
 from kasatune.kasa.loading import DeferredTails, check_tensors, makes_empty_weights, with_compiled_names
+from kasatune.kasa.orthonormal import scaled_by_norm
 from kasatune.kasa.protection import project
 from kasatune.kasa.second_adapter import (
     REFERENCE,
@@ -141,6 +142,8 @@ class KasaModel(BaseTuner):
             targets = new_targets(peft_config, model, all_linear=all_linear)
             warn_unmatched(peft_config, targets)
             self._refuse_unsuitable(peft_config, model, targets)
+            if peft_config.orthonormal:
+                targets = scaled_by_norm(targets, peft_config)
             self._tails, self._protected = decompose(targets, peft_config, model)
         self._targets = {target.name: target for target in targets}
 

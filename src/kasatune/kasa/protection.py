@@ -23,6 +23,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from kasatune.distributed.zero3 import is_partitioned
 from kasatune.errors import InputError
 from kasatune.kasa.layer import LIVE_LAYERS, KasaLayer, kasa_layers
+from kasatune.kasa.orthonormal import retract
 from kasatune.kasa.truncation.measure_activations import measure_on
 from kasatune.kasa.truncation.protected_directions import protected_directions
 
@@ -72,8 +73,10 @@ def protect(
 
 @torch.no_grad()
 def project(layers: Iterable[KasaLayer], adapter_name: str) -> None:
-    """A <- A - (A K) K^T in every layer whose adapter has protected directions."""
-    _Plan.of([(layer, adapter_name) for layer in layers if adapter_name in layer.protected]).run()
+    """A <- A - (A K) K^T in every layer whose adapter has protected directions; orthonormal factors stay so."""
+    chosen = [layer for layer in layers if adapter_name in layer.protected]
+    _Plan.of([(layer, adapter_name) for layer in chosen]).run()
+    retract(chosen, adapter_name)
 
 
 def install_projection_hook() -> None:

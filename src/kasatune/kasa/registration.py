@@ -15,6 +15,7 @@ from peft.utils import PeftType, register_peft_method
 from kasatune.errors import InputError
 from kasatune.kasa.config import KasaConfig
 from kasatune.kasa.model import KasaModel
+from kasatune.kasa.orthonormal import install_retraction_hook
 from kasatune.kasa.penalty import install_step_hook
 from kasatune.kasa.protection import install_projection_hook
 
@@ -30,6 +31,7 @@ def register() -> None:
     if add_type(NAME, KasaConfig, KasaModel):
         install_step_hook()
         install_projection_hook()
+        install_retraction_hook()  # after the projection: polar factors of a projected A stay projected
 
 
 def add_type(name: str, config_class: type[PeftConfig], model_class: type[BaseTuner]) -> bool:

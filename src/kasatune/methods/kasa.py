@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from peft import PeftConfig
 from torch import Tensor, nn
+from transformers import TrainerCallback
 
 from kasatune.adapters.certificate import read_certificate, write_certificate
 from kasatune.adapters.export import export_adapter
 from kasatune.adapters.parity_report import trained_certificate
 from kasatune.distributed.gather_scatter import gather_full
+from kasatune.errors import InputError
 from kasatune.io.run_layout import ADAPTER, NATIVE
 from kasatune.kasa import KasaConfig, regularization_terms
+from kasatune.kasa.annealing import Components, fade, take_out_tails
 from kasatune.kasa.calibration import calibrate_adapter
 from kasatune.kasa.layer import kasa_layers
 from kasatune.linalg.spectrum import singular_values
@@ -25,9 +28,10 @@ from kasatune.methods.shared.trained_parameters import trainable, within
 from kasatune.methods.table import METHODS
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
 
 _ADAPTER_NAME = "default"
+_FADING = "fading_components"
 
 
 class Kasa(AdapterMethod):
@@ -39,6 +43,11 @@ class Kasa(AdapterMethod):
     `truncate_by`, `drop` and `protect` vary it: another component is dropped, another number of triplets or none, and A
     is kept out of the input directions that activations use most. What depends on activations is computed before the
     first step, from text that the base generates or from training rows (`calibration`).
+
+    With `anneal` the dropped component fades back in during that share of the steps: step t of n computes
+    W - max(0, 1 - t / (`anneal` n)) T, and what is evaluated, saved and exported is W + s B diag(sigma) A, a LoRA of
+    rank r. With `orthonormal` A and B start orthonormal, sigma at 0, and after each step A <- (A A^T)^(-1/2) A and
+    B <- B (B^T B)^(-1/2); s is multiplied by ||W||_F / sqrt(min(out, in)), and the gamma term is left out.
 
     Two options switch off parts for ablations: `truncate` false uses W instead of W_world, and `sigma` "one" fixes
     diag(sigma) at the identity. With both, and beta = gamma = 0, the method is LoRA.
@@ -53,7 +62,12 @@ class Kasa(AdapterMethod):
     default_protect: ClassVar[float] = 0.0
 
     def config(self, settings: MethodSettings, targets: list[str] | str | None, common: dict[str, Any]) -> PeftConfig:
-        """The KasaConfig of this package; KasaModel applies its penalty itself, once per optimizer step."""
+        """The KasaConfig of this package; KasaModel applies its penalty itself, once per optimizer step.
+
+        Raises:
+            InputError: `anneal` without a dropped component, or `orthonormal` with a fixed sigma.
+        """
+        self._check(settings)
         config = KasaConfig(
             r=settings.r,
             lora_alpha=settings.alpha,
@@ -69,11 +83,23 @@ class Kasa(AdapterMethod):
             truncate_by=settings.truncate_by or self.default_truncate_by,
             drop=self._drop(settings),
             protect=self.default_protect if settings.protect is None else settings.protect,
-            sigma_init=settings.options.get("sigma_init", "normal"),
+            sigma_init="normal" if settings.orthonormal else settings.options.get("sigma_init", "normal"),
+            orthonormal=settings.orthonormal,
             **common,
         )
         config.calibrate_later = config.needs_activations
         return config
+
+    def _check(self, settings: MethodSettings) -> None:
+        if settings.anneal and (self._drop(settings) == 0 or not settings.options.get("truncate", True)):
+            raise InputError(
+                f"method.anneal: {settings.anneal:g} received; nothing is dropped that could fade back in: set "
+                "method.drop, or leave anneal out"
+            )
+        if settings.orthonormal and settings.options["sigma"] == "one":
+            raise InputError(
+                "method.orthonormal: true received; it starts sigma at 0 and trains it: leave method.options.sigma out"
+            )
 
     def _drop(self, settings: MethodSettings) -> int | None:
         """The rank of the dropped component; `truncate` false drops nothing that activations would choose later."""
@@ -84,24 +110,32 @@ class Kasa(AdapterMethod):
     def prepare(self, model: nn.Module, settings: MethodSettings, batches: Iterable[Mapping[str, Tensor]]) -> None:
         """See `Method.prepare`: what depends on activations."""
         config = as_peft_model(model).peft_config[_ADAPTER_NAME]
-        if not (isinstance(config, KasaConfig) and config.calibrate_later):
-            return
-        base: Any = as_peft_model(model).get_base_model()
-        calibrate_adapter(model, calibration_batches(settings, base, batches))
+        if isinstance(config, KasaConfig) and config.calibrate_later:
+            base: Any = as_peft_model(model).get_base_model()
+            calibrate_adapter(model, calibration_batches(settings, base, batches))
+        if settings.anneal:
+            setattr(model, _FADING, take_out_tails(model))
+
+    def callbacks(self, model: nn.Module, settings: MethodSettings) -> list[TrainerCallback]:
+        """See `Method.callbacks`: fade the dropped component back in."""
+        return [_Anneal(model, settings.anneal)] if settings.anneal else []
 
     def reads_parameters_in_training(self, settings: MethodSettings) -> bool:
-        """See `Method.reads_parameters_in_training`: only what depends on activations is kept in checkpoints."""
+        """See `Method.reads_parameters_in_training`: what depends on activations is kept in checkpoints."""
+        if settings.anneal or settings.orthonormal:
+            return True
         protect = self.default_protect if settings.protect is None else settings.protect
         return protect > 0 or (settings.truncate_by or self.default_truncate_by) == "activation"
 
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
         """See `Method.training_state`: what was chosen by activations, which another machine may choose differently."""
         state: dict[str, Tensor] = {}
+        fading: Components = getattr(model, _FADING, {})
         shared: set[int] = set()  # layers that read one tensor hold one K, which is saved with the first of them
         for name, layer in kasa_layers(model):
             if layer.settings[_ADAPTER_NAME].truncate_by == "activation":
-                state[f"{name}.tail_U"] = layer.kasa_tail_U[_ADAPTER_NAME]
-                state[f"{name}.tail_V"] = layer.kasa_tail_V[_ADAPTER_NAME]
+                U, V = fading.get(name, (layer.kasa_tail_U[_ADAPTER_NAME], layer.kasa_tail_V[_ADAPTER_NAME]))
+                state[f"{name}.tail_U"], state[f"{name}.tail_V"] = U, V
             K = layer.protected.get(_ADAPTER_NAME)
             if K is not None and id(K) not in shared:
                 shared.add(id(K))
@@ -110,11 +144,13 @@ class Kasa(AdapterMethod):
 
     def restore_training_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
         """See `Method.restore_training_state`."""
+        fading: Components = getattr(model, _FADING, {})
         for name, layer in kasa_layers(model):
-            held = {"tail_U": layer.kasa_tail_U, "tail_V": layer.kasa_tail_V, "protected": layer.protected}
-            for kind, tensors in held.items():
-                if f"{name}.{kind}" in state:
-                    tensors[_ADAPTER_NAME].data.copy_(state[f"{name}.{kind}"])
+            U, V = fading.get(name, (layer.kasa_tail_U[_ADAPTER_NAME], layer.kasa_tail_V[_ADAPTER_NAME]))
+            held = {"tail_U": U, "tail_V": V, "protected": layer.protected.get(_ADAPTER_NAME)}
+            for kind, tensor in held.items():
+                if tensor is not None and f"{name}.{kind}" in state:
+                    tensor.data.copy_(state[f"{name}.{kind}"])
             layer.restore_base()
             layer.sync_fold()
 
@@ -139,6 +175,7 @@ class Kasa(AdapterMethod):
 
         No weight is decomposed.
         """
+        self._check(settings)
         core = settings.r**2 if settings.core == "dense" else settings.r
         core = 0 if settings.options["sigma"] == "one" else core
         with torch.device("meta"):
@@ -150,7 +187,7 @@ class Kasa(AdapterMethod):
         self, trained: int, shapes: Sequence[tuple[int, int]], settings: MethodSettings
     ) -> dict[str, int]:
         """The native adapter also holds the tail, d (out + in) numbers in each layer; the LoRA has rank r + d."""
-        drop = self._drop(settings)
+        drop = 0 if settings.anneal else self._drop(settings)
         d = settings.r if drop is None else drop
         row = sum(sum(shape) for shape in shapes)
         return {self.folder: trained + d * row, ADAPTER: (settings.r + d) * row}
@@ -195,6 +232,22 @@ class Kasa(AdapterMethod):
                 }
             )
         return layers
+
+
+class _Anneal(TrainerCallback):
+    """In step t of n the fading components are dropped with the factor 1 - t / (share n); between steps not at all."""
+
+    def __init__(self, model: nn.Module, share: float) -> None:
+        self._model = model
+        self._share = share
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Drop what is left to drop."""
+        fade(self._model, getattr(self._model, _FADING), 1 - state.global_step / (self._share * state.max_steps))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Drop nothing."""
+        fade(self._model, getattr(self._model, _FADING), 0.0)
 
 
 def _computes_in_float32(model: nn.Module) -> bool:

@@ -12,8 +12,8 @@ RESIDUAL = (
     "during training the base weights hold what A and B do not; the saved adapter leaves the base weights untouched"
 )
 _WITHOUT_RSLORA = tuple(key for key in LORA_KEYS if key != "use_rslora")
-_ACTIVATION_KEYS = ("truncate_by", "drop", "protect", "calibration")
-_KASA_KEYS = ("convention", "core", "truncation", "beta", "gamma", "tails", *_ACTIVATION_KEYS)
+_VARIANT_KEYS = ("truncate_by", "drop", "protect", "anneal", "orthonormal", "calibration")
+_KASA_KEYS = ("convention", "core", "truncation", "beta", "gamma", "tails", *_VARIANT_KEYS)
 _LOSS_OF_TRIALS = "its trials read the loss that the model itself computes, which is not that of pairs of answers"
 _SCALED = ("lora", "kasa", "rslora", "dora", "houlsby", "pfeiffer", "lin", "series-adapter", "parallel-adapter")
 
@@ -50,7 +50,7 @@ ROWS = (
         bases="Linear and Conv1D layers and convolutions with kernel 1, quantized bases included",
         implemented_by="kasatune",
         module="kasatune.methods.akasa",
-        uses=(*LORA_KEYS, "core", "truncation", "beta", "gamma", *_ACTIVATION_KEYS),
+        uses=(*LORA_KEYS, "core", "truncation", "beta", "gamma", *_VARIANT_KEYS),
         options=(
             Option("sigma", "choice", "trained", "one fixes sigma at 1, for ablations", ("trained", "one")),
             Option("sigma_init", "choice", "one", "sigma at the start: 1, or drawn from N(0, 1)", ("one", "normal")),

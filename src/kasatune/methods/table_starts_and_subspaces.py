@@ -6,6 +6,9 @@ from kasatune.methods.info import LORA_KEYS, MethodInfo, Option
 from kasatune.methods.table_low_rank import FLOAT, LINEAR, LORA_COUNT, RESIDUAL
 
 _ROWS_OF_GRADIENT = Option("samples", "integer", 64, "training rows from which the gradient is estimated", low=1)
+_GRADIENT_OF_THE_MODEL = (
+    "it starts from the gradient of the loss that the model itself computes, which is not that of pairs of answers"
+)
 
 ROWS = (
     MethodInfo(
@@ -44,6 +47,8 @@ ROWS = (
             Option("gamma", "integer", 16, "divisor of the initial scale, out^(1/4) / sqrt(gamma)", low=1),
         ),
         disable=RESIDUAL,
+        no_preference=_GRADIENT_OF_THE_MODEL,
+        no_reward=_GRADIENT_OF_THE_MODEL,
         needs_float_base=True,
     ),
     MethodInfo(
@@ -60,6 +65,8 @@ ROWS = (
             Option("gamma", "number", 128.0, "divisor of the first step", low=0, above=True),
         ),
         start="it begins one step of gradient descent of rank r away from the base",
+        no_preference=_GRADIENT_OF_THE_MODEL,
+        no_reward=_GRADIENT_OF_THE_MODEL,
         needs_float_base=True,
     ),
     MethodInfo(

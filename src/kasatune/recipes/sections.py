@@ -192,7 +192,9 @@ class TaskSection(Section):
 class MethodSection(Section):
     """The fine-tuning method. A method ignores the keys that it does not read; `kasatune list methods` names them."""
 
-    written_if_set: ClassVar[frozenset[str]] = frozenset({"truncate_by", "drop", "protect", "calibration"})
+    written_if_set: ClassVar[frozenset[str]] = frozenset(
+        {"truncate_by", "drop", "protect", "anneal", "orthonormal", "calibration"}
+    )
 
     name: Text = Field(
         DEFAULT_METHOD, description="Fine-tuning method, one of `kasatune list methods`, such as kasa or lora."
@@ -244,6 +246,16 @@ class MethodSection(Section):
         None,
         description="Share of the input directions of each layer, those with the strongest activations, that A may not "
         "use: at least 0 and below 1. null: the method's own, 0 for kasa.",
+    )
+    anneal: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0,
+        description="Share of the optimizer steps, 0 to 1, during which the dropped component fades back in: training "
+        "starts without it, and the tuned model, which is evaluated and saved, has it. 0: it stays dropped.",
+    )
+    orthonormal: bool = Field(
+        False,
+        description="Start with random orthonormal A and B and sigma = 0, make A and B orthonormal again after each "
+        "optimizer step, scale the update by the root mean square of W's singular values, and leave gamma out.",
     )
     calibration: Literal["auto", "generated", "task"] = Field(
         "auto",

@@ -88,6 +88,16 @@ class MethodSettings(Protocol):
         ...
 
     @property
+    def anneal(self) -> float:
+        """The share of the steps during which the dropped component fades back in; 0 for none."""
+        ...
+
+    @property
+    def orthonormal(self) -> bool:
+        """Whether A and B stay orthonormal."""
+        ...
+
+    @property
     def calibration(self) -> str:
         """The text on which activations are measured: "auto", "generated" or "task"."""
         ...
