@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from kasatune.recipes.schema import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 _SPEC = importlib.util.spec_from_file_location("write_presets_page", ROOT / "scripts" / "write_presets_page.py")
-presets = importlib.util.module_from_spec(_SPEC)
+presets = sys.modules[_SPEC.name] = importlib.util.module_from_spec(_SPEC)  # dataclasses look their module up
 _SPEC.loader.exec_module(presets)
 
 # Parameters as the publishers count them, in millions.
@@ -44,7 +45,8 @@ def test_a_preset_can_be_planned_and_its_row_of_the_page_is_current(name, tmp_pa
     kinds = {layer.name.rpartition(".")[2] for layer in preset.plan.layers}
     assert kinds == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert len(preset.plan.layers) == 7 * text["num_hidden_layers"]
-    assert preset.line() in (ROOT / "docs" / "presets.md").read_text(encoding="utf-8"), "stale: run `make presets`"
+    line = preset.line()
+    assert line in (ROOT / "docs" / "presets.md").read_text(encoding="utf-8"), f"stale: run `make presets`: {line}"
 
 
 @pytest.mark.parametrize("name", presets.PUBLISHED)
