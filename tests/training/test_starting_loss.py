@@ -14,6 +14,7 @@ from kasatune.reports.run_page import facts
 from kasatune.reports.run_record import read_run
 from kasatune.runs.metrics import read_metrics
 from kasatune.training.starting_loss import messages
+from kasatune.training.text_losses import measure_start
 from kasatune.training.train import train
 from tests.text_toys import make_text_recipe
 from tests.toys import Recorder, make_bert, make_recipe
@@ -51,6 +52,16 @@ def test_a_method_that_drops_triplets_starts_elsewhere_than_its_base(llama, tmp_
     line = next(message for message in display.messages if message.startswith("before the first step: loss "))
     assert f"(base {start['base']['loss']:.3f}), on unrelated text {start['start']['unrelated_loss']:.3f}" in line
     assert ("loss of the untouched base", f"{start['base']['loss']:.4f}") in facts(read_run(out))
+
+
+def test_the_losses_after_training_are_those_of_the_saved_model(llama, tmp_path):
+    recipe, out, _ = run_of(llama, tmp_path, {"name": "lora", "r": 4}, learning_rate=0.5)
+    metrics = read_metrics(out)
+    saved = TaskModel.for_saved_run(recipe, None, out)
+    start = measure_start(saved, saved.encode(load_task(recipe.task), "validation"))["start"]
+    assert metrics["end"] == pytest.approx(start, rel=1e-6)
+    assert metrics["end"]["unrelated_loss"] != pytest.approx(metrics["start"]["base"]["unrelated_loss"], rel=1e-3)
+    assert ("loss on unrelated text after training", f"{start['unrelated_loss']:.4f}") in facts(read_run(out))
 
 
 @pytest.mark.parametrize("method", ["akasa", "lora", "pissa"])

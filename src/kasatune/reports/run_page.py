@@ -224,11 +224,12 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
     lines = [("trainable parameters", formatting.count(trainable))]
     if head is not None:
         lines.append(("parameters of the new head", formatting.count(head)))
-    start = metrics.get("start") or {}
+    losses = {**(metrics.get("start") or {}), "end": metrics.get("end")}
+    states = (("base", "of the untouched base"), ("start", "before the first step"), ("end", "after training"))
     for key, what in (("loss", "loss"), ("unrelated_loss", "loss on unrelated text")):
-        for state, named in (("base", "of the untouched base"), ("start", "before the first step")):
-            if start.get(state) is not None:
-                lines.append((f"{what} {named}", formatting.score(start[state][key])))
+        for state, named in states:
+            if losses.get(state) is not None:
+                lines.append((f"{what} {named}", formatting.score(losses[state][key])))
     lines += [
         (f"time, {name.replace('_', ' ')}", formatting.duration(value))
         for name, value in (metrics.get("seconds") or {}).items()

@@ -38,6 +38,7 @@ class RunMetrics(BaseModel):
         parts: of a mixture, for each part its task, weight, training rows, rows drawn for an epoch and validation rows.
         start: the losses before the first step, of the untouched base and with the method attached; only of tasks that
             generate text.
+        end: the same losses of the trained model.
         seconds: time spent, by phase.
         peak_memory_bytes: peak memory; None if the system does not tell.
         versions: versions of Python and of the packages that decide a result.
@@ -65,6 +66,7 @@ class RunMetrics(BaseModel):
     data_sha256: str | None = None
     parts: dict[str, dict[str, Any]] | None = None
     start: dict[str, Any] | None = None
+    end: dict[str, Any] | None = None
     seconds: dict[str, Any] | None = None
     peak_memory_bytes: int | None = None
     versions: dict[str, str] | None = None

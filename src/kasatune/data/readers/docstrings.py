@@ -54,6 +54,17 @@ def package_folder(package: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
+def source_files(root: Path) -> Iterator[tuple[str, Path]]:
+    """(path relative to the parent of `root`, file) of the Python files of a package, in the order of `digest`.
+
+    Tests and vendored packages are skipped.
+    """
+    modules = {path.relative_to(root.parent).as_posix(): path for path in root.rglob("*.py")}
+    for module in sorted(modules, key=digest):
+        if not any(_SKIPPED.match(part) for part in module.split("/")[1:]):
+            yield module, modules[module]
+
+
 def docstrings(
     package: str, names: re.Pattern[str], min_words: int, max_words: int, max_per_file: int
 ) -> Iterator[Docstring]:
@@ -71,12 +82,8 @@ def docstrings(
     Raises:
         DataError: the package is not installed.
     """
-    root = package_folder(package)
-    modules = {path.relative_to(root.parent).as_posix(): path for path in root.rglob("*.py")}
-    for module in sorted(modules, key=digest):
-        if any(_SKIPPED.match(part) for part in module.split("/")[1:]):
-            continue
-        texts = {clean(text, names, max_words) for text in _strings(modules[module])}
+    for module, path in source_files(package_folder(package)):
+        texts = {clean(text, names, max_words) for text in _strings(path)}
         long_enough = sorted((text for text in texts if len(text.split()) >= min_words), key=digest)
         for text in long_enough[:max_per_file]:
             yield Docstring(module, text)

@@ -209,6 +209,20 @@ _INSTRUCTION = TaskInfo(
     decoding={"max_new_tokens": 256},
     engine="sft",
 )
+_FUNCTION_SUMMARY = TaskInfo(
+    "function-summary",
+    "one sentence about a Python function, from its signature",
+    "generation",
+    ("rouge_l", "bleu"),
+    "loss",
+    None,
+    "functions of installed packages; nothing is downloaded",
+    "kasatune.data.tasks.function_summary",
+    keys=(),
+    rows="chat",
+    scorer=_BY_REFERENCES,
+    decoding={"max_new_tokens": 40},
+)
 _RAG_QA = TaskInfo(
     "rag-qa",
     "short answers to questions about your documents, with retrieved passages",
@@ -276,6 +290,7 @@ _ROWS = (
     *_COMMONSENSE,
     _TEXT_GENERATION,
     _INSTRUCTION,
+    _FUNCTION_SUMMARY,
     _RAG_QA,
     _MIXTURE,
     _PREFERENCE,
