@@ -28,6 +28,7 @@ def pair_recipe(
     task: str = "preference",
     method: dict[str, Any] | None = None,
     preference: dict[str, Any] | None = None,
+    quantization: str = "none",
     number: int = 16,
     **training: Any,
 ) -> Recipe:
@@ -37,7 +38,7 @@ def pair_recipe(
     (folder / "validation.json").write_text(json.dumps(pairs(10, 2)))
     return Recipe.model_validate(
         {
-            "model": {"name": str(model)},
+            "model": {"name": str(model), "quantization": quantization},
             "task": {
                 "name": task,
                 "train": str(folder / "train.json"),

@@ -156,8 +156,44 @@ def test_a_run_learns_is_scored_again_and_answers(llama, tmp_path):
     assert mean(margins) == pytest.approx(metrics["metrics"]["margin"])
     assert predict(run, answers["inputs"][:1])[0]["prediction"]["text"] == answers["predictions"][0]
     assert (run / "adapter" / "adapter_model.safetensors").is_file()
-    with pytest.raises(DataError, match="reference of other rows"):
+    other = evaluate(run, data=str(tmp_path / "d" / "train.json"))  # rows without a stored reference
+    assert other["metrics"]["loss"] < 0.5
+    stored = json.loads((run / "reference.json").read_text())
+    stored["validation"]["chosen"][0] += 1.0
+    (run / "reference.json").write_text(json.dumps(stored))
+    with pytest.raises(DataError, match="cannot be built again"):
         evaluate(run, data=str(tmp_path / "d" / "train.json"))
+    (run / "reference.json").write_text("{}"[:1])
+    with pytest.raises(DataError, match="missing or damaged"):
+        evaluate(run)
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "nca_pair"])
+def test_pairs_that_repeat_earlier_ones_change_no_gradient(llama, tmp_path, loss):
+    """The last batch of an epoch is filled with repeated rows where several processes share it."""
+    _, rows, _, trainer = prepared(pair_recipe(llama, tmp_path, number=4, preference={"loss": loss}))
+
+    def gradients(chosen, counted):
+        batch = trainer.data_collator([dict(row) for row in chosen])
+        assert trainer.mask_repeated_rows(batch, counted) == counted
+        trainer.model.zero_grad()
+        trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor(6)).backward()
+        return torch.cat([p.grad.flatten() for p in trainable(trainer.model).values() if p.grad is not None])
+
+    three = gradients(rows["train"].rows[:3], 3)
+    assert three.count_nonzero() > 0
+    assert torch.allclose(gradients(rows["train"].rows, 3), three, atol=1e-6)
+    assert gradients(rows["train"].rows[:2], 0).count_nonzero() == 0
+
+
+def test_a_quantized_base_with_checkpointing_starts_at_its_policy_with_adapters_in_float32(llama, tmp_path):
+    pytest.importorskip("bitsandbytes", reason="needs the extra kasatune[quant]")
+    recipe = pair_recipe(llama, tmp_path, quantization="nf4", number=4, gradient_checkpointing=True)
+    task_model, rows, before, trainer = prepared(recipe)
+    loss, means = loss_and_log_probabilities(trainer, rows["train"])
+    assert loss == pytest.approx(LN2, abs=1e-4)
+    assert means == pytest.approx([mean(before.chosen), mean(before.rejected)], abs=1e-4)
+    assert {parameter.dtype for parameter in trainable(task_model.model).values()} == {torch.float32}
 
 
 def test_pieces_of_a_step_and_a_short_last_step_give_the_same_weights(llama, tmp_path):

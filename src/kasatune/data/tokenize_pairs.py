@@ -100,7 +100,9 @@ class PairCollator:
         self._regression = regression
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """A tensor (2 n, tokens) for each key; see the class for `labels`."""
+        """A tensor (2 n, tokens) for each key, see the class for `labels`; (n, tokens) for rows of one answer."""
+        if "input_ids" in rows[0]:
+            return {key: pad([row[key] for row in rows], self._fill[key]) for key in rows[0]}
         causal = [_causal_row(row, answer) for answer in (CHOSEN, REJECTED) for row in rows]
         batch = {key: pad([row[key] for row in causal], fill) for key, fill in self._fill.items()}
         if self._regression:

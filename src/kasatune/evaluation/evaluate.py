@@ -11,9 +11,10 @@ from typing import Any
 from kasatune.data.tasks import load_evaluation, load_part_evaluation, load_task
 from kasatune.data.tasks.dataset import TaskData
 from kasatune.data.tasks.table import TASKS
+from kasatune.data.tokenize_pairs import with_reference
 from kasatune.errors import DataError, InputError, KasatuneError
 from kasatune.evaluation.predict import choose_part
-from kasatune.evaluation.stored_reference import with_stored_reference
+from kasatune.evaluation.stored_reference import read_reference, with_initial_reference
 from kasatune.evaluation.task_model import TaskModel, deterministic
 from kasatune.io.atomic import finite
 from kasatune.io.environment import peak_memory, reset_peak_memory, versions
@@ -76,7 +77,12 @@ def evaluate(
         loaded = time.perf_counter()
         examples = task_model.encode(task, chosen)
         if task_model.info.compares_with_reference:
-            examples = with_stored_reference(run_dir, examples, chosen)
+            known = read_reference(run_dir, examples, chosen)
+            examples = (
+                with_initial_reference(recipe, load_task(recipe.task), run_dir, examples, base)
+                if known is None
+                else with_reference(examples, *known)
+            )
         scores = task_model.final_score(examples, task, chosen)
         extra_metrics = generation_scores(extra, scores.predictions, scores.labels) if extra else {}
     seconds = {"load": loaded - start, "evaluate": time.perf_counter() - loaded}

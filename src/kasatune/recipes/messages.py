@@ -83,8 +83,8 @@ def sentences(
 def part_sentences(errors: Iterable[ErrorDetails], values: Mapping[str, Any]) -> dict[str, str]:
     """One sentence for each faulty key of a part of a mixture, by its place; that of the first is "task.parts"."""
     by_place: dict[str, list[ErrorDetails]] = {}
-    given = values["task"]["parts"]
     for error in errors:
+        given = values["task"]["parts"]
         number, key, *further = error["loc"][len(PARTS) :]
         part = given[number]
         named = next((part[name] for name in ("title", "name") if isinstance(part.get(name), str)), None)

@@ -41,22 +41,22 @@ def _preference_losses_fit_together(recipe: RecipeSections) -> Iterator[str]:
     section = recipe.preference
     if section is None:
         return
-    if section.loss_weights is not None and len(section.loss_weights) != len(section.loss):
+    if section.loss_weights is not None and len(section.loss_weights) != len(section.losses):
         yield (
             f"preference.loss_weights: {counted(len(section.loss_weights), 'weight')} received for "
-            f"{counted(len(section.loss), 'loss', 'losses')}; give one for each"
+            f"{counted(len(section.losses), 'loss', 'losses')}; give one for each"
         )
-    if len(set(section.loss)) < len(section.loss):
-        yield f"preference.loss: {', '.join(section.loss)} received; name each loss once"
-    if "exo_pair" in section.loss and section.label_smoothing == 0:
+    if len(set(section.losses)) < len(section.losses):
+        yield f"preference.loss: {', '.join(section.losses)} received; name each loss once"
+    if "exo_pair" in section.losses and section.label_smoothing == 0:
         yield "preference.label_smoothing: 0 received; exo_pair needs a value above 0; its paper uses 1e-3"
-    other = [loss for loss in section.loss if loss not in _WITH_DIVERGENCES]
+    other = [loss for loss in section.losses if loss not in _WITH_DIVERGENCES]
     if section.divergence != "reverse_kl" and other:
         yield (
             f"preference.divergence: {show(section.divergence)} received; {', '.join(other)} is defined for reverse_kl "
             f"alone; the losses with other divergences are {', '.join(_WITH_DIVERGENCES)}"
         )
-    sorting = [loss for loss in section.loss if loss.startswith("aot")]
+    sorting = [loss for loss in section.losses if loss.startswith("aot")]
     if section.weighting and sorting:
         yield f"preference.weighting: true received; {sorting[0]} sorts its pairs and cannot weight them; leave it out"
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from kasatune.recipes.section import Count, Fraction, Rate, Section, as_integer, as_list
+from kasatune.recipes.section import Count, Fraction, Rate, Section, as_integer
 
 
 class GenerationSection(Section):
@@ -47,8 +47,8 @@ PreferenceLoss = Literal[
 class PreferenceSection(Section):
     """The loss of the task preference: DPO, or one of the published variants that TRL's DPOTrainer has."""
 
-    loss: Annotated[list[PreferenceLoss], Field(min_length=1), BeforeValidator(as_list)] = Field(
-        ["sigmoid"],
+    loss: PreferenceLoss | Annotated[list[PreferenceLoss], Field(min_length=1)] = Field(
+        "sigmoid",
         description="Loss, or a list of losses whose weighted sum is minimized: sigmoid (DPO), hinge (SLiC, RSO), ipo, "
         "exo_pair, nca_pair, robust, bco_pair, sppo_hard, aot, aot_unpaired, apo_zero, apo_down, discopop, sft (of the "
         "chosen answer) and sigmoid_norm (rewards divided by the length of the answer).",
@@ -79,3 +79,8 @@ class PreferenceSection(Section):
         "1.",
     )
     weighting: bool = Field(False, description="Weight each pair by its probability under the model (WPO).")
+
+    @property
+    def losses(self) -> list[PreferenceLoss]:
+        """The losses of `loss`, one or several."""
+        return list(self.loss) if isinstance(self.loss, list) else [self.loss]

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import time
 
+from kasatune.data.tokenize import Examples
 from kasatune.data.tokenize_pairs import with_reference
 from kasatune.distributed.process_group import is_main
-from kasatune.evaluation.stored_reference import with_stored_reference, write_reference
+from kasatune.errors import DataError
+from kasatune.evaluation.stored_reference import read_reference, write_reference
+from kasatune.io.run_layout import REFERENCE
 from kasatune.training.run import Run
 
 
@@ -25,7 +28,7 @@ def add_reference(run: Run, *, resume: bool) -> None:
         DataError: a resumed run has lost its reference.json, or has other rows.
     """
     if resume:
-        run.examples = {split: with_stored_reference(run.out, rows, split) for split, rows in run.examples.items()}
+        run.examples = {split: _restored(run, rows, split) for split, rows in run.examples.items()}
         return
     begin = time.perf_counter()
     values = {split: run.task_model.log_probabilities(rows) for split, rows in run.examples.items()}
@@ -33,3 +36,13 @@ def add_reference(run: Run, *, resume: bool) -> None:
         write_reference(run.out, run.examples, values)
     run.examples = {split: with_reference(rows, *values[split]) for split, rows in run.examples.items()}
     run.seconds["reference"] = time.perf_counter() - begin
+
+
+def _restored(run: Run, rows: Examples, split: str) -> Examples:
+    values = read_reference(run.out, rows, split)
+    if values is None:
+        raise DataError(
+            f"{run.out / REFERENCE}: was written for other tokens: tokenizer or chat template differ; restore them, or "
+            "start again with --overwrite"
+        )
+    return with_reference(rows, *values)

@@ -96,7 +96,7 @@ class PreferenceEngine:
             checkpoints,
             device,
             DPOConfig,
-            loss_type=list(preference.loss),
+            loss_type=[*preference.losses],
             loss_weights=None if preference.loss_weights is None else list(preference.loss_weights),
             beta=preference.beta,
             label_smoothing=preference.label_smoothing,
