@@ -108,7 +108,7 @@ def test_from_a_dropped_file_to_a_chat(served, tmp_path):
         page.fill("#name input, #name textarea", "toy")
         page.click("#check")
         page.wait_for_selector("text=Ready to start")
-        page.wait_for_selector("#rows >> text=say red :")
+        page.locator("#rows").get_by_text("say red :").last.wait_for()
         page.click("#start")
         page.wait_for_selector("[data-state=starting], [data-state=running]")
         page.close()  # the run continues
@@ -118,7 +118,7 @@ def test_from_a_dropped_file_to_a_chat(served, tmp_path):
         page.wait_for_selector("#live >> text=tokens per second")
         _pictures(page, "start")
         page.get_by_role("tab", name="Runs").click()
-        page.click("#runs >> text=runs/toy")
+        page.locator("#runs").get_by_text("runs/toy").last.click()
         frame = page.wait_for_selector("#first-report iframe").content_frame()
         frame.wait_for_selector("text=KaSA on text-generation")
         _pictures(page, "runs")

@@ -155,11 +155,12 @@ def _compared_with_untrained(run: RunRecord) -> str:
     constant = errors.constant_answer(run)
     if constant is not None:
         return f"{constant[0]} gives {formatting.score(constant[1])}"
-    base = (run.metrics.get("start") or {}).get("base")
-    loss = run.scores.get("loss")
+    start = run.metrics.get("start") or {}
+    base, loss = start.get("base"), run.scores.get("loss")
     if base is None or loss is None:
         return ""
-    return f"loss {formatting.score(loss)}, of the untouched base {formatting.score(base['loss'])} on its first rows"
+    rows = wording.counted(start.get("rows", 0), "row")
+    return f"loss {formatting.score(loss)} (untouched base: {formatting.score(base['loss'])} on the first {rows})"
 
 
 def _progress_sentence(run: RunRecord) -> str:

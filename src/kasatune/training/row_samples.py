@@ -48,6 +48,8 @@ def base_answers(task_model: TaskModel, scores: Scores) -> list[str]:
     if not scores.inputs or task_model.method.info.disable:
         return []
     with task_model.method.disabled(task_model.model):
-        if scores.messages is not None:
-            return task_model.answer([tuple(chat) for chat in scores.messages[:ANSWERS]])
-        return task_model.generate(scores.inputs[:ANSWERS])
+        chats = scores.messages or [None] * len(scores.inputs)
+        return [
+            (task_model.generate([prompt]) if chat is None else task_model.answer([tuple(chat)]))[0]
+            for prompt, chat in zip(scores.inputs[:ANSWERS], chats, strict=False)
+        ]

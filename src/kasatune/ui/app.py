@@ -19,6 +19,7 @@ try:
     import gradio as gr
     import uvicorn
     from fastapi import FastAPI
+    from gradio.themes import Base
 except ImportError as fault:
     raise MissingExtraError("kasatune ui", "ui", [str(fault.name or "gradio")]) from fault
 
@@ -90,7 +91,7 @@ def make_app(workspace: Workspace, host: str, port: int, auth: tuple[str, str] |
         enable_monitoring=False,
         pwa=False,
         mcp_server=False,
-        theme=gr.themes.Base(
+        theme=Base(
             primary_hue="blue",
             font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
             font_mono=["ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"],

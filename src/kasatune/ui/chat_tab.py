@@ -107,6 +107,7 @@ def build(page: Page, tab: gr.Tab) -> None:
         from kasatune.evaluation.predict import predict
 
         results: list[Any] = []
+        is_pair = False
         with page.model_work():
             for run in filter(None, (name, other)):
                 recipe = _recipe(run)
@@ -117,17 +118,18 @@ def build(page: Page, tab: gr.Tab) -> None:
                 results.append(answer["scores"] if isinstance(answer, dict) else f"{answer:.4f}")
         labels = [gr.Label(value=results[0], label=name)]
         labels.append(gr.Label(value=results[1] if other else None, label=other or "", visible=bool(other)))
-        return *labels, commands(*(["predict", run, "--text", text] for run in filter(None, (name, other))))
+        typed = f"{text}\t{second_text}" if is_pair else text
+        return *labels, commands(*(["predict", run, "--text", typed] for run in filter(None, (name, other))))
 
     @reported
     def show_differences(name: str, other: str | None) -> tuple[Any, ...]:
         if not other:
             raise InputError("no second classifier is chosen; choose one")
-        paths = [page.workspace.existing(run).as_posix() for run in (name, other)]
-        found = disagreements(page.workspace.root, *paths, page.workspace.require_inside)
+        first, second = (page.workspace.existing(run).as_posix() for run in (name, other))
+        found = disagreements(page.workspace.root, first, second, page.workspace.require_inside)
         left, right, rows = found.counts
         sentence = (
-            f"Of {counted(rows, 'row')}, {left:,} only {paths[0]} gets right, and {right:,} only {paths[1]} gets right."
+            f"Of {counted(rows, 'row')}, {left:,} only {first} gets right, and {right:,} only {second} gets right."
         )
         table = gr.Dataframe(headers=found.head, value=found.rows, visible=bool(found.rows))
         return notice(sentence), table

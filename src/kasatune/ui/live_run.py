@@ -98,7 +98,7 @@ def progress_of(events: list[dict[str, Any]]) -> Progress:
     steps = [event for event in events if event.get("event") == "train"]
     evaluations = [event for event in events if event.get("event") == "evaluate"]
     metrics = evaluations[-1].get("metrics") if evaluations else None
-    scores = {name: value for name, value in (metrics or {}).items() if isinstance(value, int | float)}
+    scores = {str(name): float(value) for name, value in (metrics or {}).items() if isinstance(value, int | float)}
     if not steps:
         return Progress(scores=scores)
     last = steps[-1]

@@ -6,14 +6,14 @@ from datetime import datetime
 from typing import Any
 
 import gradio as gr
-from markupsafe import Markup
 
+from kasatune.errors import InputError
 from kasatune.reports import formatting
 from kasatune.runs.find_runs import RunSummary
 from kasatune.ui.page import Page, command_box, commands, notice, reported
 
 HEAD = ["name", "state", "task", "method", "score", "value", "loss", "minutes", "model", "changed"]
-_TYPES = ["str", "str", "str", "str", "str", "number", "number", "number", "str", "str"]
+_TYPES: list[Any] = ["str", "str", "str", "str", "str", "number", "number", "number", "str", "str"]
 
 
 def row_of(run: RunSummary) -> list[Any]:
@@ -42,10 +42,10 @@ def build(page: Page, tab: gr.Tab) -> None:
     with gr.Row():
         left = gr.Dropdown([], label="Report", elem_id="left")
         right = gr.Dropdown([], label="Report beside it", elem_id="right")
-        swap = gr.Button("Close both", min_width=90)
+        close = gr.Button("Close both", min_width=90, size="sm")
     with gr.Row(equal_height=False, elem_classes="reports"):
         first = gr.HTML(elem_id="first-report")
-        second = gr.HTML(elem_id="second-report")
+        second = gr.HTML(elem_id="second-report", visible=False)
     command = command_box()
 
     @reported
@@ -61,13 +61,13 @@ def build(page: Page, tab: gr.Tab) -> None:
         name = event.row_value[0]
         return (gr.skip(), name) if left and left != name else (name, gr.skip())
 
-    def report(name: str | None) -> Markup:
+    def report(name: str | None) -> gr.HTML:
         if not name:
-            return Markup("")
+            return gr.HTML(value="", visible=False)
         try:
-            return page.report(name)
-        except ValueError as fault:
-            return notice(str(fault), "fault")
+            return gr.HTML(value=page.report(name), visible=True)
+        except InputError as fault:
+            return gr.HTML(value=notice(str(fault), "fault"), visible=True)
 
     everything = [table, left, right, command]
     tab.select(read, [left, right], everything, show_progress="hidden")
@@ -75,4 +75,4 @@ def build(page: Page, tab: gr.Tab) -> None:
     table.select(choose, [left, right], [left, right], show_progress="hidden")
     left.change(report, [left], [first], show_progress="minimal")
     right.change(report, [right], [second], show_progress="minimal")
-    swap.click(lambda: ("", ""), None, [left, right])
+    close.click(lambda: ("", ""), None, [left, right])
