@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
 
@@ -112,8 +112,15 @@ def machine() -> dict[str, str]:
         "processor": _processor(),
         "threads": str(torch.get_num_threads()),
         "python": platform.python_version(),
-        **{name: version(name) for name in names},
+        **{name: _version(name) for name in names},
     }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # run from its sources
+        return "not installed"
 
 
 def publish(
@@ -125,13 +132,15 @@ def publish(
     *,
     quick: bool = False,
     meaning: str = MEANING,
+    folder: Path | None = None,
 ) -> None:
     """Print the table; write it as docs/results/benchmarks/NAME.md and .json, the quick form under other names.
 
-    `meaning` says what the ratios of this table are.
+    `meaning` says what the ratios of this table are; `folder` is another place for the files.
     """
     stem = f"{name}-quick" if quick else name
-    RESULTS.mkdir(exist_ok=True)
+    results = RESULTS if folder is None else folder
+    results.mkdir(parents=True, exist_ok=True)
     stamp = datetime.now(UTC).date().isoformat()
     facts = machine()
     lines = [
@@ -154,9 +163,9 @@ def publish(
         "",
     ]
     text = "\n".join(lines)
-    (RESULTS / f"{stem}.md").write_text(text, encoding="utf-8")
+    (results / f"{stem}.md").write_text(text, encoding="utf-8")
     record = {"date": stamp, "machine": facts, "command": command, "rows": [asdict(row) for row in rows]}
-    (RESULTS / f"{stem}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (results / f"{stem}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(text)
 
 

@@ -8,8 +8,9 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from benchmarks import __main__ as bench
-from benchmarks import scaling
+from benchmarks import gpu, language_model, scaling
 from benchmarks.harness import Row
 
 from kasatune.methods import METHODS
@@ -112,3 +113,52 @@ def test_a_method_arm_trains_and_leaves_the_base_as_it_was(arm):
     assert result["start"]["e2e"] > result["end"]["e2e"]
     assert before.keys() == base.state_dict().keys()
     assert all(bool((value == before[name]).all()) for name, value in base.state_dict().items())
+
+
+def test_the_gpu_benchmark_measures_a_model_that_came_in_parts(llama, tmp_path, monkeypatch):
+    """On the processor, with small shapes: every figure is there, and the model is the one that was split."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(gpu, "PART_BYTES", 20_000)
+    gpu.main(["--split", str(llama), "--model-file", str(tmp_path / "toy")])
+    parts = sorted(tmp_path.glob("toy.*"))
+    assert len(parts) > 1 and max(part.stat().st_size for part in parts) <= 20_000
+    gpu.main(["--device", "cpu", "--small", "--out", str(tmp_path / "page"), "--model-file", str(tmp_path / "toy")])
+    record = json.loads((tmp_path / "page" / "gpu-quick.json").read_text(encoding="utf-8"))
+    figures = " ".join(row["what"] for row in record["rows"])
+    for what in ("decomposition", "attaching", "loading", "a step of 1 blocks", "language model, KaSA", "2 seeds"):
+        assert what in figures, what
+    assert "The language model is toy" in (tmp_path / "page" / "gpu-quick.md").read_text(encoding="utf-8")
+
+
+def test_the_gpu_benchmark_leaves_out_what_the_time_does_not_allow(tmp_path, monkeypatch):
+    calls = []
+    for name in ("decomposition", "attaching", "loading", "wide_step", "language_model", "seeds"):
+        monkeypatch.setattr(gpu, name, lambda *_, name=name: calls.append(name))
+    monkeypatch.setattr(gpu, "_random_llama", lambda *, small: torch.nn.Linear(1, 1))
+    monkeypatch.setattr(gpu.Text, "_draw", lambda self: [])
+    gpu.main(["--device", "cpu", "--minutes", "0.4", "--out", str(tmp_path)])
+    assert calls == ["loading"]
+    page = (tmp_path / "gpu.md").read_text(encoding="utf-8")
+    assert "Left out, because 0.4 minutes did not suffice: decomposition, attaching, wide steps" in page
+
+
+def test_the_page_of_the_language_model_compares_steps_of_equal_number():
+    def run(seconds, losses, peak, resident=100):
+        return {"seconds": seconds, "losses": losses, "peak": peak, "resident": resident}
+
+    runs = {
+        "a Trainer": run([9.0, 2.0, 4.0, 2.0], [3.0, 2.0, 1.5, 1.0], 300),
+        "a lora": run([1.0, 1.0, 3.0, 1.5], [3.0, 2.0, 1.5, 1.00002], 250),
+        "c lora": run([1.0, 2.2], [3.0, 2.0], 180),
+        "attach": {"seconds": [3.5, 2.4], "layers": 210},
+    }
+    rows = {row.what: row for row in language_model.table(runs)}
+    assert rows["(a) LoRA / PEFT's LoRA, Trainer: a step"].ratio == 0.75
+    assert rows["(a) LoRA / PEFT's LoRA, Trainer: peak memory"].ratio == pytest.approx(250 / 300)
+    [losses] = [row for what, row in rows.items() if "largest difference" in what]
+    assert losses.ratio == pytest.approx(2.0) and losses.verdict == "MISSED"
+    checkpointed = "(c) LoRA, checkpointing / PEFT's LoRA, Trainer, without: "
+    assert rows[checkpointed + "memory above that before the first step"].ratio == pytest.approx(0.4)
+    assert rows[checkpointed + "a step"].ratio == pytest.approx(1.1)
+    assert rows["attaching KaSA to 210 layers, tails computed anew"].ratio == pytest.approx(0.8)
+    assert not any("KaSA /" in what for what in rows)
