@@ -104,9 +104,9 @@ def classifier(folder, predictions, labels=(0, 1, 0, 1), names=("no", "yes")):
 def test_the_rows_that_one_classifier_gets_right_and_the_other_wrong(tmp_path):
     classifier(tmp_path / "a", [0, 1, 1, 0])
     classifier(tmp_path / "b", [1, 1, 0, 0])
-    found = disagreements(tmp_path, "a", "b", lambda recipe: None)
-    assert found.counts == (1, 1, 4)
-    assert found.rows == [["1", "", "no", "no", "yes"], ["3", "", "no", "yes", "no"]]
+    difference = disagreements(tmp_path, "a", "b", lambda recipe: None)
+    assert difference.counts == (1, 1, 4)
+    assert difference.rows == [["1", "", "no", "no", "yes"], ["3", "", "no", "yes", "no"]]
 
 
 @pytest.mark.parametrize(

@@ -57,8 +57,8 @@ def find_runs(folder: Path, *, most: int = MOST) -> list[RunSummary]:
         folder: searched four levels deep, without hidden folders and symbolic links.
         most: the largest number of results.
     """
-    found = [_summary(folder, path) for path in _directories(folder, _DEPTH)]
-    return sorted(found, key=lambda run: -run.changed)[:most]
+    runs = [_summary(folder, path) for path in _directories(folder, _DEPTH)]
+    return sorted(runs, key=lambda run: -run.changed)[:most]
 
 
 def run_state(run_dir: Path) -> State:

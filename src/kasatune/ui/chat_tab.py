@@ -126,12 +126,12 @@ def build(page: Page, tab: gr.Tab) -> None:
         if not other:
             raise InputError("no second classifier is chosen; choose one")
         first, second = (page.workspace.existing(run).as_posix() for run in (name, other))
-        found = disagreements(page.workspace.root, first, second, page.workspace.require_inside)
-        left, right, rows = found.counts
+        difference = disagreements(page.workspace.root, first, second, page.workspace.require_inside)
+        left, right, rows = difference.counts
         sentence = (
             f"Of {counted(rows, 'row')}, {left:,} only {first} gets right, and {right:,} only {second} gets right."
         )
-        table = gr.Dataframe(headers=found.head, value=found.rows, visible=bool(found.rows))
+        table = gr.Dataframe(headers=difference.head, value=difference.rows, visible=bool(difference.rows))
         return notice(sentence), table
 
     @reported

@@ -39,7 +39,7 @@ def build(page: Page, tab: gr.Tab) -> None:
     command = command_box()
     watched = gr.State("")
     result = gr.HTML(elem_id="export-result")
-    log = gr.Textbox(label="Output", lines=2, max_lines=10, interactive=False)
+    log = gr.Textbox(label="Output", elem_id="export-log", lines=2, max_lines=10, interactive=False)
     clock = gr.Timer(POLL_SECONDS, active=False)
     certificate = gr.Code(label=CERTIFICATE, language="json", interactive=False, visible=False, max_lines=20)
 
@@ -100,11 +100,13 @@ _WEIGHTS = (ADAPTER, NATIVE)
 
 
 def _certificate(directory: Path) -> str:
+    """The certificate with the fingerprint of the base, which is long, at its end; "" if there is none."""
     try:
-        text = (directory / CERTIFICATE).read_text(encoding="utf-8")
-        return json.dumps(json.loads(text), indent=2)
+        content = json.loads((directory / CERTIFICATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return ""
+    base = {"base": content.pop("base")} if isinstance(content, dict) and "base" in content else {}
+    return json.dumps({**content, **base} if base else content, indent=2)
 
 
 def _files(root: Path, name: str) -> Markup:

@@ -145,15 +145,15 @@ def disagreements(root: Path, first: str, second: str, inside: Callable[[Any], N
         raise InputError(f"{first} and {second} were scored on different rows; choose runs on the same data")
     texts = _texts(root / first, left_metrics, inside)
     rows, only = [], [0, 0]
-    for number, (label, one, other) in enumerate(
+    for number, (label, of_first, of_second) in enumerate(
         zip(left["labels"], left["predictions"], right["predictions"], strict=True)
     ):
-        if (one == label) == (other == label):
+        if (of_first == label) == (of_second == label):
             continue
-        only[one != label] += 1
+        only[of_first != label] += 1
         if len(rows) < MOST_ROWS:
             text = texts[number] if number < len(texts) else ""
-            rows.append([str(number + 1), text, *(str(names[value]) for value in (label, one, other))])
+            rows.append([str(number + 1), text, *(str(names[value]) for value in (label, of_first, of_second))])
     return Disagreement(["row", "text", "label", first, second], rows, (only[0], only[1], len(left["labels"])))
 
 

@@ -52,8 +52,8 @@ def build(page: Page, tab: gr.Tab) -> None:
     def read(left: str | None, right: str | None) -> tuple[Any, ...]:
         runs = page.workspace.runs()
         names = ["", *(run.path for run in runs)]
-        kept = [name if name in names else "" for name in (left, right)]
-        dropdowns = [gr.Dropdown(choices=names, value=name) for name in kept]
+        shown = [name if name in names else "" for name in (left, right)]
+        dropdowns = [gr.Dropdown(choices=names, value=name) for name in shown]
         return [row_of(run) for run in runs], *dropdowns, commands(["list", "runs", "."])
 
     @reported

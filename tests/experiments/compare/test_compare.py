@@ -17,6 +17,7 @@ from kasatune.data.tasks import load_task
 from kasatune.data.tokenize import encode
 from kasatune.errors import InputError, OutputError
 from kasatune.experiments.compare.compare import collect_finished
+from kasatune.experiments.compare.comparison_file import write_comparison
 from kasatune.experiments.compare.process_cache import ProcessCache, process_cache
 from kasatune.experiments.compare.run_store import locked_comparison
 from kasatune.experiments.compare.spec import Search
@@ -214,6 +215,30 @@ def test_an_interim_report_counts_the_finished_runs(done, tmp_path):
         part = collect_finished(spec, tmp_path / "out")
     assert not part["complete"]
     assert [entry["n"] for entry in part["tasks"][0]["results"]] == [0, 1, 2]
+
+
+def test_interim_results_are_given_while_runs_execute_and_change_nothing(done, tmp_path, monkeypatch):
+    monkeypatch.setattr("kasatune.experiments.compare.compare.INTERIM_SECONDS", 0.0)
+    monkeypatch.setattr("kasatune.experiments.compare.compare.INTERIM_SHARE", 1.0)
+    spec, out, found, _ = done
+    shutil.copytree(out, tmp_path / "out")
+    kasa = found["tasks"][0]["results"][0]
+    for lost in (kasa["search"]["trials"][0]["run"], kasa["runs"][1]["run"]):
+        shutil.rmtree(tmp_path / "out" / "runs" / lost)
+    parts = []
+    again, lines = run(spec, tmp_path / "out", interim=parts.append)
+    assert len(lines) == 2
+    assert [part["progress"]["there"] for part in parts] == [
+        found["progress"]["planned"] - 1,
+        found["progress"]["planned"],
+    ]
+    assert not parts[0]["complete"]
+    assert scores(again) == scores(found)
+    page = write_comparison(parts[0], tmp_path / "out", running=True)
+    assert 'http-equiv="refresh"' in (tmp_path / "out" / "report.html").read_text()
+    assert page["answer"].startswith("Not finished")
+    write_comparison(again, tmp_path / "out")
+    assert 'http-equiv="refresh"' not in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_rows_are_loaded_and_tokenized_once(done, bert, tmp_path, monkeypatch):
