@@ -74,6 +74,7 @@ def test_a_part_is_scored_as_its_task_alone_is_scored(run):
     assert kept["tasks"] == {"copy": "text-generation", "instruction": "instruction"}
     copied = [index for index, part in enumerate(kept["parts"]) if part == "copy"]
     assert all(kept["messages"][index] is None for index in copied)
+    assert len(kept["base_predictions"]) == 5
     asked = predict(run, [kept["inputs"][index] for index in copied], part="copy")
     assert [item["prediction"]["text"] for item in asked] == [kept["predictions"][index] for index in copied]
     answered = predict(run, kept["inputs"][-4:], part="instruction")

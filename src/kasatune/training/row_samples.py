@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from kasatune.data.tasks.dataset import Rows
+from kasatune.data.tasks.mixture_parts import in_turn
 from kasatune.evaluation.scoring import Scores
 from kasatune.evaluation.task_model import TaskModel
 
@@ -39,7 +40,9 @@ def worst_rows(scores: Scores, rows: Rows) -> list[dict[str, Any]]:
 
 
 def base_answers(task_model: TaskModel, scores: Scores) -> list[str]:
-    """What the untouched base answers to the first prompts; none if the method cannot be switched off.
+    """What the untouched base answers to the first prompts, of a mixture to one of each part in turn.
+
+    There are none if the method cannot be switched off.
 
     Args:
         task_model: a trained model; left as it is.
@@ -47,9 +50,14 @@ def base_answers(task_model: TaskModel, scores: Scores) -> list[str]:
     """
     if not scores.inputs or task_model.method.info.disable:
         return []
+    parts = scores.parts or [""] * len(scores.inputs)
+    chats = scores.messages or [None] * len(scores.inputs)
+    answers: list[str] = []
     with task_model.method.disabled(task_model.model):
-        chats = scores.messages or [None] * len(scores.inputs)
-        return [
-            (task_model.generate([prompt]) if chat is None else task_model.answer([tuple(chat)]))[0]
-            for prompt, chat in zip(scores.inputs[:ANSWERS], chats, strict=False)
-        ]
+        for index in in_turn(parts)[:ANSWERS]:
+            chat, settings = chats[index], task_model.part_generation.get(parts[index])
+            if chat is None:
+                answers += task_model.generate([scores.inputs[index]], settings)
+            else:
+                answers += task_model.answer([tuple(chat)], settings)
+    return answers
