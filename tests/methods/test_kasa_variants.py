@@ -24,9 +24,14 @@ def logits(model):
         return model.eval()(**INPUTS).logits
 
 
+def still(bert):
+    """The base without dropout."""
+    return classifier(bert, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+
+
 def attached(bert, name="kasa", **values):
     method, section = methods.load(name), settings(name, **values)
-    model = method.attach(classifier(bert), section, "classification", ["classifier"]).eval()
+    model = method.attach(still(bert), section, "classification", ["classifier"]).eval()
     method.prepare(model, section, [{**INPUTS, "labels": torch.tensor([0])}])
     return model, method, section
 
@@ -73,9 +78,9 @@ def test_fading_changes_what_is_learned(bert, tmp_path):
     [
         {"name": "kasa", "anneal": 0.9},
         {"name": "akasa", "drop": 1, "anneal": 0.9},
-        {"name": "akasa", "orthonormal": True},
+        {"name": "akasa", "orthonormal": True, "init": "gradient"},
     ],
-    ids=["kasa-anneal", "akasa-anneal", "akasa-orthonormal"],
+    ids=["kasa-anneal", "akasa-anneal", "akasa-orthonormal-gradient"],
 )
 def test_a_resumed_run_ends_as_an_uninterrupted_one(method, llama, tmp_path):
     recipe = make_text_recipe(llama, tmp_path / "data", method=method, epochs=3)
@@ -101,6 +106,24 @@ def test_an_orthonormal_run_starts_at_the_base(bert):
             assert not sigma.any()
 
 
+@pytest.mark.parametrize("orthonormal", [False, True])
+def test_a_start_from_the_gradient_is_the_base_still(orthonormal, bert):
+    section = {"drop": 0, "orthonormal": orthonormal, "init": "gradient"}
+    model, _, _ = attached(bert, **section)
+    torch.testing.assert_close(logits(model), logits(classifier(bert)))
+    base = still(bert)
+    base(**INPUTS, labels=torch.tensor([0])).loss.backward()
+    for name, layer in kasa_layers(model):
+        A, _, B = layer.factors("default")
+        torch.testing.assert_close(A @ A.T, torch.eye(2), atol=1e-4, rtol=0)
+        if not name.endswith("layer.1.attention.self.value"):
+            continue  # the gradients of queries have one singular value only, which rounds
+        gradient = base.get_submodule(name).weight.grad
+        U, _, Vh = torch.linalg.svd(gradient)
+        assert float((A @ Vh[0]).norm()) == pytest.approx(1, abs=1e-3)
+        assert float((B.T @ U[:, 0]).norm()) == pytest.approx(float(orthonormal), abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
@@ -117,11 +140,11 @@ def test_settings_that_contradict_are_refused_before_a_weight_is_read(name, valu
             work(classifier(bert), section, "classification", ["classifier"])
 
 
-@pytest.mark.parametrize("wrong", [{"anneal": 1.5}, {"anneal": -0.1}, {"orthonormal": "yes"}])
+@pytest.mark.parametrize("wrong", [{"anneal": 1.5}, {"anneal": -0.1}, {"orthonormal": "yes"}, {"init": "zero"}])
 def test_settings_out_of_range_are_refused(bert, tmp_path, wrong):
     with pytest.raises(RecipeError, match=f"method.{next(iter(wrong))}"):
         make_recipe(bert, tmp_path, method=wrong)
 
 
 def test_a_recipe_without_the_keys_is_written_as_before(bert, tmp_path):
-    assert not {"anneal", "orthonormal"} & set(make_recipe(bert, tmp_path).model_dump()["method"])
+    assert not {"anneal", "orthonormal", "init"} & set(make_recipe(bert, tmp_path).model_dump()["method"])

@@ -19,11 +19,19 @@ from kasatune.kasa import KasaConfig, regularization_terms
 from kasatune.kasa.annealing import Components, fade, take_out_tails
 from kasatune.kasa.calibration import calibrate_adapter
 from kasatune.kasa.layer import kasa_layers
+from kasatune.kasa.protection import project
+from kasatune.linalg import leading_triplets
 from kasatune.linalg.spectrum import singular_values
 from kasatune.methods.lora import METHOD as LORA
 from kasatune.methods.shared.method import MethodSettings, TaskKind
 from kasatune.methods.shared.peft_adapter import AdapterMethod, as_peft_model, save_peft, targeted_layers
-from kasatune.methods.shared.starting_factors import calibration_batches
+from kasatune.methods.shared.starting_factors import (
+    CALIBRATION_ROWS,
+    Factors,
+    calibration_batches,
+    computed_once,
+    weight_gradients,
+)
 from kasatune.methods.shared.trained_parameters import trainable, within
 from kasatune.methods.table import METHODS
 
@@ -32,6 +40,7 @@ if TYPE_CHECKING:
 
 _ADAPTER_NAME = "default"
 _FADING = "fading_components"
+_PREFIX = "base_model.model."
 
 
 class Kasa(AdapterMethod):
@@ -48,6 +57,8 @@ class Kasa(AdapterMethod):
     W - max(0, 1 - t / (`anneal` n)) T, and what is evaluated, saved and exported is W + s B diag(sigma) A, a LoRA of
     rank r. With `orthonormal` A and B start orthonormal, sigma at 0, and after each step A <- (A A^T)^(-1/2) A and
     B <- B (B^T B)^(-1/2); s is multiplied by ||W||_F / sqrt(min(out, in)), and the gamma term is left out.
+    With `init: gradient` A starts as the r leading right singular vectors of dL/dW on the first 64 training rows, and
+    with `orthonormal` B as the left ones; the start is the same function, since B = 0 or sigma = 0.
 
     Two options switch off parts for ablations: `truncate` false uses W instead of W_world, and `sigma` "one" fixes
     diag(sigma) at the identity. With both, and beta = gamma = 0, the method is LoRA.
@@ -113,6 +124,8 @@ class Kasa(AdapterMethod):
         if isinstance(config, KasaConfig) and config.calibrate_later:
             base: Any = as_peft_model(model).get_base_model()
             calibrate_adapter(model, calibration_batches(settings, base, batches))
+        if settings.init == "gradient":
+            _start_from_gradient(model, self.info.name, settings, batches)
         if settings.anneal:
             setattr(model, _FADING, take_out_tails(model))
 
@@ -232,6 +245,30 @@ class Kasa(AdapterMethod):
                 }
             )
         return layers
+
+
+@torch.no_grad()
+def _start_from_gradient(
+    model: nn.Module, name: str, settings: MethodSettings, batches: Iterable[Mapping[str, Tensor]]
+) -> None:
+    """A = Vh_r of dL/dW = U S Vh on the first training rows, and with `orthonormal` B = U_r; B or sigma is 0 still."""
+    layers: dict[str, Any] = dict(kasa_layers(model))
+
+    def compute() -> dict[str, Factors]:
+        named = {f"{_PREFIX}{layer}": module for layer, module in layers.items()}
+        gradients = weight_gradients(model, named, name, batches, CALIBRATION_ROWS)
+        return {layer.removeprefix(_PREFIX): _leading(gradient, settings.r) for layer, gradient in gradients.items()}
+
+    for layer, factors in computed_once(compute).items():
+        layers[layer].kasa_A[_ADAPTER_NAME].copy_(factors.A)
+        if settings.orthonormal:
+            layers[layer].kasa_B[_ADAPTER_NAME].copy_(factors.B)
+    project(layers.values(), _ADAPTER_NAME)
+
+
+def _leading(gradient: Tensor, r: int) -> Factors:
+    U, _, Vh = leading_triplets(gradient.float(), r)
+    return Factors(Vh.float(), U.float())
 
 
 class _Anneal(TrainerCallback):

@@ -28,10 +28,11 @@ class LoraGa(CalibratedResidualLora):
         self, model: nn.Module, settings: MethodSettings, batches: Iterable[Mapping[str, Tensor]]
     ) -> dict[str, Factors]:
         """See `CalibratedResidualLora.starting_factors`."""
-        gradients = weight_gradients(model, self.info.name, batches, settings.options["samples"])
+        layers = dict(lora_layers(model))
+        gradients = weight_gradients(model, layers, self.info.name, batches, settings.options["samples"])
         config = LoraGAConfig(stable_gamma=settings.options["gamma"])
         factors: dict[str, Factors] = {}
-        for name, layer in lora_layers(model):
+        for name, layer in layers.items():
             base = layer.get_base_layer()
             weights = (base.weight, layer.lora_A[ADAPTER_NAME].weight, layer.lora_B[ADAPTER_NAME].weight)
             before = [weight.data for weight in weights]

@@ -33,7 +33,8 @@ class LoraOne(Lora):
         """See `Method.prepare`: A0 and B0."""
 
         def compute() -> dict[str, Factors]:
-            gradients = weight_gradients(model, self.info.name, batches, settings.options["samples"])
+            layers = dict(lora_layers(model))
+            gradients = weight_gradients(model, layers, self.info.name, batches, settings.options["samples"])
             gamma = settings.options["gamma"]
             return {name: _one_step(gradient, settings.r, gamma) for name, gradient in gradients.items()}
 

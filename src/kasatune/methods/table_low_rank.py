@@ -12,7 +12,7 @@ RESIDUAL = (
     "during training the base weights hold what A and B do not; the saved adapter leaves the base weights untouched"
 )
 _WITHOUT_RSLORA = tuple(key for key in LORA_KEYS if key != "use_rslora")
-_VARIANT_KEYS = ("truncate_by", "drop", "protect", "anneal", "orthonormal", "calibration")
+_VARIANT_KEYS = ("truncate_by", "drop", "protect", "anneal", "orthonormal", "init", "calibration")
 _KASA_KEYS = ("convention", "core", "truncation", "beta", "gamma", "tails", *_VARIANT_KEYS)
 _LOSS_OF_TRIALS = "its trials read the loss that the model itself computes, which is not that of pairs of answers"
 _SCALED = ("lora", "kasa", "rslora", "dora", "houlsby", "pfeiffer", "lin", "series-adapter", "parallel-adapter")

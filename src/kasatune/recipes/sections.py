@@ -193,7 +193,7 @@ class MethodSection(Section):
     """The fine-tuning method. A method ignores the keys that it does not read; `kasatune list methods` names them."""
 
     written_if_set: ClassVar[frozenset[str]] = frozenset(
-        {"truncate_by", "drop", "protect", "anneal", "orthonormal", "calibration"}
+        {"truncate_by", "drop", "protect", "anneal", "orthonormal", "init", "calibration"}
     )
 
     name: Text = Field(
@@ -256,6 +256,11 @@ class MethodSection(Section):
         False,
         description="Start with random orthonormal A and B and sigma = 0, make A and B orthonormal again after each "
         "optimizer step, scale the update by the root mean square of W's singular values, and leave gamma out.",
+    )
+    init: Literal["random", "gradient"] = Field(
+        "random",
+        description="Start of A, and with orthonormal of B: random, or the leading singular vectors of the gradient in "
+        "each weight on the first 64 training rows (gradient).",
     )
     calibration: Literal["auto", "generated", "task"] = Field(
         "auto",

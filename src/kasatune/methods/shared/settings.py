@@ -98,6 +98,11 @@ class MethodSettings(Protocol):
         ...
 
     @property
+    def init(self) -> str:
+        """The start of A and B: "random" or "gradient"."""
+        ...
+
+    @property
     def calibration(self) -> str:
         """The text on which activations are measured: "auto", "generated" or "task"."""
         ...

@@ -131,7 +131,7 @@ def calibration_batches(
 
 
 def weight_gradients(
-    model: nn.Module, name: str, batches: Iterable[Mapping[str, Tensor]], samples: int
+    model: nn.Module, layers: Mapping[str, Any], name: str, batches: Iterable[Mapping[str, Tensor]], samples: int
 ) -> dict[str, Tensor]:
     """The gradient of the loss in every adapted weight, by layer name, (out, in), on the weight's device.
 
@@ -139,19 +139,20 @@ def weight_gradients(
     layer that the loss does not reach is left out.
 
     Args:
-        model: with an attached LoRA that does not change it yet.
+        model: with an attached adapter that is not trained yet.
+        layers: PEFT's layers of the adapter, by their names in the model.
         name: of the method, for error messages.
         batches: collated training rows with labels.
         samples: how many rows are read.
 
     Raises:
-        DataError: there are no rows.
+        DataError: there are no rows, or they have no labels.
         ModelError: the gradient of a weight holds NaN or infinite values.
     """
     rows = list(first_rows(batches, samples))
-    if not rows:
-        raise DataError(f"method {name!r} starts from the gradient on training rows, and there are none; give some")
-    layers = dict(lora_layers(model))
+    if not rows or "labels" not in rows[0]:
+        what = "have no labels" if rows else "are missing"
+        raise DataError(f"method {name!r} starts from the gradient on training rows, which {what}; give labelled rows")
     config = LoraConfig(
         target_modules=[f"{layer}.base_layer" for layer in layers],
         init_lora_weights="lora_ga",
