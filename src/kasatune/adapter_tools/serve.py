@@ -28,6 +28,7 @@ from kasatune.evaluation.batches import evaluation_mode
 from kasatune.evaluation.generate import end_tokens, only_config
 from kasatune.evaluation.known_tokens import require_known_tokens
 from kasatune.weights.usable_positions import usable_positions
+from kasatune.wording import counted
 
 try:
     from fastapi import FastAPI, HTTPException, Request
@@ -307,7 +308,9 @@ def _new_tokens(model: ServedModel, body: Mapping[str, Any], prompt: int) -> int
     room = wanted if model.positions is None else model.positions - prompt
     if room < 1:
         raise HTTPException(
-            400, f"the prompt has {prompt} tokens, and the model {model.positions} positions for prompt and answer"
+            400,
+            f"the prompt has {counted(prompt, 'token')}, and the model {model.positions} positions for prompt and "
+            "answer",
         )
     return min(wanted, room)
 

@@ -110,7 +110,7 @@ def test_a_document_that_cannot_be_used_is_named(tmp_path, name, content, messag
 
 
 def test_places_without_documents_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"the folder has no .txt, .md, .jsonl, .pdf files"):
+    with pytest.raises(DataError, match=r"the folder has no file that ends in .txt, .md, .jsonl, .pdf"):
         read_documents([str(tmp_path)])
     with pytest.raises(DataError, match="no such file"):
         read_documents([str(tmp_path / "absent.txt")])

@@ -6,6 +6,7 @@ import typer
 
 from kasatune.cli.arguments import AdapterDirectory, BaseModel, Json
 from kasatune.cli.console import note, print_json, print_table, results_only, say
+from kasatune.wording import counted
 
 
 def command(
@@ -44,8 +45,8 @@ def command(
             print_table(["file", "bytes"], [[name, f"{size:,}"] for name, size in package.sizes.items()], numbers=1)
             say()
             say((package.folder / "README.md").read_text(encoding="utf-8"))
-            note(f"nothing was sent; --yes uploads these {len(package.sizes)} files to {repository}")
+            note(f"nothing was sent; --yes uploads {counted(len(package.sizes), 'file')} to {repository}")
         else:
-            say(f"{address}: {len(package.sizes)} files, adapter of {package.base}")
+            say(f"{address}: {counted(len(package.sizes), 'file')}, adapter of {package.base}")
         if package.left_out:
             note(f"left out: {', '.join(package.left_out)}")

@@ -88,7 +88,9 @@ def _read(source: str) -> Iterator[Document]:
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
         if not files:
-            raise DataError(f"{path}: the folder has no {', '.join(SUFFIXES)} files; give one with documents")
+            raise DataError(
+                f"{path}: the folder has no file that ends in {', '.join(SUFFIXES)}; give one with documents"
+            )
         for file in files:
             if file.stat().st_size:
                 yield from _read_file(file)

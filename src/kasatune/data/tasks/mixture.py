@@ -205,4 +205,4 @@ def _draw_note(part: str, size: int, count: int, seed: int) -> str:
     if count <= size:
         return f"{part}: {count:,} of {counted(size, 'training row')} drawn with seed {seed}"
     times = str(count // size) if count % size == 0 else f"{count // size} or {count // size + 1}"
-    return f"{part}: {counted(size, 'training row')}, each drawn {times} times: {count:,} rows in an epoch"
+    return f"{part}: {counted(size, 'training row')}, each drawn {times} times: {counted(count, 'row')} in an epoch"

@@ -24,6 +24,7 @@ from kasatune.data.tasks.dataset import (
 from kasatune.data.tasks.task_info import RetrievedPassage, RetrievedPrompt, TaskInfo
 from kasatune.errors import DataError
 from kasatune.metrics.answer_match import contains_answer
+from kasatune.wording import counted
 
 CLOSED_BOOK = "closed_book"
 """The split with the questions of "validation" and no passages."""
@@ -197,7 +198,7 @@ def _evaluation_splits(questions: Sequence[Question], prompter: PassagePrompter,
         any(contains_answer(passages_of(prompt), answer) for answer in question.answers)
         for question, prompt in zip(_one_an_answer(questions), rows.first, strict=True)
     )
-    notes.append(f"validation: the retrieved passages contain the answer of {held:,} of {len(rows):,} rows")
+    notes.append(f"validation: the retrieved passages contain the answer of {held:,} of {counted(len(rows), 'row')}")
     closed = [_chat(question, answer_prompt(question.text, [])) for question in _one_an_answer(questions)]
     return {"validation": rows, CLOSED_BOOK: ChatRows.of(closed)}
 

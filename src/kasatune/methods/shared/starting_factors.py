@@ -18,6 +18,7 @@ from kasatune.kasa.truncation.compute_tails import are_decompositions_shared, de
 from kasatune.methods.lora import ADAPTER_NAME, lora_layers
 from kasatune.methods.shared.method import MethodSettings
 from kasatune.methods.shared.residual_lora import ResidualLora, initial_factors, remember_initial_factors
+from kasatune.wording import counted
 
 CALIBRATION_ROWS = 64
 
@@ -175,8 +176,8 @@ def weight_gradients(
         del base._peft_loraga_grad
         if not bool(torch.isfinite(gradient).all()):
             raise ModelError(
-                f"method {name!r}: the gradient of {layer_name} on {samples} training rows is not finite; check the "
-                "rows and the checkpoint, or load the base in float32"
+                f"method {name!r}: the gradient of {layer_name} on {counted(samples, 'training row')} is not finite; "
+                "check the rows and the checkpoint, or load the base in float32"
             )
         gradients[layer_name] = gradient.T if layer.fan_in_fan_out else gradient
     return gradients
