@@ -85,6 +85,11 @@ def osf(s: Shape) -> int:
     return sum((min(out, n) - min(out, n) // 2) * (out + n + 1) for out, n in s.targets)
 
 
+def milora_moe(s: Shape) -> int:
+    """LoRA, and d (n + 1) + 12 in each block, n its adapted layers."""
+    return lora(s) + s.L * (s.d * (len(s.targets) // s.L + 1) + 12)
+
+
 def bottleneck(s: Shape) -> int:
     """2 d r + r + d: two matrices and their biases."""
     return 2 * s.d * R + R + s.d
@@ -148,5 +153,6 @@ FACTS: dict[str, Facts] = {
     "moe-lora": Facts(moe_lora, options={"experts": 4}),
     "mor": Facts(mor),
     "malora": Facts(malora),
+    "milora-moe": Facts(milora_moe, options={"activation_rate": 1.0}, steps=12),
     "ist": Facts(lora, options={"interval": 2}, steps=12),
 }

@@ -8,15 +8,19 @@ import peft
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from kasatune.mixtures import MaloraConfig, MoeLoraConfig, MorConfig
+from kasatune.mixtures import MaloraConfig, MiloraMoeConfig, MoeLoraConfig, MorConfig
 
 CONFIGS: dict[str, Any] = {
     "moe-lora": MoeLoraConfig,
     "mor": MorConfig,
     "malora": MaloraConfig,
+    "milora-moe": MiloraMoeConfig,
 }
 KINDS = list(CONFIGS)
+TOKENS = ["moe-lora", "mor", "malora"]
 CHOOSING = ["moe-lora", "malora"]
+BALANCED = [*CHOOSING, "milora-moe"]
+ALL_EXPERTS = {"moe-lora": {"top_k": 8}, "mor": {}, "malora": {"top_k": 8}, "milora-moe": {"top_k": 7}}
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 VOCABULARY = 50
 

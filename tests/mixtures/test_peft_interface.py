@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kasatune.errors import AdapterError, InputError, ModelError, UnknownSettingError
-from tests.mixtures.models import CHOOSING, KINDS, adapted, base, batch, config, shake
+from tests.mixtures.models import ALL_EXPERTS, CHOOSING, KINDS, adapted, base, batch, config, shake
 
 DATA = batch()
 WEIGHTS = "adapter_model.safetensors"
@@ -24,7 +24,7 @@ def logits(model):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
 def test_save_load_switch_delete(kind, low_cpu_mem_usage, tmp_path):
-    first, second = adapted(kind), adapted(kind, seed=2, num_experts=4) if kind != "milora-moe" else adapted(kind, 2)
+    first, second = adapted(kind), adapted(kind, seed=2)
     first.save_pretrained(tmp_path / "a")
     second.save_pretrained(tmp_path / "b")
     model = peft.PeftModel.from_pretrained(base(), tmp_path / "a", "one", low_cpu_mem_usage=low_cpu_mem_usage)
@@ -76,7 +76,7 @@ def test_what_a_mixture_cannot_do_is_refused_by_name(kind):
 def test_damaged_files_are_refused(kind, damage, tmp_path):
     adapted(kind).save_pretrained(tmp_path)
     tensors = load_file(tmp_path / WEIGHTS)
-    key = next(name for name in tensors if "router" in name)
+    key = next(name for name in tensors if "mixture_router" in name)
     if damage == "missing":
         del tensors[key]
     elif damage == "shape":
@@ -91,7 +91,7 @@ def test_damaged_files_are_refused(kind, damage, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("autocast", [True, False])
 def test_bfloat16(kind, autocast):
-    settings = {"top_k": 8} if kind in CHOOSING else {}  # a choice may differ after rounding
+    settings = ALL_EXPERTS[kind]  # a choice may differ after rounding
     torch.manual_seed(3)
     model = peft.get_peft_model(base(torch.bfloat16), config(kind, **settings), autocast_adapter_dtype=autocast)
     shake(model)
@@ -130,7 +130,7 @@ def strip(text):
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
-        *((kind, {"top_k": 9}, "top_k 9 is more than the 8 experts") for kind in CHOOSING),
+        *((kind, {"top_k": 9}, "top_k 9 is more than num_experts = 8") for kind in CHOOSING),
         ("moe-lora", {"top_k": 0}, "top_k must be a whole number of at least 1, got 0"),
         ("moe-lora", {"num_experts": 1}, "num_experts must be a whole number of at least 2, got 1"),
         ("moe-lora", {"num_experts": 2.5}, "num_experts must be a whole number of at least 2, got 2.5"),
@@ -138,6 +138,8 @@ def strip(text):
         ("mor", {"num_experts": True}, "num_experts must be a whole number"),
         ("malora", {"up_rank": 1}, "up_rank must be a whole number of at least r = 2"),
         ("malora", {"lora_dropout": 1.0}, "lora_dropout must be at least 0 and below 1"),
+        ("milora-moe", {"pooling": "sum"}, "pooling must be one of attention, mean, max, last, got 'sum'"),
+        ("milora-moe", {"gate": "hard", "balance_weight": 0}, "leaves the router without a gradient"),
         ("mor", {"r": 0}, "r must be a whole number of at least 1, got 0"),
         ("mor", {"lora_alpha": float("nan")}, "lora_alpha must be a number above 0"),
     ],

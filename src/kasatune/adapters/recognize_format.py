@@ -11,6 +11,7 @@ from peft.utils.other import get_pattern_key
 
 from kasatune.adapters.adapter_files import PREFIX, Header, is_number, listed
 from kasatune.errors import AdapterError
+from kasatune.mixtures.config import MIXTURE_TYPES
 from kasatune.redaction import may_run_for_ever
 
 FORMATS = ("lora", "kasa", "peft-kasa", "authors")
@@ -47,6 +48,12 @@ def format_of(header: Header) -> str:
     kind = header.config["peft_type"]
     if kind == "KASA":
         return "kasa"
+    if kind in MIXTURE_TYPES:
+        raise AdapterError(
+            f"{header.folder}: peft_type {kind!r} is a mixture of LoRA experts, whose update depends on the input "
+            "through its router: it cannot be exported, merged, shrunk or inspected as a matrix. Use it with PEFT: "
+            "`import kasatune`, then PeftModel.from_pretrained"
+        )
     if kind != "LORA":
         raise AdapterError(
             f"{header.folder}: peft_type {kind!r} is not supported; KaSA and LoRA adapters are. Use it with PEFT: its "

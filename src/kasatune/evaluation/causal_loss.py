@@ -17,6 +17,7 @@ from kasatune.data.tokenize import Examples
 from kasatune.errors import DivergedError
 from kasatune.evaluation.batches import batches_by_length, evaluation_mode, to_device, token_counts
 from kasatune.evaluation.logits_to_keep import kept_logits
+from kasatune.mixtures.forward_pass import labels_of_batch
 from kasatune.wording import counted
 
 
@@ -165,7 +166,8 @@ def text_loss(
             batch = to_device(collate([examples[index] for index in indices]), device)
             labels = batch.pop("labels")
             targets = next_tokens(labels)
-            losses = kept_row_losses(kept_logits(model, batch, targets != IGNORED), targets)
+            with labels_of_batch(model, labels):
+                losses = kept_row_losses(kept_logits(model, batch, targets != IGNORED), targets)
             total += float(losses.sum())
             count += learnt_tokens(labels)
             for index, loss, label in zip(indices, losses.tolist(), labels, strict=True):

@@ -17,6 +17,7 @@ from kasatune.evaluation.causal_loss import kept_row_losses
 from kasatune.evaluation.known_tokens import require_known_tokens
 from kasatune.evaluation.logits_to_keep import kept_logits
 from kasatune.io.progress import progress_counter
+from kasatune.mixtures.forward_pass import labels_of_batch
 from kasatune.weights.usable_positions import usable_positions
 
 Pair = tuple[str, str]
@@ -81,5 +82,8 @@ def _batch_sums(
     ids = pad(inputs, 0).to(device)
     mask = pad([[1] * len(row) for row in inputs], 0).to(device)
     targets = pad(rows_of_targets, IGNORED).to(device)
-    logits = kept_logits(model, {"input_ids": ids, "attention_mask": mask}, targets != IGNORED)
+    contexts = [len(tokens) - continuation for tokens, continuation in cut]
+    learnt = [[IGNORED] * length + row[length:] for length, row in zip(contexts, inputs, strict=True)]
+    with labels_of_batch(model, pad(learnt, IGNORED).to(device)):
+        logits = kept_logits(model, {"input_ids": ids, "attention_mask": mask}, targets != IGNORED)
     return [-loss for loss in kept_row_losses(logits, targets).tolist()]

@@ -61,4 +61,42 @@ ROWS = (
         ),
         merge=_NOT_MERGEABLE,
     ),
+    MethodInfo(
+        name="milora-moe",
+        title="MiLoRA (mixture)",
+        paper="arXiv 2410.18035",
+        trains="A and B of the adapted layers, and in each block a router that chooses `top_k` of these layers once "
+        "for a prompt",
+        parameters="r (in + out), and for each block d (n + 1) + 12, n its adapted layers",
+        bases=f"{_LINEAR}, in the blocks of a model without a separate encoder",
+        implemented_by="kasatune",
+        module="kasatune.methods.milora_moe",
+        reconstructed=True,
+        options=(
+            Option("top_k", "integer", 1, "layers of a block chosen for a prompt; the paper has 1 and 3", low=1),
+            Option(
+                "pooling",
+                "choice",
+                "attention",
+                "how the hidden states of a prompt become one vector",
+                ("attention", "mean", "max", "last"),
+            ),
+            Option(
+                "gate",
+                "choice",
+                "probability",
+                "factor of a chosen layer: its probability; 1 with that gradient; or 1",
+                ("probability", "straight-through", "hard"),
+            ),
+            Option("balance_weight", "number", 1e-2, "weight of the routers' load-balancing loss", low=0),
+            Option(
+                "activation_rate",
+                "number",
+                0.01,
+                "factor on the learning rate of the routers' activations; 0 leaves them as they start",
+                low=0,
+            ),
+        ),
+        merge=_NOT_MERGEABLE,
+    ),
 )

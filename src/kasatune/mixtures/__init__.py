@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+# First: importing peft runs the registration, which imports the modules below from this partly initialized package.
+import peft  # noqa: F401  # isort: skip  # pyright: ignore[reportUnusedImport]
+
 from kasatune.mixtures.balance import balance_loss, record_routing
-from kasatune.mixtures.config import MaloraConfig, MixtureConfig, MoeLoraConfig, MorConfig
+from kasatune.mixtures.config import MaloraConfig, MiloraMoeConfig, MixtureConfig, MoeLoraConfig, MorConfig
 from kasatune.mixtures.forward_pass import labels_of_batch
 
 __all__ = [
     "MaloraConfig",
+    "MiloraMoeConfig",
     "MixtureConfig",
     "MoeLoraConfig",
     "MorConfig",

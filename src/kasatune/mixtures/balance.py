@@ -65,22 +65,23 @@ class RouterLoad:
         return dict(self.owner.mixture_router).get(self.adapter_name)
 
     @torch.no_grad()
-    def add(self, probabilities: Tensor, chosen: Tensor, weights: Tensor | None, *, training: bool) -> None:
+    def add(self, probabilities: Tensor, chosen: Tensor, weights: Tensor | None, balanced: Tensor | None) -> None:
         """Count the choices of one forward pass.
 
         Args:
             probabilities: (items, N), float32.
             chosen: (items, N), 1 / top_k for the chosen experts and 0 elsewhere, or the weights of dense experts.
             weights: (items,), the weight of each item, summing to their number; None for 1.
-            training: whether the choices count for the balance loss.
+            balanced: (items, N), the choices that count for the shares of the balance loss; None outside training.
         """
-        counts = chosen.float().sum(0) if weights is None else weights @ chosen.float()
+        counts = _sum(chosen, weights)
         entropy = -torch.xlogy(probabilities, probabilities).sum(-1)
         self.counts = counts if self.counts is None else self.counts + counts
         self.entropy = self.entropy + (entropy.sum() if weights is None else weights @ entropy)
         self.items = self.items + (float(len(probabilities)) if weights is None else weights.sum())
-        if training:
-            self.step_counts = counts if self.step_counts is None else self.step_counts + counts
+        if balanced is not None:
+            step = counts if balanced is chosen else _sum(balanced, weights)
+            self.step_counts = step if self.step_counts is None else self.step_counts + step
 
     def loss(self, mean_probability: Tensor) -> Tensor:
         """N sum_i f_i P_i for the mean probabilities P (N,)."""
@@ -104,6 +105,10 @@ class RouterLoad:
             "entropy": float(self.entropy) / max(items, 1e-9),
             "items": round(items),
         }
+
+
+def _sum(choices: Tensor, weights: Tensor | None) -> Tensor:
+    return choices.float().sum(0) if weights is None else weights @ choices.float()
 
 
 def install_step_hook() -> None:
@@ -160,7 +165,7 @@ def routers(model: nn.Module, adapter_name: str = "default") -> Iterator[tuple[s
     for name, module in model.named_modules():
         loads: dict[str, RouterLoad] = vars(module).get("router_loads", {})
         if adapter_name in loads:
-            yield name.removeprefix("base_model.model."), loads[adapter_name]
+            yield name.removeprefix("base_model.model.").removesuffix(".prompt_router"), loads[adapter_name]
 
 
 @contextmanager

@@ -22,6 +22,12 @@ NOT_IN_A_MIXTURE = {
 }
 
 
+MIXTURE_TYPES = ("MOE_LORA", "MOR", "MALORA", "MILORA_MOE")
+"""The PEFT types of the mixtures."""
+POOLINGS = ("attention", "mean", "max", "last")
+GATES = ("probability", "straight-through", "hard")
+
+
 @dataclass
 class MixtureConfig(PeftConfig):
     """Settings that all mixtures share; use one of the subclasses.
@@ -109,8 +115,7 @@ class TopKConfig(MixtureConfig):
         yield from whole_number(self, "top_k")
         if is_whole(self.num_experts) and is_whole(self.top_k) and self.top_k > self.num_experts:
             yield (
-                f"top_k {self.top_k} is more than the {self.num_experts} experts of num_experts: lower top_k or raise "
-                "num_experts"
+                f"top_k {self.top_k} is more than num_experts = {self.num_experts}: lower top_k or raise num_experts"
             )
         yield from at_least_zero(self, "balance_weight")
 
@@ -174,6 +179,42 @@ class MaloraConfig(TopKConfig):
     def wide_rank(self) -> int:
         """Rbar."""
         return -(-9 * self.r // 8) if self.up_rank is None else self.up_rank
+
+
+@refuse_unknown_settings({**NOT_IN_A_MIXTURE, "num_experts": "the experts are the adapted layers of a block"})
+@dataclass
+class MiloraMoeConfig(MixtureConfig):
+    """y = W x + s w_m(prompt) B A x: the adapted layers of a block are experts, chosen once for a prompt (MiLoRA).
+
+    MiLoRA as a mixture (arXiv 2410.18035), not the method of the same name that trains minor singular components.
+    w = softmax(W_r g(pool(H))) of the top_k layers, H the hidden states of the prompt before the block; 0 elsewhere.
+
+    Args:
+        top_k: number of layers of each block that are chosen for a prompt, at most those that are adapted; 1, or 3 as
+            in the paper's largest runs.
+        pooling: "attention", "mean", "max" or "last": how the hidden states of a prompt become one vector.
+        gate: the factor of a chosen layer's update: "probability", w; "straight-through", 1 with the gradient of w;
+            "hard", 1, so that the balance loss alone trains the router.
+        balance_weight: weight of the balance loss N sum_i f_i P_i, a mean over the blocks; 0 to switch it off.
+    """
+
+    TYPE: ClassVar[str] = "MILORA_MOE"
+
+    top_k: int = field(default=1)
+    pooling: str = field(default="attention")
+    gate: str = field(default="probability")
+    balance_weight: float = field(default=1e-2)
+
+    def faults(self) -> Iterator[str]:
+        """See `MixtureConfig.faults`."""
+        yield from super().faults()
+        yield from whole_number(self, "top_k")
+        yield from at_least_zero(self, "balance_weight")
+        for name, choices in (("pooling", POOLINGS), ("gate", GATES)):
+            if getattr(self, name) not in choices:
+                yield f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
+        if self.gate == "hard" and self.balance_weight == 0:
+            yield "gate='hard' with balance_weight=0 leaves the router without a gradient: change one of them"
 
 
 def whole_number(config: MixtureConfig, name: str, low: int = 1) -> Iterator[str]:

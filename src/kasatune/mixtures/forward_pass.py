@@ -19,7 +19,7 @@ IGNORED = -100
 class Load(Protocol):
     """The part of `balance.RouterLoad` that a forward pass needs."""
 
-    def add(self, probabilities: Tensor, chosen: Tensor, weights: Tensor | None, *, training: bool) -> None:
+    def add(self, probabilities: Tensor, chosen: Tensor, weights: Tensor | None, balanced: Tensor | None) -> None:
         """Count the choices of one forward pass."""
         ...
 
@@ -102,14 +102,20 @@ class ForwardPass:
         mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
         self.attention_mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
         labels = self.labels if self.labels is not None else kwargs.get("labels")
+        if self.labels is not None and self.attention_mask is not None and len(labels) != len(self.attention_mask):
+            labels = None  # a pass on something else inside the context
         self.begin(model, args, kwargs, labels if isinstance(labels, Tensor) else None)
 
     def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], labels: Tensor | None) -> None:
         """Compute the weights of the tokens from the arguments of the model."""
         self.token_weights = token_weights(self.attention_mask, labels)
 
+    def end(self, kwargs: dict[str, Any], output: Any) -> None:
+        """Keep what the next pass needs."""
+
     def _after(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         self.open = False
+        self.end(kwargs, output)
         if not self._losses:
             return None
         loss = torch.stack([loss.to(self._losses[0].device) for loss in self._losses]).mean()
@@ -132,8 +138,20 @@ class ForwardPass:
         """The share of this micro-batch in the items of the optimizer step, by which the model divides its loss."""
         return 1.0 if number is None else labels.ne(IGNORED).sum() / number
 
+    def counts(self, *, training: bool) -> bool:
+        """Whether `record` has an effect in this pass."""
+        return training or (self.recording and self.open)
+
     def record(
-        self, load: Load, probabilities: Tensor, chosen: Tensor, weight: float, *, training: bool, rows: bool = False
+        self,
+        load: Load,
+        probabilities: Tensor,
+        chosen: Tensor,
+        weight: float,
+        *,
+        training: bool,
+        balanced: Tensor | None = None,
+        rows: bool = False,
     ) -> None:
         """Count the choices of a router, and add its balance loss.
 
@@ -143,15 +161,17 @@ class ForwardPass:
             chosen: (..., N), see `RouterLoad.add`.
             weight: of the loss, which is a mean over the routers.
             training: whether this is a training pass, which has a balance loss.
+            balanced: (..., N), the choices of which the balance loss takes the shares; None for `chosen`.
             rows: each row is one item, as for prompts. Otherwise a row is a token.
         """
-        if not training and not (self.recording and self.open):
+        if not self.counts(training=training):
             return
-        flat, chosen = probabilities.flatten(0, -2), chosen.flatten(0, -2)
+        flat, chosen = probabilities.flatten(0, -2), chosen.detach().flatten(0, -2)
+        balanced = chosen if balanced is None else balanced.detach()
         weights = self.row_weights() if rows else self.token_weights
         weights = weights.flatten().to(flat) if weights is not None and weights.numel() == len(flat) else None
         if self.open:
-            load.add(flat.detach(), chosen.detach(), weights, training=training)
+            load.add(flat.detach(), chosen, weights, balanced if training else None)
         if training and weight:
             # Also when a block is computed again: checkpointing compares the tensors that both computations save.
             mean = flat.mean(0) if weights is None else weights @ flat / weights.sum().clamp_min(1e-9)

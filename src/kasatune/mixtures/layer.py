@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from kasatune.errors import InputError, ModelError
 from kasatune.mixtures.balance import RouterLoad
 from kasatune.mixtures.config import MixtureConfig
-from kasatune.mixtures.forward_pass import ForwardPass
 from kasatune.weights.base_weight import BaseWeight
 
 NOT_MERGEABLE = (
@@ -27,36 +26,23 @@ ROUTER_DEVIATION = 0.02
 """Standard deviation of a router's weight at the start."""
 
 
-class MixtureLayer(nn.Module, BaseTunerLayer):
-    """y = W x + s * update(x), the update of the active adapter. A subclass has the parameters and the update.
-
-    The parameters of an adapter are in float32 (float64 on such a base), and B is 0 at the start.
-
-    Args:
-        base_layer: the layer to adapt.
-        weight: its weight.
-        mixture_pass: the state that all layers of the model share in a forward pass.
+class MixtureModule(nn.Module, BaseTunerLayer):
+    """A module with the parameters of mixtures: an adapted layer, or a router of a block. One adapter is active.
 
     Attributes:
         settings: the configuration of each adapter.
-        router_loads: the loads of each adapter's router.
+        router_loads: the loads of each adapter's router, if the module has one.
+        mixture_pass: the state that all modules share in a forward pass.
     """
 
-    other_param_names: tuple[str, ...] = ("mixture_dropout", "settings", "router_loads")
-    frozen_by_default: ClassVar[tuple[str, ...]] = ()
+    other_param_names: tuple[str, ...] = ("settings", "router_loads")
 
-    base_layer: nn.Module
-    mixture_A: nn.ParameterDict
-    mixture_B: nn.ParameterDict
     mixture_router: nn.ParameterDict
 
-    def __init__(self, base_layer: nn.Module, weight: BaseWeight, mixture_pass: ForwardPass) -> None:
+    def __init__(self, mixture_pass: Any) -> None:
         super().__init__()
-        self.base_layer = base_layer
-        self.out_features, self.in_features = weight.shape
         for name in self.adapter_layer_names:
             setattr(self, name, nn.ParameterDict())
-        self.mixture_dropout = nn.ModuleDict()
         self.settings: dict[str, Any] = {}
         self.router_loads: dict[str, RouterLoad] = {}
         self.mixture_pass = mixture_pass
@@ -65,48 +51,29 @@ class MixtureLayer(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self._active_adapter = []
 
-    @abstractmethod
-    def initial_parameters(self, config: Any) -> Mapping[str, Tensor]:
-        """The parameters of a new adapter, by the name of their ParameterDict, on the CPU (or the meta device)."""
-
-    @abstractmethod
-    def update(self, adapter_name: str, x: Tensor) -> Tensor:
-        """The update of y, scaling included, for x (..., in) in the dtype of the parameters."""
-
-    def update_layer(self, adapter_name: str, config: MixtureConfig, weight: BaseWeight) -> None:
-        """Add an adapter, or replace it."""
-        add_parameters(self, adapter_name, self.initial_parameters(config), weight.device, weight.dtype)
-        dropout = config.lora_dropout
-        self.mixture_dropout[adapter_name] = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
+    def add_parameters(
+        self,
+        adapter_name: str,
+        config: MixtureConfig,
+        values: Mapping[str, Tensor],
+        device: torch.device,
+        base_dtype: torch.dtype,
+    ) -> None:
+        """Put the parameters of a new adapter into the ParameterDicts, in float32 or wider."""
+        dtype = torch.float64 if base_dtype == torch.float64 else torch.float32
+        for name, value in values.items():
+            target = value.device if value.is_meta else device
+            getattr(self, name)[adapter_name] = nn.Parameter(value.to(target, dtype))
+        self.frozen_peft_weight_names.pop(adapter_name, None)
         self.settings[adapter_name] = config
         if "mixture_router" in self.adapter_layer_names:
             self.router_loads[adapter_name] = RouterLoad(self, adapter_name)
-        self.set_adapter(self.active_adapters)
 
     def acting(self) -> str | None:
         """The adapter that takes part in this forward pass."""
         if self._disable_adapters or not self.active_adapters or self.active_adapters[0] not in self.settings:
             return None
         return self.active_adapters[0]
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Apply the layer to x (..., in).
-
-        Raises:
-            InputError: `adapter_names` was given: one forward pass uses one mixture.
-        """
-        if kwargs.pop("adapter_names", None) is not None:
-            raise InputError(f"adapter_names: a mixture acts on the entire batch; {ONE_ADAPTER}")
-        result = self.base_layer(x, *args, **kwargs)
-        adapter = self.acting()
-        if adapter is None:
-            return result
-        update = self.update(adapter, self._cast_input_dtype(x, self.mixture_B[adapter].dtype))
-        return (result + update).to(result.dtype)
-
-    def drops(self, adapter_name: str) -> bool:
-        """Whether dropout acts on the input of the experts in this pass."""
-        return self.training and isinstance(self.mixture_dropout[adapter_name], nn.Dropout)
 
     @property
     def in_training(self) -> bool:
@@ -124,6 +91,79 @@ class MixtureLayer(nn.Module, BaseTunerLayer):
             raise InputError(f"set_adapter: {names} received; {ONE_ADAPTER}")
         super().set_adapter(names, inference_mode=inference_mode)
 
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """False: the update is no matrix."""
+        return False
+
+    def move_parameters(self, adapter_name: str, device: torch.device) -> None:
+        """Move the parameters of an adapter that are not on the meta device, keeping their dtypes."""
+        for name in self.adapter_layer_names:
+            parameter = getattr(self, name).get(adapter_name)
+            if parameter is not None and not parameter.is_meta:
+                parameter.data = parameter.data.to(device)
+
+
+class MixtureLayer(MixtureModule):
+    """y = W x + s * update(x), the update of the active adapter. A subclass has the parameters and the update.
+
+    The parameters of an adapter are in float32 (float64 on such a base), and B is 0 at the start.
+
+    Args:
+        base_layer: the layer to adapt.
+        weight: its weight.
+        mixture_pass: the state that all layers of the model share in a forward pass.
+    """
+
+    other_param_names = ("mixture_dropout", *MixtureModule.other_param_names)
+
+    base_layer: nn.Module
+    mixture_A: nn.ParameterDict
+    mixture_B: nn.ParameterDict
+
+    def __init__(self, base_layer: nn.Module, weight: BaseWeight, mixture_pass: Any) -> None:
+        super().__init__(mixture_pass)
+        self.base_layer = base_layer
+        self.out_features, self.in_features = weight.shape
+        self.mixture_dropout = nn.ModuleDict()
+
+    @abstractmethod
+    def initial_parameters(self, config: Any) -> Mapping[str, Tensor]:
+        """The parameters of a new adapter, by the name of their ParameterDict, on the CPU (or the meta device)."""
+
+    @abstractmethod
+    def update(self, adapter_name: str, x: Tensor) -> Tensor:
+        """The update of y, scaling included, for x (..., in) in the dtype of the parameters."""
+
+    def update_layer(self, adapter_name: str, config: Any, weight: BaseWeight) -> None:
+        """Add an adapter, or replace it."""
+        self.add_parameters(adapter_name, config, self.initial_parameters(config), weight.device, weight.dtype)
+        dropout = config.lora_dropout
+        self.mixture_dropout[adapter_name] = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
+        self.set_adapter(self.active_adapters)
+
+    def is_idle(self, adapter_name: str) -> bool:
+        """Whether the update is 0 for the entire batch and need not be computed."""
+        return False
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Apply the layer to x (..., in).
+
+        Raises:
+            InputError: `adapter_names` was given: one forward pass uses one mixture.
+        """
+        if kwargs.pop("adapter_names", None) is not None:
+            raise InputError(f"adapter_names: a mixture acts on the entire batch; {ONE_ADAPTER}")
+        result = self.base_layer(x, *args, **kwargs)
+        adapter = self.acting()
+        if adapter is None or self.is_idle(adapter):
+            return result
+        update = self.update(adapter, self._cast_input_dtype(x, self.mixture_B[adapter].dtype))
+        return (result + update).to(result.dtype)
+
+    def drops(self, adapter_name: str) -> bool:
+        """Whether dropout acts on the input of the experts in this pass."""
+        return self.training and isinstance(self.mixture_dropout[adapter_name], nn.Dropout)
+
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Refused.
 
@@ -132,13 +172,9 @@ class MixtureLayer(nn.Module, BaseTunerLayer):
         """
         raise ModelError(NOT_MERGEABLE)
 
-    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """False: the update is no matrix."""
-        return False
-
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """Move an adapter to the device of the base layer, keeping its dtypes."""
-        move_parameters(self, adapter_name, BaseWeight(self.get_base_layer()).device if device is None else device)
+        self.move_parameters(adapter_name, BaseWeight(self.get_base_layer()).device if device is None else device)
 
     def extra_repr(self) -> str:
         """Rank and number of experts of each adapter."""
@@ -146,25 +182,6 @@ class MixtureLayer(nn.Module, BaseTunerLayer):
             f"{name}: r={config.r}" + (f", experts={n}" if (n := getattr(config, "num_experts", None)) else "")
             for name, config in self.settings.items()
         )
-
-
-def add_parameters(
-    module: Any, adapter_name: str, values: Mapping[str, Tensor], device: torch.device, base_dtype: torch.dtype
-) -> None:
-    """Put the parameters of a new adapter into a module's ParameterDicts, in float32 or wider."""
-    dtype = torch.float64 if base_dtype == torch.float64 else torch.float32
-    for name, value in values.items():
-        target = value.device if value.is_meta else device
-        getattr(module, name)[adapter_name] = nn.Parameter(value.to(target, dtype))
-    module.frozen_peft_weight_names.pop(adapter_name, None)
-
-
-def move_parameters(module: Any, adapter_name: str, device: torch.device) -> None:
-    """Move the parameters of an adapter that are not on the meta device, keeping their dtypes."""
-    for name in module.adapter_layer_names:
-        parameter = getattr(module, name).get(adapter_name)
-        if parameter is not None and not parameter.is_meta:
-            parameter.data = parameter.data.to(device)
 
 
 def draw_device() -> torch.device:
@@ -185,16 +202,14 @@ def normal_rows(rows: int, columns: int, deviation: float = ROUTER_DEVIATION) ->
 
 
 def top_k_weights(probabilities: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """The weights w (..., N) of the experts, and which were chosen (..., N), 1 / top_k each.
+    """The weights w (..., N) of the experts, and the numbers (..., top_k) of the chosen ones.
 
     w_i is the probability of a chosen expert, divided by the sum over the chosen ones if top_k > 1, and 0 elsewhere.
     """
     values, index = probabilities.topk(top_k, dim=-1)
     if top_k > 1:
         values = values / values.sum(-1, keepdim=True)
-    weights = torch.zeros_like(probabilities).scatter(-1, index, values)
-    chosen = torch.zeros_like(probabilities).scatter(-1, index, 1 / top_k)
-    return weights, chosen
+    return torch.zeros_like(probabilities).scatter(-1, index, values), index
 
 
 def linear_together(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:

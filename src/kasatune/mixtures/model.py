@@ -19,12 +19,15 @@ from torch import Tensor, nn
 from kasatune.errors import AdapterError, InputError, ModelError
 from kasatune.mixtures.config import MixtureConfig
 from kasatune.mixtures.forward_pass import ForwardPass
-from kasatune.mixtures.layer import NOT_MERGEABLE, ONE_ADAPTER, MixtureLayer
+from kasatune.mixtures.layer import NOT_MERGEABLE, ONE_ADAPTER, MixtureLayer, MixtureModule
 from kasatune.mixtures.malora import MaloraLayer, join_inputs
+from kasatune.mixtures.milora_moe import CHILD, MiloraMoeLayer, PromptRouter
 from kasatune.mixtures.moe_lora import MoeLoraLayer
 from kasatune.mixtures.mor import MorLayer
+from kasatune.mixtures.prompt_pass import PromptPass
 from kasatune.weights.base_weight import BaseWeight, refusal
 from kasatune.weights.quantized_weight import weight_of
+from kasatune.wording import counted
 
 
 class MixtureModel(BaseTuner):
@@ -37,7 +40,7 @@ class MixtureModel(BaseTuner):
     """
 
     prefix = "mixture_"
-    tuner_layer_cls = MixtureLayer
+    tuner_layer_cls = MixtureModule
     target_module_mapping: Any = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     layer_class: ClassVar[type[MixtureLayer]]
 
@@ -217,6 +220,106 @@ class MorModel(MixtureModel):
     """The tuner of `MorConfig`."""
 
     layer_class = MorLayer
+
+
+class MiloraMoeModel(MixtureModel):
+    """The tuner of `MiloraMoeConfig`; each block with adapted layers gets a router, the module `prompt_router`."""
+
+    layer_class = MiloraMoeLayer
+    mixture_pass: PromptPass
+
+    def make_pass(self) -> PromptPass:
+        """See `MixtureModel.make_pass`."""
+        return PromptPass()
+
+    def check_targets(self, config: Any, model: nn.Module, names: list[str]) -> None:
+        """Group the targets by block.
+
+        Raises:
+            ModelError: a target is in no block, a block has fewer targets than top_k, or the model has an encoder and a
+                decoder.
+        """
+        model_config: Any = getattr(model, "config", None)
+        if getattr(model_config, "is_encoder_decoder", False):
+            raise ModelError(
+                f"{type(model).__name__} has an encoder and a decoder: a router of prompts needs a model whose prompt "
+                "and answer are one text; use a mixture that routes tokens"
+            )
+        self._experts: dict[str, list[str]] = {}
+        for name in names:
+            block = _block_of(model, name)
+            if block is None:
+                raise ModelError(
+                    f"target_modules: {name} is in no block of the model, whose hidden states a router could read; "
+                    "leave it out with exclude_modules"
+                )
+            self._experts.setdefault(block, []).append(name)
+        for block, experts in self._experts.items():
+            if config.top_k > len(experts):
+                raise ModelError(
+                    f"top_k: {config.top_k} received, more than the experts of {block}, which has "
+                    f"{counted(len(experts), 'adapted layer')}; lower top_k or name more target_modules"
+                )
+
+    def _create_and_replace(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        peft_config: Any,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        weight = self._weights[current_key]
+        super()._create_and_replace(peft_config, adapter_name, target, target_name, parent, current_key)
+        layer: Any = getattr(parent, target_name)
+        name = next(block for block, experts in self._experts.items() if current_key in experts)
+        layer.place[adapter_name] = (name, self._experts[name].index(current_key))
+        block = self.model.get_submodule(name)
+        router: Any = getattr(block, CHILD, None)
+        if router is None:
+            router = PromptRouter(self.mixture_pass, name, _width(self.model, name))
+            router.train(block.training)
+            setattr(block, CHILD, router)
+            router.handle = block.register_forward_pre_hook(router.before_block, with_kwargs=True)
+        if adapter_name not in router.settings:
+            router.add_adapter(adapter_name, peft_config, len(self._experts[name]), weight.device, weight.dtype)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As in the base model; the input is the prompt, also where no cache is used."""
+        prompt = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
+        with self.mixture_pass.writing(prompt, kwargs.get("attention_mask")):
+            base: Any = self.model
+            return base.generate(*args, **kwargs)
+
+    def unload(self) -> nn.Module:
+        """See `MixtureModel.unload`."""
+        unloaded = super().unload()
+        for module in list(unloaded.modules()):
+            router: Any = getattr(module, CHILD, None)
+            if isinstance(router, PromptRouter):
+                router.handle.remove()
+                delattr(module, CHILD)
+        return unloaded
+
+
+def _block_of(model: nn.Module, name: str) -> str | None:
+    """The outermost element of a list of modules that a module is in."""
+    parts = name.split(".")
+    for end in range(1, len(parts)):
+        if parts[end].isdecimal() and isinstance(model.get_submodule(".".join(parts[:end])), nn.ModuleList):
+            return ".".join(parts[: end + 1])
+    return None
+
+
+def _width(model: nn.Module, block: str) -> int:
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    width = getattr(config, "hidden_size", None)
+    if not isinstance(width, int):
+        raise ModelError(f"{block}: the configuration of {type(model).__name__} states no hidden_size for its router")
+    return width
 
 
 class MaloraModel(MixtureModel):

@@ -29,10 +29,12 @@ class TopKLayer(MixtureLayer):
         """
         config = self.settings[adapter_name]
         probabilities = scores.float().softmax(-1)
-        weights, chosen = top_k_weights(probabilities, config.top_k)
-        self.mixture_pass.record(
-            self.router_loads[adapter_name], probabilities, chosen, config.balance_weight, training=self.in_training
-        )
+        weights, index = top_k_weights(probabilities, config.top_k)
+        if self.mixture_pass.counts(training=self.in_training):
+            chosen = torch.zeros_like(probabilities).scatter(-1, index, 1 / config.top_k)
+            self.mixture_pass.record(
+                self.router_loads[adapter_name], probabilities, chosen, config.balance_weight, training=self.in_training
+            )
         return weights
 
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from kasatune.kasa.registration import add_type
 from kasatune.mixtures.balance import install_step_hook
-from kasatune.mixtures.config import MaloraConfig, MoeLoraConfig, MorConfig
-from kasatune.mixtures.model import MaloraModel, MoeLoraModel, MorModel
+from kasatune.mixtures.config import MaloraConfig, MiloraMoeConfig, MoeLoraConfig, MorConfig
+from kasatune.mixtures.model import MaloraModel, MiloraMoeModel, MoeLoraModel, MorModel
 
-TYPES = ((MoeLoraConfig, MoeLoraModel), (MorConfig, MorModel), (MaloraConfig, MaloraModel))
+TYPES = (
+    (MoeLoraConfig, MoeLoraModel),
+    (MorConfig, MorModel),
+    (MaloraConfig, MaloraModel),
+    (MiloraMoeConfig, MiloraMoeModel),
+)
 
 
 def register() -> None:

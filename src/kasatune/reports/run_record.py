@@ -147,7 +147,7 @@ class RunRecord:
         return sorted(self.scores, key=lambda name: name != self.primary)
 
     def events(self, kind: str) -> list[Mapping[str, Any]]:
-        """The events of one kind: "train", "evaluate" or "sigma"."""
+        """The events of one kind: "train", "evaluate", "sigma" or "routing"."""
         return [event for event in self.history if event.get("event") == kind]
 
 

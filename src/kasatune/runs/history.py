@@ -80,7 +80,23 @@ class SigmaEvent(HistoryEvent, frozen=True):
     layers: dict[str, list[float | None]] = {}
 
 
-_KINDS: dict[str, type[HistoryEvent]] = {"train": TrainEvent, "evaluate": EvaluateEvent, "sigma": SigmaEvent}
+class RoutingEvent(HistoryEvent, frozen=True):
+    """What the routers of a mixture chose in training since the event before.
+
+    Attributes:
+        routers: by router, `load`, the share of each expert, `entropy` in nats and `items`, the tokens or prompts.
+    """
+
+    event: Literal["routing"] = "routing"
+    routers: dict[str, dict[str, Any]] = {}
+
+
+_KINDS: dict[str, type[HistoryEvent]] = {
+    "train": TrainEvent,
+    "evaluate": EvaluateEvent,
+    "sigma": SigmaEvent,
+    "routing": RoutingEvent,
+}
 
 _REMEDY = "remove that line, or train again"
 

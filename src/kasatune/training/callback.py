@@ -23,7 +23,7 @@ from kasatune.evaluation.task_model import TaskModel
 from kasatune.io.progress import ProgressReporter
 from kasatune.methods.shared.method import Method
 from kasatune.methods.shared.trained_parameters import trainable
-from kasatune.runs.history import EvaluateEvent, History, SigmaEvent, TrainEvent
+from kasatune.runs.history import EvaluateEvent, History, RoutingEvent, SigmaEvent, TrainEvent
 from kasatune.training.checkpoint_contents import preserved_random_state, save_trained_parameters
 from kasatune.training.checkpoints import checkpoint_folder, referenced_best_states, write_manifest
 from kasatune.training.divergence import StepUndo, divergence_error
@@ -189,6 +189,7 @@ class RunCallback(TrainerCallback):
             )
         )
         self._record_sigma()
+        self._record_routing()
         self.display.evaluated(self._epoch, scores.metrics)
         if self._step == 0:
             return scores.metrics
@@ -340,6 +341,11 @@ class RunCallback(TrainerCallback):
         layers = self.method.singular_values(self.model)
         if layers:
             self.history.add(SigmaEvent.model_validate({"step": self._step, "epoch": self._epoch, "layers": layers}))
+
+    def _record_routing(self) -> None:
+        routers = self.method.routing(self.model)
+        if routers:
+            self.history.add(RoutingEvent(step=self._step, epoch=self._epoch, routers=routers))
 
     def _agreed(self, args: TrainingArguments, *flags: bool) -> list[bool]:
         """The logical or of each flag over all processes, so that all of them act alike at the same step."""

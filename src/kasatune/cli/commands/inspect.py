@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +10,7 @@ import typer
 from kasatune.cli.arguments import BaseModel, Json
 from kasatune.cli.console import note, print_json, print_table, results_only
 from kasatune.errors import InputError
+from kasatune.wording import counted
 
 _HEAD = ["layer", "shape", "r", "dropped", "back", "|sigma|", "|dW|/|W|", "rank of dW", "defect A, B", "top", "bottom"]
 
@@ -34,6 +36,14 @@ def command(
         bool,
         typer.Option("--truncation", help="Measure what dropping a component of rank --rank does to a base model."),
     ] = False,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Show what the routers of a mixture choose on the lines of this file.",
+            show_default=False,
+        ),
+    ] = None,
     rank: Annotated[int, typer.Option(metavar="R", min=1, help="Rank for --truncation.")] = 8,
     json: Json = False,
 ) -> None:
@@ -47,12 +57,18 @@ def command(
     linear layer dropped, by magnitude (KaSA as published) and by activation; dropped: the largest share of a layer's
     output.
 
+    With --text: for an adapter that is a mixture of experts, the load of each expert and the entropy of each router, as
+    a share of the largest possible, on the lines of a file.
+
     Example: kasatune inspect runs/rte-kasa --picture rte.svg
 
     Example: kasatune inspect ./my-model --truncation
     """
     if truncation:
         _inspect_truncation(directory, base, picture, rank, json=json)
+        return
+    if text is not None:
+        _inspect_routing(Path(directory), text, base, json=json)
         return
     with results_only():
         from kasatune.reports.inspection_picture import check_picture, draw_inspection
@@ -103,6 +119,27 @@ def _inspect_truncation(model: str, base: str | None, picture: Path | None, rank
             f"dropping by magnitude raises the loss by {rise:.2f} nats before training begins: use method: akasa, "
             "truncate_by: activation, or drop: 0"
         )
+
+
+def _inspect_routing(directory: Path, text: Path, base: str | None, *, json: bool) -> None:
+    with results_only():
+        from kasatune.adapter_tools.inspect_routing import inspect_routing
+
+        measured = inspect_routing(directory, text, base)
+    if json:
+        print_json(measured)
+        return
+    rows = [
+        [
+            router["name"],
+            " ".join(f"{load:.0%}" for load in router["load"]),
+            f"{router['entropy'] / math.log(len(router['load'])):.0%}" if len(router["load"]) > 1 else "",
+            str(router["items"]),
+        ]
+        for router in measured["routers"]
+    ]
+    title = f"{measured['format']} adapter on {counted(measured['lines'], 'line')} of text"
+    print_table(["router", "load of each expert", "entropy", "routed"], rows, title=title, numbers=2)
 
 
 def _row(layer: Mapping[str, Any]) -> list[str]:

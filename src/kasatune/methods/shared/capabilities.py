@@ -7,7 +7,7 @@ has all of them, so that a run can ask any method.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -51,6 +51,10 @@ class ForwardLoss:
         the step is logged in history.jsonl as `forward_loss`.
         """
         return None
+
+    def batch_labels(self, model: nn.Module, labels: Tensor | None) -> AbstractContextManager[Any]:
+        """The context of a forward pass in training, for a method that needs the labels of the micro-batch in it."""
+        return nullcontext()
 
 
 class StepPenalty:
@@ -172,6 +176,14 @@ class Spectra:
         return []
 
 
+class RoutingStatistics:
+    """What the routers of a mixture choose, for reports."""
+
+    def routing(self, model: nn.Module) -> dict[str, dict[str, Any]]:
+        """By router: `load`, the share of each expert, and `entropy` in nats, since the last call; {} for none."""
+        return {}
+
+
 CAPABILITIES: tuple[type, ...] = (
     PreparationPass,
     ForwardLoss,
@@ -183,4 +195,5 @@ CAPABILITIES: tuple[type, ...] = (
     SwitchOff,
     MergeIntoBase,
     Spectra,
+    RoutingStatistics,
 )

@@ -19,6 +19,7 @@ from kasatune.methods.shared.capabilities import (
     MergeIntoBase,
     PreparationPass,
     ResumableState,
+    RoutingStatistics,
     Spectra,
     StepPenalty,
     SwitchOff,
@@ -44,6 +45,7 @@ class Method(
     SwitchOff,
     MergeIntoBase,
     Spectra,
+    RoutingStatistics,
     ABC,
 ):
     """A way to fine-tune: which parameters are trained, and how the result is saved and loaded.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from kasatune.methods.shared.method import MethodSettings, TaskKind
 from kasatune.methods.shared.peft_adapter import AdapterMethod
 from kasatune.mixtures.balance import forward_pass_of, routers
+from kasatune.mixtures.forward_pass import labels_of_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,6 +32,10 @@ class MixtureMethod(AdapterMethod):
         """The weighted balance loss of the last forward pass."""
         return forward_pass_of(model).take_loss()
 
+    def batch_labels(self, model: nn.Module, labels: Tensor | None) -> AbstractContextManager[Any]:
+        """See `Method.batch_labels`: which tokens count in the balance loss, and where a prompt ends."""
+        return labels_of_batch(model, labels)
+
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
         """The shares f of the last optimizer step, on which the next balance loss depends."""
         return {f"{name}.shares": load.shares for name, load in routers(model) if load.shares is not None}
@@ -39,6 +45,13 @@ class MixtureMethod(AdapterMethod):
         for name, load in routers(model):
             shares = state.get(f"{name}.shares")
             load.shares = None if shares is None else shares.clone()
+
+    def routing(self, model: nn.Module) -> dict[str, dict[str, Any]]:
+        """See `Method.routing`."""
+        statistics = {name: load.statistics() for name, load in routers(model)}
+        for _, load in routers(model):
+            load.reset()
+        return {name: entry for name, entry in statistics.items() if entry is not None}
 
     def reads_parameters_in_training(self, settings: MethodSettings) -> bool:
         """False: a checkpoint holds loads besides the parameters."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -32,6 +33,10 @@ class ForwardLossTrainer(Trainer if TYPE_CHECKING else object):
         """The items of a micro-batch that the task loss counts."""
         return count_items(inputs["labels"])
 
+    def batch_labels(self, labels: Tensor | None) -> AbstractContextManager[Any]:
+        """The context of the forward pass of a micro-batch with these labels."""
+        raise NotImplementedError
+
     def compute_loss(
         self,
         model: Any,
@@ -40,8 +45,9 @@ class ForwardLossTrainer(Trainer if TYPE_CHECKING else object):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The loss of the base Trainer plus, in training, the weighted forward loss."""
-        items = self.items_of_loss(inputs)  # before the base class pops the labels
-        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        items = self.items_of_loss(inputs)
+        with self.batch_labels(_labels(inputs)):  # before the base class pops them
+            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         forward_loss = self.forward_loss() if model.training else None
         if forward_loss is None:
             return result
@@ -69,6 +75,13 @@ class ForwardLossTrainer(Trainer if TYPE_CHECKING else object):
             logs = {**logs, FORWARD_LOSS: float(everywhere.float().mean())}
             self._since_last_log = None
         super().log(logs, start_time)
+
+
+def _labels(inputs: dict[str, Any]) -> Tensor | None:
+    """The labels of a micro-batch; for pairs of answers, the tokens of the answers."""
+    if "labels" in inputs or "completion_mask" not in inputs:
+        return inputs.get("labels")
+    return inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, IGNORED)
 
 
 def count_items(labels: Tensor) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence, Sized
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -117,6 +118,10 @@ class RunTrainer(ForwardLossTrainer):
     def forward_loss(self) -> Tensor | None:
         """See `ForwardLossTrainer`."""
         return self._hooks.method.forward_loss(self.run_model)
+
+    def batch_labels(self, labels: Tensor | None) -> AbstractContextManager[Any]:
+        """See `ForwardLossTrainer`."""
+        return self._hooks.method.batch_labels(self.run_model, labels)
 
     def train(
         self, resume_from_checkpoint: Any = None, trial: Any = None, ignore_keys_for_eval: list[str] | None = None
