@@ -41,8 +41,8 @@ def inspect_routing(directory: Path, text: Path, base: str | None = None) -> dic
     kind = read_header(source.adapter).config["peft_type"]
     if kind not in MIXTURE_TYPES:
         raise InputError(
-            f"{directory}: --text shows the routers of a mixture of experts, and this adapter has the type {kind}; leave "
-            "--text out"
+            f"{directory}: --text shows the routers of a mixture of experts, and this adapter has the type {kind}; "
+            "leave --text out"
         )
     try:
         lines = [line for line in text.read_text(encoding="utf-8").splitlines() if line.strip()]
