@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from kasatune.ui.workspace import Workspace
 
 LARGEST_REPORT = 16 << 20
 POLL_SECONDS = 2.0
+_RELOAD = re.compile(r'<meta http-equiv="refresh"[^>]*>')
 
 
 @dataclass
@@ -64,7 +66,7 @@ class Page:
             return notice(f"{directory} has no {REPORT} yet.")
         if file.stat().st_size > LARGEST_REPORT:
             return notice(f"{directory / REPORT} is too large for this page; open the file in a browser.")
-        text = file.read_text(encoding="utf-8", errors="replace")
+        text = _RELOAD.sub("", file.read_text(encoding="utf-8", errors="replace"))  # a frame without scripts refuses it
         return Markup('<iframe class="report" title="{}" sandbox="" srcdoc="{}"></iframe>').format(
             f"report of {directory}", text
         )
