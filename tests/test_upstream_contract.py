@@ -230,7 +230,7 @@ ROWS = (
     Row(
         "peft",
         "_disable_adapters",
-        ("kasa/layer.py", "kasa/truncation/measure_activations.py", "methods/bottleneck/layer.py"),
+        ("kasa/layer.py", "kasa/truncation/undisturbed_model.py", "methods/bottleneck/layer.py"),
         "layers read it in their forward pass; calibration disables adapters without changing requires_grad",
         "an `enable_adapters` that leaves requires_grad as it is",
         the_flag_alone_disables_an_adapter,

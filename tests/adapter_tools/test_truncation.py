@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from kasatune import KasaConfig
 from kasatune.adapter_tools.truncation import measure_truncation
-from kasatune.kasa.truncation.measure_activations import generate_text
+from kasatune.kasa.truncation.self_written_text import generate_text
 from tests.text_toys import make_llama
 
 

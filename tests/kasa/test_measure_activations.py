@@ -10,7 +10,8 @@ from torch import nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 from kasatune.errors import InputError, ModelError
-from kasatune.kasa.truncation.measure_activations import LENGTH, SEQUENCES, measure, measure_generated
+from kasatune.kasa.truncation.measure_activations import measure, measure_generated
+from kasatune.kasa.truncation.self_written_text import LENGTH, SEQUENCES
 from kasatune.weights.quantized_weight import weight_of
 
 

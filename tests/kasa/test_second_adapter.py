@@ -180,7 +180,7 @@ def test_a_second_adapter_of_an_equal_configuration_takes_the_tails(same, monkey
         "copy": copy.deepcopy(settings),
         "equal": config(truncate_by="activation", drop=3, protect=0.05),
     }[same]
-    monkeypatch.setattr("kasatune.kasa.model.decompose", no_measurement)
+    monkeypatch.setattr("kasatune.kasa.model.choose", no_measurement)
     shaken(model).add_adapter("second", second)
     for _, layer in kasa_layers(model):
         assert torch.equal(layer.kasa_tail_U["second"], layer.kasa_tail_U["default"])

@@ -144,7 +144,7 @@ def test_a_saved_configuration_does_not_calibrate_by_itself(tmp_path):
         ({"drop": True}, "drop must be a whole number"),
         ({"truncate_by": "activation", "convention": "authors"}, "convention='authors' fixes"),
         ({"drop": 2, "convention": "authors"}, "convention='authors' fixes"),
-        ({"truncate_by": "activation", "tails": "folder"}, "tails holds the triplets of smallest magnitude"),
+        ({"truncate_by": "sensitivity", "tails": "folder"}, "tails holds components that were chosen without the task"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings, message):

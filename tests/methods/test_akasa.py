@@ -9,6 +9,7 @@ import torch
 
 from kasatune.data.tasks import load_task
 from kasatune.errors import RecipeError
+from kasatune.evaluation.evaluate import evaluate
 from kasatune.evaluation.task_model import TaskModel
 from kasatune.kasa import KasaLayer
 from kasatune.recipes.schema import Recipe
@@ -48,14 +49,14 @@ def test_a_language_model_generates_its_calibration_text(llama, tmp_path):
 def test_a_classifier_is_calibrated_on_its_training_rows(tmp_path):
     recipe = make_recipe(make_bert(tmp_path / "bert"), tmp_path / "data", method={"name": "akasa", "drop": 2})
     model = prepared(recipe)
-    assert used(model)["source"] == "batches"
+    assert used(model)["source"] == "task"
     assert all(layer.kasa_tail_U["default"].any() for layer in layers(model))
 
 
 def test_task_rows_can_be_chosen_and_kasa_takes_the_same_keys(llama, tmp_path):
     method = {"name": "kasa", "truncate_by": "activation", "drop": 1, "protect": 0.1, "calibration": "task"}
     model = prepared(make_text_recipe(llama, tmp_path, method=method))
-    assert used(model)["source"] == "batches"
+    assert used(model)["source"] == "task"
     assert {layer.protected["default"].shape[1] for layer in layers(model)} == {4}
     assert {layer.settings["default"].tail_width for layer in layers(model)} == {1}
 
@@ -97,3 +98,20 @@ def test_an_ablation_without_truncation_drops_nothing_by_activation_either(llama
     method = {"name": "kasa", "truncate_by": "activation", "drop": 1, "options": {"truncate": False}}
     model = prepared(make_text_recipe(llama, tmp_path, method=method))
     assert not any(layer.kasa_tail_U["default"].any() for layer in layers(model))
+
+
+def test_sensitivity_reads_labelled_training_rows_and_a_run_reloads_its_tails(llama, tmp_path):
+    method = {"name": "kasa", "truncate_by": "sensitivity", "calibration": {"source": "task", "rows": 12}}
+    run = train(make_text_recipe(llama, tmp_path, method=method, epochs=1), tmp_path / "run")
+    used = json.loads((run / "kasa" / "adapter_config.json").read_text())["calibration_used"]
+    assert used["source"] == "task"
+    length = min(used["losses"], key=lambda tried: (used["losses"][tried], int(tried)))
+    assert sum(entry["dropped"] for entry in used["layers"].values()) == int(length)
+    first, again = json.loads((run / "metrics.json").read_text())["metrics"], evaluate(run)["metrics"]
+    assert first == again
+
+
+@pytest.mark.parametrize("source", ["generated", {"source": "generated"}])
+def test_sensitivity_on_text_without_labels_is_refused(llama, tmp_path, source):
+    with pytest.raises(RecipeError, match=r"method\.calibration.*needs the labels of training rows"):
+        make_text_recipe(llama, tmp_path, method={"truncate_by": "sensitivity", "calibration": source})

@@ -1,12 +1,11 @@
-"""Decompose a checkpoint ahead of training: write the tails of all its weights, with one weight in memory at a time."""
+"""Decompose a checkpoint ahead of training: write the tails of all its weights, by magnitude one weight at a time."""
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,61 +13,31 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 
+from kasatune.adapter_tools.decompose_by_activation import decompose_by_activation
+from kasatune.adapter_tools.decompose_job import (
+    UNFINISHED,
+    Job,
+    begin,
+    check_output,
+    clear_abandoned,
+    locate,
+    withdraw,
+)
 from kasatune.adapter_tools.decompose_processes import Process, gathered, processes, wait
-from kasatune.adapter_tools.resolve import build_errors, local_model
-from kasatune.errors import InputError, ModelError, OutputError, WorkError
-from kasatune.io.atomic import is_temporary, remove, remove_unfinished, write_json
+from kasatune.adapter_tools.resolve import build_errors
+from kasatune.errors import InputError, ModelError, WorkError
+from kasatune.io.atomic import write_json
 from kasatune.io.library_noise import quiet
 from kasatune.io.model_location import ModelLocation
 from kasatune.io.progress import NullProgress, ProgressReporter
-from kasatune.kasa.config import KasaConfig
-from kasatune.kasa.functional import Convention
 from kasatune.kasa.targets import targets_of_base
-from kasatune.kasa.truncation.tail_store import (
-    ALGORITHM,
-    FORMAT,
-    INDEX,
-    TAILS,
-    TailKey,
-    read_index,
-    read_tail,
-    write_tail,
-)
+from kasatune.kasa.truncation.tail_store import ALGORITHM, FORMAT, INDEX, TAILS, TailKey, read_tail, write_tail
 from kasatune.linalg import tail_svd
 from kasatune.models.gguf import fast_reading, weight_options
-from kasatune.models.moved_base import base_errors
-from kasatune.runs import directory
 from kasatune.weights.safetensors_reader import Checkpoint, ModelCheckpoint, StoredTensor
 from kasatune.wording import counted
 
-UNFINISHED = "unfinished.json"
-_AS_STORED = "as stored"
-_WORDS = ("default", "all-linear")
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to decompose, and how; equal jobs on the same checkpoint give equal files.
-
-    Attributes:
-        model: hub id, folder, GGUF file or package:NAME.
-        rank: r.
-        targets: ("default",), ("all-linear",) or endings of layer names.
-        convention: decides how many triplets a layer drops.
-        dtype: dtype in which the model will be loaded; None for that of the files.
-        revision: revision of a model on the hub.
-    """
-
-    model: str
-    rank: int
-    targets: tuple[str, ...] = ("default",)
-    convention: Convention = "paper"
-    dtype: str | None = None
-    revision: str | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """The entry in the index."""
-        return {**asdict(self), "targets": list(self.targets), "dtype": self.dtype or _AS_STORED}
+__all__ = ["Job", "check_output", "decompose"]
 
 
 @dataclass(frozen=True)
@@ -111,6 +80,8 @@ def decompose(
     Every tail is a separate file that is written atomically, so that a killed command can be resumed and several
     processes can work in one directory. The layers are distributed by cost over processes started by torchrun.
 
+    By activation the model is built and reads text, in one process (adapter_tools/decompose_by_activation.py).
+
     Args:
         job: what to decompose.
         out: the output directory; must be empty or not exist yet, unless `resume` or `overwrite` is given.
@@ -129,12 +100,15 @@ def decompose(
     started, began = time.perf_counter(), time.time()
     where = _device(device)
     check_output(out, job, resume=resume, overwrite=overwrite)
+    job.config()  # refuses settings that contradict each other
+    if job.truncate_by == "activation":
+        return decompose_by_activation(job, out, where, resume=resume, display=display or NullProgress())
     with quiet(), processes() as process:
         shown: ProgressReporter = display if display is not None and process.rank == 0 else NullProgress()
         layers = _layers(job, shown)
         try:
             if process.rank == 0:
-                _begin(out, job, keep=resume)
+                begin(out, job, keep=resume)
             wait(process)
             written = _decompose(_share(layers, process), out / TAILS, job, where, shown)
             entries = gathered(written, process)
@@ -150,10 +124,10 @@ def decompose(
                 index["layers"] = {layer.name: index["layers"][layer.name] for layer in layers}
                 write_json(out / INDEX, index)
                 (out / UNFINISHED).unlink(missing_ok=True)
-                _clear_abandoned(out / TAILS, began)
+                clear_abandoned(out / TAILS, began)
         except InputError:
             if process.rank == 0 and not resume:
-                _withdraw(out)
+                withdraw(out)
             raise
         except OSError as fault:
             raise WorkError(
@@ -164,85 +138,13 @@ def decompose(
     return index
 
 
-def check_output(out: Path, job: Job, *, resume: bool, overwrite: bool) -> None:
-    """Check that a decomposition may be written to `out`; writes nothing.
-
-    Raises:
-        OutputError: `out` is a file, or is not empty and neither `overwrite` nor `resume` with an equal job is given.
-    """
-    if resume and overwrite:
-        raise OutputError("--resume and --overwrite exclude each other: give one")
-    directory.check_place(out)
-    # The first process of torchrun may start writing before the others check.
-    if overwrite or int(os.environ.get("RANK", "0")) > 0 or not out.is_dir():
-        return
-    if all(is_temporary(path) for path in out.iterdir()):  # empty, or killed before anything was complete
-        return
-    if not resume:
-        content = "holds an unfinished decomposition" if (out / UNFINISHED).is_file() else "is not empty"
-        raise OutputError(f"{out} {content}; give another directory, --resume or --overwrite")
-    before = _earlier(out)
-    changed = [
-        f"{key}: {before.get(key)!r} then, {value!r} now"
-        for key, value in job.as_dict().items()
-        if before.get(key) != value
-    ]
-    if changed:
-        raise OutputError(
-            f"{out} was started with other options ({'; '.join(changed)}); give the same options, or --overwrite"
-        )
-
-
-def _earlier(out: Path) -> dict[str, Any]:
-    """The job of an earlier, possibly unfinished, decomposition in a directory."""
-    if (out / INDEX).is_file():
-        return read_index(out)
-    try:
-        job = json.loads((out / UNFINISHED).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        job = None
-    if isinstance(job, dict):
-        return job
-    raise OutputError(f"{out} holds no decomposition to resume; give another directory, or --overwrite")
-
-
-def _begin(out: Path, job: Job, *, keep: bool) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    if not keep:
-        remove(out / INDEX)
-    write_json(out / UNFINISHED, job.as_dict())  # first, so that a killed command can be resumed
-    if not keep:
-        remove(out / TAILS)
-    (out / TAILS).mkdir(exist_ok=True)
-
-
-def _withdraw(out: Path) -> None:
-    """Remove the directory's content if no tail was finished."""
-    if any((out / TAILS).glob("[!.]*")):
-        return
-    for name in (UNFINISHED, TAILS):
-        remove(out / name)
-    if not any(out.iterdir()):
-        out.rmdir()
-
-
-def _clear_abandoned(tails: Path, began: float) -> None:
-    """Remove temporary files of processes killed before this command began, once every tail is written."""
-    remove_unfinished(tails, before=began)
-
-
 def _layers(job: Job, display: ProgressReporter) -> list[Layer]:
     """The weights to decompose, in the order in which they are stored.
 
     Raises:
         ModelError: the model cannot be found, a target does not exist, or a weight is not stored in a floating dtype.
     """
-    config = KasaConfig(r=job.rank, target_modules=_targets(job.targets), convention=job.convention)
-    try:
-        with base_errors(None, "MODEL", remedy=""):
-            location = local_model(job.model, job.revision)
-    except ModelError as fault:
-        raise ModelError(str(fault).replace("model.name", "MODEL", 1)) from fault
+    config, location = job.config(), locate(job)
     folder = Path(location.path)
     model = _skeleton(folder) if location.gguf_file is None else _dequantized(location)
     targets = targets_of_base(config, model)
@@ -279,19 +181,6 @@ def _checked(layer: Layer, folder: Path) -> Layer:
             f"gives the layer {counted(rows, 'output')} and {counted(columns, 'input')}; copy the model again"
         )
     return layer
-
-
-def _targets(names: Sequence[str]) -> list[str] | str | None:
-    """KasaConfig's target_modules."""
-    words = [name for name in names if name in _WORDS]
-    if words and len(names) > 1:
-        raise InputError(
-            f"--target {words[0]} cannot be combined with others, got {', '.join(names)}; give it alone, or names of "
-            "layers"
-        )
-    if words:
-        return None if words == ["default"] else words[0]
-    return list(names)
 
 
 def _skeleton(folder: Path) -> PreTrainedModel:

@@ -16,15 +16,16 @@ from kasatune.evaluation.causal_loss import token_losses
 from kasatune.io.library_noise import quiet
 from kasatune.io.progress import progress_counter
 from kasatune.kasa import KasaConfig, KasaLayer
-from kasatune.kasa.config import CHOICES
 from kasatune.kasa.layer import kasa_layers
 from kasatune.kasa.targets import targets_of_base
-from kasatune.kasa.truncation.measure_activations import LENGTH, generate_text, measure
+from kasatune.kasa.truncation.measure_activations import measure
+from kasatune.kasa.truncation.self_written_text import LENGTH, generate_text
 from kasatune.linalg.leading_directions import InputMoments
 from kasatune.models.load import load_base
 from kasatune.recipes.sections import ModelSection
 
 _ADAPTER = "default"
+_CHOICES = ("magnitude", "activation")  # "sensitivity" would need labelled rows
 _SCORED, _CALIBRATION = 1, 0  # seeds of the texts
 
 
@@ -60,8 +61,8 @@ def measure_truncation(base: str, *, r: int = 8, targets: str = "all-linear") ->
         kinds = list(dict.fromkeys(map(_kind, weights)))
         losses: dict[str, dict[str, Any]] = {kind: {"layers": kind} for kind in [*kinds, "all"]}
         layers = {name: {"name": name, "shape": list(weight.shape)} for name, weight in weights.items()}
-        with progress_counter("measuring truncated models", len(CHOICES["truncate_by"]) * len(losses)) as advance:
-            for choice in CHOICES["truncate_by"]:
+        with progress_counter("measuring truncated models", len(_CHOICES) * len(losses)) as advance:
+            for choice in _CHOICES:
                 attached = copy.deepcopy(config)
                 attached.truncate_by, attached.activations = choice, activations
                 adapted = get_peft_model(model, attached)

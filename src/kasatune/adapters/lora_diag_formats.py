@@ -167,7 +167,8 @@ def require_holdable(source: AdapterFiles, convention: Convention, holder: str, 
         InputError: the layers that do not fit, by name, with the reason and the remedy.
     """
     by, drop = source.config.get("truncate_by", "magnitude"), source.config.get("drop")
-    if by != "magnitude" or drop is not None:
+    ranks = {A.shape[0] for A, _, _ in trained_factors(source.tensors)[0].values()}
+    if by != "magnitude" or (drop is not None and ranks != {drop}):
         raise InputError(
             f"{holder} drops the r triplets of smallest magnitude when it loads an adapter, and this adapter was "
             f"trained with truncate_by={by!r}, drop={drop}: export to 'lora' or 'kasa'"

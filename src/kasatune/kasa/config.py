@@ -24,7 +24,7 @@ CHOICES = {
     "penalty": ("step", "loss", "none"),
     "truncation": ("attach", "fold"),
     "tail_source": ("auto", "checkpoint", "dequantized"),
-    "truncate_by": ("magnitude", "activation"),
+    "truncate_by": ("magnitude", "activation", "sensitivity"),
     "sigma_init": ("normal", "one"),
 }
 
@@ -71,12 +71,14 @@ class KasaConfig(PeftConfig):
             one that the base was loaded from.
         tail_source_used: set when the adapter is created on a quantized base: "checkpoint" or "dequantized", or a
             mapping of layer names to these if they differ; None on a float base.
-        tails: directory written by `kasatune decompose`, with the same or a higher rank, to read the tails from. Not
-            saved.
-        truncate_by: which component T of rank d is dropped: "magnitude", the d smallest singular triplets (the paper),
-            or "activation", the component with the smallest E||T x||^2 over the base's activations
-            (linalg/activation_tail.py). The activations are those of `calibrate(base, config, batches)`; without it
-            the base model calibrates itself when the adapter is created.
+        tails: directory written by `kasatune decompose`, with the same `truncate_by`, and the same or, by magnitude, a
+            higher rank, to read the tails from. Not saved.
+        truncate_by: which component T of rank d is dropped: "magnitude", the d smallest singular triplets (the paper);
+            "activation", the component with the smallest E||T x||^2 over the base's activations
+            (linalg/activation_tail.py); or "sensitivity", at most d triplets of those that activations use least, whose
+            removal lowers the loss on labelled rows (truncation/choose_by_sensitivity.py), possibly none. The
+            activations are those of `calibrate(base, config, batches)`, which "sensitivity" requires; without it the
+            base model calibrates itself when the adapter is created.
         drop: d, the number of triplets dropped, 0 or more; None for r.
         protect: share of the input directions of each layer, those with the strongest activations, that A may not
             use: A <- A - (A K) K^T when the adapter is created and after each optimizer step, K (in, c) the leading
@@ -87,9 +89,9 @@ class KasaConfig(PeftConfig):
         orthonormal: True starts with random orthonormal A and B and sigma = 0, and makes A and B orthonormal again
             after each optimizer step (kasa/orthonormal.py). s = (lora_alpha / r) ||W||_F / sqrt(min(out, in)), which
             `alpha_pattern` states by layer once the adapter is created; the gamma term is left out.
-        calibration_used: set when the adapter is created with truncate_by="activation" or protect: where the
-            activations came from, the number of tokens, the seed, and by layer the eigenvalues at the cut and the
-            protected directions.
+        calibration_used: set when the adapter is created with truncate_by other than "magnitude", or protect: where
+            the activations came from, the number of tokens, the seed, and by layer the eigenvalues at the cut and the
+            protected directions; for "sensitivity" also the held-back losses by the number of triplets removed.
         rank_pattern: r by layer name or regular expression.
         alpha_pattern: lora_alpha by layer name or regular expression.
         bias: "none", "all" or "lora_only": which biases are trained.
@@ -101,6 +103,7 @@ class KasaConfig(PeftConfig):
         saved: whether the configuration was read from a saved adapter (its file states `inference_mode` and the
             fingerprint): its tails may be about to be loaded, so they are decomposed only when needed.
         activations: what `calibrate` measured, or None. Kept by `copy.deepcopy`, not saved.
+        calibrated_as: identity of the activations of an attached adapter, whose configuration does not hold them.
         given_alphas: `alpha_pattern` as it was given; `orthonormal` writes the scaled values into `alpha_pattern`.
         calibrate_later: leave out what depends on activations when the adapter is created; `calibrate_adapter` adds it.
 
@@ -145,6 +148,7 @@ class KasaConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = PeftType("KASA")
         self.activations: Activations | None = None
+        self.calibrated_as: str | None = None
         self.calibrate_later = False
         self.saved = self.inference_mode or self.base_fingerprint is not None
         self.rank_pattern = self.rank_pattern or {}
@@ -169,8 +173,8 @@ class KasaConfig(PeftConfig):
 
     @property
     def needs_activations(self) -> bool:
-        """Whether creating the adapter depends on the activations of the base."""
-        return self.truncate_by == "activation" or self.protect > 0
+        """Whether creating the adapter depends on activations of the base that must be measured."""
+        return (self.truncate_by != "magnitude" and self.tails is None) or self.protect > 0
 
 
 @dataclass(frozen=True)
@@ -260,8 +264,11 @@ def _faults(config: KasaConfig) -> list[str]:
         faults.append("orthonormal=True starts sigma at 0: leave convention and sigma_init at their defaults")
     if not _is_number(config.protect) or not 0 <= config.protect < 1:
         faults.append(f"protect must be at least 0 and below 1, got {config.protect!r}")
-    if config.truncate_by != "magnitude" and config.tails is not None:
-        faults.append("tails holds the triplets of smallest magnitude: leave it out, or use truncate_by='magnitude'")
+    if config.truncate_by == "sensitivity" and config.tails is not None:
+        faults.append(
+            "tails holds components that were chosen without the task: leave it out, or use truncate_by='magnitude' or "
+            "'activation'"
+        )
     if not _is_number(config.lora_dropout) or not 0 <= config.lora_dropout < 1:
         faults.append(f"lora_dropout must be at least 0 and below 1, got {config.lora_dropout!r}")
     for name in ("beta", "gamma"):

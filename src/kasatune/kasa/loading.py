@@ -100,6 +100,11 @@ class DeferredTails:
                 "loaded, and its layers are sharded now: call model.train() before sharding, so that its tails are "
                 "decomposed there"
             )
+        if self.config.needs_activations and self.config.activations is None and not self.config.saved:
+            raise InputError(
+                f"adapter {self.adapter_name!r} depends on activations of the base, was attached to be loaded, and "
+                "nothing was loaded: load its weights, or attach it with get_peft_model(base, calibrate(base, config))"
+            )
         targets = self._targets()
         warn_unmatched(self.config, targets)
         for layer_name, tail in decompose(targets, self.config, self.model).tails.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -34,7 +36,7 @@ from kasatune.kasa.second_adapter import (
 from kasatune.kasa.targets import (
     DEFAULT_TARGETS,
     Target,
-    decompose,
+    choose,
     matched,
     new_targets,
     too_large,
@@ -44,6 +46,8 @@ from kasatune.kasa.targets import (
 from kasatune.kasa.truncation.output_check import OutputCheck, remedy
 from kasatune.linalg import TailSVD
 from kasatune.weights.bitsandbytes_cpu import unpack_for_training_and_saving
+
+logger = logging.getLogger("kasatune")
 
 
 class KasaModel(BaseTuner):
@@ -123,6 +127,11 @@ class KasaModel(BaseTuner):
             copy_factors(model, self._equal, adapter_name)
         if self._deferred is None and self._equal is None:
             self._warn_of_rounding(model, config, adapter_name)
+        if self._deferred is None and config.activations is not None:
+            # the caller's configuration keeps the moments, which may be large
+            attached = copy.copy(config)
+            attached.calibrated_as, attached.activations = config.activations.identity, None
+            self.peft_config[adapter_name] = attached
         del self._targets, self._protected, self._tails, self._loaded_keys, self._deferred
         del self._adapter_name, self._equal, self._empty
 
@@ -144,7 +153,9 @@ class KasaModel(BaseTuner):
             self._refuse_unsuitable(peft_config, model, targets)
             if peft_config.orthonormal:
                 targets = scaled_by_norm(targets, peft_config)
-            self._tails, self._protected = decompose(targets, peft_config, model)
+            self._tails, self._protected, line = choose(targets, peft_config, model)
+            if line is not None:
+                logger.warning(line)
         self._targets = {target.name: target for target in targets}
 
     def _takes_tails(self, config: KasaConfig, model: nn.Module) -> bool:

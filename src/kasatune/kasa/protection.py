@@ -24,7 +24,8 @@ from kasatune.distributed.zero3 import is_partitioned
 from kasatune.errors import InputError
 from kasatune.kasa.layer import LIVE_LAYERS, KasaLayer, kasa_layers
 from kasatune.kasa.orthonormal import retract
-from kasatune.kasa.truncation.measure_activations import measure_on
+from kasatune.kasa.truncation.compute_tails import in_first_process, is_calibration_shared
+from kasatune.kasa.truncation.measure_activations import Activations, measure_on
 from kasatune.kasa.truncation.protected_directions import protected_directions
 
 _plans: weakref.WeakKeyDictionary[Optimizer, _Plan] = weakref.WeakKeyDictionary()
@@ -64,7 +65,11 @@ def protect(
     weights = {name: layer.base for name, layer in layers.items()}
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue]
     assert isinstance(base, nn.Module)
-    activations = measure_on(base, weights, batches, seed, inputs=True)
+
+    def work() -> Activations:
+        return measure_on(base, weights, batches, seed, inputs=True)
+
+    activations = in_first_process(work) if is_calibration_shared() else work()
     counts = {name: layer.settings[adapter_name].protect for name, layer in layers.items()}
     for name, directions in protected_directions(activations, counts).items():
         layers[name].protected[adapter_name] = directions.K

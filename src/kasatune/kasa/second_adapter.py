@@ -97,9 +97,14 @@ def needs_reference(configs: Mapping[str, KasaConfig], model: nn.Module) -> bool
 def _is_equal(config: KasaConfig, other: KasaConfig) -> bool:
     if config is other:
         return True
-    if config.saved or other.saved or config.activations is not other.activations:
+    if config.saved or other.saved or _calibration(config) != _calibration(other):
         return False
     return not (config.calibrate_later or other.calibrate_later) and _settings(config) == _settings(other)
+
+
+def _calibration(config: KasaConfig) -> str | None:
+    """What identifies the calibration of a configuration; that of an attached adapter no longer holds its moments."""
+    return config.calibrated_as if config.activations is None else config.activations.identity
 
 
 def _settings(config: KasaConfig) -> dict[str, Any]:

@@ -57,6 +57,23 @@ class ActivationTail:
     share: float
 
 
+@dataclass(frozen=True)
+class WhitenedTriplets:
+    """Rank-1 components T_i = left_i right_i of a weight: its triplets in the whitened basis, smallest first.
+
+    Attributes:
+        left: (out, m), float32 or float64.
+        right: (m, in), of the same dtype.
+        energy: E||T_i x||^2 on the calibration tokens, (m,), float64.
+        total: E||W x||^2.
+    """
+
+    left: Tensor
+    right: Tensor
+    energy: Tensor
+    total: float
+
+
 def side_of(shape: tuple[int, int]) -> Side:
     """The side of a weight (out, in) on which `activation_tail` needs moments: the smaller one."""
     return "outputs" if shape[0] <= shape[1] else "inputs"
@@ -86,41 +103,101 @@ def activation_tail(W: Tensor, activations: ActivationMoments, d: int, *, name: 
     Raises:
         ModelError: d is out of range, the moments are of another side or shape, or a value is not finite.
     """
-    rows, columns = W.shape
-    k = min(rows, columns)
     _check(W, activations, d, name)
-    dtype = torch.float64 if W.dtype == torch.float64 else torch.float32
-    wide = W.detach().to("cpu", torch.float64)
-    ridge = (RIDGE_FEW_TOKENS if activations.tokens < FEW_TOKENS * k else RIDGE) * activations.mean_square
-    moments = activations.moments.to("cpu", torch.float64)
-    if activations.side == "outputs":
-        eigenvalues, U = _smallest(moments + ridge * (wide @ wide.mT), d + 1)
-        U = U[:, :d]
-        tail = product_svd(U, U.mT @ wide)
-        dropped, total = torch.sum(U * (moments @ U)), moments.trace()
-    else:
-        L = torch.linalg.cholesky(moments + ridge * torch.eye(columns, dtype=torch.float64))
-        WL = wide @ L
-        eigenvalues, Q = _smallest(WL.mT @ WL, d + 1)
-        Q = Q[:, :d]
-        tail = product_svd(WL @ Q, torch.linalg.solve_triangular(L.mT, Q, upper=True).mT)
-        T_right = tail.S.unsqueeze(-1) * tail.Vh
-        dropped = torch.sum(T_right * (T_right @ moments))
-        total = torch.sum(wide * (wide @ moments))
-    share = float(dropped / total) if total > 0 else 0.0
-    triplets = TailSVD(*(part.to(W.device, dtype).contiguous() for part in tail))
+    basis = _Basis.of(W, activations)
+    eigenvalues, vectors = smallest_eigenpairs(basis.G.numpy().copy(), d + 1)
+    Q = torch.from_numpy(np.ascontiguousarray(vectors))[:, :d]
+    left, right = basis.mapped_back(Q)
+    tail = product_svd(left, right)
+    dropped = float(basis.energies(Q, tail.S.unsqueeze(-1) * tail.Vh).sum())
+    share = dropped / basis.total if basis.total > 0 else 0.0
+    triplets = TailSVD(*(part.to(W.device, _dtype(W)).contiguous() for part in tail))
     return ActivationTail(triplets, (float(eigenvalues[d - 1]), float(eigenvalues[d])), max(share, 0.0))
 
 
-def _smallest(G: Tensor, m: int) -> tuple[np.ndarray, Tensor]:
-    """The m smallest eigenvalues of symmetric G (k, k), ascending, and their eigenvectors (k, m)."""
-    eigenvalues, vectors = smallest_eigenpairs(G.numpy().copy(), m)
-    return eigenvalues, torch.from_numpy(np.ascontiguousarray(vectors))
+def weakest_triplets(
+    W: Tensor, activations: ActivationMoments, share: float, *, name: str = "weight"
+) -> WhitenedTriplets:
+    """The last triplets of W C^(1/2), which together carry at most `share` of E||W x||^2: T_i C^(1/2) = u_i s_i v_i^T.
+
+    They are those among which `activation_tail` chooses, with the same ridge, and at most k - 1; none for a layer whose
+    output is zero.
+
+    Args:
+        W: weight (out, in), of any floating dtype. Not modified.
+        activations: second moments on the side that `side_of(W.shape)` names.
+        share: between 0 and 1.
+        name: of the layer, for error messages.
+
+    Raises:
+        ModelError: the moments are of another side or shape, or a value is not finite.
+    """
+    _check(W, activations, None, name)
+    basis = _Basis.of(W, activations)
+    _, vectors = torch.linalg.eigh(basis.G)
+    left, right = basis.mapped_back(vectors)
+    energy = basis.energies(vectors, left.norm(dim=0).unsqueeze(-1) * right).sum(1).clamp_min(0.0)
+    m = int((energy.cumsum(0) <= share * basis.total).sum()) if basis.total > 0 else 0
+    m = min(m, len(energy) - 1)
+    dtype = _dtype(W)
+    return WhitenedTriplets(left[:, :m].to(W.device, dtype), right[:m].to(W.device, dtype), energy[:m], basis.total)
 
 
-def _check(W: Tensor, activations: ActivationMoments, d: int, name: str) -> None:
+@dataclass(frozen=True)
+class _Basis:
+    """The symmetric matrix whose eigenvectors choose a component, with the ridge, and what maps them back.
+
+    Attributes:
+        W: (out, in), float64 on the CPU.
+        moments: as measured, without the ridge, float64 on the CPU.
+        L: Cholesky factor of C, (in, in); None on the side of the outputs.
+        WL: W L, (out, in); None on the side of the outputs.
+        G: W C W^T (out, out), or L^T W^T W L (in, in).
+        total: E||W x||^2, without the ridge.
+    """
+
+    W: Tensor
+    moments: Tensor
+    L: Tensor | None
+    WL: Tensor | None
+    G: Tensor
+    total: float
+
+    @classmethod
+    def of(cls, W: Tensor, activations: ActivationMoments) -> _Basis:
+        wide = W.detach().to("cpu", torch.float64)
+        k, columns = min(wide.shape), wide.shape[1]
+        ridge = (RIDGE_FEW_TOKENS if activations.tokens < FEW_TOKENS * k else RIDGE) * activations.mean_square
+        moments = activations.moments.to("cpu", torch.float64)
+        if activations.side == "outputs":
+            return cls(wide, moments, None, None, moments + ridge * (wide @ wide.mT), float(moments.trace()))
+        L = torch.linalg.cholesky(moments + ridge * torch.eye(columns, dtype=torch.float64))
+        WL = wide @ L
+        return cls(wide, moments, L, WL, WL.mT @ WL, float(torch.sum(wide * (wide @ moments))))
+
+    def mapped_back(self, Q: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors (out, m) and (m, in) whose product is U U^T W, or W L Q Q^T L^(-1), for eigenvectors Q (k, m)."""
+        if self.L is None or self.WL is None:
+            return Q, Q.mT @ self.W
+        return self.WL @ Q, torch.linalg.solve_triangular(self.L.mT, Q, upper=True).mT
+
+    def energies(self, Q: Tensor, T: Tensor) -> Tensor:
+        """Terms whose sum is E||T x||^2, those of component i in row i.
+
+        Args:
+            Q: eigenvectors (k, m), read on the side of the outputs.
+            T: (m, in) with T^T T the component's own, read on the side of the inputs.
+        """
+        return (Q * (self.moments @ Q)).mT if self.L is None else T * (T @ self.moments)
+
+
+def _dtype(W: Tensor) -> torch.dtype:
+    return torch.float64 if W.dtype == torch.float64 else torch.float32
+
+
+def _check(W: Tensor, activations: ActivationMoments, d: int | None, name: str) -> None:
     k = min(W.shape)
-    if not 1 <= d < k:
+    if d is not None and not 1 <= d < k:
         raise ModelError(
             f"layer {name!r} of shape {tuple(W.shape)} cannot drop d = {counted(d, 'triplet')}, d must lie "
             f"between 1 and {k - 1}: "

@@ -23,12 +23,14 @@ from kasatune.kasa.protection import project
 from kasatune.linalg import leading_triplets
 from kasatune.linalg.spectrum import singular_values
 from kasatune.methods.lora import METHOD as LORA
+from kasatune.methods.shared.capabilities import CalibrationNeeds
 from kasatune.methods.shared.method import MethodSettings, TaskKind
 from kasatune.methods.shared.peft_adapter import AdapterMethod, as_peft_model, save_peft, targeted_layers
 from kasatune.methods.shared.starting_factors import (
     CALIBRATION_ROWS,
     Factors,
     calibration_batches,
+    calibration_source,
     computed_once,
     weight_gradients,
 )
@@ -51,7 +53,8 @@ class Kasa(AdapterMethod):
 
     `truncate_by`, `drop` and `protect` vary it: another component is dropped, another number of triplets or none, and A
     is kept out of the input directions that activations use most. What depends on activations is computed before the
-    first step, from text that the base generates or from training rows (`calibration`).
+    first step, from text that the base generates or from training rows (`calibration`). `truncate_by: sensitivity`
+    needs training rows with their labels, and may drop nothing.
 
     With `anneal` the dropped component fades back in during that share of the steps: step t of n computes
     W - max(0, 1 - t / (`anneal` n)) T, and what is evaluated, saved and exported is W + s B diag(sigma) A, a LoRA of
@@ -114,31 +117,56 @@ class Kasa(AdapterMethod):
 
     def _drop(self, settings: MethodSettings) -> int | None:
         """The rank of the dropped component; `truncate` false drops nothing that activations would choose later."""
-        if not settings.options.get("truncate", True) and settings.truncate_by == "activation":
+        if not settings.options.get("truncate", True) and settings.truncate_by not in (None, "magnitude"):
             return 0
         return self.default_drop if settings.drop is None else settings.drop
 
-    def prepare(self, model: nn.Module, settings: MethodSettings, batches: Iterable[Mapping[str, Tensor]]) -> None:
-        """See `Method.prepare`: what depends on activations."""
+    def prepare(
+        self, model: nn.Module, settings: MethodSettings, batches: Iterable[Mapping[str, Tensor]]
+    ) -> str | None:
+        """See `Method.prepare`: what depends on activations, and by sensitivity also on gradients.
+
+        Raises:
+            InputError: `calibration` names text that the base cannot generate.
+        """
         config = as_peft_model(model).peft_config[_ADAPTER_NAME]
         if isinstance(config, KasaConfig) and config.calibrate_later:
             base: Any = as_peft_model(model).get_base_model()
-            calibrate_adapter(model, calibration_batches(settings, base, batches))
+            labelled = config.truncate_by == "sensitivity"
+            read = calibration_batches(settings, base, batches, labelled=labelled)
+            line = calibrate_adapter(model, read, source="task")
+        else:
+            line = None
         if settings.init == "gradient":
             _start_from_gradient(model, self.info.name, settings, batches)
         if settings.anneal:
             setattr(model, _FADING, take_out_tails(model))
+        return line
 
     def callbacks(self, model: nn.Module, settings: MethodSettings) -> list[TrainerCallback]:
         """See `Method.callbacks`: fade the dropped component back in."""
         return [_Anneal(model, settings.anneal)] if settings.anneal else []
+
+    def calibration(self, settings: MethodSettings, *, generates: bool) -> CalibrationNeeds | None:
+        """See `Method.calibration`."""
+        truncate_by = settings.truncate_by or self.default_truncate_by
+        drop = self._drop(settings)
+        drop = settings.r if drop is None else drop
+        if truncate_by == "magnitude" or settings.tails is not None:
+            drop = 0
+        protect = self.default_protect if settings.protect is None else settings.protect
+        if not drop and not protect:
+            return None
+        labelled = truncate_by == "sensitivity"
+        source = calibration_source(settings, generates=generates, labelled=labelled)
+        return CalibrationNeeds(source, settings.calibration.rows, drop, protect, labelled and drop > 0)
 
     def reads_parameters_in_training(self, settings: MethodSettings) -> bool:
         """See `Method.reads_parameters_in_training`: what depends on activations is kept in checkpoints."""
         if settings.anneal or settings.orthonormal:
             return True
         protect = self.default_protect if settings.protect is None else settings.protect
-        return protect > 0 or (settings.truncate_by or self.default_truncate_by) == "activation"
+        return protect > 0 or (settings.truncate_by or self.default_truncate_by) != "magnitude"
 
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
         """See `Method.training_state`: what was chosen by activations, which another machine may choose differently."""
@@ -146,7 +174,7 @@ class Kasa(AdapterMethod):
         fading: Components = getattr(model, _FADING, {})
         shared: set[int] = set()  # layers that read one tensor hold one K, which is saved with the first of them
         for name, layer in kasa_layers(model):
-            if layer.settings[_ADAPTER_NAME].truncate_by == "activation":
+            if layer.settings[_ADAPTER_NAME].truncate_by != "magnitude":
                 U, V = fading.get(name, (layer.kasa_tail_U[_ADAPTER_NAME], layer.kasa_tail_V[_ADAPTER_NAME]))
                 state[f"{name}.tail_U"], state[f"{name}.tail_V"] = U, V
             K = layer.protected.get(_ADAPTER_NAME)

@@ -118,6 +118,8 @@ def _sentence(
     error = group[0]
     section, _, key = place.partition(".")
     if error["type"] == "extra_forbidden":
+        if len(error["loc"]) > 2:
+            return f"{show(error['loc'][2])} is not a key of it; " + _remedy(section, key, sections)
         return _unknown(section, key, sections)
     if error["type"] == "missing":
         return "missing; " + _remedy(section, key, sections)
@@ -157,7 +159,8 @@ def _remedy(section: str, key: str, sections: Mapping[str, type[BaseModel]]) -> 
         return f"give the {first[:1].lower()}{first[1:]}" if first else "it has no default"
     if field.default is None:
         return "leave it out, or write null"
-    return f"the default is {show(field.get_default(call_default_factory=True))}"
+    default: Any = field.get_default(call_default_factory=True)
+    return f"the default is {show(getattr(default, 'model_dump', lambda: default)())}"
 
 
 def _near_key(wrong: str, sections: Mapping[str, type[BaseModel]]) -> str:

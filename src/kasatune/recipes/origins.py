@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel
+
 from kasatune.data.tasks.table import TASKS
 from kasatune.methods.table import METHODS
 from kasatune.recipes.schema import SECTIONS, Recipe, load_recipe
@@ -46,7 +48,7 @@ def recipe_values(path: Path, overrides: Sequence[str] = ()) -> list[Value]:
         values += [
             Value(
                 f"{section}.{key}",
-                written_values.get(key, getattr(part, key)),
+                written_values.get(key, _plain(getattr(part, key))),
                 _origin(recipe, section, key, written, given),
             )
             for key in keys
@@ -67,6 +69,11 @@ def annotated_yaml(values: Sequence[Value]) -> str:
         text = f"  {inline_yaml(key, value.value)}" if dot else inline_yaml(name, value.value)
         lines.append(f"{text:<{_WIDTH}}  # {value.origin}")
     return "\n".join(lines) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """A mapping for a key that holds a section of its own."""
+    return value.model_dump() if isinstance(value, BaseModel) else value
 
 
 def _origin(recipe: Recipe, section: str, key: str, written: Mapping[str, Any], given: set[str]) -> str:

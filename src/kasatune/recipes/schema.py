@@ -57,7 +57,8 @@ __all__ = [
     "to_yaml",
 ]
 
-_OPTIONS = "options."
+_NESTED = ("options", "calibration")
+"""Keys of `method` that hold mappings, whose keys an override can name."""
 _OF_SOME_TASKS = ("generation", "preference")
 
 
@@ -169,8 +170,8 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[st
     for override in overrides:
         place, equals, text = override.partition("=")
         section, dot, key = place.partition(".")
-        option = key.removeprefix(_OPTIONS) if section == "method" and key.startswith(_OPTIONS) else None
-        nested = "." in key if option is None else not option or "." in option
+        outer, _, inner = key.partition(".")
+        nested = "." in key and (section != "method" or outer not in _NESTED or not inner or "." in inner)
         if not equals or not section or (dot and not key) or nested or (section in SECTIONS and not key):
             faults.append(f"override {show(override)}: must be section.key=value, for example training.seed=1")
             continue
@@ -183,8 +184,8 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[st
         except ValueError as error:
             faults.append(f"override {show(override)}: the value is not YAML ({error}); quote it")
             continue
-        if option is not None:
-            _set_option(values, option, value)
+        if inner:
+            _set_nested(values, outer, inner, value)
         elif not key:
             values[section] = value
         elif isinstance(values.get(section), dict):
@@ -194,11 +195,16 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[st
     return faults
 
 
-def _set_option(values: dict[str, Any], option: str, value: Any) -> None:
+def _set_nested(values: dict[str, Any], outer: str, inner: str, value: Any) -> None:
+    """Set method.OUTER.INNER; a calibration given as its source alone becomes a mapping."""
     method = values.get("method") or {}
-    options = method.get("options") if isinstance(method, dict) else None
-    if isinstance(method, dict) and isinstance(options, dict | None):
-        values["method"] = {**method, "options": {**(options or {}), option: value}}
+    if not isinstance(method, dict):
+        return
+    before = method.get(outer)
+    if outer == "calibration" and isinstance(before, str):
+        before = {"source": before}
+    if isinstance(before, dict | None):
+        values["method"] = {**method, outer: {**(before or {}), inner: value}}
 
 
 def _drop_options_of_replaced_method(values: dict[str, Any], overrides: Sequence[str]) -> None:

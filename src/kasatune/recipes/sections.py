@@ -189,6 +189,18 @@ class TaskSection(Section):
     )
 
 
+class CalibrationSection(Section):
+    """The text on which the base is measured before the first step."""
+
+    source: Literal["auto", "task", "generated"] = Field("auto", description="Where the text comes from.")
+    rows: Count = Field(64, description="Number of training rows.")
+
+
+def _as_calibration(value: Any) -> Any:
+    """The source alone, as recipes wrote it before there were rows."""
+    return {"source": value} if isinstance(value, str) else value
+
+
 class MethodSection(Section):
     """The fine-tuning method. A method ignores the keys that it does not read; `kasatune list methods` names them."""
 
@@ -234,10 +246,11 @@ class MethodSection(Section):
         description="Directory written by `kasatune decompose`, which saves the decomposition when training starts. "
         "null: decompose then.",
     )
-    truncate_by: Literal["magnitude", "activation"] | None = Field(
+    truncate_by: Literal["magnitude", "activation", "sensitivity"] | None = Field(
         None,
         description="Which component of rank d is dropped from each weight: magnitude (the d smallest singular "
-        "triplets, KaSA as published) or activation (what the base's activations use least). null: the method's own.",
+        "triplets, KaSA as published), activation (what the base's activations use least) or sensitivity (what lowers "
+        "the loss on held-back training rows, possibly nothing). null: the method's own.",
     )
     drop: Annotated[int, Field(ge=0), BeforeValidator(as_integer)] | None = Field(
         None, description="Rank d of the dropped component, at least 0. null: the method's own, r for kasa."
@@ -262,11 +275,12 @@ class MethodSection(Section):
         description="Start of A, and with orthonormal of B: random, or the leading singular vectors of the gradient in "
         "each weight on the first 64 training rows (gradient).",
     )
-    calibration: Literal["auto", "generated", "task"] = Field(
-        "auto",
-        description="Text on which the base's activations are measured: generated (16 sequences of 96 tokens that the "
-        "base samples itself), task (the first 64 training rows), or auto (generated where the base can generate text, "
-        "otherwise task).",
+    calibration: Annotated[CalibrationSection, BeforeValidator(_as_calibration)] = Field(
+        CalibrationSection(),
+        description="Text on which the base is measured, for what depends on activations: a mapping of source and "
+        "rows. source: generated (16 sequences of 96 tokens that the base samples itself), task (the first training "
+        "rows, with their labels for truncate_by: sensitivity), or auto (generated where the base can generate text, "
+        "otherwise task; always task for truncate_by: sensitivity). rows: number of training rows.",
     )
     options: dict[str, Any] = Field(
         {}, description="Settings that only this method has; `kasatune list methods --json` lists them with limits."

@@ -303,6 +303,22 @@ def _method_works_on_quantized_bases(recipe: RecipeSections) -> Iterator[str]:
         yield f'model.quantization: "{kind}" received; {method.name} needs a base that is not quantized; use none'
 
 
+@_keys("method.truncate_by", "method.calibration", "method.convention")
+def _truncation_is_possible(recipe: RecipeSections) -> Iterator[str]:
+    method = recipe.method
+    source = method.calibration.source
+    if method.truncate_by == "sensitivity" and source not in ("auto", "task"):
+        yield (
+            f"method.calibration: {show(source)} received; truncate_by: sensitivity needs the labels of training rows; "
+            "use task"
+        )
+    if method.truncate_by not in (None, "magnitude") and method.convention == "authors":
+        yield (
+            f"method.truncate_by: {show(method.truncate_by)} received; convention: authors fixes which triplets are "
+            "dropped; leave truncate_by out, or use convention: paper"
+        )
+
+
 @_keys()
 def _no_secrets(recipe: RecipeSections) -> Iterator[str]:
     """A recipe is stored with its run and shown in the report, so it must not hold a password or token."""

@@ -20,7 +20,8 @@ from kasatune.models.load import Pretrained, find_pretrained, require_causal
 from kasatune.models.precision import with_precision
 from kasatune.recipes.schema import MethodSection
 from kasatune.runs.directory import check_output
-from kasatune.training.parameter_count import LayerPlan, build_without_weights, count_parameters
+from kasatune.training.calibration_cost import CalibrationCost, calibration_cost
+from kasatune.training.parameter_count import LayerPlan, ParameterCount, build_without_weights, count_parameters
 from kasatune.training.preflight import check_files, check_rows, check_setup, has_no_weights
 from kasatune.weights.usable_positions import usable_positions
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
     from kasatune.data.tasks.dataset import TaskData
+    from kasatune.methods.shared.method import Method
     from kasatune.recipes.schema import Recipe
 
 NO_WARMUP = "training.warmup_ratio: the run has one step, and so no warm-up: the rate of that step would be 0"
@@ -47,6 +49,7 @@ class Plan:
         head_parameters: of the new head.
         adapter_bytes: size of the adapter files, by their folder in the run directory.
         memory_bytes: rough peak memory by content, with its total; None if the configuration lacks the sizes.
+        calibration: estimated cost of measuring the base before the first step; None if nothing is measured.
         rows: training rows that are used; None if they are not on this machine yet.
         parts: of a mixture, for each part its task, weight, training rows, rows drawn for an epoch and validation rows.
         steps_per_epoch: optimizer steps.
@@ -61,6 +64,7 @@ class Plan:
     head_parameters: int
     adapter_bytes: Mapping[str, int]
     memory_bytes: Mapping[str, int] | None
+    calibration: CalibrationCost | None = None
     rows: int | None = None
     parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     steps_per_epoch: int | None = None
@@ -144,6 +148,7 @@ def make_plan(recipe: Recipe, pretrained: Pretrained | None = None, *, before_tr
         head_parameters=count.head,
         adapter_bytes={} if count.trained is None else sizes,
         memory_bytes=estimate_memory(recipe, config, count.layers, count.total, trained),
+        calibration=None if before_training else _calibration(recipe, method, count, kind),
         rows=rows,
         parts={} if data is None else {part.name: part.as_dict() for part in data.parts},
         steps_per_epoch=per_epoch,
@@ -228,6 +233,14 @@ def _weight_bytes(
     dropped = recipe.method.drop if "drop" in info.uses else None
     frozen = sum((info.frozen_rank * layer.rank if dropped is None else dropped) * sum(layer.shape) for layer in layers)
     return weights + _FLOAT32_BYTES * (trained + frozen)
+
+
+def _calibration(recipe: Recipe, method: Method, count: ParameterCount, kind: str) -> CalibrationCost | None:
+    needs = method.calibration(recipe.method, generates=kind == "generation")
+    if needs is None or not count.layers:
+        return None
+    width = _BYTES[recipe.model.dtype]
+    return calibration_cost(needs, count.layers, count.total, count.total * width, recipe.task.max_length)
 
 
 def _read_data(recipe: Recipe, findings: _Findings) -> TaskData | None:

@@ -301,7 +301,10 @@ def _prepare_method(run: Run, checkpoint: Path | None) -> None:
     """Prepare the method for the first step, and restore its state from a checkpoint."""
     task_model, method = run.task_model, run.task_model.method
     set_seed(run.recipe.training.seed)
-    method.prepare(task_model.model.eval(), run.recipe.method, task_model.batches(run.examples[TRAIN_SPLIT]))
+    batches = task_model.batches(run.examples[TRAIN_SPLIT])
+    line = method.prepare(task_model.model.eval(), run.recipe.method, batches)
+    if line is not None and is_main():
+        run.display.message(line)
     if checkpoint:
         method.restore_training_state(task_model.model, load_file(checkpoint / METHOD_STATE))
 

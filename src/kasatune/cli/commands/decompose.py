@@ -36,6 +36,13 @@ def command(
         Literal["paper", "authors"],
         typer.Option("--convention", help="Which triplets are truncated: as in the paper, or in the authors' code."),
     ] = "paper",
+    truncate_by: Annotated[
+        Literal["magnitude", "activation"],
+        typer.Option(
+            "--truncate-by",
+            help="Which component of rank R: the smallest triplets, or what activations use least (runs the model).",
+        ),
+    ] = "magnitude",
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
         typer.Option("--dtype", help="The `model.dtype` of the training, if narrower than that of the files."),
@@ -51,13 +58,16 @@ def command(
 
     Then run `kasatune train RECIPE method.tails=tails/model` with the same or a lower rank. Weights are read one at a
     time; the full model is never in memory. `torchrun --nproc-per-node N -m kasatune decompose ...` shares the work.
+
+    With --truncate-by activation the model is loaded and reads text; weights that do not fit in memory stay on disk.
+    Train with method.truncate_by=activation and the same rank.
     """
     if rank < 1:
         raise InputError(f"--rank: {rank} received; must be 1 or more")
     with results_only():
         from kasatune.adapter_tools.decompose import Job, decompose
 
-        job = Job(model, rank, tuple(target or ("default",)), convention, dtype, revision)
+        job = Job(model, rank, tuple(target or ("default",)), convention, dtype, revision, truncate_by)
         try:
             index = decompose(job, out, device=device, resume=resume, overwrite=overwrite, display=make_progress())
         except KeyboardInterrupt as interrupt:

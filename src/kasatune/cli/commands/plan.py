@@ -8,6 +8,7 @@ from kasatune.errors import InputError
 from kasatune.recipes.catalogue import find_recipe
 
 if TYPE_CHECKING:
+    from kasatune.training.calibration_cost import CalibrationCost
     from kasatune.training.plan import Plan
 
 
@@ -56,10 +57,22 @@ def _show(plan: Plan) -> None:
         ("steps per epoch", words.count(plan.steps_per_epoch)),
         ("steps", words.count(plan.steps)),
         *((f"memory, {name} (estimate)", words.size(size)) for name, size in (plan.memory_bytes or {}).items()),
+        *(_calibration(plan.calibration) if plan.calibration is not None else ()),
     ]
     print_table(["quantity", "value"], [list(fact) for fact in facts])
     for note in plan.notes:
         say(f"note: {note}")
+
+
+def _calibration(cost: CalibrationCost) -> list[tuple[str, str]]:
+    from kasatune.reports import formatting as words
+
+    return [
+        ("calibration, text", f"{words.count(cost.tokens)} tokens, {cost.source}"),
+        ("calibration, reading (estimate, on this CPU)", words.duration(cost.reading_seconds)),
+        ("calibration, choosing (estimate, on this CPU)", words.duration(cost.choosing_seconds)),
+        ("calibration, memory (estimate)", words.size(cost.memory_bytes)),
+    ]
 
 
 def _layer_rows(plan: Plan) -> list[list[str]]:

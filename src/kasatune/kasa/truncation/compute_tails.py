@@ -6,10 +6,12 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 from torch import Tensor, distributed
 
+from kasatune.distributed.process_group import broadcast_from_first
+from kasatune.errors import InputError, KasatuneError
 from kasatune.io.progress import progress_counter
 from kasatune.kasa.truncation.tail_store import SMALLEST_CACHED, TailCache, TailDirectory, TailKey
 from kasatune.linalg import TailSVD, tail_svd_many
@@ -17,7 +19,10 @@ from kasatune.linalg import TailSVD, tail_svd_many
 _BATCH_ENTRIES = 2**24
 """Weights are decomposed together up to this many entries; a larger one is alone in memory."""
 
-_SHARED: ContextVar[bool] = ContextVar("decompositions_shared", default=False)
+_SHARED: ContextVar[bool | None] = ContextVar("decompositions_shared", default=None)
+"""None outside of every context: tails are computed in each process, and what activations choose in the first one."""
+
+_Result = TypeVar("_Result")
 
 
 class TailRequest(NamedTuple):
@@ -50,7 +55,32 @@ def decompositions_shared(shared: bool = True) -> Generator[None, None, None]:
 
 def are_decompositions_shared() -> bool:
     """Whether every process of a distributed run is decomposing the same adapter now."""
-    return _SHARED.get() and distributed.is_available() and distributed.is_initialized()
+    return bool(_SHARED.get()) and distributed.is_available() and distributed.is_initialized()
+
+
+def is_calibration_shared() -> bool:
+    """Whether the first of several processes measures activations for all of them, which must all ask for it."""
+    alone = _SHARED.get() is False or not distributed.is_available() or not distributed.is_initialized()
+    return not alone and distributed.get_world_size() > 1
+
+
+def in_first_process(work: Callable[[], _Result]) -> _Result:
+    """The result of `work` in the first process, in every process; a collective call.
+
+    Raises:
+        KasatuneError: what `work` raised, in every process.
+    """
+    outcome: _Result | KasatuneError | None = None
+    if distributed.get_rank() == 0:
+        try:
+            with decompositions_shared(False):
+                outcome = work()
+        except KasatuneError as error:
+            outcome = error
+    outcome = broadcast_from_first(outcome)
+    if isinstance(outcome, KasatuneError):
+        raise outcome
+    return cast("_Result", outcome)
 
 
 def compute_tails(
@@ -92,6 +122,11 @@ def _tails_of_this_process(
 ) -> dict[str, TailSVD]:
     tails: dict[str, TailSVD] = {}
     saved = TailDirectory(Path(directory)) if directory is not None else None
+    if saved is not None and saved.truncate_by != "magnitude":
+        raise InputError(
+            f"tails: {directory} holds components chosen by activation, and truncate_by is 'magnitude': set "
+            "truncate_by to 'activation', or make a directory with `kasatune decompose`"
+        )
     cache = TailCache.of_user()
     batch: list[tuple[TailRequest, TailKey | None]] = []
     with progress_counter("decomposing", total) as advance:

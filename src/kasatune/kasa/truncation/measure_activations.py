@@ -3,26 +3,45 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers import GenerationConfig
 
-from kasatune.errors import InputError, ModelError
+from kasatune.data.calibration_text import bundled_batches
+from kasatune.distributed.gather_scatter import is_sharded
+from kasatune.errors import InputError, KasatuneError, ModelError
+from kasatune.kasa.truncation.self_written_text import SEQUENCES, calibration_length, own_tokenizer, write_text
+from kasatune.kasa.truncation.undisturbed_model import device_of, on_device, seeded, undisturbed
 from kasatune.linalg.activation_tail import ActivationMoments, Side, side_of
 from kasatune.linalg.leading_directions import InputMoments
+from kasatune.linalg.tail import TailSVD
 from kasatune.weights.base_weight import BaseWeight
 from kasatune.weights.fingerprint import weight_sketch
 from kasatune.wording import counted
 
-SEQUENCES = 16
-LENGTH = 96
 _ROWS_HELD = 512  # rows of a layer that wait for one product: larger products are faster, and take memory
+
+
+@dataclass(frozen=True)
+class ChosenComponents:
+    """The components that truncate_by="sensitivity" chose when it was calibrated.
+
+    Attributes:
+        tails: by layer name, at most d triplets each; layers from which nothing is dropped are left out.
+        layers: what to state of these layers: number dropped, predicted change of the loss, share of E||W x||^2.
+        losses: loss on held-back rows by the number of triplets that were removed together.
+        candidates: number of triplets that could have been dropped, over all layers.
+    """
+
+    tails: dict[str, TailSVD]
+    layers: dict[str, dict[str, Any]]
+    losses: dict[int, float]
+    candidates: int
 
 
 @dataclass(frozen=True)
@@ -33,11 +52,14 @@ class Activations:
         moments: of the side that `activation_tail` needs, by layer name.
         inputs: of the inputs, by layer name; layers that read the same tensor share one object. Empty if they were not
             measured.
-        source: "batches", "generated" (text that the model wrote) or "random" (random tokens).
+        source: "batches", "task" (training rows), "generated" (text that the model wrote), "bundled" (documentation
+            strings) or "random" (random tokens).
         tokens: number of tokens read, padding left out.
-        seed: of generated or random tokens; None for batches.
+        seed: of generated or random tokens; None for batches and bundled text.
         seconds: wall-clock time.
         base: a sketch of each weight, by layer name, by which another base model is recognized.
+        components: of truncate_by="sensitivity", which are chosen while calibrating; else None.
+        identity: distinguishes calibrations; copies have the same.
     """
 
     moments: dict[str, ActivationMoments]
@@ -47,6 +69,20 @@ class Activations:
     seed: int | None
     seconds: float
     base: dict[str, dict[str, Any]]
+    components: ChosenComponents | None = None
+    identity: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+
+def calibration_line(used: Mapping[str, Any]) -> str:
+    """What a base was calibrated on, in words, from `source`, `tokens` and `seed`."""
+    origin = {
+        "generated": "text that the base generated",
+        "bundled": "bundled text",
+        "random": "random tokens",
+        "task": "training rows",
+    }.get(used["source"], "the batches given")
+    seed = "" if used["seed"] is None else f", seed {used['seed']}"
+    return f"KaSA: calibrated on {origin} ({counted(used['tokens'], 'token')}{seed})"
 
 
 def measure(
@@ -55,6 +91,7 @@ def measure(
     batches: Iterable[Mapping[str, Any]],
     *,
     inputs: bool = False,
+    source: str = "batches",
 ) -> Activations:
     """Second moments of the layers' activations over batches.
 
@@ -66,6 +103,7 @@ def measure(
         layers: the weights to measure at, by layer name.
         batches: keyword arguments of `model(**batch)`; tensors are moved to the model's device.
         inputs: also measure the inputs of every layer, for `leading_directions`.
+        source: what the batches are, as noted in the result.
 
     Raises:
         InputError: there is no batch, or a layer never runs on the batches.
@@ -73,12 +111,10 @@ def measure(
     start = time.perf_counter()
     with _measuring(model, layers, inputs=inputs) as recorder:
         for batch in batches:
-            moved = {
-                key: value.to(_device(model)) if isinstance(value, Tensor) else value for key, value in batch.items()
-            }
+            moved = on_device(batch, model)
             recorder.mask = moved.get("attention_mask")
             model(**moved)
-    return _activations(recorder, "batches", None, start)
+    return _activations(recorder, source, None, start)
 
 
 def measure_on(
@@ -88,11 +124,12 @@ def measure_on(
     seed: int = 0,
     *,
     inputs: bool,
+    source: str = "batches",
 ) -> Activations:
     """`measure` over batches, or `measure_generated` without any."""
     if batches is None:
         return measure_generated(model, layers, seed, inputs=inputs)
-    return measure(model, layers, batches, inputs=inputs)
+    return measure(model, layers, batches, inputs=inputs, source=source)
 
 
 def measure_generated(
@@ -102,9 +139,10 @@ def measure_generated(
 
     A causal language model samples at temperature 1 from the full vocabulary, beginning with its BOS token (else EOS,
     else a random token); end-of-text tokens are suppressed. The moments are taken while it writes, so that no second
-    pass is needed. Any other model with token embeddings reads random tokens, which choose less well. Random states,
-    training modes and generation settings are left as they were. With `inputs`, the inputs of every layer are measured
-    too, for `leading_directions`.
+    pass is needed. Any other model with token embeddings reads bundled text (data/calibration_text.py) with the
+    tokenizer that lies beside its weights, or random tokens, which choose less well, where there is none. Random
+    states, training modes and generation settings are left as they were. With `inputs`, the inputs of every layer are
+    measured too, for `leading_directions`.
 
     Raises:
         InputError: the model cannot run on tokens alone; call `calibrate` with batches.
@@ -118,63 +156,49 @@ def measure_generated(
             f"{type(model).__name__} is {kind}, which cannot write calibration text for itself: pass "
             "calibrate(base, config, batches) with a few batches of your data"
         )
-    generates = bool(getattr(model, "can_generate", lambda: False)())
-    with _measuring(model, layers, inputs=inputs) as recorder, _seeded(model, seed):
+    source = "generated" if getattr(model, "can_generate", lambda: False)() else "bundled"
+    tokenizer = own_tokenizer(config, vocabulary) if source == "bundled" else None
+    if source == "bundled" and tokenizer is None:
+        source = "random"
+    with _measuring(model, layers, inputs=inputs) as recorder, seeded(model, seed):
         try:
-            if generates:
-                _write(model, config, vocabulary)
+            if source == "generated":
+                write_text(model, config, vocabulary)
+            elif tokenizer is not None:
+                for batch in bundled_batches(tokenizer, calibration_length(config)):
+                    moved = on_device(batch, model)
+                    recorder.mask = moved["attention_mask"]
+                    model(**moved)
             else:
-                model(input_ids=torch.randint(vocabulary, (SEQUENCES, _positions(config)), device=_device(model)))
-        except (TypeError, ValueError, RuntimeError, IndexError) as error:
+                size = (SEQUENCES, calibration_length(config))
+                model(input_ids=torch.randint(vocabulary, size, device=device_of(model)))
+        except KasatuneError:
+            raise
+        except Exception as error:  # a model that needs other inputs raises whatever its code happens to
             raise InputError(
                 f"{type(model).__name__} failed on generated calibration text ({error}): pass calibrate(base, config, "
                 "batches) with a few batches of your data"
             ) from error
-    return _activations(recorder, "generated" if generates else "random", seed, start)
+    return _activations(recorder, source, None if source == "bundled" else seed, start)
 
 
-def generate_text(model: Any, seed: int) -> Tensor:
-    """Text that a causal language model samples from itself, token ids (16, 96); see `measure_generated`."""
-    with _seeded(model, seed), torch.no_grad():
-        return _write(model, model.config, model.config.vocab_size)
+def require_loaded(layers: Mapping[str, BaseWeight]) -> None:
+    """Refuse weights on the meta device, and weights of which this process holds a part.
 
-
-def _write(model: Any, config: Any, vocabulary: int) -> Tensor:
-    settings = model.generation_config
-    ends = _listed(settings.eos_token_id) + _listed(config.eos_token_id)
-    first = next((token for token in (*_listed(settings.bos_token_id), *_listed(config.bos_token_id), *ends)), None)
-    if first is None:
-        prompt = torch.randint(vocabulary, (SEQUENCES, 1), device=_device(model))
-    else:
-        prompt = torch.full((SEQUENCES, 1), first, device=_device(model))
-    return model.generate(
-        prompt,
-        attention_mask=torch.ones_like(prompt),
-        generation_config=GenerationConfig(
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            max_new_tokens=_positions(config) - 1,
-            suppress_tokens=sorted(set(ends)) or None,
-            pad_token_id=ends[0] if ends else 0,
-            eos_token_id=None,
-        ),
-    )
-
-
-def _positions(config: Any) -> int:
-    """LENGTH, or fewer where the model has fewer positions; two are left for offsets such as RoBERTa's."""
-    limit = getattr(config, "max_position_embeddings", None)
-    return min(LENGTH, limit - 2) if isinstance(limit, int) and limit > 3 else LENGTH
-
-
-def _listed(tokens: int | list[int] | None) -> list[int]:
-    return tokens if isinstance(tokens, list) else [] if tokens is None else [tokens]
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(parameter.device for parameter in model.parameters() if not parameter.is_meta)
+    Raises:
+        ModelError: the first such layer.
+    """
+    for name, weight in layers.items():
+        if weight.is_missing:
+            raise ModelError(
+                f"{name}: its weight is on the meta device: load the base's checkpoint, then call calibrate(base, "
+                "config) and attach the adapter"
+            )
+        if is_sharded(weight.layer.weight):
+            raise ModelError(
+                f"{name}: its weight is sharded (FSDP) or partitioned (ZeRO-3), and calibration runs the complete "
+                "model in one process: call calibrate(base, config) and attach the adapter before the model is sharded"
+            )
 
 
 class _Sums:
@@ -309,45 +333,14 @@ class _Recorder:
 
 @contextmanager
 def _measuring(model: nn.Module, layers: Mapping[str, BaseWeight], *, inputs: bool) -> Generator[_Recorder]:
-    missing = [name for name, weight in layers.items() if weight.is_missing]
-    if missing:
-        raise ModelError(
-            f"{missing[0]}: its weight is on the meta device; load the base's checkpoint before calibrating"
-        )
+    require_loaded(layers)
     recorder = _Recorder(layers, inputs=inputs)
-    training = {module: module.training for module in model.modules()}
-    disabled: dict[BaseTunerLayer, bool] = {
-        module: module.disable_adapters for module in model.modules() if isinstance(module, BaseTunerLayer)
-    }
     with ExitStack() as stack:
-        stack.callback(_restore, training, disabled)
-        model.eval()
-        _set_disabled(dict.fromkeys(disabled, True))
+        stack.enter_context(undisturbed(model))
         for name, weight in layers.items():
             stack.callback(weight.layer.register_forward_hook(recorder.hook(name, weight)).remove)
         stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.autocast(_device(model).type, enabled=False))
         yield recorder
-
-
-def _restore(training: Mapping[nn.Module, bool], disabled: Mapping[BaseTunerLayer, bool]) -> None:
-    for module, was_training in training.items():
-        module.training = was_training
-    _set_disabled(disabled)
-
-
-def _set_disabled(flags: Mapping[BaseTunerLayer, bool]) -> None:
-    """Set PEFT's flag by itself; `enable_adapters` would change requires_grad as well."""
-    for layer, disabled in flags.items():
-        layer._disable_adapters = disabled  # pyright: ignore[reportPrivateUsage]
-
-
-@contextmanager
-def _seeded(model: nn.Module, seed: int) -> Generator[None]:
-    device = _device(model)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def _activations(recorder: _Recorder, source: str, seed: int | None, start: float) -> Activations:

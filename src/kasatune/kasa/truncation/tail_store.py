@@ -190,6 +190,41 @@ class TailCache:
             self._usable = False
             logger.warning("tails are not cached: %s cannot be written (%s)", self.folder, fault)
 
+    def get_tensors(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The tensors and the metadata of a file that `put_tensors` wrote; None where there is no undamaged one."""
+        path = self.folder / f"{name}{SUFFIX}"
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata: Any = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
+                keys: list[str] = list(file.keys())
+                tensors = {key: file.get_tensor(key) for key in keys}
+            if metadata.pop("checksum", None) != _checksum(tensors):
+                raise ValueError("its content does not match its checksum")
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, OSError, ValueError, AttributeError) as fault:
+            warnings.warn(f"cached tails are computed again: {path} is damaged: {fault}", stacklevel=2)
+            _remove(path)
+            return None
+        with suppress(OSError):
+            os.utime(path)
+        return tensors, metadata
+
+    def put_tensors(self, name: str, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        """Store tensors, which must not share memory, and plain data in one file."""
+        if not self._usable:
+            return
+        held = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        described = json.dumps({**metadata, "checksum": _checksum(held)}, sort_keys=True)
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with atomic_write(self.folder / f"{name}{SUFFIX}", shared=True) as temporary:
+                save_file(held, temporary, metadata={_METADATA: described})
+            self._written = True
+        except (OSError, SafetensorError) as fault:
+            self._usable = False
+            logger.warning("tails are not cached: %s cannot be written (%s)", self.folder, fault)
+
     def trim(self) -> None:
         """Remove the least recently used files above the limit, and what killed processes left unfinished."""
         if not self._written:
@@ -228,6 +263,41 @@ class TailDirectory:
         self.folder = folder
         self.index = read_index(folder)
         self._stored: dict[str, int] = {layer["weight"]: layer["dropped"] for layer in self.index["layers"].values()}
+
+    @property
+    def truncate_by(self) -> str:
+        """Which components the directory holds, "magnitude" or "activation"."""
+        return self.index.get("truncate_by", "magnitude")
+
+    def get_by_activation(self, key: TailKey, name: str) -> TailSVD:
+        """The component of a weight that activations use least, of exactly the rank `key.drop`.
+
+        Raises:
+            InputError: the directory holds the triplets of smallest magnitude.
+            ModelError: it does not hold this weight or this rank, or its file is damaged.
+        """
+        if self.truncate_by != "activation":
+            raise InputError(
+                f"tails: {self.folder} holds the triplets of smallest magnitude, and truncate_by is 'activation': make "
+                "a directory with `kasatune decompose --truncate-by activation`, or leave tails out"
+            )
+        stored = self._stored.get(key.digest)
+        if stored is not None and stored != key.drop:
+            raise ModelError(
+                f"tails: {self.folder} holds a component of rank {stored} of {name}, and one of rank {key.drop} is "
+                "dropped; a component by activation serves its own rank only: make it again with `kasatune decompose "
+                f"--truncate-by activation --rank {key.drop}`, or set drop to {stored}"
+            )
+        if stored is None:
+            raise ModelError(f"tails: {self._refusal(key, name, None)}")
+        tail = read_tail(self.folder / TAILS / key.filename, key)
+        if tail is None:
+            raise ModelError(f"{self.folder / TAILS / key.filename} is missing; run `kasatune decompose` again")
+        return tail
+
+    def layer(self, digest: str) -> dict[str, Any]:
+        """The entry of a weight in the index."""
+        return next(layer for layer in self.index["layers"].values() if layer["weight"] == digest)
 
     def get(self, key: TailKey, name: str) -> TailSVD | None:
         """The tail of a weight, its first triplets cut off where more are stored; None where its file is damaged.
@@ -309,7 +379,7 @@ def _identity(key: TailKey) -> dict[str, Any]:
 
 def _checksum(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name in TailSVD._fields:
+    for name in TailSVD._fields if set(tensors) == set(TailSVD._fields) else sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype}\n".encode())
         digest.update(tensor.contiguous().numpy().data)

@@ -1,18 +1,21 @@
-"""The tails of many weights by activation: `linalg.activation_tail` of each, from the moments that were measured."""
+"""The tails of many weights by activation, from the moments that were measured, or as chosen by sensitivity."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from kasatune.errors import InputError
 from kasatune.io.progress import progress_counter
 from kasatune.kasa.truncation.compute_tails import TailRequest
 from kasatune.kasa.truncation.measure_activations import Activations
+from kasatune.kasa.truncation.tail_store import TailDirectory, TailKey
 from kasatune.linalg import TailSVD
 from kasatune.linalg.activation_tail import ActivationTail, activation_tail
 from kasatune.linalg.threads import side_by_side
 from kasatune.weights.fingerprint import sketch_distance, sketch_tolerance
+from kasatune.wording import counted
 
 _BATCH_ENTRIES = 2**24  # of the weights that are in memory together
 
@@ -47,6 +50,66 @@ def compute_activation_tails(
         _compute(batch, activations, results, advance)
     layers = {name: {"cut": list(result.cut), "share": result.share} for name, result in results.items()}
     return {name: result.tail for name, result in results.items()}, layers
+
+
+def saved_activation_tails(
+    requests: Iterable[TailRequest], directory: str | Path
+) -> tuple[dict[str, TailSVD], dict[str, Any]]:
+    """The tails that `kasatune decompose --truncate-by activation` wrote, by layer name, and what they were chosen on.
+
+    Args:
+        requests: the weights.
+        directory: written by that command.
+
+    Returns:
+        The tails, and `KasaConfig.calibration_used`.
+
+    Raises:
+        InputError: it is no such directory.
+        ModelError: a weight is missing from it, or was decomposed with another rank; by name.
+    """
+    saved = TailDirectory(Path(directory))
+    tails: dict[str, TailSVD] = {}
+    layers: dict[str, dict[str, Any]] = {}
+    for request in requests:
+        key = TailKey.of(request.W, request.drop)
+        tails[request.name] = saved.get_by_activation(key, request.name)
+        entry = saved.layer(key.digest)
+        layers[request.name] = {"cut": entry["cut"], "share": entry["share"]}
+    return tails, {**saved.index["calibration"], "layers": layers}
+
+
+def sensitivity_tails(
+    requests: Iterable[TailRequest], activations: Activations
+) -> tuple[dict[str, TailSVD], dict[str, dict[str, Any]]]:
+    """The components that calibration chose by sensitivity, by layer name, and what to state about them.
+
+    Args:
+        requests: the weights, to compare them with those that were calibrated.
+        activations: measured on the same base by `measure_sensitivity`.
+
+    Raises:
+        InputError: the activations are of another base model, of other layers, or chose more triplets than `drop`.
+    """
+    components = activations.components
+    if components is None:
+        raise InputError(
+            "the configuration was calibrated for another truncate_by than 'sensitivity': call calibrate(base, config, "
+            "batches) again, with labelled batches"
+        )
+    tails: dict[str, TailSVD] = {}
+    for request in requests:
+        _require_same_base(request, activations)
+        tail = components.tails.get(request.name)
+        if tail is None:
+            continue
+        if len(tail.S) > request.drop:
+            raise InputError(
+                f"{request.name}: {counted(len(tail.S), 'triplet')} were chosen by sensitivity, and drop is now "
+                f"{request.drop}: call calibrate again with the final drop"
+            )
+        tails[request.name] = tail
+    return tails, {name: dict(entry) for name, entry in components.layers.items() if name in tails}
 
 
 def _compute(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -21,10 +22,31 @@ if TYPE_CHECKING:
     from transformers import TrainerCallback
 
 
+@dataclass(frozen=True)
+class CalibrationNeeds:
+    """What a method measures on its base before the first step.
+
+    Attributes:
+        source: "generated" (text of the base) or "task" (training rows).
+        rows: number of training rows.
+        drop: rank of the component chosen in each layer; 0 for none.
+        protect: share of the input directions of each layer.
+        gradients: whether the rows' loss and its gradients are measured too.
+    """
+
+    source: str
+    rows: int
+    drop: int
+    protect: float
+    gradients: bool
+
+
 class PreparationPass:
     """Something to compute from training data before the first step, such as covariances of activations."""
 
-    def prepare(self, model: nn.Module, settings: MethodSettings, batches: Iterable[Mapping[str, Tensor]]) -> None:
+    def prepare(
+        self, model: nn.Module, settings: MethodSettings, batches: Iterable[Mapping[str, Tensor]]
+    ) -> str | None:
         """Prepare the attached model for training.
 
         Called once after `attach`, with the model on its device, and again when a run is resumed. Random numbers come
@@ -35,7 +57,19 @@ class PreparationPass:
             settings: the `method` section of the recipe.
             batches: collated training rows with `labels`, on the model's device, made on demand; each row once, in an
                 order that the recipe's seed determines.
+
+        Returns:
+            One line for the user about what was prepared, from what, and in how many seconds; None for nothing.
         """
+
+    def calibration(self, settings: MethodSettings, *, generates: bool) -> CalibrationNeeds | None:
+        """What `prepare` will measure, for an estimate of its cost; None for nothing.
+
+        Args:
+            settings: the `method` section of the recipe.
+            generates: whether the base can generate text.
+        """
+        return None
 
 
 class ForwardLoss:

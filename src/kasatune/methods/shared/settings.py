@@ -9,6 +9,20 @@ if TYPE_CHECKING:
     from kasatune.kasa.config import Convention, Core
 
 
+class Calibration(Protocol):
+    """The text on which the base is measured, read only."""
+
+    @property
+    def source(self) -> str:
+        """Where it comes from: "auto", "task" or "generated"."""
+        ...
+
+    @property
+    def rows(self) -> int:
+        """The number of training rows."""
+        ...
+
+
 class MethodSettings(Protocol):
     """The `method` section of a recipe, read only. A method ignores the fields that it does not use."""
 
@@ -74,7 +88,7 @@ class MethodSettings(Protocol):
 
     @property
     def truncate_by(self) -> str | None:
-        """Which component of each weight is dropped: "magnitude" or "activation"; None for the method's own choice."""
+        """Which component is dropped: "magnitude", "activation" or "sensitivity"; None for the method's own choice."""
         ...
 
     @property
@@ -103,8 +117,8 @@ class MethodSettings(Protocol):
         ...
 
     @property
-    def calibration(self) -> str:
-        """The text on which activations are measured: "auto", "generated" or "task"."""
+    def calibration(self) -> Calibration:
+        """The text on which activations are measured."""
         ...
 
     @property

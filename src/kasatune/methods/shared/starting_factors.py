@@ -13,7 +13,7 @@ from peft.tuners.lora import LoraGAConfig, preprocess_loraga
 from torch import Tensor, nn
 
 from kasatune.distributed.process_group import broadcast_from_first, is_main
-from kasatune.errors import DataError, KasatuneError, ModelError
+from kasatune.errors import DataError, InputError, KasatuneError, ModelError
 from kasatune.kasa.truncation.compute_tails import are_decompositions_shared, decompositions_shared
 from kasatune.methods.lora import ADAPTER_NAME, lora_layers
 from kasatune.methods.shared.method import MethodSettings
@@ -21,6 +21,7 @@ from kasatune.methods.shared.residual_lora import ResidualLora, initial_factors,
 from kasatune.wording import counted
 
 CALIBRATION_ROWS = 64
+_GRADIENT_ROWS = 8
 
 _Result = TypeVar("_Result")
 
@@ -122,13 +123,47 @@ def without_labels(batches: Iterable[Mapping[str, Tensor]]) -> Iterator[dict[str
     return ({key: value for key, value in batch.items() if key != "labels"} for batch in batches)
 
 
+def calibration_source(settings: MethodSettings, *, generates: bool, labelled: bool = False) -> str:
+    """The text to calibrate on, "generated" or "task".
+
+    Args:
+        settings: of the method.
+        generates: whether the base can generate text.
+        labelled: whether the labels of training rows are needed.
+    """
+    if settings.calibration.source != "auto":
+        return settings.calibration.source
+    return "generated" if generates and not labelled else "task"
+
+
 def calibration_batches(
-    settings: MethodSettings, base: Any, batches: Iterable[Mapping[str, Tensor]]
+    settings: MethodSettings, base: Any, batches: Iterable[Mapping[str, Tensor]], *, labelled: bool = False
 ) -> Iterator[dict[str, Tensor]] | None:
-    """The text of `settings.calibration` on which activations are measured; None for text that the base generates."""
-    if settings.calibration == "generated" or (settings.calibration == "auto" and base.can_generate()):
+    """The text of `settings.calibration` on which a base is measured; None for text that the base generates.
+
+    Args:
+        settings: of the method.
+        base: the base model.
+        batches: collated training rows with labels.
+        labelled: keep the labels, in batches of at most 8 rows, whose activations a gradient holds.
+
+    Raises:
+        InputError: the base cannot generate the text that the settings name.
+    """
+    if calibration_source(settings, generates=base.can_generate(), labelled=labelled) == "generated":
+        if not base.can_generate():
+            raise InputError(
+                f'method.calibration: "generated" received; {type(base).__name__} cannot generate text; use task'
+            )
         return None
-    return without_labels(first_rows(batches, CALIBRATION_ROWS))
+    rows = first_rows(batches, settings.calibration.rows)
+    return _pieces(rows, _GRADIENT_ROWS) if labelled else without_labels(rows)
+
+
+def _pieces(batches: Iterable[Mapping[str, Tensor]], size: int) -> Iterator[dict[str, Tensor]]:
+    for batch in batches:
+        for start in range(0, len(next(iter(batch.values()))), size):
+            yield {key: value[start : start + size] for key, value in batch.items()}
 
 
 def weight_gradients(
