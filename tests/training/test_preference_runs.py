@@ -17,7 +17,10 @@ from kasatune.evaluation.task_model import TaskModel
 from kasatune.methods.shared.trained_parameters import trainable
 from kasatune.methods.table import METHODS
 from kasatune.recipes.text_sections import PreferenceLoss
+from kasatune.reports.card import write_card
+from kasatune.reports.run_page import write_report
 from kasatune.runs.metrics import read_metrics
+from kasatune.training.plan import make_plan
 from kasatune.training.train import train
 from tests.text_toys import make_llama
 from tests.training.preference_rows import pair_recipe
@@ -61,6 +64,11 @@ def mean(values):
     return sum(values) / len(values)
 
 
+SMALL = {"oplora": {"options": {"k": 4}}}  # settings for layers of 16 outputs
+
+CHANGE = {"adalora": 0.5}  # deviation of the change that stands for training; P E Q is of third order in it
+
+
 @pytest.fixture(scope="module")
 def biased(tmp_path_factory):
     """A Llama with biases, which bitfit trains."""
@@ -69,9 +77,8 @@ def biased(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ADMITTED)
 def test_an_unchanged_policy_starts_at_ln_2_and_is_not_moved(biased, tmp_path, name):
-    method = {"name": name} | (
-        {"target_modules": ["q_proj", "v_proj"]} if "target_modules" in METHODS[name].uses else {}
-    )
+    targets = {"target_modules": ["q_proj", "v_proj"]} if "target_modules" in METHODS[name].uses else {}
+    method = {"name": name, **targets, **SMALL.get(name, {})}
     recipe = pair_recipe(biased, tmp_path, method=method, number=4)
     task_model, rows, before, trainer = prepared(recipe)
     loss, means = loss_and_log_probabilities(trainer, rows["train"])
@@ -81,7 +88,7 @@ def test_an_unchanged_policy_starts_at_ln_2_and_is_not_moved(biased, tmp_path, n
     generator = torch.Generator().manual_seed(3)  # a trained adapter that is continued
     with torch.no_grad():
         for parameter in trainable(task_model.model).values():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(CHANGE.get(name, 0.05) * torch.randn(parameter.shape, generator=generator))
     trained = task_model.log_probabilities(rows["train"])
     assert trained.chosen != pytest.approx(before.chosen, abs=1e-3)
     assert loss_and_log_probabilities(trainer, rows["train"])[0] != pytest.approx(LN2, abs=1e-4)
@@ -141,7 +148,13 @@ def test_a_run_learns_is_scored_again_and_answers(llama, tmp_path):
         preference={"loss": ["sigmoid", "sft"], "loss_weights": [1.0, 0.1], "beta": 0.5},
         epochs=4,
     )
+    plan = make_plan(recipe)
+    assert not plan.problems and (plan.rows, plan.steps_per_epoch, plan.steps) == (16, 2, 8)
     run = train(recipe, tmp_path / "run")
+    write_report(run)
+    write_card(run)
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "margin of the rewards" in page and "say" in page
     metrics = read_metrics(run)
     assert list(metrics["metrics"]) == ["accuracy", "margin", "loss"]
     steps = events(run, "train")

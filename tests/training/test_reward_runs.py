@@ -14,9 +14,12 @@ from kasatune.evaluation.evaluate import evaluate
 from kasatune.evaluation.predict import predict
 from kasatune.evaluation.task_model import TaskModel
 from kasatune.methods.table import METHODS
+from kasatune.reports.card import write_card
 from kasatune.reports.loading_snippet import loading_snippet
+from kasatune.reports.run_page import write_report
 from kasatune.reports.run_record import read_run
 from kasatune.runs.metrics import read_metrics
+from kasatune.training.plan import make_plan
 from kasatune.training.train import train
 from tests.training.preference_rows import pair_recipe
 from tests.training.test_instruction_runs import events
@@ -30,7 +33,12 @@ def test_a_run_learns_is_scored_again_and_predicts(llama, tmp_path):
     data = load_task(recipe.task)
     before = TaskModel.for_training(recipe, data)
     start = before.score(before.encode(data, "train"), data).metrics
+    plan = make_plan(recipe)
+    assert not plan.problems and (plan.steps, plan.head_parameters) == (8, 32)
     run = train(recipe, tmp_path / "run")
+    write_report(run)
+    write_card(run)
+    assert "margin of the rewards" in (run / "report.html").read_text(encoding="utf-8")
     metrics = read_metrics(run)
     assert list(metrics["metrics"]) == ["accuracy", "margin", "loss"]
     assert metrics["metrics"]["loss"] < 0.6 * start["loss"]
