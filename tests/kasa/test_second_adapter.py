@@ -99,7 +99,7 @@ def test_dpo_on_an_attached_adapter_starts_at_the_policy(changes, start, tmp_pat
     assert not torch.allclose(torch.tensor(log_probabilities(trainer.model)), torch.tensor(before), atol=1e-2)
 
 
-@pytest.mark.parametrize("changes", CONFIGS.values(), ids=list(CONFIGS))
+@pytest.mark.parametrize("changes", [CONFIGS[name] for name in ("magnitude", "fold", "nothing dropped")])
 def test_dpo_with_a_peft_config_starts_at_the_policy(changes, tmp_path):
     log, trainer = first_step(llama(), tmp_path, peft_config=config(**changes))
     assert log["loss"] == pytest.approx(math.log(2), abs=1e-4)

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -27,7 +25,7 @@ from tests.training.test_instruction_runs import events
 pytest.importorskip("trl")
 
 
-def test_a_run_learns_is_scored_again_and_predicts(llama, tmp_path):
+def test_a_run_learns_is_scored_again_and_predicts(llama, tmp_path, monkeypatch, capsys):
     method = {"r": 4, "target_modules": "all-linear"}
     recipe = pair_recipe(llama, tmp_path / "d", task="reward", method=method, epochs=4)
     data = load_task(recipe.task)
@@ -55,8 +53,10 @@ def test_a_run_learns_is_scored_again_and_predicts(llama, tmp_path):
     )
     snippet = loading_snippet(read_run(run)).replace("Name a colour.", pairs[0]["prompt"])
     code = snippet.replace('"Blue."', json.dumps(pairs[0]["chosen"]))
-    done = subprocess.run([sys.executable, "-c", code], cwd=run, capture_output=True, text=True, check=False)
-    assert float(done.stdout) == pytest.approx(answers["scores"][0][0], abs=1e-4), done.stderr
+    monkeypatch.chdir(run)
+    capsys.readouterr()
+    exec(compile(code, "README.md", "exec"), {})
+    assert float(capsys.readouterr().out) == pytest.approx(answers["scores"][0][0], abs=1e-4)
 
 
 def test_the_loss_of_a_step_is_the_mean_over_its_pairs_in_any_number_of_pieces(llama, tmp_path):

@@ -34,6 +34,7 @@ _SHOWN: dict[str, Sequence[str]] = {
     "generation": ("num_beams",),
 }
 _LEARNING_RATE = 5e-4
+_LEARNING_RATE_OF_PREFERENCE = 2e-5  # larger steps leave the reference before beta holds the model back
 
 
 def starter_recipe(
@@ -61,7 +62,9 @@ def starter_recipe(
         "model": {"name": model},
         "task": {"name": task, **rows},
         "method": {"name": method, "r": 8, "target_modules": "default"},
-        "training": {"epochs": 3, "learning_rate": _LEARNING_RATE},
+        "training": {"epochs": 1, "learning_rate": _LEARNING_RATE_OF_PREFERENCE}
+        if info.compares_with_reference
+        else {"epochs": 3, "learning_rate": _LEARNING_RATE},
     }
     if info.kind == "generation":
         given["generation"] = {"max_new_tokens": info.decoding.get("max_new_tokens", 64)}
