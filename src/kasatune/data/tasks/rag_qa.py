@@ -160,7 +160,7 @@ def read_questions(path: Path) -> list[Question]:
     table = read_table(path, names)
     faults, questions = Faults(str(path)), []
     for index, (text, given) in enumerate(zip(table.columns["question"], table.columns["answer"], strict=True)):
-        answers = given if isinstance(given, list) and given else [given]
+        answers: list[Any] = given if isinstance(given, list) and given else [given]
         for column, value in (("question", text), *(("answer", answer) for answer in answers)):
             if not isinstance(value, str) or not value.strip():
                 what = "no text" if value is None or isinstance(value, str) else f"{show(value)} is not text"
