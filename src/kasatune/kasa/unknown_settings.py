@@ -48,12 +48,17 @@ LORA_ONLY: Mapping[str, str] = {
         "LoftQ replaces the quantized base weight, and KaSA keeps it. Leave it out; tail_source='checkpoint' computes "
         "the tail of a quantized base from the full-precision checkpoint"
     ),
-    "eva_config": "KaSA does not initialize A from activations. Leave it out, or use peft.LoraConfig with EVA",
+    "eva_config": (
+        "KaSA does not initialize A from activations. Leave it out, or use peft.LoraConfig with EVA, the method `eva`"
+    ),
     "corda_config": (
         "KaSA does not initialize from the covariance of activations. Use truncate_by='activation', or "
         "peft.LoraConfig with CorDA, the method `corda`"
     ),
-    "lora_ga_config": "KaSA does not initialize from gradients. Leave it out, or use peft.LoraConfig with LoRA-GA",
+    "lora_ga_config": (
+        "KaSA starts from gradients in recipes only, with method.init: gradient. Leave it out, or use peft.LoraConfig "
+        "with LoRA-GA, the method `lora-ga`"
+    ),
     "kasa_config": (
         "that is an option of peft.LoraConfig, for PEFT's own KaSA, the method `peft-kasa`. Here beta, gamma and the "
         "other settings are fields of kasatune.KasaConfig itself"

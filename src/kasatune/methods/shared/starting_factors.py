@@ -80,9 +80,10 @@ def _move_into_factors(layer: Any, factors: Factors) -> None:
 @torch.no_grad()
 def _add_to_weight(layer: Any, factors: Factors, sign: int) -> None:
     weight = layer.get_base_layer().weight
-    change = layer.scaling[ADAPTER_NAME] * factors.B.to(weight.device).float() @ factors.A.to(weight.device).float()
-    change = change.T if layer.fan_in_fan_out else change
-    weight.copy_(weight.float() + sign * change)
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    A, B = (factor.to(weight.device, wide) for factor in factors)
+    change = layer.scaling[ADAPTER_NAME] * B @ A
+    weight.copy_(weight.to(wide) + sign * (change.T if layer.fan_in_fan_out else change))
 
 
 def computed_once(compute: Callable[[], _Result]) -> _Result:
