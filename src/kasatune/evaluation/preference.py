@@ -26,6 +26,7 @@ from kasatune.data.tokenize_pairs import REFERENCE_CHOSEN, REFERENCE_REJECTED, p
 from kasatune.errors import DivergedError
 from kasatune.evaluation.batches import batches_by_length, evaluation_mode, to_device
 from kasatune.evaluation.scoring import Scores
+from kasatune.mixtures.forward_pass import labels_of_batch
 
 Collate = Callable[[list[dict[str, Any]]], Mapping[str, Tensor]]
 """Makes a batch of 2 n rows of n pairs, see `tokenize_pairs.PairCollator`."""
@@ -65,7 +66,8 @@ def log_probabilities(
 
     def sums(batch: dict[str, Tensor]) -> Tensor:
         labels = batch.pop("labels")
-        logits = model(**batch).logits
+        with labels_of_batch(model, labels):
+            logits = model(**batch).logits
         weights = _token_weights(labels, ld_alpha)
         # Row by row: a float32 copy of the logits of a complete batch may be larger than the model.
         rows = [

@@ -124,7 +124,14 @@ class ForwardPass:
             kwargs.get("labels"),
             output[0] if isinstance(output, tuple) else getattr(output, "loss", None),
         )
-        if not self.adds_to_loss or labels is None or computed is None:
+        if not self.adds_to_loss or labels is None:
+            self._pending = loss
+            return None
+        if kwargs.get("fused_lm_head"):
+            # TRL's SFTTrainer asks for log-probabilities, of which its loss is a mean over the learnt tokens.
+            output["log_probs"] = output["log_probs"] - loss.to(output["log_probs"]) * output["label_mask"]
+            return output
+        if computed is None:
             self._pending = loss
             return None
         loss = loss * self._share_of_step(labels, kwargs.get("num_items_in_batch"))
