@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from threading import Lock
@@ -141,7 +141,7 @@ class _AtText(StoppingCriteria):
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], start: int) -> None:
         self._tokenizer, self._stops, self._start = tokenizer, stops, start
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
         """Whether each row is finished."""
         texts = [self._tokenizer.decode(row[self._start :], skip_special_tokens=True) for row in input_ids]
         return torch.tensor([any(stop in text for stop in self._stops) for text in texts], device=input_ids.device)
@@ -218,32 +218,32 @@ def build_app(models: Mapping[str, ServedModel]) -> FastAPI:
     started = int(time.time())
 
     @app.exception_handler(HTTPException)
-    async def refused(_: Request, error: HTTPException) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+    async def refused(_: Request, error: HTTPException) -> JSONResponse:
         return _error(str(error.detail), error.status_code)
 
     @app.exception_handler(RequestValidationError)
-    async def unreadable(_: Request, error: RequestValidationError) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+    async def unreadable(_: Request, error: RequestValidationError) -> JSONResponse:
         return _error("the body of the request is no JSON object", 400)
 
     @app.exception_handler(Exception)
-    async def failed(_: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+    async def failed(_: Request, error: Exception) -> JSONResponse:
         return _error(f"{type(error).__name__}: {error}", 500)
 
     @app.get("/v1/models")
-    def listed() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+    def listed() -> dict[str, Any]:
         entries = [{"id": name, "object": "model", "created": started, "owned_by": "kasatune"} for name in models]
         return {"object": "list", "data": entries}
 
     @app.get("/health")
-    def health() -> dict[str, str]:  # pyright: ignore[reportUnusedFunction]
+    def health() -> dict[str, str]:
         return {"status": "ok"}
 
     @app.post("/v1/chat/completions")
-    async def chat_completion(body: dict[str, Any]) -> Response:  # pyright: ignore[reportUnusedFunction]
+    async def chat_completion(body: dict[str, Any]) -> Response:
         return await _answer(manager, chat_handler.handle_request, body, _chat_prompt)
 
     @app.post("/v1/completions")
-    async def text_completion(body: dict[str, Any]) -> Response:  # pyright: ignore[reportUnusedFunction]
+    async def text_completion(body: dict[str, Any]) -> Response:
         return await _answer(manager, text_handler.handle_request, body, _text_prompt)
 
     return app
@@ -377,7 +377,7 @@ def _text_prompt(model: ServedModel, body: dict[str, Any]) -> list[int]:
     return model.prompt_tokens(prompt, special=True)
 
 
-async def _with_end(pieces: AsyncIterator[Any]) -> AsyncIterator[Any]:
+async def _with_end(pieces: AsyncIterable[Any]) -> AsyncIterator[Any]:
     """The events of a stream, and the one that ends it in OpenAI's protocol."""
     async for piece in pieces:
         yield piece
