@@ -9,6 +9,7 @@ and exported, the layer computes W x + s B diag(sigma) A x, a plain LoRA of rank
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +30,8 @@ def take_out_tails(model: nn.Module, *, adapter_name: str = "default") -> Compon
         model: a PeftModel with the adapter, whose tails are known and not sharded.
         adapter_name: the adapter.
     """
-    tuner = model.base_model
-    assert isinstance(tuner, nn.Module)
-    config = require_kasa_config(tuner.peft_config[adapter_name])  # pyright: ignore[reportIndexIssue]
+    tuner: Any = model.base_model
+    config = require_kasa_config(tuner.peft_config[adapter_name])
     components: Components = {}
     for name, layer in kasa_layers(model):
         if adapter_name not in layer.settings:

@@ -192,7 +192,7 @@ def weight_gradients(
         raise DataError(f"method {name!r} starts from the gradient on training rows, which {what}; give labelled rows")
     config = LoraConfig(
         target_modules=[f"{layer}.base_layer" for layer in layers],
-        init_lora_weights="lora_ga",
+        init_lora_weights="lora_ga",  # pyright: ignore[reportArgumentType] - missing in the annotation
         lora_ga_config=LoraGAConfig(),
     )
 
