@@ -198,6 +198,28 @@ def test_classes_have_a_confusion_matrix_and_scores(tmp_path):
     assert "6 second of a pair scipy pandas 0.1000" in page.words
 
 
+def test_answers_of_the_base_stand_beside_those_of_the_tuned_model(tmp_path):
+    start = {"rows": 64, "base": {"loss": 3.5, "unrelated_loss": 2.0}, "start": {"loss": 3.5, "unrelated_loss": 2.0}}
+    predictions = {
+        "inputs": ["first", "second"],
+        "predictions": ["tuned <b>1</b>", "tuned 2"],
+        "labels": [["right"], ["right"]],
+        "base_predictions": ["base <i>1</i>"],
+    }
+    run_dir = sample_runs.write_run(
+        tmp_path / "run",
+        recipe_values=sample_runs.recipe(task={"name": "text-generation"}),
+        metric_values=sample_runs.metrics(
+            "text-generation", metrics={"bleu": 0.25, "loss": 1.5}, label_names=None, start=start
+        ),
+        predictions=predictions,
+    )
+    _, page = report(run_dir)
+    assert "BLEU 0.2500 on validation; loss 1.5000 (untouched base: 3.5000 on the first 64 rows)." in page.words
+    assert "input untouched base tuned references" in page.words
+    assert "first base <i>1</i> tuned <b>1</b> right second tuned 2 right" in page.words
+
+
 def test_a_run_in_progress_has_a_page_that_reloads_itself(tmp_path):
     from kasatune.reports.run_page import write_live_report
 
