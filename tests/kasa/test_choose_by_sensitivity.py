@@ -100,13 +100,13 @@ def test_predictions_are_derivatives_of_the_loss(make):
     model = model.double()
     names = [name for name, module in model.named_modules() if _is_target(module, name)]
     chosen = {name: weight_of(model.get_submodule(name)) for name in (names[0], names[-1])}
-    found = {}
+    measured = {}
     from kasatune.kasa.truncation import choose_by_sensitivity as module
 
     def remember(*arguments):
-        found["predicted"] = predict(*arguments)
-        found["triplets"] = arguments[2]
-        return found["predicted"]
+        measured["predicted"] = predict(*arguments)
+        measured["triplets"] = arguments[2]
+        return measured["predicted"]
 
     predict = module._predicted_changes
     module._predicted_changes = remember
@@ -114,9 +114,9 @@ def test_predictions_are_derivatives_of_the_loss(make):
         measure_sensitivity(model, chosen, [batch, batch], dict.fromkeys(chosen, 2))
     finally:
         module._predicted_changes = predict
-    assert sum(len(changes) for changes in found["predicted"].values()) >= 2
-    for name, changes in found["predicted"].items():
-        triplets = found["triplets"][name]
+    assert sum(len(changes) for changes in measured["predicted"].values()) >= 2
+    for name, changes in measured["predicted"].items():
+        triplets = measured["triplets"][name]
         assert float(triplets.energy.sum()) <= CANDIDATE_SHARE * triplets.total * (1 + 1e-9)
         for number, change in enumerate(changes.tolist()):
             # a step that is large enough for the norms and softmaxes that models compute in float32

@@ -86,7 +86,7 @@ def measure_sensitivity(
     dropping = [name for name in layers if drops[name]]
     with progress_counter("finding candidates", len(dropping)) as advance:
         triplets = dict(zip(dropping, side_by_side(candidates, dropping, advance), strict=True))
-    triplets = {name: found for name, found in triplets.items() if len(found.energy)}
+    triplets = {name: weakest for name, weakest in triplets.items() if len(weakest.energy)}
     predicted = _predicted_changes(model, layers, triplets, fitted)
     order = _one_order(predicted, drops)
     losses = _losses_of_prefixes(model, layers, triplets, order, held_back)
@@ -169,7 +169,7 @@ def _predicted_changes(
     batches: Sequence[Batch],
 ) -> dict[str, Tensor]:
     """-g_i s_i = -<dL/dW, T_i> of every candidate: by layer name, (m,), float64 on the CPU."""
-    sums = {name: torch.zeros(len(found.energy), dtype=torch.float64) for name, found in triplets.items()}
+    sums = {name: torch.zeros(len(own.energy), dtype=torch.float64) for name, own in triplets.items()}
     items = 0
     with ExitStack() as stack:
         stack.enter_context(undisturbed(model))
