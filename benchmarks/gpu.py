@@ -109,7 +109,7 @@ class Bench:
             torch.cuda.reset_peak_memory_stats()
 
 
-def blocks(bench: Bench, hidden: int, layers: int) -> LlamaModel:
+def blocks(bench: Bench, hidden: int, layers: int) -> Any:
     """Llama blocks with random weights."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -253,7 +253,7 @@ class Text:
             yield {key: value.to(self.bench.device) for key, value in batch.items()}
 
 
-def _random_llama(*, small: bool) -> nn.Module:
+def _random_llama(*, small: bool) -> Any:
     torch.manual_seed(0)
     shape = (256, 64, 128, 2, 4, 2) if small else (49152, 576, 1536, 30, 9, 3)
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -261,7 +261,7 @@ def _random_llama(*, small: bool) -> nn.Module:
     return LlamaForCausalLM(LlamaConfig(**options, tie_word_embeddings=True))
 
 
-def _from_parts(prefix: str) -> tuple[str, nn.Module, Any]:
+def _from_parts(prefix: str) -> tuple[str, Any, Any]:
     """The model in the parts: a GGUF file, or a zip archive of a transformers folder."""
     paths = sorted(Path(prefix).parent.glob(f"{Path(prefix).name}.[0-9][0-9][0-9]"))
     if not paths:

@@ -165,7 +165,8 @@ def attach(settings: dict[str, Any]) -> dict[str, Any]:
     """Attach KaSA to the model, with every decomposition computed anew."""
     os.environ["KASATUNE_CACHE"] = "off"
     method = settings["recipe"]["method"]
-    seconds = []
+    seconds: list[float] = []
+    layers = 0
     for _ in range(settings["steps"]):
         base = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=torch.float32)
         config = KasaConfig(
@@ -174,7 +175,7 @@ def attach(settings: dict[str, Any]) -> dict[str, Any]:
         start = time.perf_counter()
         model = get_peft_model(base, config)
         seconds.append(time.perf_counter() - start)
-    layers = sum(name.endswith("kasa_A") for name, _ in model.named_modules())
+        layers = sum(name.endswith("kasa_A") for name, _ in model.named_modules())
     return {"seconds": seconds, "layers": layers}
 
 
