@@ -81,7 +81,7 @@ class KasaModel(BaseTuner):
             require_kasa_config(config)
         configs: Any = peft_config
         super().__init__(model, configs, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage, state_dict=state_dict)
-        if needs_reference(self.peft_config, self.model):
+        if needs_reference(self._configs(), self.model):
             self.peft_config[REFERENCE] = self.peft_config[adapter_name]
             self.inject_adapter(self.model, REFERENCE)
 
@@ -160,10 +160,11 @@ class KasaModel(BaseTuner):
 
     def _takes_tails(self, config: KasaConfig, model: nn.Module) -> bool:
         """Take targets, tails and protected directions of an attached adapter of the same configuration."""
-        if len(self.peft_config) == 1:
+        configs = self._configs()
+        if len(configs) == 1:
             return False
         targets = matched(config, model, lambda name: bool(self._check_target_module_exists(config, name)))
-        equal = equal_adapter(self._adapter_name, self.peft_config, targets, empty=self._empty)
+        equal = equal_adapter(self._adapter_name, configs, targets, empty=self._empty)
         if equal is None:
             return False
         self._equal, self._deferred = equal, None
@@ -173,8 +174,11 @@ class KasaModel(BaseTuner):
             assert isinstance(target.module, KasaLayer)
             if equal in target.module.protected:
                 self._protected[target.name] = target.module.protected[equal]
-        copy_statements_about_base(self.peft_config[equal], config)
+        copy_statements_about_base(configs[equal], config)
         return True
+
+    def _configs(self) -> dict[str, KasaConfig]:
+        return {name: require_kasa_config(config) for name, config in self.peft_config.items()}
 
     def _matched_keys(self, config: KasaConfig, model: nn.Module) -> list[Target]:
         """The layers of an adapter whose weights may be loaded: those named by its file, if PEFT passed its keys."""
