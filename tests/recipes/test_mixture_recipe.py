@@ -47,7 +47,7 @@ def faults(parts, **task):
         ([E2E, {**CHATS, "validation": 1.5}], "task.parts[instruction].validation: 1.5 received; must be"),
         ([E2E, {**CHATS, "generation": {"num_beams": 0}}], "task.parts[instruction].generation.num_beams: 0 received"),
         ([E2E, {**CHATS, "name": "text-generation", "train": "hub:a:train"}], "task.parts[text-generation].train"),
-        (["e2e", CHATS], "task.parts"),
+        (["e2e", CHATS], 'task.parts[part 1]: "e2e" received; must be a mapping such as {name: e2e, weight: 1}'),
         ({"e2e": 1}, "task.parts: "),
     ],
 )  # fmt: skip

@@ -71,7 +71,7 @@ def sentences(
     by_place: dict[str, list[ErrorDetails]] = {}
     of_parts: list[ErrorDetails] = []
     for error in errors:
-        if error["loc"][:2] == PARTS and len(error["loc"]) > len(PARTS) + 1:
+        if error["loc"][:2] == PARTS and len(error["loc"]) > len(PARTS):
             of_parts.append(error)
             continue
         place = ".".join(str(part) for part in error["loc"][: 2 if error["loc"][0] in sections else 1])
@@ -85,11 +85,11 @@ def part_sentences(errors: Iterable[ErrorDetails], values: Mapping[str, Any]) ->
     by_place: dict[str, list[ErrorDetails]] = {}
     for error in errors:
         given = values["task"]["parts"]
-        number, key, *further = error["loc"][len(PARTS) :]
-        part = given[number]
+        number, *keys = error["loc"][len(PARTS) :]
+        part = given[number] if isinstance(given[number], Mapping) else {}
         named = next((part[name] for name in ("title", "name") if isinstance(part.get(name), str)), None)
-        inner = f".{further[0]}" if key == "generation" and further else ""
-        place = f"task.parts[{named or f'part {int(number) + 1}'}].{key}{inner}"
+        inner = keys[: 2 if keys[:1] == ["generation"] else 1]
+        place = ".".join([f"task.parts[{named or f'part {int(number) + 1}'}]", *map(str, inner)])
         by_place.setdefault(place, []).append(error)
     sentences = {}
     for place, group in by_place.items():
@@ -98,6 +98,8 @@ def part_sentences(errors: Iterable[ErrorDetails], values: Mapping[str, Any]) ->
             text = f"{place}: missing; give the task of the part, such as e2e or instruction"
         elif first["type"] == "extra_forbidden":
             text = f"{place}: {_not_of_parts(place.rpartition('.')[2])}"
+        elif first["type"] == "model_type":
+            text = f"{place}: {show(first['input'])} received; must be a mapping such as {{name: e2e, weight: 1}}"
         else:
             limits = " or ".join(dict.fromkeys(_limit(error) for error in group))
             text = f"{place}: {show(first['input'])} received; must be {limits}"
