@@ -228,7 +228,7 @@ def test_a_filter_that_keeps_nothing_is_one_message_and_loses_nothing(inside, ru
     ("override", "message"),
     [
         ("corpus.documents=absent", 'corpus.documents: "absent": no such file or folder'),
-        ("corpus.documents=model", "has no .txt, .md, .jsonl, .pdf files"),
+        ("corpus.documents=model", "the folder has no file that ends in .txt, .md, .jsonl, .pdf"),
         ("corpus.documents=blank.txt", "none of 1 document has text"),
         ("corpus.documents=empty.txt", "the file is empty"),
         ("corpus.chunk_overlap=20", "must be below corpus.chunk_words (20)"),
