@@ -244,7 +244,8 @@ def _load(location: ModelLocation, dtype: str | None, device: torch.device, offl
     with build_errors(place), quiet(), fast_reading(location):
         if location.gguf_file is not None:
             options |= weight_options(location)
-            return AutoModelForCausalLM.from_pretrained(location.path, **options).to(device).eval(), False
+            dequantized: Any = AutoModelForCausalLM.from_pretrained(location.path, **options)
+            return dequantized.to(device).eval(), False
         size = sum(file.stat().st_size for file in place.glob("*.safetensors"))
         if device.type != "cpu":
             options |= {"device_map": "auto", "offload_folder": offload}

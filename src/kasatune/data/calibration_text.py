@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,6 +56,7 @@ def bundled_batches(
         for place, row in enumerate(rows):
             ids[place, : len(row)] = torch.tensor(row)
             mask[place, : len(row)] = 1
-        if tokenizer.pad_token_id is not None:
-            ids[mask == 0] = int(tokenizer.pad_token_id)
+        padding: Any = tokenizer.pad_token_id
+        if padding is not None:
+            ids[mask == 0] = padding
         yield {"input_ids": ids, "attention_mask": mask}
