@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # First: importing peft runs the registration, which imports the modules below from this partly initialized package.
-import peft  # noqa: F401  # isort: skip  # pyright: ignore[reportUnusedImport]
+import peft  # noqa: F401  # isort: skip
 
 from kasatune.mixtures.balance import balance_loss, record_routing
 from kasatune.mixtures.config import MaloraConfig, MiloraMoeConfig, MixtureConfig, MoeLoraConfig, MorConfig

@@ -101,7 +101,7 @@ class ForwardPass:
         self.open, self._keeps_gradients = True, torch.is_grad_enabled()
         mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
         self.attention_mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
-        labels = self.labels if self.labels is not None else kwargs.get("labels")
+        labels: Any = self.labels if self.labels is not None else kwargs.get("labels")
         if self.labels is not None and self.attention_mask is not None and len(labels) != len(self.attention_mask):
             labels = None  # a pass on something else inside the context
         self.begin(model, args, kwargs, labels if isinstance(labels, Tensor) else None)
@@ -120,26 +120,26 @@ class ForwardPass:
             return None
         loss = torch.stack([loss.to(self._losses[0].device) for loss in self._losses]).mean()
         self._losses = []
-        labels, computed = (
-            kwargs.get("labels"),
-            output[0] if isinstance(output, tuple) else getattr(output, "loss", None),
-        )
+        labels = kwargs.get("labels")
+        named: Any = output
+        is_tuple = isinstance(output, tuple)
+        computed = output[0] if is_tuple else getattr(output, "loss", None)
         if not self.adds_to_loss or labels is None:
             self._pending = loss
             return None
         if kwargs.get("fused_lm_head"):
             # TRL's SFTTrainer asks for log-probabilities, of which its loss is a mean over the learnt tokens.
-            output["log_probs"] = output["log_probs"] - loss.to(output["log_probs"]) * output["label_mask"]
-            return output
+            named["log_probs"] = named["log_probs"] - loss.to(named["log_probs"]) * named["label_mask"]
+            return named
         if computed is None:
             self._pending = loss
             return None
         loss = loss * self._share_of_step(labels, kwargs.get("num_items_in_batch"))
         total = computed + loss.to(computed)
-        if isinstance(output, tuple):
+        if is_tuple:
             return (total, *output[1:])
-        output["loss"] = total
-        return output
+        named["loss"] = total
+        return named
 
     def _share_of_step(self, labels: Tensor, number: Any) -> Any:
         """The share of this micro-batch in the items of the optimizer step, by which the model divides its loss."""

@@ -114,7 +114,7 @@ class PromptRouter(MixtureModule):
     def decide(self, adapter_name: str, hidden: Tensor) -> Decision:
         """The decision for hidden states (rows, tokens, d)."""
         config = self.settings[adapter_name]
-        prompt = self.mixture_pass.prompt(*hidden.shape[:2], hidden.device, training=self.in_training)
+        prompt = self.mixture_pass.prompt(hidden.shape[0], hidden.shape[1], hidden.device, training=self.in_training)
         W_r = self.mixture_router[adapter_name]
         states = hidden.to(torch.promote_types(W_r.dtype, torch.float32))
         w_sa = self.mixture_pooler[adapter_name] if config.pooling == "attention" else None

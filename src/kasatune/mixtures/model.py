@@ -11,7 +11,7 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import (
     BaseTuner,
     BaseTunerLayer,
-    _maybe_include_all_linear_layers,  # pyright: ignore[reportPrivateUsage]
+    _maybe_include_all_linear_layers,
 )
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, get_quantization_kwargs
 from torch import Tensor, nn
@@ -135,7 +135,7 @@ class MixtureModel(BaseTuner):
                         parameter.data = parameter.data.to(dtype)
 
     @classmethod
-    def _remap_adapter_state_dict_for_load(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """Check the tensors before anything is loaded."""
@@ -261,7 +261,7 @@ class MiloraMoeModel(MixtureModel):
                     f"{counted(len(experts), 'adapted layer')}; lower top_k or name more target_modules"
                 )
 
-    def _create_and_replace(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def _create_and_replace(
         self,
         peft_config: Any,
         adapter_name: str,
@@ -297,9 +297,10 @@ class MiloraMoeModel(MixtureModel):
         """See `MixtureModel.unload`."""
         unloaded = super().unload()
         for module in list(unloaded.modules()):
-            router: Any = getattr(module, CHILD, None)
+            router = getattr(module, CHILD, None)
             if isinstance(router, PromptRouter):
-                router.handle.remove()
+                handle: Any = router.handle
+                handle.remove()
                 delattr(module, CHILD)
         return unloaded
 

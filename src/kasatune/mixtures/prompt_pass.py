@@ -58,7 +58,7 @@ class PromptPass(ForwardPass):
         """Note the arguments of the model; what they mean is computed when the first router asks."""
         super().begin(model, args, kwargs, labels)
         self._arguments, self._labels = kwargs, labels
-        cache = kwargs.get("past_key_values")
+        cache: Any = kwargs.get("past_key_values")
         self.is_cached = hasattr(cache, "get_seq_length") and int(cache.get_seq_length()) > 0
 
     def end(self, kwargs: dict[str, Any], output: Any) -> None:

@@ -276,7 +276,7 @@ class MethodSection(Section):
         "each weight on the first 64 training rows (gradient).",
     )
     calibration: Annotated[CalibrationSection, BeforeValidator(_as_calibration)] = Field(
-        CalibrationSection(),
+        CalibrationSection.model_validate({}),
         description="Text on which the base is measured, for what depends on activations: a mapping of source and "
         "rows. source: generated (16 sequences of 96 tokens that the base samples itself), task (the first training "
         "rows, with their labels for truncate_by: sensitivity), or auto (generated where the base can generate text, "

@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -186,7 +186,8 @@ def _predicted_changes(
                 recorded.clear()
                 loss, weight = _loss(model, batch), _weight(batch)
                 outputs = [output for _, _, output in recorded]
-                gradients = torch.autograd.grad(loss, outputs, allow_unused=True) if loss.requires_grad else ()
+                used = torch.autograd.grad(loss, outputs, allow_unused=True) if loss.requires_grad else ()
+                gradients = cast(tuple[Tensor | None, ...], used)
                 for (name, x, _), gradient in zip(recorded, gradients, strict=bool(gradients)):
                     if gradient is not None:
                         sums[name] -= weight * _directional(gradient, x, triplets[name], layers[name]).cpu()

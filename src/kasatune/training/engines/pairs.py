@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from peft import PeftModel
@@ -83,12 +84,12 @@ class PairRunTrainer(RunTrainer):
     def _send_telemetry(self) -> None:
         """Do nothing. Private in TRL; the public switch is an environment variable that is read at import."""
 
-    def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         """The rows as they are. Private in TRL, which would render and tokenize them."""
         return dataset
 
 
-def keep_dtypes(before: list[tuple[nn.Parameter, Tensor]]) -> None:
+def keep_dtypes(before: Sequence[tuple[Tensor, Tensor]]) -> None:
     """Restore the data of parameters whose dtype has changed; `before` holds each with its earlier data."""
     for parameter, data in before:
         if parameter.dtype != data.dtype:

@@ -54,7 +54,7 @@ class PreferenceRunTrainer(PairRunTrainer, PairMeanLoss, DPOTrainer):
         self.model = self.model_wrapped = self.callback_handler.model = model
         keep_dtypes(before)
 
-    def _precompute_ref_logps(self, dataset: Any, *_: Any) -> Any:
+    def _precompute_ref_logps(self, dataset: Any, *_: Any, **__: Any) -> Any:
         """The rows as they are. Private in TRL, which would compute what they hold already."""
         return dataset
 
