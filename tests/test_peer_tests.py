@@ -28,6 +28,8 @@ CUSTOM = ["test_name", "model_id", "config_cls", "config_kwargs"]
 
 def test_every_tuner_of_this_project_has_a_twin():
     ours = {config for config in PEFT_TYPE_TO_CONFIG_MAPPING.values() if config.__module__.startswith("kasatune")}
+    # routed mixtures cannot be merged, which most of PEFT's cases do; tests/mixtures has their laws
+    ours = {config for config in ours if not config.__module__.startswith("kasatune.mixtures")}
     assert ours == {twin.config_class for twin in TWINS}
 
 

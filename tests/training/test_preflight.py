@@ -64,7 +64,7 @@ def refused(recipe: Recipe, out: Path, words: str) -> None:
 )
 def test_what_this_machine_lacks(bert, tmp_path, monkeypatch, words, training):
     monkeypatch.setattr("torch.accelerator.current_accelerator", lambda check_available=False: None)
-    monkeypatch.setattr("kasatune.recipes.validation.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("kasatune.recipes.machine_checks.importlib.util.find_spec", lambda name: None)
     refused(make_recipe(bert, tmp_path, **training), tmp_path / "run", words)
 
 

@@ -182,7 +182,7 @@ def test_cut_rows_are_told(llama, tmp_path):
 
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"head"}))
 def test_every_method_trains_a_language_model_and_is_loaded_again(method, llama, tmp_path):
-    options = {"over": "lora"} if method == "ist" else {}
+    options = {"ist": {"over": "lora"}, "oplora": {"k": 4}}.get(method, {})
     r = 2 if METHODS[method].uses else 8
     recipe = make_text_recipe(
         llama, tmp_path / "data", method={"name": method, "r": r, "options": options}, max_steps=2, train=16

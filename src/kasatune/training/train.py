@@ -414,7 +414,8 @@ def _reload_unsharded(run: Run) -> None:
     del run.task_model
     gc.collect()
     run.on_cpu = not fits_on_device(size, run.device)
-    run.task_model = TaskModel.for_training(
-        with_base(run.recipe, run.base), run.data, device=run.device, on_cpu=run.on_cpu
-    )
-    _prepare_method(run, latest_valid(run.work, run.display.message))
+    with decompositions_shared(False):  # the other processes take no part
+        run.task_model = TaskModel.for_training(
+            with_base(run.recipe, run.base), run.data, device=run.device, on_cpu=run.on_cpu
+        )
+        _prepare_method(run, latest_valid(run.work, run.display.message))

@@ -10,7 +10,7 @@ from kasatune.experiments.compare.primary_endpoint import parse_primary
 from kasatune.experiments.compare.verdict import as_difference, decide, lower_is_better, parse_margins
 from kasatune.metrics.seeds_by_rows import mean_of_seeds, mean_of_table
 
-TASKS = {"sst2": ("glue/sst2", "accuracy"), "e2e": ("e2e", "loss")}
+TASKS = {"sst2": ("glue/sst2", "accuracy", {}), "e2e": ("e2e", "loss", {})}
 METHODS = ["kasa", "kasa:convention=authors", "lora", "lora:r=16"]
 
 

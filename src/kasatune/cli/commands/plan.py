@@ -6,6 +6,7 @@ from kasatune.cli.arguments import Json, Overrides, RecipeFile
 from kasatune.cli.console import print_json, print_table, results_only, say
 from kasatune.errors import InputError
 from kasatune.recipes.catalogue import find_recipe
+from kasatune.wording import counted
 
 if TYPE_CHECKING:
     from kasatune.training.calibration_cost import CalibrationCost
@@ -68,7 +69,7 @@ def _calibration(cost: CalibrationCost) -> list[tuple[str, str]]:
     from kasatune.reports import formatting as words
 
     return [
-        ("calibration, text", f"{words.count(cost.tokens)} tokens, {cost.source}"),
+        ("calibration, text", f"{counted(cost.tokens, 'token')}, {cost.source}"),
         ("calibration, reading (estimate, on this CPU)", words.duration(cost.reading_seconds)),
         ("calibration, choosing (estimate, on this CPU)", words.duration(cost.choosing_seconds)),
         ("calibration, memory (estimate)", words.size(cost.memory_bytes)),
