@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+FORWARD_FAULTS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError)
+"""What a model raises in a forward pass with arguments that it does not take."""
+
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

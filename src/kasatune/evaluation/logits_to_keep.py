@@ -11,8 +11,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from kasatune.evaluation.batches import FORWARD_FAULTS
+
 _CAN_SELECT: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-_FAULTS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError)
 
 
 @contextmanager
@@ -104,7 +105,7 @@ def _reason_against(model: Any) -> str | None:
         own = model(**batch).logits[keep]
         with _selecting(head, keep):
             selected = model(**batch).logits
-    except _FAULTS as fault:
+    except FORWARD_FAULTS as fault:
         return f"selecting hidden states fails ({type(fault).__name__})"
     finally:
         for module, mode in modes:

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 
 from kasatune.errors import RecipeError
-from kasatune.evaluation.batches import evaluation_mode
+from kasatune.evaluation.batches import FORWARD_FAULTS, evaluation_mode
 
-_FAULTS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError)
 _LENGTHS = (4, 2, 3)
 
 
@@ -27,7 +26,7 @@ def require_packable(model: Any) -> None:
     """
     try:
         difference = packing_difference(model)
-    except _FAULTS as fault:
+    except FORWARD_FAULTS as fault:
         reason = f"fails with position ids ({type(fault).__name__})"
     else:
         float32 = next(model.parameters()).dtype == torch.float32

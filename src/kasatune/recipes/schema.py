@@ -20,12 +20,12 @@ from kasatune.data.tasks.table import TASKS
 from kasatune.errors import RecipeError
 from kasatune.methods.table import DEFAULT_METHOD, METHODS, accepted_names, canonical_name
 from kasatune.recipes.messages import sentences, show
+from kasatune.recipes.method_section import MethodSection
 from kasatune.recipes.mixture_checks import mixable_tasks
 from kasatune.recipes.sections import (
     SECTIONS,
     Count,
     GenerationSection,
-    MethodSection,
     ModelSection,
     PartSection,
     PreferenceSection,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import time
@@ -11,19 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from transformers import TrainingArguments, set_seed
+from transformers import TrainingArguments
 
 from kasatune.data.tasks.dataset import TaskData
 from kasatune.distributed.fsdp import (
     deepspeed_requested,
-    fits_on_device,
     shard_model,
     sharding_requested,
     without_accelerate_fsdp,
 )
 from kasatune.distributed.process_group import broadcast_from_first, is_main, world_size
-from kasatune.distributed.zero3 import full_numel
 from kasatune.errors import DataError, DivergedError, InputError, ModelError
 from kasatune.evaluation.packed_rows import require_packable
 from kasatune.evaluation.report_encoding import report_chat_template, report_truncation
@@ -43,7 +39,6 @@ from kasatune.runs.metrics import is_finished
 from kasatune.runs.provenance import pinned, pinned_as_started
 from kasatune.training.callback import Progress, RunCallback
 from kasatune.training.checkpoint_contents import (
-    METHOD_STATE,
     PROGRESS,
     WEIGHTS,
     process_count,
@@ -51,7 +46,6 @@ from kasatune.training.checkpoint_contents import (
 )
 from kasatune.training.checkpoints import latest_valid, read_manifest, remove_later, step_of
 from kasatune.training.deepspeed_config import require_one_dtype
-from kasatune.training.divergence import weights_are_finite
 from kasatune.training.engines.engine import Engine
 from kasatune.training.engines.run_trainer import RunHooks, RunTrainer
 from kasatune.training.plan import NO_WARMUP, require_feasible
@@ -60,6 +54,7 @@ from kasatune.training.reference import add_reference
 from kasatune.training.run import SPLIT, TRAIN_SPLIT, DataProvider, Outcome, Run, work_errors
 from kasatune.training.signals import Interrupt
 from kasatune.training.starting_loss import record_start
+from kasatune.training.stopped_run import gather_state, prepare_method, reload_unsharded, save_stopped
 from kasatune.wording import counted
 
 _ANEW = ", or start again with --overwrite"
@@ -211,7 +206,7 @@ def _train(run: Run, engine: Engine, arguments: TrainingArguments, interrupt: In
     checkpoint = _resumable_checkpoint(run) if resume else None
     run.history.rewind(step_of(checkpoint) if checkpoint else -1)
     with decompositions_shared():
-        _prepare_method(run, checkpoint)
+        prepare_method(run, checkpoint)
     if checkpoint is None:
         run.data_provider.begin(run.task_model)
     if run.task_model.info.compares_with_reference:
@@ -231,17 +226,17 @@ def _train(run: Run, engine: Engine, arguments: TrainingArguments, interrupt: In
         if callback.stopped:
             raise KeyboardInterrupt
     except KeyboardInterrupt:
-        _save_stopped(run, callback, trainer, "interrupted")
+        save_stopped(run, callback, trainer, "interrupted")
         raise
     except DivergedError:
-        _save_stopped(run, callback, trainer, "diverged", _gather_state(run, trainer))
+        save_stopped(run, callback, trainer, "diverged", gather_state(run, trainer))
         raise
     state = callback.best_state
     if state is None and sharding_requested():
         state = run.work / "last.safetensors"
         save_trained_parameters(run.task_model.model, state, writes=is_main())
     if is_main():
-        _reload_unsharded(run)
+        reload_unsharded(run)
         if state:
             run.load_state(state)
         run.save(spectrum=True)
@@ -297,18 +292,6 @@ def _other_base(run: Run, recorded: str | None) -> str | None:
     )
 
 
-def _prepare_method(run: Run, checkpoint: Path | None) -> None:
-    """Prepare the method for the first step, and restore its state from a checkpoint."""
-    task_model, method = run.task_model, run.task_model.method
-    set_seed(run.recipe.training.seed)
-    batches = task_model.batches(run.examples[TRAIN_SPLIT])
-    line = method.prepare(task_model.model.eval(), run.recipe.method, batches)
-    if line is not None and is_main():
-        run.display.message(line)
-    if checkpoint:
-        method.restore_training_state(task_model.model, load_file(checkpoint / METHOD_STATE))
-
-
 def _make_callback(run: Run, interrupt: Interrupt) -> RunCallback:
     return RunCallback(
         model=run.task_model.model,
@@ -353,69 +336,3 @@ def _make_trainer(run: Run, engine: Engine, arguments: TrainingArguments, callba
         run.display.message(NO_WARMUP)
     run.display.start(steps, run.title)
     return trainer
-
-
-def _gather_state(run: Run, trainer: RunTrainer) -> Path | None:
-    """The weights before a step that all processes skipped, gathered from their shards; None if not sharded."""
-    if not sharding_requested() or trainer.undo_to is not None:
-        return None
-    path = run.work / "last.safetensors"
-    save_trained_parameters(run.task_model.model, path, writes=is_main())
-    return path
-
-
-def _save_stopped(
-    run: Run, callback: RunCallback, trainer: RunTrainer, reason: str, gathered: Path | None = None
-) -> None:
-    """Leave a usable run directory of a run that stopped early, with its best, last or last good state.
-
-    Args:
-        run: the run.
-        callback: its callback.
-        trainer: its trainer.
-        reason: "interrupted" or "diverged"; becomes a key of metrics.json.
-        gathered: file with the gathered weights of a sharded model.
-    """
-    if not is_main():
-        return
-    step = trainer.state.global_step
-    good_step = step if trainer.undo_to is None else trainer.undo_to
-    selected = {"epoch": round(trainer.state.epoch or 0.0, 6), "step": good_step, "metrics": {}}
-    last, rule = callback.progress.last or selected, "last"
-    undone = trainer.undo_to is None or callback.undo_step()
-    finite = weights_are_finite(run.task_model.model, gathered)
-    state = gathered if finite else None
-    if callback.best_state and callback.progress.best:
-        state, selected, rule = callback.best_state, callback.progress.best, "best"
-    elif not (undone and finite):
-        checkpoint = latest_valid(run.work, run.display.message)
-        if checkpoint is not None:
-            state, selected = checkpoint / WEIGHTS, last
-        elif finite:  # the rows may be at fault
-            run.display.message(f"no state before step {step} was saved: the weights that caused the fault are kept")
-            selected["step"] = step
-        else:
-            run.display.message("no state before the fault was saved: the run directory holds no adapter")
-            return
-    _reload_unsharded(run)
-    if state:
-        run.load_state(state)
-    run.save()
-    progress = callback.progress
-    run.seconds |= {"train": progress.train_seconds, "evaluate": progress.evaluate_seconds}
-    run.write_metrics(Outcome(rule, selected, last), selected["metrics"], **{reason: True, "stopped_at": step})
-
-
-def _reload_unsharded(run: Run) -> None:
-    """Load a sharded model again, unsharded, in this process; its trained parameters must be loaded afterwards."""
-    if not sharding_requested():
-        return
-    size = sum(full_numel(p) * p.element_size() for p in run.task_model.model.parameters())
-    del run.task_model
-    gc.collect()
-    run.on_cpu = not fits_on_device(size, run.device)
-    with decompositions_shared(False):  # the other processes take no part
-        run.task_model = TaskModel.for_training(
-            with_base(run.recipe, run.base), run.data, device=run.device, on_cpu=run.on_cpu
-        )
-        _prepare_method(run, latest_valid(run.work, run.display.message))

@@ -5,16 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from kasatune.data.readers.conversations import Chat, chats_of_rows, columns_of_chats, form_of_chats, read_chats
-from kasatune.data.readers.hub import HUB, parse_hub_name, read_hub
-from kasatune.data.tasks.dataset import (
-    ChatRows,
-    TaskData,
-    TaskSettings,
-    hold_out,
-    make_task_data,
-    require_own_files,
-    validation_share,
-)
+from kasatune.data.readers.hub import HUB
+from kasatune.data.tasks.dataset import ChatRows, TaskData, TaskSettings, make_task_data
+from kasatune.data.tasks.files_or_hub import load_splits, read_hub_columns
 from kasatune.data.tasks.task_info import TaskInfo
 from kasatune.errors import DataError
 
@@ -28,20 +21,7 @@ def load(info: TaskInfo, settings: TaskSettings) -> TaskData:
         DataError: rows are missing, unreadable or not conversations.
         WorkError: the hub cannot be reached.
     """
-    file, validation_given = require_own_files(info, settings)
-    share = validation_share(validation_given)
-    rows, notes, source = _read(file)
-    pins = {"train": source} if source.startswith(HUB) else {}
-    if share is None:
-        train = rows
-        validation, more_notes, validation_source = _read(str(validation_given))
-        pins |= {"validation": validation_source} if validation_source.startswith(HUB) else {}
-        source, notes = f"{source}, {validation_source}", notes + more_notes
-    else:
-        train, validation, note = hold_out(rows, share, source)
-        notes.append(note)
-    splits = {"train": train, "validation": validation}
-    return make_task_data(info, settings, splits, source=source, notes=notes, pins=pins)
+    return load_splits(info, settings, _read)
 
 
 def load_evaluation(info: TaskInfo, settings: TaskSettings, data: str, label_names: tuple[str, ...] | None) -> TaskData:
@@ -67,12 +47,6 @@ def _read(source: str) -> tuple[ChatRows, list[str], str]:
 
 
 def _read_hub(source: str) -> tuple[list[Chat], list[str], str]:
-    hub_name = parse_hub_name(source)
-    hub_data = read_hub(hub_name.name, revision=hub_name.revision, instead="give a file")
-    if hub_name.split not in hub_data.tables:
-        raise DataError(f"{source}: no such split; {hub_data.source} has {', '.join(hub_data.tables)}")
-    table = hub_data.tables[hub_name.split]
-    columns = columns_of_chats(table.column_names, source)
-    chats, notes = chats_of_rows({column: list(table[column]) for column in columns}, source)
-    notes = [*hub_data.notes, *form_of_chats(table.column_names, columns, source), *notes]
-    return chats, notes, str(hub_name.at(hub_data.commit or hub_name.revision))
+    hub = read_hub_columns(source, columns_of_chats)
+    chats, notes = chats_of_rows(hub.columns, source)
+    return chats, [*hub.notes, *form_of_chats(hub.names, list(hub.columns), source), *notes], hub.source

@@ -6,16 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from kasatune.data.readers.answer_pairs import AnswerPair, columns_of_pairs, form_of_pairs, pairs_of_rows, read_pairs
-from kasatune.data.readers.hub import HUB, parse_hub_name, read_hub
-from kasatune.data.tasks.dataset import (
-    PairRows,
-    TaskData,
-    TaskSettings,
-    hold_out,
-    make_task_data,
-    require_own_files,
-    validation_share,
-)
+from kasatune.data.readers.hub import HUB
+from kasatune.data.tasks.dataset import PairRows, TaskData, TaskSettings, make_task_data
+from kasatune.data.tasks.files_or_hub import load_splits, read_hub_columns
 from kasatune.data.tasks.task_info import TaskInfo
 from kasatune.errors import DataError
 
@@ -29,20 +22,7 @@ def load(info: TaskInfo, settings: TaskSettings) -> TaskData:
         DataError: rows are missing, unreadable or no pairs of answers.
         WorkError: the hub cannot be reached.
     """
-    file, validation_given = require_own_files(info, settings)
-    share = validation_share(validation_given)
-    rows, notes, source = _read(file)
-    pins = {"train": source} if source.startswith(HUB) else {}
-    if share is None:
-        train = rows
-        validation, more_notes, validation_source = _read(str(validation_given))
-        pins |= {"validation": validation_source} if validation_source.startswith(HUB) else {}
-        source, notes = f"{source}, {validation_source}", notes + more_notes
-    else:
-        train, validation, note = hold_out(rows, share, source)
-        notes.append(note)
-    splits = {"train": train, "validation": validation}
-    return _with_fields(make_task_data(info, settings, splits, source=source, notes=notes, pins=pins))
+    return _with_fields(load_splits(info, settings, _read))
 
 
 def load_evaluation(info: TaskInfo, settings: TaskSettings, data: str, label_names: tuple[str, ...] | None) -> TaskData:
@@ -73,12 +53,6 @@ def _read(source: str) -> tuple[PairRows, list[str], str]:
 
 
 def _read_hub(source: str) -> tuple[list[AnswerPair], list[str], str]:
-    hub_name = parse_hub_name(source)
-    hub_data = read_hub(hub_name.name, revision=hub_name.revision, instead="give a file")
-    if hub_name.split not in hub_data.tables:
-        raise DataError(f"{source}: no such split; {hub_data.source} has {', '.join(hub_data.tables)}")
-    table = hub_data.tables[hub_name.split]
-    columns = columns_of_pairs(table.column_names, source)
-    pairs, notes = pairs_of_rows({column: list(table[column]) for column in columns}, source)
-    notes = [*hub_data.notes, form_of_pairs(table.column_names, columns, source), *notes]
-    return pairs, notes, str(hub_name.at(hub_data.commit or hub_name.revision))
+    hub = read_hub_columns(source, columns_of_pairs)
+    pairs, notes = pairs_of_rows(hub.columns, source)
+    return pairs, [*hub.notes, form_of_pairs(hub.names, list(hub.columns), source), *notes], hub.source

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Trainer
 
 from kasatune.distributed.fsdp import sharding_requested
@@ -105,20 +103,4 @@ def require_unsharded(recipe: Recipe) -> None:
     if sharding_requested():
         raise RecipeError(
             [f"task.name: {recipe.task.name} does not run with a sharded model (FSDP, ZeRO-3); use torchrun alone"]
-        )
-
-
-def require_plain_output_layer(model: nn.Module, task: str) -> None:
-    """Reject an adapted output layer: TRL multiplies by its weight directly, which bypasses an adapter.
-
-    Raises:
-        RecipeError: the output layer is adapted.
-    """
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    if isinstance(base.get_output_embeddings(), BaseTunerLayer):
-        raise RecipeError(
-            [
-                f"method.target_modules: the model's output layer is among the targets, but the task {task} would "
-                "bypass its adapter; name other layers, or all-linear, which excludes it"
-            ]
         )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import TrainerCallback, TrainingArguments
 
 from kasatune.data.tokenize import Examples
 from kasatune.data.tokenize_pairs import CHOSEN, PROMPT, REFERENCE_CHOSEN, REFERENCE_REJECTED, REJECTED
@@ -20,10 +18,9 @@ from kasatune.training.engines.pairs import (
     PairMeanLoss,
     PairRunTrainer,
     keep_dtypes,
-    require_plain_output_layer,
     require_unsharded,
 )
-from kasatune.training.engines.run_trainer import RunHooks, RunTrainer
+from kasatune.training.engines.trl_engine import TrlEngine, require_plain_output_layer
 
 try:
     from datasets import Dataset
@@ -33,7 +30,6 @@ except ImportError as fault:
     raise MissingExtraError("the task preference", "sft") from fault
 
 if TYPE_CHECKING:
-    from kasatune.evaluation.task_model import TaskModel
     from kasatune.recipes.schema import Recipe
 
 
@@ -83,8 +79,16 @@ class _adapters_known:  # noqa: N801 - a context manager
             del self._model._hf_peft_config_loaded
 
 
-class PreferenceEngine:
+def _dataset(examples: Examples) -> Dataset:
+    columns = (PROMPT, CHOSEN, REJECTED, REFERENCE_CHOSEN, REFERENCE_REJECTED)
+    return Dataset.from_dict({name: [row[name] for row in examples.rows] for name in columns})
+
+
+class PreferenceEngine(TrlEngine):
     """TRL's DPOTrainer; see `Engine`. `training.batch_size` counts pairs. Dropout is off in training."""
+
+    trainer_class = PreferenceRunTrainer
+    dataset = staticmethod(_dataset)
 
     def training_arguments(self, recipe: Recipe, checkpoints: Path, device: torch.device) -> DPOConfig:
         """See `Engine`."""
@@ -117,31 +121,6 @@ class PreferenceEngine:
             RecipeError: the output layer is adapted.
         """
         require_plain_output_layer(model, "preference")
-
-    def make_trainer(
-        self,
-        task_model: TaskModel,
-        examples: Mapping[str, Examples],
-        arguments: TrainingArguments,
-        hooks: RunHooks,
-        callbacks: Sequence[TrainerCallback],
-    ) -> RunTrainer:
-        """See `Engine`."""
-        config: Any = arguments
-        return PreferenceRunTrainer(
-            hooks=hooks,
-            callbacks=callbacks,
-            model=task_model.model,
-            args=config,
-            train_dataset=_dataset(examples["train"]),
-            eval_dataset=_dataset(examples["validation"]),
-            processing_class=task_model.base.tokenizer,
-        )
-
-
-def _dataset(examples: Examples) -> Dataset:
-    columns = (PROMPT, CHOSEN, REJECTED, REFERENCE_CHOSEN, REFERENCE_REJECTED)
-    return Dataset.from_dict({name: [row[name] for row in examples.rows] for name in columns})
 
 
 ENGINE = PreferenceEngine()

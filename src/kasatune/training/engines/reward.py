@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import TrainerCallback, TrainingArguments
 
 from kasatune.data.tokenize import Examples
 from kasatune.data.tokenize_pairs import CHOSEN, PROMPT, REJECTED
@@ -16,7 +14,7 @@ from kasatune.errors import MissingExtraError
 from kasatune.methods.shared.trained_parameters import trainable
 from kasatune.training.engines.arguments import training_arguments
 from kasatune.training.engines.pairs import PairMeanLoss, PairRunTrainer, keep_dtypes, require_unsharded
-from kasatune.training.engines.run_trainer import RunHooks, RunTrainer
+from kasatune.training.engines.trl_engine import TrlEngine
 
 try:
     from datasets import Dataset
@@ -26,7 +24,6 @@ except ImportError as fault:
     raise MissingExtraError("the task reward", "sft") from fault
 
 if TYPE_CHECKING:
-    from kasatune.evaluation.task_model import TaskModel
     from kasatune.recipes.schema import Recipe
 
 
@@ -39,8 +36,16 @@ class RewardRunTrainer(PairRunTrainer, PairMeanLoss, RewardTrainer):
         keep_dtypes(before)
 
 
-class RewardEngine:
+def _dataset(examples: Examples) -> Dataset:
+    rows = examples.rows
+    return Dataset.from_dict({name: [[*row[PROMPT], *row[name]] for row in rows] for name in (CHOSEN, REJECTED)})
+
+
+class RewardEngine(TrlEngine):
     """TRL's RewardTrainer; see `Engine`. `training.batch_size` counts pairs. Dropout is off in training."""
+
+    trainer_class = RewardRunTrainer
+    dataset = staticmethod(_dataset)
 
     def training_arguments(self, recipe: Recipe, checkpoints: Path, device: torch.device) -> RewardConfig:
         """See `Engine`."""
@@ -56,31 +61,6 @@ class RewardEngine:
 
     def check_model(self, model: nn.Module) -> None:
         """Accept every model."""
-
-    def make_trainer(
-        self,
-        task_model: TaskModel,
-        examples: Mapping[str, Examples],
-        arguments: TrainingArguments,
-        hooks: RunHooks,
-        callbacks: Sequence[TrainerCallback],
-    ) -> RunTrainer:
-        """See `Engine`."""
-        config: Any = arguments
-        return RewardRunTrainer(
-            hooks=hooks,
-            callbacks=callbacks,
-            model=task_model.model,
-            args=config,
-            train_dataset=_dataset(examples["train"]),
-            eval_dataset=_dataset(examples["validation"]),
-            processing_class=task_model.base.tokenizer,
-        )
-
-
-def _dataset(examples: Examples) -> Dataset:
-    rows = examples.rows
-    return Dataset.from_dict({name: [[*row[PROMPT], *row[name]] for row in rows] for name in (CHOSEN, REJECTED)})
 
 
 ENGINE = RewardEngine()

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import TrainerCallback, TrainingArguments
 
 from kasatune.data.tokenize import Examples
-from kasatune.errors import MissingExtraError, RecipeError
+from kasatune.errors import MissingExtraError
 from kasatune.evaluation.causal_loss import learnt_tokens, predicting
 from kasatune.evaluation.logits_to_keep import logits_to_keep
 from kasatune.methods.shared.trained_parameters import trainable
 from kasatune.training.engines.arguments import training_arguments
-from kasatune.training.engines.run_trainer import IGNORED_LABEL, RunHooks, RunTrainer
+from kasatune.training.engines.run_trainer import IGNORED_LABEL, RunTrainer
 from kasatune.training.engines.trainer import mean_loss
+from kasatune.training.engines.trl_engine import TrlEngine, require_plain_output_layer
 
 try:
     from datasets import Dataset
@@ -29,7 +28,6 @@ except ImportError as fault:
     raise MissingExtraError("the task instruction", "sft") from fault
 
 if TYPE_CHECKING:
-    from kasatune.evaluation.task_model import TaskModel
     from kasatune.recipes.schema import Recipe
 
 _ROW_LENGTHS = "row_lengths"
@@ -114,12 +112,20 @@ def _with_row_lengths(collate: Callable[[list[dict[str, Any]]], dict[str, Any]])
     return collated
 
 
-class SftEngine:
+def _dataset(examples: Examples) -> Dataset:
+    rows = examples.rows
+    return Dataset.from_dict({name: [row[name] for row in rows] for name in ("input_ids", "labels")})
+
+
+class SftEngine(TrlEngine):
     """TRL's SFTTrainer; see `Engine`.
 
     With `training.packing`, rows are concatenated up to `task.max_length`; no row is truncated for it, and none
     attends to another. `training.batch_size` then counts packed rows.
     """
+
+    trainer_class = SftRunTrainer
+    dataset = staticmethod(_dataset)
 
     def training_arguments(self, recipe: Recipe, checkpoints: Path, device: torch.device) -> SFTConfig:
         """See `Engine`."""
@@ -141,39 +147,7 @@ class SftEngine:
         Raises:
             RecipeError: the output layer is adapted.
         """
-        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        if isinstance(base.get_output_embeddings(), BaseTunerLayer):
-            raise RecipeError(
-                [
-                    "method.target_modules: the model's output layer is among the targets, but the task instruction "
-                    "would bypass its adapter; name other layers, or all-linear, which excludes it"
-                ]
-            )
-
-    def make_trainer(
-        self,
-        task_model: TaskModel,
-        examples: Mapping[str, Examples],
-        arguments: TrainingArguments,
-        hooks: RunHooks,
-        callbacks: Sequence[TrainerCallback],
-    ) -> RunTrainer:
-        """See `Engine`."""
-        config: Any = arguments
-        return SftRunTrainer(
-            hooks=hooks,
-            callbacks=callbacks,
-            model=task_model.model,
-            args=config,
-            train_dataset=_dataset(examples["train"]),
-            eval_dataset=_dataset(examples["validation"]),
-            processing_class=task_model.base.tokenizer,
-        )
-
-
-def _dataset(examples: Examples) -> Dataset:
-    rows = examples.rows
-    return Dataset.from_dict({name: [row[name] for row in rows] for name in ("input_ids", "labels")})
+        require_plain_output_layer(model, "instruction")
 
 
 ENGINE = SftEngine()
