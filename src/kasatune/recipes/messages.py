@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kasatune.recipes.foreign_keys import translate
-from kasatune.recipes.sections import PartSection, TaskSection
 from kasatune.redaction import redacted
 
 if TYPE_CHECKING:
@@ -108,6 +107,8 @@ def part_sentences(errors: Iterable[ErrorDetails], values: Mapping[str, Any]) ->
 
 
 def _not_of_parts(key: str) -> str:
+    from kasatune.recipes.sections import PartSection, TaskSection  # slow to import, and `--help` needs no sections
+
     keys = list(PartSection.model_fields)
     if key in TaskSection.model_fields:
         return f"not a key of a part; it is the same for all parts: write task.{key}"

@@ -10,7 +10,7 @@ frozen once it is read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -53,6 +53,7 @@ __all__ = [
     "TrainingSection",
     "apply_overrides",
     "load_recipe",
+    "read_sections",
     "recipe_json_schema",
     "to_yaml",
 ]
@@ -121,6 +122,36 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, check_inputs
     if faults:
         raise RecipeError(faults, source)
     return recipe
+
+
+def read_sections(
+    path: Path, overrides: Sequence[str], names: Iterable[str], example: str
+) -> tuple[dict[str, Any], list[str]]:
+    """The sections of a YAML file of another kind than `Recipe`, changed by overrides, and the overrides' faults.
+
+    Args:
+        path: the file.
+        overrides: "section.key=value" each.
+        names: the sections; one that is missing or null is empty.
+        example: one of them, for the message about a file without sections.
+
+    Raises:
+        RecipeError: the file cannot be read, or holds no sections.
+    """
+    source = str(path)
+    try:
+        values = parse_yaml(read_recipe_text(path))
+    except ValueError as error:
+        if isinstance(error, RecipeError):
+            raise
+        raise RecipeError([str(error)], source) from error
+    if not isinstance(values, dict):
+        raise RecipeError([f"not a recipe: it holds {show(values)}; write sections such as `{example}:`"], source)
+    faults = apply_overrides(values, overrides)
+    sections = {str(name): {} if value is None else value for name, value in values.items()}
+    for name in names:
+        sections.setdefault(name, {})
+    return sections, faults
 
 
 def to_yaml(recipe: Recipe) -> str:

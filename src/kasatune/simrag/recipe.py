@@ -20,10 +20,10 @@ from kasatune.recipes.schema import (
     Recipe,
     Text,
     TrainingSection,
-    apply_overrides,
+    read_sections,
 )
 from kasatune.recipes.sections import Amount, Section
-from kasatune.recipes.yaml_io import dump_yaml, parse_yaml, read_recipe_text
+from kasatune.recipes.yaml_io import dump_yaml
 
 QuestionKind = Literal["short", "choice", "claim"]
 SIGNATURES = "signatures"
@@ -122,18 +122,7 @@ def load_simrag(path: Path, overrides: Sequence[str] = ()) -> SimragRecipe:
         RecipeError: the recipe has faults; all are listed.
     """
     source = str(path)
-    try:
-        values = parse_yaml(read_recipe_text(path))
-    except ValueError as error:
-        if isinstance(error, RecipeError):
-            raise
-        raise RecipeError([str(error)], source) from error
-    if not isinstance(values, dict):
-        raise RecipeError([f"not a recipe: it holds {show(values)}; write sections such as `corpus:`"], source)
-    faults = apply_overrides(values, overrides)
-    values = {str(name): {} if value is None else value for name, value in values.items()}
-    for name in SECTIONS:
-        values.setdefault(name, {})
+    values, faults = read_sections(path, overrides, SECTIONS, "corpus")
     if isinstance(values["training"], dict):
         values["training"].setdefault("select", "last")
     recipe = None

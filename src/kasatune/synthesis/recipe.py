@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kasatune.errors import RecipeError
 from kasatune.recipes.messages import sentences, show
-from kasatune.recipes.schema import Count, Rate, Text, apply_overrides
-from kasatune.recipes.yaml_io import dump_yaml, parse_yaml, read_recipe_text
+from kasatune.recipes.schema import Count, Rate, Text, read_sections
+from kasatune.recipes.yaml_io import dump_yaml
 
 Subject = Literal["classification", "summarization", "coding", "closed_qa"]
 
@@ -92,18 +92,7 @@ def load_synthesis(path: Path, overrides: Sequence[str] = (), *, check_inputs: b
         RecipeError: the recipe has faults; all are listed.
     """
     source = str(path)
-    try:
-        values = parse_yaml(read_recipe_text(path))
-    except ValueError as error:
-        if isinstance(error, RecipeError):
-            raise
-        raise RecipeError([str(error)], source) from error
-    if not isinstance(values, dict):
-        raise RecipeError([f"not a recipe: it holds {show(values)}; write sections such as `teacher:`"], source)
-    faults = apply_overrides(values, overrides)
-    values = {str(name): {} if value is None else value for name, value in values.items()}
-    for name in SECTIONS:
-        values.setdefault(name, {})
+    values, faults = read_sections(path, overrides, SECTIONS, "teacher")
     recipe = None
     try:
         recipe = SynthesisRecipe.model_validate(values)
