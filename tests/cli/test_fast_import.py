@@ -40,4 +40,5 @@ def test_nothing_changes_where_torch_is_there(without_torch, monkeypatch):
     before = gc.get_freeze_count()
     with large_libraries():
         assert gc.isenabled()
-    assert gc.get_freeze_count() == before
+    # frozen objects of earlier imports may die meanwhile
+    assert gc.get_freeze_count() <= before
