@@ -1,11 +1,16 @@
 """Compare PEFT's KaSA and kasatune's on the same cases, with tiny random models.
 
-python -m benchmarks.against_peft [--page FILE]
+python -m benchmarks.against_peft [--page FILE] [--forgetting RUNS.jsonl]
+
+Two more rows, of SmolLM2-135M, come from finished runs (docs/registrations/forgetting-smollm2/runs.jsonl), made by
+`python -m benchmarks.forgetting E2E INSTRUCTIONS --out RUNS.jsonl --arms peft-kasa@0.004,kasa@0.004,akasa-0.02@0.004
+--seeds 0`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +42,7 @@ from kasatune.kasa import oracle
 from kasatune.models.quantization import quantization_config
 
 PAGE = Path(__file__).parents[1] / "docs" / "results" / "against-peft.md"
+RUNS = Path(__file__).parents[1] / "docs" / "registrations" / "forgetting-smollm2" / "runs.jsonl"
 RANK = 4
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 IDS = torch.randint(0, 97, (4, 12), generator=torch.Generator().manual_seed(1))
@@ -402,6 +408,39 @@ def sixteen_bits() -> Row:
     return both("truncation of a bfloat16 weight, 768 x 768, r = 8", case)
 
 
+# A language model
+
+
+def language_model(runs: Path) -> list[Row]:
+    """The loss of SmolLM2 right after attaching, and what 40 steps on E2E made it forget, of finished runs of seed 0.
+
+    Raises:
+        SystemExit: a run is missing.
+    """
+    records = [json.loads(line) for line in runs.read_text(encoding="utf-8").splitlines()]
+
+    def losses(arm: str, when: str) -> dict[str, float]:
+        key = {"arm": arm, "rate": 0.004, "seed": 0, "steps": 40, "confirm": False}
+        record = next((record for record in records if key.items() <= record.items()), None)
+        if record is None:
+            raise SystemExit(f"{runs} has no run of {arm} at rate 0.004 with seed 0; see --help")
+        # a method that starts as the base has no scores of its own for the start
+        return record[when] or record["base"]
+
+    def cell(arm: str, when: str) -> str:
+        values = losses(arm, when)
+        return f"E2E {values['e2e']:.3f}, unrelated text {values['unrelated']:.3f}"
+
+    def row(what: str, when: str) -> Row:
+        ours = f"`kasa` {cell('kasa', when)}; `akasa` {cell('akasa-0.02', when)}"
+        return Row(f"{what} (untouched base: {cell('kasa', 'base')})", cell("peft-kasa", when), ours)
+
+    return [
+        row("SmolLM2-135M, r = 8 in all linear layers: loss right after attaching", "start"),
+        row("the same after 40 steps of 8 rows of E2E", "end"),
+    ]
+
+
 def _bits(same: bool) -> str:
     return "bit for bit" if same else "**not** bit for bit"
 
@@ -432,8 +471,10 @@ def measure() -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--page", type=Path, default=PAGE, help="where the page goes")
-    page: Path = parser.parse_args().page
-    rows = measure()
+    parser.add_argument("--forgetting", type=Path, default=RUNS, help="runs of python -m benchmarks.forgetting")
+    given = parser.parse_args()
+    page: Path = given.page
+    rows = [*measure(), *language_model(given.forgetting)]
     facts = machine()
     names = ", ".join(f"{name} {facts[name]}" for name in ("python", "torch", "transformers", "peft", "kasatune"))
     more = ", ".join(f"{name} {version(name)}" for name in ("bitsandbytes", "torchao"))
@@ -444,7 +485,9 @@ def main() -> None:
             f"{datetime.now(UTC).date().isoformat()}, {facts['processor']}, {facts['threads']} threads; {names}, "
             f"{more}.",
             "",
-            "Made by `python -m benchmarks.against_peft`: tiny models with random weights, one process. PEFT's KaSA is "
+            "Made by `python -m benchmarks.against_peft`: tiny models with random weights, one process; the last two rows "
+            "are runs of SmolLM2-135M recorded by `python -m benchmarks.forgetting`, mean loss of an answer token in "
+            "nats. PEFT's KaSA is "
             "`LoraConfig(kasa_config=peft.KasaConfig(...))`, kasatune's is `KasaConfig(...)`, with the same rank "
             f"({RANK} unless a row says otherwise), alpha, beta, gamma and target layers. An error is quoted as it was "
             "raised. Differences are relative: the norm of what differs over that of what was expected.",

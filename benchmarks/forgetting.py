@@ -27,6 +27,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import peft
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
@@ -67,11 +68,13 @@ ARMS: dict[str, Callable[[], Any]] = {
     "lora-alpha-12.8": lora(lora_alpha=0.8 * ALPHA),
     "lora-mlp": lora(target_modules=MLP),
     "dora": lora(use_dora=True),
+    "peft-kasa": lora(kasa_config=peft.KasaConfig(beta=1e-4, gamma=1e-3)),
     "kasa": kasa(),
     "kasa-activation": kasa(truncate_by="activation"),
     "kasa-activation-sigma-1": kasa(truncate_by="activation", sigma_init="one"),
     "kasa-whole": kasa(drop=0),
     "kasa-whole-sigma-1": kasa(drop=0, sigma_init="one"),
+    "kasa-whole-sigma-absolute": kasa(drop=0),
     "akasa-0.002": protected(0.002),
     "akasa-0.005": protected(0.005),
     "akasa-0.02": protected(0.02),
@@ -84,7 +87,8 @@ ARMS: dict[str, Callable[[], Any]] = {
     "kasa-orthonormal": kasa(drop=0, orthonormal=True, lora_alpha=R),
     "akasa-0.02-orthonormal": kasa(drop=0, protect=0.02, orthonormal=True, lora_alpha=R),
 }
-"""Arms by name. akasa-SHARE is the method `akasa` with that share of the directions protected."""
+"""Arms by name. akasa-SHARE is the method `akasa` with that share of the directions protected; sigma starts at N(0, 1)
+unless stated, at |N(0, 1)| in kasa-whole-sigma-absolute."""
 
 METHOD_ARMS: dict[str, dict[str, Any]] = {
     "kasa-anneal-0.5": {"name": "kasa", "anneal": 0.5},
@@ -180,14 +184,22 @@ def scores(model: Any, texts: Texts) -> dict[str, float]:
     return {"e2e": mean_loss(model, texts.validation), "unrelated": mean_loss(model, texts.unrelated)}
 
 
-def run(base: Any, texts: Texts, config: Any, rate: float, seed: int, steps: int) -> dict[str, Any]:
+def run(
+    base: Any, texts: Texts, config: Any, rate: float, seed: int, steps: int, *, absolute_sigma: bool = False
+) -> dict[str, Any]:
     """Train one arm; the base is afterwards as before."""
+    before = parameters(base) if truncates_base(config) else {}
     torch.manual_seed(seed)
     model = get_peft_model(base, config)
+    if absolute_sigma:
+        for name, parameter in model.named_parameters():
+            if ".kasa_sigma." in name:
+                parameter.data.abs_()
     # without a dropped component the start is the base, which is scored once
     start = scores(model, texts) if drops(config) else None
     result = fit(model, texts, drawn_rows(texts, seed, steps), rate, lambda step: nullcontext())
     model.unload()
+    restore(base, before)
     return {"start": start, **result}
 
 
@@ -196,7 +208,7 @@ def run_method(base: Any, texts: Texts, values: dict[str, Any], rate: float, see
     torch.manual_seed(seed)
     section = MethodSection(**{"r": R, "alpha": ALPHA, "target_modules": "all-linear", **values})
     method = methods.load(section.name)
-    before = {name: parameter.detach().clone() for name, parameter in base.named_parameters()}
+    before = parameters(base)
     model: Any = method.attach(base, section, "generation", [])
     for parameter in trainable(model).values():
         parameter.data = parameter.data.float()
@@ -217,10 +229,21 @@ def run_method(base: Any, texts: Texts, values: dict[str, Any], rate: float, see
 
     result = fit(model, texts, drawn, rate, around)
     model.unload()
-    with torch.no_grad():
-        for name, parameter in base.named_parameters():
-            parameter.copy_(before[name])
+    restore(base, before)
     return {"start": start, **result}
+
+
+def parameters(base: Any) -> dict[str, torch.Tensor]:
+    """A copy of every parameter, by name."""
+    return {name: parameter.detach().clone() for name, parameter in base.named_parameters()}
+
+
+@torch.no_grad()
+def restore(base: Any, before: dict[str, torch.Tensor]) -> None:
+    """Write back the parameters that `before` holds."""
+    for name, parameter in base.named_parameters():
+        if name in before:
+            parameter.copy_(before[name])
 
 
 def labelled(batch: Batch) -> dict[str, torch.Tensor]:
@@ -262,9 +285,14 @@ def fit(
     return {"end": scores(model, texts), "seconds_per_step": round(seconds / steps, 3)}
 
 
+def truncates_base(config: Any) -> bool:
+    """Whether the adapter is PEFT's KaSA, which truncates the base's weights in place."""
+    return getattr(config, "kasa_config", None) is not None
+
+
 def drops(config: Any) -> bool:
     """Whether attaching the adapter changes the model."""
-    return isinstance(config, KasaConfig) and config.drop != 0
+    return truncates_base(config) or (isinstance(config, KasaConfig) and config.drop != 0)
 
 
 def main() -> None:
@@ -298,7 +326,9 @@ def main() -> None:
                 config = ARMS[arm]()
                 needs = getattr(config, "needs_activations", False)
                 calibrated[arm] = calibrate(base, config) if needs else config
-            result = run(base, texts, copy.deepcopy(calibrated[arm]), rate, seed, options.steps)
+            absolute = arm.endswith("-sigma-absolute")
+            config = copy.deepcopy(calibrated[arm])
+            result = run(base, texts, config, rate, seed, options.steps, absolute_sigma=absolute)
             write(options.out, {**key, "base": untouched, **result})
 
 

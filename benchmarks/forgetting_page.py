@@ -19,6 +19,9 @@ from typing import Any, NamedTuple
 
 from scipy import stats
 
+from benchmarks.forgetting import ARMS, METHOD_ARMS
+from kasatune.metrics.small_sample import detectable_effect
+
 PAGE = Path(__file__).parents[1] / "docs" / "results" / "forgetting-smollm2.md"
 SEARCH_SEEDS, CONFIRM_SEEDS = range(3), range(100, 110)
 MATCHED = 0.01  # nats above the best E2E loss of LoRA
@@ -87,6 +90,20 @@ class Runs:
         """The losses of the untouched base."""
         return next(run["base"] for key, run in self._runs.items() if key[0] is confirm)
 
+    def other_points(self) -> list[Point]:
+        """Points of the search rows outside the registered search, in the order of the arms."""
+        order = [*ARMS, *METHOD_ARMS]
+        points = {(arm, rate) for confirm, arm, rate, _ in self._runs if not confirm} - {*LORA, *AKASA}
+        return sorted(points, key=lambda point: (order.index(point[0]), point[1]))
+
+    def arms(self) -> set[str]:
+        """Every arm with at least one run."""
+        return {arm for _, arm, _, _ in self._runs}
+
+    def searched(self, point: Point) -> list[dict[str, Any]]:
+        """The runs of a point on the search rows."""
+        return [run for key, run in self._runs.items() if key[:3] == (False, *point)]
+
     def machine(self) -> str:
         """The machine of the first run."""
         return ", ".join(f"{name} {value}" for name, value in next(iter(self._runs.values()))["machine"].items())
@@ -145,7 +162,45 @@ def page(runs: Runs) -> str:
             for point in (*LORA, *AKASA)
         ),
     ]
+    lines += ["", *others(runs), "", *power(runs, lora, akasa)]
     return "\n".join(lines) + "\n"
+
+
+def others(runs: Runs) -> list[str]:
+    """The table of what was tried outside the registered search, and the arms that were not run."""
+    lines = [
+        "## Tried without registration",
+        "",
+        "On the search rows, from which nothing is concluded: few seeds, one or two rates. `start` is measured after "
+        "attaching; where it is empty the start is the untouched base.",
+        "",
+        "| method | rate | seeds | start: E2E, unrelated | E2E | unrelated |",
+        "|---|---|---|---|---|---|",
+    ]
+    for point in runs.other_points():
+        held = runs.searched(point)
+        start = held[0]["start"]
+        cells = (
+            f"{start['e2e']:.3f}, {start['unrelated']:.3f}" if start else "",
+            *(f"{statistics.fmean(run['end'][kind] for run in held):.4f}" for kind in ("e2e", "unrelated")),
+        )
+        lines.append(f"| {point[0]} | {point[1]} | {len(held)} | {' | '.join(cells)} |")
+    missing = [name for name in (*ARMS, *METHOD_ARMS) if name not in runs.arms()]
+    return [*lines, "", f"Not run: {', '.join(missing)}."] if missing else lines
+
+
+def power(runs: Runs, lora: Point, akasa: Point) -> list[str]:
+    """The smallest true difference that the confirmation shows with probability 0.8."""
+    seeds = len(CONFIRM_SEEDS)
+    least = []
+    for kind in ("unrelated", "e2e"):
+        pairs = zip(runs.ends(akasa, kind, confirm=True), runs.ends(lora, kind, confirm=True), strict=True)
+        spread = statistics.stdev(ours - theirs for ours, theirs in pairs)
+        least.append(detectable_effect(seeds - 1) * spread / math.sqrt(seeds))
+    return [
+        f"Power: with the spread of these {seeds} paired differences, a true difference of {least[0]:.4f} nats on "
+        f"unrelated text and of {least[1]:.4f} on the task is shown with a probability of 80 %."
+    ]
 
 
 def main() -> None:

@@ -162,3 +162,37 @@ def test_the_page_of_the_language_model_compares_steps_of_equal_number():
     assert rows[checkpointed + "a step"].ratio == pytest.approx(1.1)
     assert rows["attaching KaSA to 210 layers, tails computed anew"].ratio == pytest.approx(0.8)
     assert not any("KaSA /" in what for what in rows)
+
+
+def test_an_arm_that_truncates_the_base_in_place_leaves_it_as_it_was():
+    from benchmarks.forgetting import ARMS, Texts, run
+
+    base = llama().bfloat16()
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    rows = [([3, 4, 5], [6 + i % 4, 7, 8]) for i in range(24)]
+    result = run(base, Texts(rows, rows[:4], rows[4:8]), ARMS["peft-kasa"](), 1e-2, seed=0, steps=3)
+    assert result["start"]["e2e"] != result["end"]["e2e"]
+    assert all(bool((value == before[name]).all()) for name, value in base.state_dict().items())
+
+
+def test_the_page_of_forgetting_lists_what_was_tried_and_what_was_not_run():
+    from benchmarks.forgetting_page import AKASA, CONFIRM_SEEDS, KASA, LORA, SEARCH_SEEDS, Runs, page
+
+    base = {"e2e": 3.0, "unrelated": 2.2}
+
+    def record(arm, rate, seed, confirm, e2e, unrelated, start=None):
+        wobble = 0.001 * (seed % 3)
+        end = {"e2e": e2e + wobble, "unrelated": unrelated - wobble}
+        key = {"arm": arm, "rate": rate, "seed": seed, "steps": 40, "confirm": confirm}
+        return {**key, "base": base, "start": start, "end": end, "machine": {"threads": 1}}
+
+    runs = [record(*point, seed, False, 1.3, 2.3) for point in LORA for seed in SEARCH_SEEDS]
+    runs += [record(*point, seed, False, 1.3, 2.2) for point in AKASA for seed in SEARCH_SEEDS]
+    confirmed = ((LORA[0], 2.3), (AKASA[0], 2.2), (KASA, 2.6))
+    runs += [record(*point, seed, True, 1.3, level) for point, level in confirmed for seed in CONFIRM_SEEDS]
+    runs.append(record("peft-kasa", 0.004, 0, False, 1.6, 4.0, start={"e2e": 8.4, "unrelated": 8.5}))
+    text = page(Runs(runs))
+    assert "**akasa wins: its loss differs from LoRA's by -0.1000" in text
+    assert "| peft-kasa | 0.004 | 1 | 8.400, 8.500 | 1.6000 | 4.0000 |" in text
+    not_run = text.split("Not run: ")[1].split(".\n")[0]
+    assert "oplora" in not_run and "peft-kasa" not in not_run
