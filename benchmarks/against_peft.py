@@ -486,8 +486,8 @@ def main() -> None:
             f"{more}.",
             "",
             "Made by `python -m benchmarks.against_peft`: tiny models with random weights, one process; the last two "
-            "rows are runs of SmolLM2-135M recorded by `python -m benchmarks.forgetting`, mean loss of an answer token in "
-            "nats. PEFT's KaSA is "
+            "rows are runs of SmolLM2-135M recorded by `python -m benchmarks.forgetting`, mean loss of an answer token "
+            "in nats. PEFT's KaSA is "
             "`LoraConfig(kasa_config=peft.KasaConfig(...))`, kasatune's is `KasaConfig(...)`, with the same rank "
             f"({RANK} unless a row says otherwise), alpha, beta, gamma and target layers. An error is quoted as it was "
             "raised. Differences are relative: the norm of what differs over that of what was expected.",
