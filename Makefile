@@ -14,7 +14,7 @@ FAST := $(addprefix tests/, io kasa linalg metrics recipes reports runs weights)
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-lm tiny-llama test test-fast check site docs notebooks reports pictures bench soak peer-tests tree presets install clean
+.PHONY: help demo demo-lm tiny-llama test test-fast test-integrations check site docs notebooks reports pictures bench soak peer-tests tree presets install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,11 @@ test-fast: $(STAMP) ## unit tests without training runs or processes that import
 
 test: $(STAMP) ## every test
 	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 $(PYTEST_FLAGS)
+
+test-integrations: $(STAMP) ## KaSA inside other trainers, each in an environment of its own: gigabytes and many minutes
+	@$(BIN)/python scripts/integration_environments.py .environments
+	@KASATUNE_ENVIRONMENTS=.environments OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
+	  $(BIN)/python -m pytest tests/integrations $(PYTEST_FLAGS)
 
 check: $(STAMP) ## format, lint, types, direction of imports
 	@$(BIN)/ruff format --check .

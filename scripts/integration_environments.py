@@ -1,0 +1,67 @@
+"""Make an environment for each foreign trainer that kasatune.integrations supports, for tests/integrations.
+
+python scripts/integration_environments.py DIR [NAME ...]     (`make test-integrations` makes all in .environments)
+
+Each is a virtual environment in DIR/NAME with the trainer and the versions that it pins. Packages that it does not pin
+otherwise, torch above all, come from the environment that runs this script, through a .pth file; kasatune comes from
+this source tree. An environment that is complete is left as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+TRAINERS = {
+    "ms-swift": ["ms-swift==4.6.0"],
+    "llama-factory": ["llamafactory==0.9.5"],
+}
+"""What is installed for each trainer, by the name of its environment."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make the environments of tests/integrations.")
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TRAINERS)}; all if none is given")
+    arguments = parser.parse_args()
+    unknown = sorted(set(arguments.names) - TRAINERS.keys())
+    if unknown:
+        parser.error(f"no environment is called {', '.join(unknown)}; choose from {', '.join(TRAINERS)}")
+    for name in arguments.names or TRAINERS:
+        make(arguments.directory.resolve() / name, TRAINERS[name])
+
+
+def make(directory: Path, requirements: list[str]) -> None:
+    """Make one environment.
+
+    Raises:
+        SystemExit: pip failed; its last lines are printed.
+    """
+    stamp = directory / ".installed"
+    wanted = "\n".join(requirements)
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
+        return
+    print(f"{directory}: {', '.join(requirements)} ...", flush=True)
+    venv.create(directory, with_pip=True, clear=True)
+    python = directory / "bin" / "python"
+    packages = Path(sysconfig.get_path("purelib", vars={"base": str(directory), "platbase": str(directory)}))
+    # Sorted after the environment's own packages on sys.path, so that those come first.
+    (packages / "shared.pth").write_text(f"{ROOT / 'src'}\n{sysconfig.get_path('purelib')}\n", encoding="utf-8")
+    torch = f"torch=={importlib.metadata.version('torch').partition('+')[0]}"
+    done = subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", torch, *requirements], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(f"{directory.name}: pip failed\n{done.stderr[-3000:]}")
+    stamp.write_text(wanted, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
