@@ -27,6 +27,7 @@ TRAINERS = {
 
 
 def main() -> None:
+    """Read the command line and make the environments it names."""
     parser = argparse.ArgumentParser(description="Make the environments of tests/integrations.")
     parser.add_argument("directory", type=Path)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TRAINERS)}; all if none is given")
