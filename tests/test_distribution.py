@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from kasatune.io.train_extra import TRAIN_MODULES
+from kasatune.errors import MissingExtraError
+from kasatune.io.train_extra import TRAIN_MODULES, TRAIN_VERSIONS, require_train_extra
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -33,7 +34,31 @@ def distributions(requirements: list[str]) -> set[str]:
 def test_the_entry_point_checks_for_every_package_that_the_extra_train_adds():
     homes = importlib.metadata.packages_distributions()
     checked = {homes[module][0].lower().replace("_", "-") for module in TRAIN_MODULES}
-    assert checked == distributions(PROJECT["optional-dependencies"]["train"])
+    assert checked | TRAIN_VERSIONS.keys() == distributions(PROJECT["optional-dependencies"]["train"])
+
+
+def test_the_entry_point_checks_for_the_versions_that_the_extra_train_needs():
+    bounds = dict(line.split(">=") for line in PROJECT["optional-dependencies"]["train"])
+    assert {name: bounds[name] for name in TRAIN_VERSIONS} == TRAIN_VERSIONS
+
+
+@pytest.mark.parametrize(
+    ("versions", "text"),
+    [
+        ({"peft": "0.20.0"}, "peft 0.21.2 or newer (0.20.0 is installed)"),
+        ({"peft": "0.21.2", "transformers": "5.9.1"}, "transformers 5.20 or newer (5.9.1 is installed)"),
+        (
+            {"accelerate": "1.13.0", "transformers": "5.20.0.dev0", "peft": "0.9"},
+            "accelerate 1.15 or newer (1.13.0 is installed), and peft 0.21.2 or newer (0.9 is installed)",
+        ),
+    ],
+)
+def test_a_package_that_is_too_old_for_the_extra_is_named_with_both_versions(monkeypatch, versions, text):
+    present = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: versions.get(name) or present(name))
+    with pytest.raises(MissingExtraError) as fault:
+        require_train_extra("kasatune.train")
+    assert str(fault.value) == f"kasatune.train needs {text}: pip install 'kasatune[train]'"
 
 
 def test_pandas_matplotlib_and_nltk_are_in_neither_ring():

@@ -9,7 +9,7 @@ KasatuneError
 │   │   └── NotFiniteError    they hold NaN or infinity
 │   ├── OutputError           an output path that is occupied or not writable
 │   ├── UnknownSettingError   a setting that a configuration does not have; also a TypeError
-│   └── MissingExtraError     an optional part that is not installed
+│   └── MissingExtraError     an optional part that is not installed, or in too low a version
 └── WorkError (1)             the inputs were valid, but the operation failed
     ├── DivergedError         the loss became NaN or infinite
     └── CheckError            a conversion, merge or verification exceeded its bound; also a ValueError
@@ -81,19 +81,25 @@ class UnknownSettingError(InputError, TypeError):
 
 
 class MissingExtraError(InputError, ImportError):
-    """An optional dependency is not installed; also an ImportError, so that `try: from kasatune import train` works.
+    """A dependency is missing or too old; also an ImportError, so that `try: from kasatune import train` works.
 
     Args:
         what: the feature that needs it.
         extra: the extra of kasatune that installs it.
         missing: the modules that were not found, for the message.
+        outdated: packages whose version is too low, each with this version and the lowest that works.
     """
 
-    def __init__(self, what: str, extra: str, missing: Sequence[str] = ()) -> None:
+    def __init__(
+        self, what: str, extra: str, missing: Sequence[str] = (), outdated: Sequence[tuple[str, str, str]] = ()
+    ) -> None:
         self.extra = extra
-        needed = ", ".join(missing) or "an optional dependency"
-        verb = "are" if len(missing) > 1 else "is"
-        super().__init__(f"{what} needs {needed}, which {verb} not installed: pip install 'kasatune[{extra}]'")
+        needs: list[str] = []
+        if missing or not outdated:
+            needed = ", ".join(missing) or "an optional dependency"
+            needs.append(f"{needed}, which {'are' if len(missing) > 1 else 'is'} not installed")
+        needs += [f"{name} {lowest} or newer ({version} is installed)" for name, version, lowest in outdated]
+        super().__init__(f"{what} needs {', and '.join(needs)}: pip install 'kasatune[{extra}]'")
 
 
 class WorkError(KasatuneError):

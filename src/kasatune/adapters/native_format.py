@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from peft.utils import get_quantization_kwargs
 from torch import Tensor, nn
 
 from kasatune.adapters.adapter_files import PREFIX, AdapterFiles, listed
@@ -15,6 +14,7 @@ from kasatune.adapters.recognize_format import configured
 from kasatune.errors import AdapterError
 from kasatune.kasa.functional import Factors, drop_count, scaling
 from kasatune.kasa.truncation.compute_tails import TailRequest, compute_tails
+from kasatune.peft_compat.quantization_backends import get_quantization_kwargs
 from kasatune.weights.base_weight import BaseWeight
 from kasatune.weights.fingerprint import weight_sketch
 from kasatune.weights.quantized_weight import weight_of

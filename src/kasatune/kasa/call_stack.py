@@ -7,10 +7,17 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
-from peft import PeftMixedModel, PeftModel, get_base_model_state_dict, set_base_model_state_dict
+import peft
+from peft import PeftMixedModel, PeftModel
 
 _LOADERS = tuple(
     getattr(model, name) for model in (PeftModel, PeftMixedModel) for name in ("load_adapter", "from_pretrained")
+)
+
+_BASE_FUNCTIONS = tuple(
+    getattr(peft, name)
+    for name in ("get_base_model_state_dict", "set_base_model_state_dict")
+    if hasattr(peft, name)  # since PEFT 0.20
 )
 
 REFERENCE_TRAINERS = frozenset(f"trl.trainer.{name}_trainer" for name in ("dpo", "grpo", "kto", "rloo"))
@@ -24,7 +31,7 @@ def in_loader() -> bool:
 
 def in_base_state_dict() -> bool:
     """Whether PEFT reads or writes the state dict of the base model."""
-    return _is_running(get_base_model_state_dict, set_base_model_state_dict)
+    return _is_running(*_BASE_FUNCTIONS)
 
 
 def reference_trainer() -> Mapping[str, Any] | None:

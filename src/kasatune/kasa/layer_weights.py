@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 
 from kasatune.errors import CheckError, InputError
 from kasatune.kasa.config import LayerSettings
 from kasatune.kasa.functional import Factors, update
+from kasatune.peft_compat.tuner_bases import TunerLayer
 from kasatune.weights.base_weight import BaseWeight, Original
 from kasatune.weights.quantized_weight import weight_with_backend
 
@@ -39,7 +40,7 @@ class Deferred(Protocol):
         ...
 
 
-class LayerWeights(nn.Module, BaseTunerLayer):
+class LayerWeights(nn.Module, TunerLayer):
     """The weights of a KaSA layer: W, the change W' - W of each adapter, and W with an adapter folded or merged in.
 
     W is replaced, and the original kept, while an adapter is folded (truncation="fold": W - tail) or merged

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import (
-    BaseTuner,
     _maybe_include_all_linear_layers,  # pyright: ignore[reportPrivateUsage]
 )
 from torch import Tensor, nn
@@ -45,12 +44,13 @@ from kasatune.kasa.targets import (
 )
 from kasatune.kasa.truncation.output_check import OutputCheck, remedy
 from kasatune.linalg import TailSVD
+from kasatune.peft_compat.tuner_bases import Tuner
 from kasatune.weights.bitsandbytes_cpu import unpack_for_training_and_saving
 
 logger = logging.getLogger("kasatune")
 
 
-class KasaModel(BaseTuner):
+class KasaModel(Tuner):
     """W' = W - tail_d(W) + s B diag(sigma) A on every targeted layer of a model.
 
     Created by `peft.get_peft_model(base, KasaConfig(...))` and `peft.PeftModel.from_pretrained(base, directory)`. The

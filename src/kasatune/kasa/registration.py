@@ -18,6 +18,7 @@ from kasatune.kasa.model import KasaModel
 from kasatune.kasa.orthonormal import install_retraction_hook
 from kasatune.kasa.penalty import install_step_hook
 from kasatune.kasa.protection import install_projection_hook
+from kasatune.peft_compat import save_and_load
 
 NAME = "KASA"
 
@@ -29,6 +30,7 @@ def register() -> None:
         InputError: this version of PEFT defines a type KASA itself.
     """
     if add_type(NAME, KasaConfig, KasaModel):
+        save_and_load.install()
         install_step_hook()
         install_projection_hook()
         install_retraction_hook()  # after the projection: polar factors of a projected A stay projected
@@ -53,7 +55,7 @@ def add_type(name: str, config_class: type[PeftConfig], model_class: type[BaseTu
     if registered is not None:
         raise InputError(
             f"PEFT {peft.__version__} defines a type {name} itself ({registered.__module__}); this version of kasatune "
-            "works with PEFT 0.21: pip install 'peft>=0.21.2,<0.22'"
+            "works with PEFT 0.18 to 0.21: pip install 'peft>=0.18.1,<0.22'"
         )
     register_peft_method(name=name.lower(), config_cls=config_class, model_cls=model_class, prefix=model_class.prefix)
     return True

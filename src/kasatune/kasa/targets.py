@@ -13,7 +13,7 @@ from peft.tuners.tuners_utils import (
     _maybe_include_all_linear_layers,  # pyright: ignore[reportPrivateUsage]
     check_target_module_exists,
 )
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, get_quantization_kwargs
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
@@ -39,6 +39,7 @@ from kasatune.kasa.truncation.tails_by_activation import (
 )
 from kasatune.linalg import TailSVD
 from kasatune.linalg.leading_directions import direction_count
+from kasatune.peft_compat.quantization_backends import get_quantization_kwargs
 from kasatune.weights.base_weight import BaseWeight, refusal
 from kasatune.weights.fingerprint import weight_sketch
 from kasatune.weights.quantized_weight import weight_of

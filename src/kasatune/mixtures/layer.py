@@ -9,12 +9,12 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from kasatune.errors import InputError, ModelError
 from kasatune.mixtures.balance import RouterLoad
 from kasatune.mixtures.config import MixtureConfig
+from kasatune.peft_compat.tuner_bases import TunerLayer
 from kasatune.weights.base_weight import BaseWeight
 
 NOT_MERGEABLE = (
@@ -26,7 +26,7 @@ ROUTER_DEVIATION = 0.02
 """Standard deviation of a router's weight at the start."""
 
 
-class MixtureModule(nn.Module, BaseTunerLayer):
+class MixtureModule(nn.Module, TunerLayer):
     """A module with the parameters of mixtures: an adapted layer, or a router of a block. One adapter is active.
 
     Attributes:

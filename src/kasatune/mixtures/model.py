@@ -9,11 +9,10 @@ from typing import Any, ClassVar
 import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import (
-    BaseTuner,
     BaseTunerLayer,
     _maybe_include_all_linear_layers,
 )
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, get_quantization_kwargs
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
 from kasatune.errors import AdapterError, InputError, ModelError
@@ -25,12 +24,14 @@ from kasatune.mixtures.milora_moe import CHILD, MiloraMoeLayer, PromptRouter
 from kasatune.mixtures.moe_lora import MoeLoraLayer
 from kasatune.mixtures.mor import MorLayer
 from kasatune.mixtures.prompt_pass import PromptPass
+from kasatune.peft_compat.quantization_backends import get_quantization_kwargs
+from kasatune.peft_compat.tuner_bases import Tuner
 from kasatune.weights.base_weight import BaseWeight, refusal
 from kasatune.weights.quantized_weight import weight_of
 from kasatune.wording import counted
 
 
-class MixtureModel(BaseTuner):
+class MixtureModel(Tuner):
     """A model whose targeted layers have a mixture of LoRA experts, made by `peft.get_peft_model(base, config)`.
 
     Raises:

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from accelerate.utils import align_module_device, has_offloaded_params
-from peft.utils.quantization_utils import QuantizationBackend
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
+from kasatune.peft_compat.quantization_backends import QuantizationBackend
 
 _FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _CONVOLUTIONS = (

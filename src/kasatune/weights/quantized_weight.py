@@ -15,17 +15,17 @@ import copy
 from typing import Any
 
 import torch
-from peft.utils.quantization_utils import (
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from kasatune.errors import ModelError
+from kasatune.peft_compat.quantization_backends import (
     ForwardOnlyQuantizationBackend,
     HqqBackend,
     QuantizationBackend,
     TorchaoBackend,
     resolve_quantization_backend,
 )
-from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
-
-from kasatune.errors import ModelError
 from kasatune.weights.base_weight import BaseWeight, Original
 from kasatune.weights.bitsandbytes_cpu import dequantize_packed, is_packed
 
@@ -37,7 +37,7 @@ ROWS_AT_ONCE = 512
 
 
 def weight_of(layer: nn.Module, **quantization: Any) -> BaseWeight:
-    """The weight of a base layer; `quantization` as returned by `peft.utils.get_quantization_kwargs`."""
+    """The weight of a base layer; `quantization` as returned by `get_quantization_kwargs`."""
     return weight_with_backend(layer, quantization_backend(layer, **quantization))
 
 
@@ -51,7 +51,7 @@ def quantization_backend(layer: nn.Module, **quantization: Any) -> QuantizationB
 
     Args:
         layer: a base layer.
-        quantization: as returned by `peft.utils.get_quantization_kwargs` for the model.
+        quantization: as returned by `get_quantization_kwargs` for the model.
     """
     if type(layer) in (nn.Linear, Conv1D) and type(layer.weight) is nn.Parameter:
         # Saves a float model the import of every installed quantization package.

@@ -6,17 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from kasatune.errors import ModelError
 from kasatune.methods.bottleneck.adapter import Bottleneck
 from kasatune.methods.bottleneck.config import BottleneckConfig
+from kasatune.peft_compat.tuner_bases import TunerLayer
 
 NOT_MERGEABLE = "a bottleneck adapter is not linear: there is no base weight that it could be added to"
 
 
-class BottleneckLayer(nn.Module, BaseTunerLayer):
+class BottleneckLayer(nn.Module, TunerLayer):
     """M'(x), by the place of the adapter g on the module M, with scaling s.
 
     output: h + s g(h), h = M(x)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -18,12 +17,13 @@ from kasatune.errors import InputError, ModelError
 from kasatune.methods.bottleneck.config import BottleneckConfig
 from kasatune.methods.bottleneck.layer import NOT_MERGEABLE, BottleneckLayer
 from kasatune.methods.bottleneck.places import block_index, find_places
+from kasatune.peft_compat.tuner_bases import Tuner
 
 _ADAPTERS = "bottleneck_adapter"
 _NAME_IN_KEY = re.compile(rf"\.{_ADAPTERS}\.[^.]+\.(norm|down|up)\.")
 
 
-class BottleneckModel(BaseTuner):
+class BottleneckModel(Tuner):
     """h <- h + s g(h) in every block of a model; made by `peft.get_peft_model(base, BottleneckConfig(...))`.
 
     Raises:
