@@ -3,8 +3,8 @@
 python -m benchmarks.forgetting_page RUNS.jsonl [--choose]
 
 RUNS.jsonl was written by `python -m benchmarks.forgetting`; rules, seeds and endpoint are those of
-docs/registrations/forgetting-smollm2.md. --choose prints the two points to confirm; otherwise
-docs/results/forgetting-smollm2.md is written.
+docs/registrations/forgetting-smollm2.md. --choose prints the points to confirm; otherwise
+docs/results/forgetting-smollm2.md and the picture docs/assets/forgetting-smollm2.svg are written.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ from scipy import stats
 
 from benchmarks.forgetting import ARMS, METHOD_ARMS
 from kasatune.metrics.small_sample import detectable_effect
+from kasatune.reports.chart_axis import Scale
 
-PAGE = Path(__file__).parents[1] / "docs" / "results" / "forgetting-smollm2.md"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = DOCS / "results" / "forgetting-smollm2.md"
+PICTURE = DOCS / "assets" / "forgetting-smollm2.svg"
 SEARCH_SEEDS, CONFIRM_SEEDS = range(3), range(100, 110)
 MATCHED = 0.01  # nats above the best E2E loss of LoRA
 LEAST_EFFECT = 0.01
@@ -203,6 +206,77 @@ def power(runs: Runs, lora: Point, akasa: Point) -> list[str]:
     ]
 
 
+STYLE = """
+svg { font: 12px system-ui, sans-serif; background: #fff }
+path { fill: none; stroke-width: 2 } path.s1 { stroke: #1f6feb } path.s2 { stroke: #b35900 }
+path.s4 { stroke: #777; stroke-dasharray: 5 4; stroke-width: 1.2 } circle.s1 { fill: #1f6feb } circle.s2 { fill: #b35900 }
+path.grid { stroke: #e4e4e4; stroke-width: 1 } path.axis { stroke: #888; stroke-width: 1 } text { fill: #444 } text.s1 { fill: #1f6feb } text.s2 { fill: #b35900 }
+.name { font-weight: 600; font-size: 14px }
+@media (prefers-color-scheme: dark) {
+  svg { background: #0d1117 } text { fill: #c9d1d9 } path.grid { stroke: #30363d }
+  path.s1 { stroke: #58a6ff } circle.s1, text.s1 { fill: #58a6ff }
+  path.s2 { stroke: #f0883e } circle.s2, text.s2 { fill: #f0883e }
+}
+"""
+WIDTH, HEIGHT, LEFT, TOP, FLOOR = 720, 370, 46, 34, 330
+
+
+def picture(runs: Runs) -> str:
+    """An SVG file: loss on unrelated text against loss on the task, a point for every rate of LoRA and of akasa."""
+
+    def means(point: Point) -> tuple[float, float]:
+        held = runs.searched(point)
+        return tuple(statistics.fmean(run["end"][kind] for run in held) for kind in ("e2e", "unrelated"))
+
+    shown = {
+        ("LoRA", "s2"): {point[1]: means(point) for point in LORA if point[0] == "lora"},
+        ("akasa", "s1"): {point[1]: means(point) for point in AKASA if point[0] == "akasa-0.02"},
+    }
+    base = runs.base(confirm=False)
+    places = [place for points in shown.values() for place in points.values()]
+    x_scale = Scale([x for x, _ in places], LEFT, WIDTH - 20, log=False, margin=0.05)
+    y_scale = Scale([base["unrelated"], *(y for _, y in places)], FLOOR, TOP, log=False, margin=0.14)
+
+    def across(value: float) -> float:
+        return x_scale(value) or 0.0
+
+    def up(value: float) -> float:
+        return y_scale(value) or 0.0
+
+    level = up(base["unrelated"])
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Loss of '
+        f"SmolLM2-135M on unrelated text against its loss on E2E after training; the untouched base has "
+        f'{base["unrelated"]:.3f} on unrelated text."><style>{STYLE}</style>',
+        '<text x="10" y="17" class="name">loss on unrelated text after training (below the dashed line: nothing '
+        "forgotten)</text>",
+    ]
+    for tick in y_scale.ticks(4):
+        parts.append(f'<path class="grid" d="M{LEFT} {up(tick):.1f}H{WIDTH - 10}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{up(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    for tick in x_scale.ticks(5):
+        parts.append(f'<text x="{across(tick):.1f}" y="{FLOOR + 16}" text-anchor="middle">{tick:g}</text>')
+    parts += [
+        f'<path class="axis" d="M{LEFT} {FLOOR}H{WIDTH - 10}"/>',
+        f'<text x="{WIDTH / 2}" y="{HEIGHT - 6}" text-anchor="middle">loss on the task after training, nats per token '
+        f"(untouched base: {base['e2e']:.2f})</text>",
+        f'<path class="s4" d="M{LEFT} {level:.1f}H{WIDTH - 10}"/>',
+        f'<text x="{WIDTH - 12}" y="{level - 6:.1f}" text-anchor="end">untouched base, {base["unrelated"]:.3f}</text>',
+    ]
+    for (name, style), points in shown.items():
+        drawn = [(rate, across(x), up(y)) for rate, (x, y) in sorted(points.items())]
+        parts.append(f'<path class="{style}" d="M{"L".join(f"{x:.1f} {y:.1f}" for _, x, y in drawn)}"/>')
+        for rate, x, y in drawn:
+            label = f"{name}, learning rate {rate:g}" if rate == drawn[0][0] else f"{rate:g}"
+            anchor, shift = ("end", 4) if rate == drawn[0][0] else ("start", 7)
+            parts.append(f'<circle class="{style}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
+            below = (28 if rate == drawn[0][0] else 20) if y > level else -14
+            parts.append(
+                f'<text class="{style}" x="{x + shift:.1f}" y="{y + below:.1f}" text-anchor="{anchor}">{label}</text>'
+            )
+    return "".join([*parts, "</svg>\n"])
+
+
 def main() -> None:
     """Choose, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -215,6 +289,7 @@ def main() -> None:
         return
     text = page(runs)
     PAGE.write_text(text, encoding="utf-8")
+    PICTURE.write_text(picture(runs), encoding="utf-8")
     print(text)
 
 
