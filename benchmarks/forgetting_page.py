@@ -209,8 +209,9 @@ def power(runs: Runs, lora: Point, akasa: Point) -> list[str]:
 STYLE = """
 svg { font: 12px system-ui, sans-serif; background: #fff } text { fill: #444 }
 path { fill: none; stroke-width: 2 } path.s1 { stroke: #1f6feb } path.s2 { stroke: #b35900 }
-path.s4 { stroke: #777; stroke-dasharray: 5 4; stroke-width: 1.2 } path.grid, path.axis { stroke: #e4e4e4; stroke-width: 1 }
-circle.s1, text.s1 { fill: #1f6feb } circle.s2, text.s2 { fill: #b35900 } path.axis { stroke: #888 }
+path.s4 { stroke: #777; stroke-dasharray: 5 4; stroke-width: 1.2 }
+path.grid, path.axis { stroke: #e4e4e4; stroke-width: 1 } path.axis { stroke: #888 }
+circle.s1, text.s1 { fill: #1f6feb } circle.s2, text.s2 { fill: #b35900 }
 .name { font-weight: 600; font-size: 14px }
 @media (prefers-color-scheme: dark) {
   svg { background: #0d1117 } text { fill: #c9d1d9 } path.grid { stroke: #30363d }
