@@ -7,12 +7,13 @@ import json
 import pytest
 import torch
 
+from kasatune import KasaConfig, methods
 from kasatune.data.tasks import load_task
 from kasatune.errors import RecipeError
 from kasatune.evaluation.evaluate import evaluate
 from kasatune.evaluation.task_model import TaskModel
 from kasatune.kasa import KasaLayer
-from kasatune.recipes.schema import Recipe
+from kasatune.recipes.schema import MethodSection, Recipe
 from kasatune.training.train import train
 from tests.text_toys import make_text_recipe
 from tests.toys import At, make_bert, make_recipe
@@ -44,6 +45,14 @@ def test_a_language_model_generates_its_calibration_text(llama, tmp_path):
         assert (A @ K).norm() < 1e-3 * A.norm()
         assert torch.equal(layer.kasa_sigma["default"].data, torch.ones(2))
         assert layer.settings["default"].drop == 0
+
+
+def test_the_configuration_of_the_tuner_is_that_of_the_method():
+    section = MethodSection(name="akasa", r=4, alpha=8, target_modules=["q_proj"])
+    of_the_method = methods.load("akasa").config(section, ["q_proj"], {"task_type": "CAUSAL_LM"})
+    config = KasaConfig.akasa(r=4, lora_alpha=8, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    assert config.to_dict() == of_the_method.to_dict()
+    assert config.needs_activations
 
 
 def test_a_classifier_is_calibrated_on_its_training_rows(tmp_path):

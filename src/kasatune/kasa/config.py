@@ -162,6 +162,23 @@ class KasaConfig(PeftConfig):
         if faults:
             raise InputError("KasaConfig: " + "; ".join(faults))
 
+    @classmethod
+    def akasa(cls, *, protect: float = 0.02, drop: int = 0, **settings: Any) -> KasaConfig:
+        """The configuration of aKaSA: A stays out of the strongest input directions, and sigma starts at 1.
+
+        Nothing is dropped, or with `drop` = d the component of rank d that activations use least. The adapter trains
+        as the method `akasa` of a recipe does (docs/concepts.md).
+
+        Args:
+            protect: share of the input directions that A may not use.
+            drop: number of triplets dropped.
+            settings: any other field.
+
+        Raises:
+            InputError: as for KasaConfig.
+        """
+        return cls(protect=protect, drop=drop, **{"truncate_by": "activation", "sigma_init": "one", **settings})
+
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain data, in an order that does not depend on the hash seed."""
         values = super().to_dict()
