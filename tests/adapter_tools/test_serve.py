@@ -214,7 +214,7 @@ def test_a_model_of_prompts_completes_them_and_refuses_conversations(prompts, ru
     assert done.choices[0].text.strip() == predict(runs[1], [QUESTION])[0]["prediction"]["text"]
     assert prompts.client.completions.create(model="mine", prompt=[QUESTION]).choices[0].text == done.choices[0].text
     assert "use /v1/completions" in str(error(ask, prompts, model="mine"))
-    assert "prompt: ['a', 'b'] received" in str(
+    assert "prompt: 2 prompts received; give one" in str(
         error(prompts.client.completions.create, model="mine", prompt=["a", "b"])
     )
 
@@ -249,3 +249,115 @@ def test_an_adapter_and_a_plain_model_are_served(runs):
 def test_names_that_cannot_be_told_apart_are_refused(name):
     with pytest.raises(InputError, match="--name"):
         require_name(name)
+
+
+def test_the_log_probabilities_of_a_prompt_are_those_of_the_model(prompts, runs):
+    task_model = TaskModel.for_saved_run(read_recipe(runs[1]), None, runs[1])
+    tokenizer = task_model.base.tokenizer
+    context, continuation = tokenizer("say red blue :")["input_ids"], tokenizer(" two three")["input_ids"][1:]
+    expected = task_model.log_likelihoods([("say red blue :", " two three")])[0]
+    asked = {"model": "mine", "echo": True, "logprobs": 2, "max_tokens": 1, "temperature": 0}
+    answer = prompts.client.completions.create(prompt=[context + continuation], **asked)
+    given = answer.choices[0].logprobs
+    assert given.token_logprobs[0] is None and given.top_logprobs[0] is None
+    assert sum(given.token_logprobs[len(context) : -1]) == pytest.approx(expected, abs=1e-4)
+    assert given.tokens[1:-1] == ["say", "red", "blue", ":", "two", "three"]
+    assert all(
+        len(top) == 2 and max(top.values()) >= own
+        for top, own in zip(given.top_logprobs[1:], given.token_logprobs[1:], strict=True)
+    )
+    assert max(given.top_logprobs[-1].values()) == given.token_logprobs[-1]  # the token that follows
+    as_text = prompts.client.completions.create(prompt="say red blue : two three", **asked | {"max_tokens": 0})
+    assert as_text.choices[0].logprobs.token_logprobs == given.token_logprobs[:-1]
+    two = prompts.client.completions.create(prompt=[context, context + continuation], **asked)
+    assert [choice.index for choice in two.choices] == [0, 1]
+    assert two.choices[1].logprobs.token_logprobs == given.token_logprobs
+    base = prompts.client.completions.create(prompt=[context + continuation], **asked | {"model": "base"})
+    assert base.choices[0].logprobs.token_logprobs != given.token_logprobs
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_tokens": 5}, "max_tokens: 5 received; with echo and logprobs it must be 0 or 1"),
+        ({"max_tokens": None}, "max_tokens: None received"),
+        ({"logprobs": 21}, "logprobs: 21 received; must be a whole number from 0 to 20"),
+        ({"temperature": 0.5}, "neither streamed nor sampled"),
+        ({"prompt": [[1, -1]]}, "prompt: "),
+        ({"prompt": [[999]]}, "999"),
+        ({"prompt": []}, "prompt: [] received"),
+        ({"prompt": "red " * 80}, "the prompt has 81 tokens, and the model 64 positions"),
+        ({"model": "other"}, "this server has mine, base"),
+        ({"frequency_penalty": 1}, "frequency_penalty: not supported with echo and logprobs"),
+    ],
+)
+def test_log_probabilities_that_cannot_be_given_are_refused(prompts, options, message):
+    asked = {"model": "mine", "prompt": "red", "echo": True, "logprobs": 1, "max_tokens": 1, **options}
+    assert message in str(error(prompts.client.completions.create, **asked))
+
+
+def test_a_prompt_of_tokens_is_completed_as_its_text(prompts, runs):
+    tokens = TaskModel.for_base(read_recipe(runs[1]), None).base.tokenizer(QUESTION)["input_ids"]
+    text = prompts.client.completions.create(model="mine", prompt=QUESTION)
+    for prompt in (tokens, [tokens]):
+        done = prompts.client.completions.create(model="mine", prompt=prompt)
+        assert (done.choices[0].text, done.usage.prompt_tokens) == (text.choices[0].text, len(tokens))
+
+
+HARNESS = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {rows}}}}}
+test_split: test
+output_type: {kind}
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+{more}
+"""
+
+
+def test_lm_eval_scores_both_models_through_the_server(chats, prompts, runs, tmp_path):
+    """lm-eval as a client: log-likelihoods and texts of `local-completions`, answers of `local-chat-completions`."""
+    lm_eval = pytest.importorskip("lm_eval")
+    pytest.importorskip("tenacity", reason="the clients of lm-eval need lm_eval[api]")
+    from lm_eval.tasks import TaskManager
+
+    questions = ["say red blue :", "say one two :", "say pub cafe :"]
+    choices = [" two three", " red", " pub cafe"]
+    task_model = TaskModel.for_saved_run(read_recipe(runs[1]), None, runs[1])
+    values = [task_model.log_likelihoods([(question, choice) for choice in choices]) for question in questions]
+    best = [max(range(3), key=row.__getitem__) for row in values]
+    written = [one["prediction"]["text"] for one in predict(runs[1], questions)]
+    answered = [one["prediction"]["text"] for one in predict(runs[0], questions)]
+    rows = {
+        "chosen": [{"question": q, "choices": choices, "answer": b} for q, b in zip(questions, best, strict=True)],
+        "written": [{"question": q, "answer": a} for q, a in zip(questions, written, strict=True)],
+        "answered": [{"question": q, "answer": a} for q, a in zip(questions, answered, strict=True)],
+    }
+    until = "generation_kwargs: {until: [], do_sample: false, max_gen_toks: 5}\nmetric_list: [{metric: exact_match}]"
+    for name, content in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+        kind = "multiple_choice" if name == "chosen" else "generate_until"
+        more = 'doc_to_choice: "{{choices}}"\ntarget_delimiter: ""\nmetric_list: [{metric: acc}]'
+        task = HARNESS.format(
+            name=name, rows=tmp_path / f"{name}.jsonl", kind=kind, more=more if kind[0] == "m" else until
+        )
+        (tmp_path / f"{name}.yaml").write_text(task)
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+
+    def scores(kind, server, model, tasks, **more):
+        place = "chat/completions" if "chat" in kind else "completions"
+        arguments = {"model": model, "base_url": f"{server.url}/{place}", "max_retries": 1, **more}
+        done = lm_eval.simple_evaluate(
+            model=kind, model_args=arguments, tasks=tasks, task_manager=manager, apply_chat_template="chat" in kind
+        )
+        return {
+            name: next(value for key, value in result.items() if key.startswith(("acc,", "exact_match,")))
+            for name, result in done["results"].items()
+        }
+
+    tokens = {"tokenizer": str(runs[1] / "adapter"), "add_bos_token": True, "max_length": 64}
+    assert scores("local-completions", prompts, "mine", ["chosen", "written"], **tokens) == {"chosen": 1, "written": 1}
+    assert scores("local-completions", prompts, "base", ["written"], **tokens)["written"] < 1
+    assert scores("local-chat-completions", chats, "tuned", ["answered"]) == {"answered": 1}
+    assert scores("local-chat-completions", chats, "base", ["answered"])["answered"] < 1
