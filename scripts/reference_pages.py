@@ -27,6 +27,17 @@ from kasatune.recipes.schema import SECTIONS, PartSection, recipe_json_schema
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "kasatune"
 
+_SAME_NAMES = [
+    f"`{section}.{key}`"
+    for section, keys in (
+        ("method", ("use_rslora", "target_modules")),
+        ("task", ("max_length", "template")),
+        ("training", ("learning_rate", "weight_decay", "warmup_ratio", "max_steps", "max_grad_norm", "seed")),
+        ("training", ("eval_steps", "save_steps", "group_by_length", "packing", "gradient_checkpointing", "report_to")),
+        ("preference", ("beta", "label_smoothing", "ld_alpha")),
+    )
+    for key in keys
+]
 _SIGNS = {"minimum": ">=", "maximum": "<=", "exclusiveMinimum": ">", "exclusiveMaximum": "<"}
 
 
@@ -80,6 +91,7 @@ def other_trainers() -> str:
         "place. A recipe that holds one of their keys is refused with the key to write instead. The list is no promise "
         "that a value means the same: `training.batch_size` counts the examples of an optimizer step over all devices "
         "and accumulated pieces, theirs those of one device and piece.",
+        "Their other keys have the same name here, within a section: " + ", ".join(_SAME_NAMES) + ".",
     ]
     for library, keys in FOREIGN_KEYS.items():
         rows = [

@@ -19,7 +19,7 @@ def test_a_translation_names_a_key_that_exists_and_is_none_itself(library, key):
         assert place == "output" or name in SECTIONS[section].model_fields
         if place == "method.name" and value:
             assert canonical_name(value) in METHODS
-    assert not any(key in model.model_fields for model in SECTIONS.values()) or key == "lora_alpha"
+    assert not any(key in model.model_fields for model in SECTIONS.values()) or key == "adapter"  # of axolotl: a method
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,9 @@ def test_a_translation_names_a_key_that_exists_and_is_none_itself(library, key):
             "write training.batch_size (examples per optimizer step, over all devices and accumulated pieces)",
         ),
         ({"Load_In_4bit": True}, "write model.quantization: nf4"),
+        ({"adapter": "lora"}, "write method.name (lora, kasa and others; model.adapter is one to continue)"),
+        ({"adapter_name_or_path": "a"}, "write model.adapter (the run or adapter that training continues from)"),
+        ({"training": {"logging_steps": 1}}, "leave it out: every step is in history.jsonl and report.html"),
         ({"modules_to_save": ["x"]}, "leave it out: a new head is always trained and saved"),
         ({"bachsize": 4}, "bachsize: not a section of a recipe; did you mean training.batch_size?"),
         ({"task": {"name": "demo", "learning_rat": 4}}, "did you mean training.learning_rate?"),

@@ -176,11 +176,11 @@ def _near_key(wrong: str, sections: Mapping[str, type[BaseModel]]) -> str:
 def _unknown(section: str, key: str, sections: Mapping[str, type[BaseModel]]) -> str:
     if not key:
         home = next((name for name, model in sections.items() if section in model.model_fields), None)
-        if home:
-            return f"not a section; it is a key of {home}: write {home}.{section}"
         clause = translate(section)
         if clause:
             return f"not a key of a recipe; {clause}"
+        if home:
+            return f"not a section; it is a key of {home}: write {home}.{section}"
         names = [*sections, "output"]
         elsewhere = _near_key(section, sections) if not did_you_mean(section, names) else ""
         if elsewhere:
@@ -188,10 +188,10 @@ def _unknown(section: str, key: str, sections: Mapping[str, type[BaseModel]]) ->
         return f"not a section of a recipe (they are {', '.join(names)}){did_you_mean(section, names)}"
     keys = list(sections[section].model_fields)
     home = next((name for name, model in sections.items() if key in model.model_fields), None)
-    if home:
-        return f"not a key of {section}; it is a key of {home}: write {home}.{key}"
     clause = translate(key)
     if clause:
         return f"not a key of {section}; {clause}"
+    if home:
+        return f"not a key of {section}; it is a key of {home}: write {home}.{key}"
     near = did_you_mean(key, keys) or _near_key(key, sections)
     return f"not a key of {section}{near or '; its keys are ' + ', '.join(keys)}"
