@@ -171,3 +171,51 @@ def test_columns_wrap_long_lines_and_keep_line_breaks():
         "three four |",
         "           | b",
     ]
+
+
+class Terminal(io.StringIO):
+    """Standard input of somebody at a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def test_at_a_terminal_a_fault_or_ctrl_c_ends_the_answer_and_not_the_conversation(work, kasatune, monkeypatch):
+    from kasatune.adapter_tools import chat
+
+    original, asked = chat.stream_text, []
+
+    def stream(model, tokenizer, prompt, *arguments, **options):
+        asked.append(len(prompt))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return original(model, tokenizer, prompt, *arguments, **options)
+
+    monkeypatch.setattr(chat, "stream_text", stream)
+    lines = ["say red :", "say one :", "/help", "/etc/hosts", "/new", "say red :", "/quit", "never"]
+    monkeypatch.setattr(sys, "stdin", Terminal("".join(f"{line}\n" for line in lines)))
+    done = kasatune("chat", "out")
+    assert done.status == 0, done.err
+    assert "stopped; the message is forgotten" in done.err
+    assert "/help: no such command; /new begins" in done.err
+    assert len(asked) == 4  # a path is a message
+    assert asked[3] == asked[0]  # a new conversation
+
+    monkeypatch.setattr(
+        chat, "require_known_tokens", lambda *_: (_ for _ in ()).throw(chat.InputError("unknown token"))
+    )
+    monkeypatch.setattr(sys, "stdin", Terminal("say red :\n/quit\n"))
+    done = kasatune("chat", "out")
+    assert (done.status, "unknown token" in done.err) == (0, True)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("say red :\n"))
+    assert kasatune("chat", "out").status == 2  # without a terminal it ends the command
+
+
+def test_input_that_is_no_text_is_refused(work, kasatune, monkeypatch):
+    for command in (["chat", "out"], ["predict", "out", "--file", "-"]):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe say"), encoding="utf-8"))
+        done = kasatune(*command)
+        assert done.status == 2
+        assert "standard input is not UTF-8 text" in done.err
+    assert "an empty name received" in kasatune("chat", "", "--once", "x").err
+    assert "--column: q received" in kasatune("predict", "out", "--text", "x", "--column", "q").err

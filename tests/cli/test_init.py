@@ -16,6 +16,10 @@ def files(place):
     (place / "rows.csv").write_text("id,Sentence,class\n1,x,a\n2,y,b\n")
     (place / "chat.jsonl").write_text('{"instruction": "x", "output": "y"}\n')
     (place / "qa.jsonl").write_text('{"question": "x", "answer": "y"}\n')
+    (place / "two.csv").write_text("verdict,review\na,x\nb,y\n")
+    (place / "answers.csv").write_text("why,answer\nx,y\n")
+    (place / "docs").mkdir()
+    (place / "docs" / "a.txt").write_text("text")
     (place / "RTE").mkdir()
     return place
 
@@ -29,6 +33,9 @@ def files(place):
         (("--task", "text-generation", "--data", "qa.jsonl"), {"prompt": "question", "completion": "answer"}),
         (("--task", "glue/rte", "--data", "RTE"), {"data": "RTE"}),
         (("--task", "glue/rte"), {"data": None}),
+        (("--task", "classification", "--data", "two.csv"), {"text": "review", "label": "verdict"}),
+        (("--task", "text-generation", "--data", "answers.csv"), {"prompt": "why", "completion": "answer"}),
+        (("--task", "rag-qa", "--data", "qa.jsonl", "--corpus", "docs"), {"corpus": "docs"}),
         (("--task", "demo"), {"train": None}),
         (("--task", "demo", "--method", "lora"), {}),
     ],
@@ -100,3 +107,21 @@ def test_three_questions_are_asked_on_a_terminal(files, kasatune, monkeypatch):
     assert done.status == 0, done.err
     assert done.err.count("?") == 3
     assert load_recipe(files / "recipe.yaml").task.label == "class"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--task", "instruction", "--data", "qa.jsonl"), "instruction rows have messages, conversations"),
+        (("--task", "preference", "--data", "qa.jsonl"), "chosen"),
+        (("--task", "classification", "--data", "qa.jsonl", "--corpus", "docs"), "--corpus: 'docs' received"),
+        (("--task", "rag-qa", "--data", "qa.jsonl"), "--corpus: missing"),
+        (("--task", "classification", "--data", "three.csv"), "no column looks like the text (columns: a, b, c)"),
+    ],
+)
+def test_files_without_the_columns_of_the_task_are_refused(files, kasatune, options, words):
+    (files / "three.csv").write_text("a,b,c\n1,2,3\n")
+    done = kasatune("init", "--model", "model", *options)
+    assert done.status == 2
+    assert words in done.err
+    assert not (files / "recipe.yaml").exists()

@@ -167,6 +167,8 @@ def open_chat(given: str, base: str | None = None) -> ChatModel:
     Raises:
         InputError: there is no such run, adapter or model, or it does not generate text.
     """
+    if not given.strip():
+        raise InputError("an empty name received; give a run, an adapter or a model")
     directory = Path(given).expanduser()
     if directory.name in (ADAPTER, NATIVE) and (directory.parent / RECIPE).is_file():
         directory = directory.parent

@@ -33,12 +33,21 @@ def read_lines_of(file: Path) -> list[Text]:
     Raises:
         InputError: the file holds no text, or is damaged.
     """
-    text = sys.stdin.read() if str(file) == _STDIN else read_text(file, _LARGEST_FILE)
+    text = _standard_input() if str(file) == _STDIN else read_text(file, _LARGEST_FILE)
     lines = text.removesuffix("\n").split("\n")
     if lines == [""]:
         name = "standard input" if str(file) == _STDIN else file
         raise InputError(f"{name} holds no text; write one text per line")
     return [line.removesuffix("\r") for line in lines]
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as fault:
+        raise DataError(
+            f"standard input is not UTF-8 text ({fault.reason} at byte {fault.start}); convert it to UTF-8"
+        ) from fault
 
 
 def read_table_inputs(file: Path, columns: Sequence[str]) -> list[Text]:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kasatune.data.readers.answer_pairs import columns_of_pairs
+from kasatune.data.readers.conversations import columns_of_chats
 from kasatune.data.readers.hub import HUB
 from kasatune.data.readers.tables import column_names
 from kasatune.data.tasks.table import TASKS
@@ -21,7 +23,7 @@ HELD_OUT = 0.1
 # Names of columns that usually hold what a key of the task names.
 _USUAL_COLUMNS = {
     "text": ("text", "sentence", "content", "review", "question", "input", "premise"),
-    "label": ("label", "labels", "class", "category", "target", "score", "answer", "y"),
+    "label": ("label", "labels", "class", "category", "sentiment", "target", "score", "rating", "stars", "answer", "y"),
     "prompt": ("prompt", "instruction", "question", "input", "source"),
     "completion": ("completion", "output", "response", "answer", "target"),
 }
@@ -38,7 +40,14 @@ _LEARNING_RATE_OF_PREFERENCE = 2e-5  # larger steps leave the reference before b
 
 
 def starter_recipe(
-    task: str, model: str, data: str | None, *, validation: str | None = None, method: str = "kasa", output: str = ""
+    task: str,
+    model: str,
+    data: str | None,
+    *,
+    validation: str | None = None,
+    corpus: str | None = None,
+    method: str = "kasa",
+    output: str = "",
 ) -> str:
     """The text of a recipe, which is validated here with the files that it names.
 
@@ -47,17 +56,18 @@ def starter_recipe(
         model: hub id, folder, GGUF file or package:NAME.
         data: the training file of a task that reads your own files, the folder of a benchmark, or None for the hub.
         validation: a validation file; None to hold out a share of the training rows.
+        corpus: the documents of a task that retrieves passages.
         method: name of a method.
         output: run directory; "" for runs/TASK-METHOD.
 
     Raises:
-        InputError: the task does not exist, or a column cannot be told from the names in the file.
+        InputError: the task does not exist, or its columns cannot be told from the names in the file.
         RecipeError: the recipe has faults.
     """
     if task not in TASKS:
         raise InputError(f"--task: {task!r} is not a task{did_you_mean(task, TASKS)}; `kasatune list tasks` shows them")
     info = TASKS[task]
-    rows = _rows(task, data, validation)
+    rows = _rows(task, data, validation) | _documents(task, corpus)
     given: dict[str, dict[str, Any]] = {
         "model": {"name": model},
         "task": {"name": task, **rows},
@@ -103,6 +113,23 @@ def needs_data(task: str) -> bool:
     return task in TASKS and TASKS[task].reads_own_files
 
 
+def needs_corpus(task: str) -> bool:
+    """Whether a task retrieves passages from documents, which a recipe must name."""
+    return task in TASKS and "corpus" in TASKS[task].keys
+
+
+def _documents(task: str, corpus: str | None) -> dict[str, str]:
+    if needs_corpus(task):
+        if corpus is None:
+            raise InputError(
+                f"--corpus: missing; {task} answers from documents: give a file, a folder or package:MODULE"
+            )
+        return {"corpus": corpus}
+    if corpus is not None:
+        raise InputError(f"--corpus: {corpus!r} received; {task} reads no documents; leave it out")
+    return {}
+
+
 def _rows(task: str, data: str | None, validation: str | None) -> dict[str, Any]:
     info = TASKS[task]
     if not info.reads_own_files:
@@ -116,22 +143,34 @@ def _rows(task: str, data: str | None, validation: str | None) -> dict[str, Any]
     if data is None:
         raise InputError(f"--data: missing; {task} reads your own files: give the training file")
     rows: dict[str, Any] = {"train": data, "validation": HELD_OUT if validation is None else validation}
-    columns = [key for key in info.keys if key in _USUAL_COLUMNS]
-    if columns and not data.startswith(HUB):
-        names = column_names(Path(data))
-        rows |= {key: _column(key, names, data) for key in columns}
-    return rows
+    if data.startswith(HUB):
+        return rows
+    names = column_names(Path(data))
+    if info.rows == "chat" and info.prompter is None:
+        columns_of_chats(names, data)
+    elif info.rows == "pairs":
+        columns_of_pairs(names, data)
+    return rows | _columns([key for key in info.keys if key in _USUAL_COLUMNS], names, data)
 
 
-def _column(key: str, names: Sequence[str], path: str) -> str:
+def _columns(keys: Sequence[str], names: Sequence[str], path: str) -> dict[str, str]:
+    """The column for each key, by its usual names; the last key without one takes the only column that is left."""
     by_name = {name.lower(): name for name in reversed(names)}
-    for usual in _USUAL_COLUMNS[key]:
-        if usual in by_name:
-            return by_name[usual]
-    raise InputError(
-        f"{path}: no column looks like the {key} (columns: {', '.join(names)}); rename one to {key!r}, or write the "
-        "recipe by hand, see `kasatune train --help`"
-    )
+    columns: dict[str, str] = {}
+    for key in keys:
+        usual = [by_name[name] for name in _USUAL_COLUMNS[key] if name in by_name]
+        free = [name for name in usual if name not in columns.values()]
+        if free:
+            columns[key] = free[0]
+    unknown, left = [key for key in keys if key not in columns], [n for n in names if n not in columns.values()]
+    if len(unknown) == len(left) == 1:
+        columns[unknown[0]] = left[0]
+    elif unknown:
+        raise InputError(
+            f"{path}: no column looks like the {unknown[0]} (columns: {', '.join(names)}); rename one to "
+            f"{unknown[0]!r}, or write the recipe by hand, see `kasatune train --help`"
+        )
+    return columns
 
 
 def _comment(recipe: Recipe, section: str, key: str) -> str:

@@ -16,7 +16,7 @@ from kasatune.redaction import printable
 if TYPE_CHECKING:
     from kasatune.adapter_tools.chat import Conversation
 
-_HELP = "/new begins a new conversation, /quit ends, as Ctrl-D does"
+_HELP = "/new begins a new conversation, /quit ends, as Ctrl-D does; Ctrl-C stops an answer"
 
 
 def command(
@@ -74,15 +74,31 @@ def command(
     if interactive:
         note(_HELP)
     for number, message in enumerate(_messages(interactive) if once is None else [once]):
-        if interactive and message in ("/new", "/quit"):
+        if interactive and _is_command(message):
             if message == "/quit":
                 return
+            if message != "/new":
+                note(f"{message}: no such command; {_HELP}")
+                continue
             for conversation in conversations:
                 conversation.history.clear()
             continue
         for conversation in conversations:  # or equal questions would get equal samples
             conversation.sampling = replace(sampling, seed=seed + number)
-        _answer(conversations, message)
+        before = [list(conversation.history) for conversation in conversations]
+        try:
+            _answer(conversations, message)
+        except (InputError, KeyboardInterrupt) as fault:
+            if not interactive:
+                raise
+            for conversation, history in zip(conversations, before, strict=True):
+                conversation.history[:] = history
+            note("stopped; the message is forgotten" if isinstance(fault, KeyboardInterrupt) else str(fault))
+
+
+def _is_command(message: str) -> bool:
+    """Whether a message is a command: one word that begins with a slash, and no path."""
+    return message.startswith("/") and message[1:].isalpha()
 
 
 def _check(
@@ -112,7 +128,10 @@ def _check(
 def _messages(interactive: bool) -> Iterator[str]:
     """The user's messages, from a prompt on a terminal, else the lines of standard input; empty ones are skipped."""
     if not interactive:
-        yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
+        try:
+            yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
+        except UnicodeDecodeError as fault:
+            raise InputError(f"standard input is not UTF-8 text ({fault.reason}); convert it") from fault
         return
     import contextlib
 

@@ -34,6 +34,12 @@ def command(
             metavar="FILE", help="Your validation file; default: a tenth of the training rows.", show_default=False
         ),
     ] = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", help="The documents of rag-qa: a file, a folder or package:MODULE.", show_default=False
+        ),
+    ] = None,
     method: Annotated[str, typer.Option(metavar="NAME", help="A method of `kasatune list methods`.")] = "kasa",
     out: Annotated[Path, typer.Option(metavar="FILE", help="A new file.")] = Path("recipe.yaml"),
 ) -> None:
@@ -46,7 +52,7 @@ def command(
     """
     from kasatune.methods.table import accepted_names
     from kasatune.recipes.messages import did_you_mean
-    from kasatune.recipes.starter import needs_data, starter_recipe, write_new
+    from kasatune.recipes.starter import needs_corpus, needs_data, starter_recipe, write_new
 
     if out.exists():
         raise OutputError(f"{out} exists and is not overwritten; give another name with --out")
@@ -56,7 +62,9 @@ def command(
     model = model or _ask("--model", "Which model (hub id, folder, GGUF file or package:NAME)?")
     if data is None and needs_data(task):
         data = _ask("--data", "Where are your training rows?")
-    write_new(out, starter_recipe(task, model, data, validation=validation, method=method))
+    if corpus is None and needs_corpus(task):
+        corpus = _ask("--corpus", "Where are your documents (file, folder or package:MODULE)?")
+    write_new(out, starter_recipe(task, model, data, validation=validation, corpus=corpus, method=method))
     say(f"{out}: written; next: kasatune plan {out}")
 
 

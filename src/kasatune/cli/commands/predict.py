@@ -68,11 +68,13 @@ def command(
 
     if out is not None:
         check_predictions_file(out)
-    texts = _texts(text, file)
+    _check_source(text, file, column)
     recipe = read_recipe(run_dir)
     read_metrics(run_dir)
-    if file is not None and is_table(file):
-        texts = read_table_inputs(file, column or _columns(recipe.task, part))
+    texts: Sequence[Text] = list(text or ())
+    if file is not None:
+        is_of_rows = is_table(file)
+        texts = read_table_inputs(file, column or _columns(recipe.task, part)) if is_of_rows else read_lines_of(file)
     with results_only():
         with large_libraries():
             from kasatune.evaluation.predict import predict
@@ -92,18 +94,17 @@ def command(
         say(f"{out}: predictions for {counted(len(predictions), 'text')}")
 
 
-def _texts(text: Sequence[str] | None, file: Path | None) -> Sequence[Text]:
-    """The input texts; none yet if they are the rows of a table.
+def _check_source(text: Sequence[str] | None, file: Path | None, column: Sequence[str] | None) -> None:
+    """Check where the texts come from, before anything is read.
 
     Raises:
-        InputError: neither or both of --text and --file are given, or the file holds no text.
+        InputError: neither or both of --text and --file are given, or --column without a table.
     """
     if (text is None or not text) == (file is None):
         given = "both" if text else "neither"
         raise InputError(f"{given} of --text and --file given; give one of them")
-    if file is None:
-        return list(text or ())
-    return [] if is_table(file) else read_lines_of(file)
+    if column and (file is None or not is_table(file)):
+        raise InputError(f"--column: {', '.join(column)} received; only tables have columns; leave it out")
 
 
 def _columns(task: TaskSection, part: str | None) -> list[str]:
