@@ -152,6 +152,16 @@ def test_the_end_is_found_where_a_template_wants_a_system_message(tokenizer):
     assert answer_end(tokenizer).token == tokenizer.eos_token_id
     tokenizer.chat_template = "{{ raise_exception('no') }}"
     assert answer_end(tokenizer) is None
+    tokenizer.chat_template = "say"
+    assert answer_end(tokenizer) is None
+
+
+def test_the_end_is_found_where_a_template_changes_the_text_of_answers(tokenizer):
+    tokenizer.chat_template = TEMPLATE.replace("{{ m.content }}", "{{ m.content | upper | reverse }}")
+    assert tokenizer.chat_template != TEMPLATE
+    assert answer_end(tokenizer) == (" </s> ", tokenizer.eos_token_id)
+    tokenizer.chat_template = NO_END.replace("{{ m.content }}", "{{ m.content | upper }}")
+    assert encode_chats(tokenizer, [ONE], 64).rows[0]["labels"][-1] == tokenizer.eos_token_id
 
 
 WEIGHTED = (("user", "red"), ("assistant", Unlearnt("one two")), ("user", "green"), ("assistant", "three"))

@@ -14,10 +14,12 @@ from transformers import AutoTokenizer
 
 from kasatune import train
 from kasatune.adapter_tools.merge import merge
+from kasatune.data.tasks import function_summary
+from kasatune.data.tasks.table import TASKS
 from kasatune.recipes.schema import Recipe
 from kasatune.reports.card import write_card
 from tests.data.tasks.commonsense_toys import write_commonsense
-from tests.text_toys import WORDS, make_llama, make_text_recipe
+from tests.text_toys import WORDS, lines, make_llama, make_text_recipe, write_jsonl
 
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'user' %}say {{ m.content }} : {% elif m.role == 'system' %}# "
@@ -117,3 +119,64 @@ def test_a_run_on_conversations_is_asked_with_its_template_by_adapter_and_merge(
         assert AutoTokenizer.from_pretrained(folder).chat_template == expected.chat_template
         ends = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
         assert ends == ([0, 1] if own else 1)
+
+
+def preference(folder: Path) -> dict:
+    rows = [{"prompt": f"say {word}", "chosen": word, "rejected": "pub cafe"} for word in WORDS]
+    return {"name": "preference", "train": str(write_jsonl(folder / "pairs.jsonl", rows)), "validation": 0.5}
+
+
+def questions(folder: Path) -> dict:
+    documents = [{"id": word, "text": f"say {word} two three"} for word in WORDS]
+    rows = [{"question": f"say {word}", "answer": "two three"} for word in WORDS]
+    return {
+        "name": "rag-qa",
+        "train": str(write_jsonl(folder / "questions.jsonl", rows)),
+        "validation": 0.5,
+        "corpus": str(write_jsonl(folder / "documents.jsonl", documents)),
+        "passages": 1,
+    }
+
+
+def mixture(folder: Path, *, first: str) -> dict:
+    prompts = {
+        "name": "text-generation",
+        "train": str(write_jsonl(folder / "prompts.jsonl", lines(8, 1))),
+        "validation": 0.5,
+        "prompt": "prompt",
+        "completion": "completion",
+    }
+    parts = [prompts, chats(folder)]
+    return {"name": "mixture", "parts": parts if first == "prompts" else parts[::-1], "max_train": 8}
+
+
+MORE = {
+    "preference": preference,
+    "rag-qa": questions,
+    "mixture of prompts first": lambda folder: mixture(folder, first="prompts"),
+    "mixture of chats first": lambda folder: mixture(folder, first="chats"),
+    "function-summary": lambda folder: {"name": "function-summary"},
+}
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("task", MORE)
+def test_a_run_on_every_other_task_that_writes_text(model, tmp_path, monkeypatch, task, own):
+    pytest.importorskip("trl")
+    pytest.importorskip("bm25s", reason="needs kasatune[rag]")
+    monkeypatch.setattr(function_summary, "LIBRARIES", {"networkx": "networkx"})
+    monkeypatch.setattr(function_summary, "MAX_TRAIN", 4)
+    monkeypatch.setattr(function_summary, "MAX_HELD_OUT", 2)
+    base = shutil.copytree(model, tmp_path / "base")
+    if own:
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer.chat_template = TEMPLATE
+        tokenizer.save_pretrained(base)
+    run = run_of(base, tmp_path, MORE[task](tmp_path), generation={"max_new_tokens": 4})
+    assert answer_of_snippet(run) == first_answer(run)
+
+
+def test_the_tests_above_hold_every_task_that_writes_text():
+    tried = {"text-generation", "e2e", "commonsense/openbookqa", "instruction", *(name.split()[0] for name in MORE)}
+    writing = {info.module for info in TASKS.values() if info.kind == "generation"}
+    assert writing == {TASKS[name].module for name in tried}

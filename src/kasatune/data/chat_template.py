@@ -17,7 +17,8 @@ PLAIN_TEMPLATE = NAMED_TEMPLATES["alpaca"].render(has_end=True)
 """The template of models that have none, unless a recipe names another: the headings of Alpaca's prompt."""
 
 _DEFAULT = "default"  # name under which transformers looks for one of several templates
-_PROBE = "kasatune"  # an answer that templates leave unchanged, to see what they write after it
+_PROBES = ("kasatune", "another")
+"""Answers without a common end, to see what a template writes after one, also if it changes the answer's text."""
 
 
 class AnswerEnd(NamedTuple):
@@ -68,23 +69,32 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, name: str | None = Non
 
 
 def answer_end(tokenizer: PreTrainedTokenizerBase) -> AnswerEnd | None:
-    """What the chat template writes after an answer; None if the template hides where an answer ends.
+    """What the chat template writes after an answer; None if its text does not depend on the answer.
 
     Raises:
         ModelError: see `set_chat_template`.
     """
     template = _template(tokenizer)
-    question = ("user", _PROBE.upper())
-    for chat in ([question], [("system", _PROBE.upper()), question]):
+    for chat in ([("user", "question")], [("system", "rules"), ("user", "question")]):
         try:
-            text = _render(tokenizer, template, [*chat, ("assistant", _PROBE)], answer_follows=False)
+            texts = [
+                _render(tokenizer, template, [*chat, ("assistant", probe)], answer_follows=False) for probe in _PROBES
+            ]
         except ModelError:  # the template rejects a conversation without, or with, a system message
             continue
-        _, found, after = text.rpartition(_PROBE)
-        if found:
+        if texts[0] != texts[1]:
+            after = _common_end(*texts)
             special = _special_tokens(tokenizer)
             return AnswerEnd(after, next((token for token in _tokens(tokenizer, after) if token in special), None))
     return None
+
+
+def _common_end(first: str, second: str) -> str:
+    """The longest text that both end with."""
+    length = 0
+    while first[-1 - length :] == second[-1 - length :]:  # they differ, so it ends
+        length += 1
+    return first[len(first) - length :]
 
 
 def encode_chats(

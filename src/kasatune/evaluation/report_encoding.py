@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kasatune.data.tasks.mixture_parts import reads_chats
 from kasatune.data.tokenize import Examples
 from kasatune.data.tokenize_pairs import CHOSEN
 from kasatune.evaluation.generate import end_tokens
@@ -35,7 +36,12 @@ def report_chat_template(progress: ProgressReporter, task_model: TaskModel) -> N
     end, tokenizer = task_model.answer_end, task_model.base.tokenizer
     if task_model.template_note:
         progress.message(task_model.template_note)
-    if end is not None and end.token is None:
+    if end is None and reads_chats(task_model.recipe.task):
+        progress.message(
+            "warning: the chat template writes the same for every answer, so no end of turn is learnt, and texts end "
+            f"at the EOS token {tokenizer.eos_token!r} alone; name another template as task.template"
+        )
+    elif end is not None and end.token is None:
         progress.message(
             f"the chat template ends an answer with {end.text!r}, which is no end-of-turn token; the EOS token"
             f" {tokenizer.eos_token!r} is learnt in its place after the last answer of each row"
