@@ -14,9 +14,11 @@ from kasatune.recipes.schema import ModelSection
 from tests.kasa.models import shaken
 
 pytest.importorskip("gguf", reason="the gguf package is not installed (kasatune[gguf])")
-xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp is not installed: pip install xllamacpp")
+pytest.importorskip("xllamacpp", reason="llama.cpp is not installed: pip install xllamacpp")
 
-from tests.gguf_models import SPECIAL, tiny_llama, write_gguf_model  # noqa: E402 - imports gguf
+from benchmarks.llama_cpp import LlamaCpp
+
+from tests.gguf_models import SPECIAL, tiny_llama, write_gguf_model
 
 PROMPTS = ("the", "in the end", "x", "inner thing", "1 2 3", "er", "<|im_start|>user\nthe<|im_end|>\n", "A b, c.")
 NEW = 24
@@ -37,29 +39,6 @@ def by_transformers(model, prompts):
             )
         texts.append(written[0, len(tokens) :].tolist())
     return texts
-
-
-def by_llama_cpp(base, adapter, prompts):
-    parameters = xllamacpp.CommonParams()
-    parameters.model.path = str(base)
-    parameters.n_ctx = 256
-    parameters.n_parallel = 1
-    parameters.warmup = False
-    parameters.cpuparams.n_threads = 1
-    # By default keys and values are rounded to half precision, and flash attention rounds again: log-probabilities
-    # change by up to 4e-3, more than the gap between close tokens.
-    parameters.cache_type_k = xllamacpp.ggml_type.GGML_TYPE_F32
-    parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-    parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    if adapter is not None:
-        parameters.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
-    server = xllamacpp.Server(parameters)
-    greedy = {"n_predict": NEW, "temperature": 0, "top_k": 1, "repeat_penalty": 1.0, "ignore_eos": True}
-    answers = [
-        server.handle_completions({"prompt": tokens, "logprobs": 1, "cache_prompt": False, **greedy})
-        for tokens in prompts
-    ]
-    return [[token["id"] for token in answer["choices"][0]["logprobs"]["content"]] for answer in answers]
 
 
 def ascii_llama():
@@ -84,5 +63,6 @@ def test_greedy_tokens_are_equal_with_and_without_the_adapter(tmp_path):
     assert expected["base"] != expected["tuned"]
     model.save_pretrained(tmp_path / "adapter")
     convert_adapter(tmp_path / "adapter", tmp_path / "exported", "gguf", base=str(file))
-    assert by_llama_cpp(file, None, prompts) == expected["base"]
-    assert by_llama_cpp(file, tmp_path / "exported" / "adapter.gguf", prompts) == expected["tuned"]
+    for adapter, tokens in ((None, "base"), (tmp_path / "exported" / "adapter.gguf", "tuned")):
+        runtime = LlamaCpp(file, adapter)
+        assert [runtime.greedy(prompt, NEW) for prompt in prompts] == expected[tokens]
