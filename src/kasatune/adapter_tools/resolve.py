@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from kasatune.adapter_tools.tokenizer import load_tokenizer, saved_tokenizer
 from kasatune.errors import InputError, ModelError
 from kasatune.io.library_noise import quiet
-from kasatune.io.model_location import ModelLocation, find_model
+from kasatune.io.model_location import ADAPTER_CONFIG, ModelLocation, find_adapter_folder, find_model
 from kasatune.io.run_layout import ADAPTER, NATIVE, RECIPE
 from kasatune.models.gguf import fast_reading, make_plain, weight_options
 from kasatune.models.load import download_gguf, load_base, reason_and_remedy
@@ -28,7 +28,7 @@ from kasatune.weights.safetensors_reader import Checkpoint, ModelCheckpoint
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-ADAPTER_FILE = "adapter_config.json"
+ADAPTER_FILE = ADAPTER_CONFIG
 # Class of transformers' Auto family by PEFT's task type.
 _AUTO_CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",
@@ -96,9 +96,9 @@ def find_source(directory: Path, base: str | None = None) -> Source:
         InputError: there is none.
     """
     run = directory if (directory / RECIPE).is_file() else None
-    for folder in (directory / NATIVE, directory / ADAPTER) if run else (directory, directory / NATIVE):
-        if (folder / ADAPTER_FILE).is_file():
-            return Source(directory, folder, run, base)
+    folder = find_adapter_folder(directory)
+    if folder is not None:
+        return Source(directory, folder, run, base)
     if run is not None:
         raise InputError(f"{directory}: the run has no adapter: it was not finished, or its method trains none")
     what = "holds no adapter" if directory.is_dir() else "no such directory"

@@ -15,6 +15,7 @@ from kasatune.data.tokenize import Examples
 from kasatune.data.tokenize_pairs import pairs_sha256, with_reference
 from kasatune.errors import DataError
 from kasatune.evaluation.preference import PairValues
+from kasatune.evaluation.starting_adapter import prepare
 from kasatune.evaluation.task_model import TaskModel
 from kasatune.io.atomic import write_json
 from kasatune.io.run_layout import REFERENCE
@@ -79,7 +80,7 @@ def with_initial_reference(
     """
     initial = TaskModel.for_training(with_base(recipe, base), data)
     set_seed(recipe.training.seed)
-    initial.method.prepare(initial.model.eval(), recipe.method, initial.batches(initial.encode(data, _TRAIN)))
+    prepare(initial, initial.batches(initial.encode(data, _TRAIN)))
     known = initial.encode(data, _VALIDATION)
     stored = read_reference(run_dir, known, _VALIDATION)
     checked = Examples(known.rows[:_CHECKED], frozenset())

@@ -36,6 +36,7 @@ from kasatune.evaluation.loglikelihood import log_likelihoods
 from kasatune.evaluation.mixture import encode_mixture, part_metrics
 from kasatune.evaluation.preference import PairValues, implicit_rewards, log_probabilities, rewards, score_pairs
 from kasatune.evaluation.scoring import Scores, logits, score
+from kasatune.evaluation.starting_adapter import check_base
 from kasatune.io.run_layout import ADAPTER, CHECKPOINT
 from kasatune.methods.shared.method import Method
 from kasatune.methods.shared.trained_parameters import count_trained, trainable
@@ -372,6 +373,7 @@ class TaskModel:
 
 
 def _attached(method: Method, base: Base, recipe: Recipe) -> nn.Module:
+    check_base(recipe, base.model)
     set_seed(recipe.training.seed)
     model = method.attach(base.model, recipe.method, TASKS[recipe.task.name].kind, base.new_modules)
     if recipe.training.precision != "float32":

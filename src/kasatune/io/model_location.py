@@ -1,4 +1,4 @@
-"""Locate a base model by name: hub id, transformers folder, GGUF file, or the model inside an installed package."""
+"""Locate a base model by name (hub id, folder, GGUF file, installed package), and the adapter of a run."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kasatune.errors import ModelError
+from kasatune.io.run_layout import ADAPTER, NATIVE, RECIPE
 
 GGUF = ".gguf"
+ADAPTER_CONFIG = "adapter_config.json"
 _PACKAGE = "package:"
 _HUB = "snapshots"
 # How to install packages that contain a model, where the name alone does not say it.
@@ -55,6 +57,13 @@ class ModelLocation(NamedTuple):
     def file(self) -> Path:
         """The GGUF file of a local model, or its configuration."""
         return Path(self.path, self.gguf_file or "config.json")
+
+
+def find_adapter_folder(directory: Path) -> Path | None:
+    """The folder of the adapter in a run, the native one if it has both, or of an adapter; None if there is none."""
+    is_run = (directory / RECIPE).is_file()
+    folders = (directory / NATIVE, directory / ADAPTER) if is_run else (directory, directory / NATIVE)
+    return next((folder for folder in folders if (folder / ADAPTER_CONFIG).is_file()), None)
 
 
 def find_model(name: str) -> ModelLocation:

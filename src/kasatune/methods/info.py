@@ -138,6 +138,7 @@ class MethodInfo:
         fitted: computed in one step, without gradient steps; there is no learning rate to search.
         no_preference: why it cannot be trained by comparison with a reference (DPO); empty if it can.
         no_reward: why it cannot train a reward model; empty if it can.
+        continues: its adapter holds what it trains, so that a later run can train it further (`model.adapter`).
         adapter_note: how `adapter/` holds the result as a plain LoRA, for its model card; empty if `adapter/` holds the
             method's own kind of PEFT adapter, or does not exist.
     """
@@ -168,6 +169,7 @@ class MethodInfo:
     fitted: bool = False
     no_preference: str = ""
     no_reward: str = ""
+    continues: bool = False
     adapter_note: str = ""
 
     @property

@@ -27,6 +27,7 @@ ROWS = (
         bases="Linear and Conv1D layers and convolutions with kernel 1, quantized bases included",
         implemented_by="kasatune",
         module="kasatune.methods.kasa",
+        continues=True,
         uses=(*LORA_KEYS, *_KASA_KEYS),
         options=(
             Option("truncate", "flag", True, "false keeps all singular triplets, for ablations"),
@@ -50,6 +51,7 @@ ROWS = (
         bases="Linear and Conv1D layers and convolutions with kernel 1, quantized bases included",
         implemented_by="kasatune",
         module="kasatune.methods.akasa",
+        continues=True,
         uses=(*LORA_KEYS, "core", "truncation", "beta", "gamma", *_VARIANT_KEYS),
         options=(
             Option("sigma", "choice", "trained", "one fixes sigma at 1, for ablations", ("trained", "one")),
@@ -85,6 +87,7 @@ ROWS = (
         bases=LINEAR,
         implemented_by="peft",
         module="kasatune.methods.lora",
+        continues=True,
     ),
     MethodInfo(
         name="rslora",
@@ -95,6 +98,7 @@ ROWS = (
         bases=LINEAR,
         implemented_by="peft",
         module="kasatune.methods.rslora",
+        continues=True,
         uses=_WITHOUT_RSLORA,
     ),
     MethodInfo(
@@ -106,6 +110,7 @@ ROWS = (
         bases=LINEAR,
         implemented_by="peft",
         module="kasatune.methods.lora_plus",
+        continues=True,
         options=(Option("ratio", "number", 16.0, "learning rate of B divided by that of A", low=1),),
     ),
     MethodInfo(
@@ -117,6 +122,7 @@ ROWS = (
         bases=LINEAR,
         implemented_by="peft",
         module="kasatune.methods.dora",
+        continues=True,
     ),
     MethodInfo(
         name="adalora",

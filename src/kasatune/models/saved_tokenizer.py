@@ -27,6 +27,10 @@ def save_tokenizer(
         end_tokens: the tokens that end a text.
         folder: the folder of an adapter or of a complete checkpoint.
     """
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:  # or tokenizer.json would hold how the latest batch was padded and cut
+        backend.no_padding()
+        backend.no_truncation()
     tokenizer.save_pretrained(str(folder))
     own: Any = getattr(model, "generation_config", None)
     settings = {} if own is None else own.to_diff_dict()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kasatune.data.readers.hub import HUB
 from kasatune.errors import ModelError
-from kasatune.io.model_location import find_model
+from kasatune.io.model_location import find_adapter_folder, find_model
 from kasatune.methods.table import METHODS
 from kasatune.recipes.messages import show
 from kasatune.recipes.mixture_checks import row_sections
@@ -81,6 +81,16 @@ def _model_exists(recipe: RecipeSections) -> Iterator[str]:
         find_model(recipe.model.base_name)
     except ModelError as error:
         yield str(error)
+
+
+@_inputs("model.adapter")
+def _adapter_exists(recipe: RecipeSections) -> Iterator[str]:
+    name = recipe.model.adapter
+    if name is not None and not _is(lambda path: find_adapter_folder(path.expanduser()) is not None, name):
+        yield (
+            f"model.adapter: {show(name)} holds no adapter; give the directory of a finished run or of an adapter "
+            f"(relative ones start at {Path.cwd()})"
+        )
 
 
 @_inputs("task.data", "task.name", "task.parts")

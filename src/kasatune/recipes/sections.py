@@ -31,7 +31,7 @@ def _null_or_zero(value: float | None) -> float | None:
 class ModelSection(Section):
     """The base model and how its weights are loaded."""
 
-    written_if_set: ClassVar[frozenset[str]] = frozenset({"gguf_file"})
+    written_if_set: ClassVar[frozenset[str]] = frozenset({"gguf_file", "adapter"})
 
     name: Text = Field(
         description="Base model: a hub id, a folder, a GGUF file, or package:NAME for a model that an installed Python "
@@ -41,6 +41,12 @@ class ModelSection(Section):
         None,
         description="GGUF file in the hub repository, folder or package, to be loaded dequantized instead of "
         "safetensors. null: safetensors, or the only model in a package.",
+    )
+    adapter: Text | None = Field(
+        None,
+        description="Run directory or adapter on this base whose training continues, such as an instruction run before "
+        "preference; for tasks that generate text and the methods kasa, akasa, lora, rslora, lora-plus and dora. null: "
+        "a new adapter.",
     )
     revision: Text | None = Field(
         None, description="Branch, tag or commit of a hub model. null: the newest commit, which the run records."

@@ -348,6 +348,26 @@ def _output_is_a_path(recipe: RecipeSections) -> Iterator[str]:
         yield f"output: {show(recipe.output)} received; a path holds no NUL character"
 
 
+@_keys("model.adapter", "task.name", "method.name", "method.anneal", "method.init")
+def _adapter_can_be_continued(recipe: RecipeSections) -> Iterator[str]:
+    info, task, method = METHODS.get(recipe.method.name), TASKS.get(recipe.task.name), recipe.method
+    if recipe.model.adapter is None or info is None or task is None:
+        return
+    given = f"model.adapter: {show(recipe.model.adapter)} received"
+    if task.kind != "generation":
+        yield f"{given}; {task.name} generates no text, and only tasks that do continue an adapter; leave it out"
+    if not info.continues:
+        able = ", ".join(other.name for other in METHODS.values() if other.continues)
+        yield (
+            f"method.name: {show(info.name)} received with model.adapter; the methods that continue an adapter are "
+            f"{able}; a run of a LoRA method that starts from computed factors is continued with lora"
+        )
+    if method.anneal:
+        yield f"method.anneal: {method.anneal:g} received; the component of a trained adapter stays as it is; set 0"
+    if method.init != "random":
+        yield f"method.init: {show(method.init)} received; model.adapter gives A and B their start; leave it out"
+
+
 @_keys("model.name", "model.gguf_file", "model.quantization")
 def _gguf_file_is_used(recipe: RecipeSections) -> Iterator[str]:
     model = recipe.model

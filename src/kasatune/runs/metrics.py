@@ -36,6 +36,7 @@ class RunMetrics(BaseModel):
         data_source: where the rows come from.
         data_sha256: hash of the rows.
         parts: of a mixture, for each part its task, weight, training rows, rows drawn for an epoch and validation rows.
+        adapter: the adapter that training continued from: its name in the recipe and the SHA-256 of its tensors.
         start: the losses before the first step, of the untouched base and with the method attached; only of tasks that
             generate text.
         end: the same losses of the trained model.
@@ -65,6 +66,7 @@ class RunMetrics(BaseModel):
     data_source: str | None = None
     data_sha256: str | None = None
     parts: dict[str, dict[str, Any]] | None = None
+    adapter: dict[str, str] | None = None
     start: dict[str, Any] | None = None
     end: dict[str, Any] | None = None
     seconds: dict[str, Any] | None = None

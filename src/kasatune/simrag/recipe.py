@@ -198,6 +198,8 @@ def _combined(recipe: SimragRecipe) -> list[str]:
             "training.select: only last, without patience: the rows that an epoch is selected by would be the "
             "evaluation questions"
         )
+    if recipe.model.adapter is not None:
+        faults.append("model.adapter: both stages train new adapters; merge it (`kasatune merge`) and name the result")
     packages = [name for name in sources(corpus.documents) if name.startswith(PACKAGE)]
     if recipe.evaluation.questions == SIGNATURES and not packages:
         faults.append(

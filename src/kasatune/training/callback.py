@@ -113,6 +113,7 @@ class RunCallback(TrainerCallback):
         interrupt: records whether a stop was requested.
         data_sha256: hash of the training data.
         base_fingerprint: fingerprint of the base model.
+        adapter_sha256: hash of the adapter that training continues from; None for a new one.
         eval_steps: optimizer steps between evaluations, besides those at the end of an epoch; None for these alone.
         save_steps: optimizer steps between checkpoints, besides those at the end of an epoch; None for these alone.
         patience: evaluations without a better score after which the run ends; None to complete it.
@@ -135,6 +136,7 @@ class RunCallback(TrainerCallback):
     interrupt: Interrupt
     data_sha256: str = ""
     base_fingerprint: str = ""
+    adapter_sha256: str | None = None
     eval_steps: int | None = None
     save_steps: int | None = None
     patience: int | None = None
@@ -318,7 +320,11 @@ class RunCallback(TrainerCallback):
         if not self.writes:
             return
         write_manifest(
-            checkpoint_folder(self.folder, state.global_step), self.best_state, self.data_sha256, self.base_fingerprint
+            checkpoint_folder(self.folder, state.global_step),
+            self.best_state,
+            self.data_sha256,
+            self.base_fingerprint,
+            self.adapter_sha256,
         )
         referenced = referenced_best_states(self.folder)
         for path in self.folder.glob("best-*.safetensors"):

@@ -25,7 +25,9 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def write_manifest(checkpoint: Path, best: Path | None, data_sha256: str, base_fingerprint: str = "") -> None:
+def write_manifest(
+    checkpoint: Path, best: Path | None, data_sha256: str, base_fingerprint: str = "", adapter_sha256: str | None = None
+) -> None:
     """Write the SHA-256 of every file of a checkpoint; a checkpoint without a manifest is incomplete.
 
     Args:
@@ -33,10 +35,12 @@ def write_manifest(checkpoint: Path, best: Path | None, data_sha256: str, base_f
         best: the file with the best state so far, which the checkpoint refers to; None if there is none.
         data_sha256: hash of the training data.
         base_fingerprint: fingerprint of the base model.
+        adapter_sha256: hash of the adapter that training continues from; None for a new one.
     """
     files = {path.name: file_sha256(path) for path in sorted(checkpoint.iterdir()) if path.name != MANIFEST}
     best_entry = best and {"name": best.name, "sha256": file_sha256(best)}
     content = {"files": files, "best": best_entry, "data": data_sha256, "base": base_fingerprint or None}
+    content |= {"adapter": adapter_sha256} if adapter_sha256 else {}
     write_json(checkpoint / MANIFEST, content)
 
 

@@ -14,6 +14,7 @@ from kasatune import methods
 from kasatune.data.tasks.mixture_parts import infos_by_part, parts_of_hub
 from kasatune.data.tasks.table import TASKS
 from kasatune.errors import InputError, KasatuneError, OutputError, RecipeError
+from kasatune.evaluation.starting_adapter import read_starting_adapter, setting_faults
 from kasatune.io.run_layout import WORK
 from kasatune.methods import METHODS
 from kasatune.models.load import Pretrained, find_pretrained, require_causal
@@ -132,6 +133,9 @@ def make_plan(recipe: Recipe, pretrained: Pretrained | None = None, *, before_tr
         with findings.problem():
             setup.engine.check_model(model)
     findings.problems += count.problems
+    if recipe.model.adapter is not None and not count.problems:
+        with findings.problem():
+            _check_adapter(recipe, method, count, findings)
     if count.trained is None and not count.problems:
         findings.notes.append(f"the number of parameters that {recipe.method.name} trains follows from the weights")
     _note_unused(recipe, findings)
@@ -282,6 +286,15 @@ def _check_model(
         base = check_files(pretrained, model, recipe)
         if base is not None and data is not None:
             check_rows(recipe, base, data)
+
+
+def _check_adapter(recipe: Recipe, method: Method, count: ParameterCount, findings: _Findings) -> None:
+    """Compare the adapter that training continues from with the recipe."""
+    adapter = read_starting_adapter(str(recipe.model.adapter))
+    faults = list(setting_faults(adapter, recipe, method, [layer.name for layer in count.layers]))
+    findings.problems += faults
+    if not faults:
+        findings.notes.append(f"training continues the adapter in {adapter.header.folder}")
 
 
 def _label_count(recipe: Recipe, data: TaskData | None) -> int:

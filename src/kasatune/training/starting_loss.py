@@ -37,7 +37,10 @@ def record_start(run: Run, *, resume: bool) -> None:
     run.details["start"] = measured
     run.seconds["start"] = time.perf_counter() - begin
     write_json(path, measured)
-    for message in messages(measured, run.task_model.method.info):
+    lines = messages(measured, run.task_model.method.info)
+    for message in (
+        lines[:1] if run.recipe.model.adapter is not None else lines
+    ):  # trained already, no fault of attaching
         run.display.message(message)
 
 

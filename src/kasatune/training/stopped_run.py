@@ -14,6 +14,7 @@ from kasatune.distributed.fsdp import (
 )
 from kasatune.distributed.process_group import is_main
 from kasatune.distributed.zero3 import full_numel
+from kasatune.evaluation.starting_adapter import prepare
 from kasatune.evaluation.task_model import TaskModel
 from kasatune.kasa.truncation.compute_tails import decompositions_shared
 from kasatune.models.moved_base import with_base
@@ -34,7 +35,7 @@ def prepare_method(run: Run, checkpoint: Path | None) -> None:
     task_model, method = run.task_model, run.task_model.method
     set_seed(run.recipe.training.seed)
     batches = task_model.batches(run.examples[TRAIN_SPLIT])
-    line = method.prepare(task_model.model.eval(), run.recipe.method, batches)
+    line = prepare(task_model, batches)
     if line is not None and is_main():
         run.display.message(line)
     if checkpoint:

@@ -23,6 +23,7 @@ from kasatune.distributed.process_group import broadcast_from_first, is_main, wo
 from kasatune.errors import DataError, DivergedError, InputError, ModelError
 from kasatune.evaluation.packed_rows import require_packable
 from kasatune.evaluation.report_encoding import report_chat_template, report_truncation
+from kasatune.evaluation.starting_adapter import read_starting_adapter
 from kasatune.evaluation.task_model import TaskModel, deterministic
 from kasatune.io.atomic import remove
 from kasatune.io.environment import reset_peak_memory
@@ -207,6 +208,8 @@ def _train(run: Run, engine: Engine, arguments: TrainingArguments, interrupt: In
     run.history.rewind(step_of(checkpoint) if checkpoint else -1)
     with decompositions_shared():
         prepare_method(run, checkpoint)
+    if run.recipe.model.adapter is not None:
+        run.details["adapter"] = {"name": run.recipe.model.adapter, "sha256": _adapter_sha256(run)}
     if checkpoint is None:
         run.data_provider.begin(run.task_model)
     if run.task_model.info.compares_with_reference:
@@ -255,7 +258,7 @@ def _resumable_checkpoint(run: Run) -> Path | None:
 
     Raises:
         DataError: the run was started with other rows.
-        ModelError: it was started with another base model.
+        ModelError: it was started with another base model, or from another adapter.
     """
     checkpoint, fault = None, None
     if is_main():
@@ -267,6 +270,11 @@ def _resumable_checkpoint(run: Run) -> Path | None:
             )
         elif checkpoint and (reason := _other_base(run, manifest.get("base"))):
             fault = ModelError(f"{reason}{_ANEW}")
+        elif checkpoint and manifest.get("adapter") != _adapter_sha256(run):
+            fault = ModelError(
+                f"model.adapter: {run.recipe.model.adapter} has changed since the run in {run.out} was started; "
+                f"restore it{_ANEW}"
+            )
         elif checkpoint and process_count(checkpoint) != world_size():
             run.display.message(
                 f"{checkpoint.name} was written by {counted(process_count(checkpoint), 'process')} and is resumed by "
@@ -279,6 +287,12 @@ def _resumable_checkpoint(run: Run) -> Path | None:
     if is_main():
         remove_later(run.work, checkpoint)
     return checkpoint
+
+
+def _adapter_sha256(run: Run) -> str | None:
+    """SHA-256 of the adapter that training continues from; None for a new one."""
+    name = run.recipe.model.adapter
+    return None if name is None else read_starting_adapter(name).sha256
 
 
 def _other_base(run: Run, recorded: str | None) -> str | None:
@@ -306,6 +320,7 @@ def _make_callback(run: Run, interrupt: Interrupt) -> RunCallback:
         interrupt=interrupt,
         data_sha256=run.data.sha256,
         base_fingerprint=run.task_model.base.fingerprint,
+        adapter_sha256=_adapter_sha256(run),
         eval_steps=run.recipe.training.eval_steps,
         save_steps=run.recipe.training.save_steps,
         patience=run.recipe.training.patience,

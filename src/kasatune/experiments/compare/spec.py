@@ -249,6 +249,8 @@ def _reference(given: str | None, variants: Sequence[Variant]) -> str:
 def _check_recipes(spec: ComparisonSpec) -> None:
     faults: list[str] = []
     for task in spec.tasks:
+        if task.recipe.model.adapter is not None:
+            faults.append(f"model.adapter: {task.name}: a comparison trains all methods from the base; leave it out")
         for variant in (variant for variant in spec.variants if spec.takes_part(task, variant)):
             unread = [key for key in variant.settings if not _reads(variant.method, key)]
             faults += [f"{variant.text}: {variant.method} does not read method.{key}; remove it" for key in unread]
