@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,17 +17,20 @@ from kasatune.adapters.certificate import CERTIFICATE, read_certificate
 from kasatune.adapters.load import read_checked
 from kasatune.adapters.lora_settings import check_settings, residual_init
 from kasatune.adapters.recognize_format import TITLES, LayerShapes
+from kasatune.data.tasks.mixture_parts import reads_chats
 from kasatune.errors import AdapterError
 from kasatune.io.model_location import find_adapter_folder
-from kasatune.io.run_layout import ADAPTER, NATIVE
+from kasatune.io.run_layout import ADAPTER, NATIVE, RECIPE
 from kasatune.kasa.config import KasaConfig
 from kasatune.methods.shared.peft_adapter import AdapterMethod
+from kasatune.methods.table import METHODS
+from kasatune.models.moved_base import recorded_fingerprint
 from kasatune.recipes.messages import show
+from kasatune.runs.directory import read_recipe
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from kasatune.evaluation.task_model import TaskModel
+    from kasatune.models.load import Base
     from kasatune.recipes.schema import Recipe
 
 _KEYS = {
@@ -147,20 +150,14 @@ def _differing_settings(adapter: StartingAdapter, recipe: Recipe, given: Any) ->
         if ours == theirs:
             continue
         name = key.removeprefix("method.")
-        if name in method_keys(recipe):
-            yield f"{key}: {show(ours)} received; the adapter in {adapter.header.folder} has {show(theirs)}; set it"
+        if name in METHODS[recipe.method.name].uses:
+            received = f"{key}: {show(ours)} received"
+            yield f"{received}; the adapter in {adapter.header.folder} has {show(theirs)}; set {key} to it"
         else:
             yield (
                 f"method.name: {show(recipe.method.name)} received, with {name} {show(ours)}; the adapter in "
                 f"{adapter.header.folder} has {show(theirs)}; choose another method"
             )
-
-
-def method_keys(recipe: Recipe) -> Sequence[str]:
-    """The keys of the section `method` that the recipe's method reads."""
-    from kasatune.methods.table import METHODS
-
-    return METHODS[recipe.method.name].uses
 
 
 def _further_parts(adapter: StartingAdapter, given: Any) -> Iterator[str]:
@@ -191,8 +188,11 @@ def _differing_layers(adapter: StartingAdapter, planned: Iterable[str]) -> Itera
     )
 
 
-def check_base(recipe: Recipe, base: PreTrainedModel) -> None:
-    """Compare a base without an adapter with the one that the adapter of a recipe was trained on, if it names one.
+def check_base(recipe: Recipe, base: Base) -> None:
+    """Compare a base without an adapter with the one that the adapter of a recipe was trained on, if that is recorded.
+
+    Adapters have sketches of their base's weights, or the run that they belong to has a fingerprint of the base, which
+    is compared where both hold it in the same precision.
 
     Raises:
         AdapterError: it is another one, or the adapter cannot be read.
@@ -204,12 +204,18 @@ def check_base(recipe: Recipe, base: PreTrainedModel) -> None:
     fingerprint = adapter.header.config.get("base_fingerprint")
     if fingerprint is None and (folder / CERTIFICATE).is_file():
         fingerprint = read_certificate(folder)["base"].get("fingerprint")
+    other = f"model.name: {recipe.model.base_name} is another base than that of the adapter in {folder}"
     try:
-        check_fingerprint(fingerprint, base, strict=True)
+        check_fingerprint(fingerprint, base.model, strict=True)
     except AdapterError as fault:
-        raise AdapterError(
-            f"model.name: {recipe.model.base_name} is another base than that of the adapter in {folder}: {fault}"
-        ) from fault
+        raise AdapterError(f"{other}: {fault}") from fault
+    if fingerprint is None and (folder.parent / RECIPE).is_file():
+        theirs, recorded = read_recipe(folder.parent).model, recorded_fingerprint(folder.parent)
+        is_float = all(section.quantization == "none" for section in (theirs, recipe.model))
+        if recorded and is_float and theirs.dtype == recipe.model.dtype and base.fingerprint != recorded:
+            raise AdapterError(
+                f"{other}: the fingerprints of their weights differ; name the model that it was trained on"
+            )
 
 
 def prepare(task_model: TaskModel, batches: Iterable[Mapping[str, Tensor]]) -> str | None:
@@ -233,7 +239,7 @@ def prepare(task_model: TaskModel, batches: Iterable[Mapping[str, Tensor]]) -> s
     load_tensors(task_model.model, adapter)
     lines = [line] if line else []
     lines.append(f"training continues the adapter in {adapter.header.folder}")
-    template = adapter.chat_template
+    template = adapter.chat_template if reads_chats(recipe.task) else None
     if template is not None and template != task_model.base.tokenizer.chat_template:
         lines.append(
             f"warning: {adapter.header.folder} was trained with another chat template than this run uses: set "

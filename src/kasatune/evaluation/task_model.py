@@ -373,7 +373,7 @@ class TaskModel:
 
 
 def _attached(method: Method, base: Base, recipe: Recipe) -> nn.Module:
-    check_base(recipe, base.model)
+    check_base(recipe, base)
     set_seed(recipe.training.seed)
     model = method.attach(base.model, recipe.method, TASKS[recipe.task.name].kind, base.new_modules)
     if recipe.training.precision != "float32":

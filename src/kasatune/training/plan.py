@@ -17,6 +17,7 @@ from kasatune.errors import InputError, KasatuneError, OutputError, RecipeError
 from kasatune.evaluation.starting_adapter import read_starting_adapter, setting_faults
 from kasatune.io.run_layout import WORK
 from kasatune.methods import METHODS
+from kasatune.methods.shared.peft_adapter import AdapterMethod
 from kasatune.models.load import Pretrained, find_pretrained, require_causal
 from kasatune.models.precision import with_precision
 from kasatune.recipes.schema import MethodSection
@@ -291,6 +292,8 @@ def _check_model(
 def _check_adapter(recipe: Recipe, method: Method, count: ParameterCount, findings: _Findings) -> None:
     """Compare the adapter that training continues from with the recipe."""
     adapter = read_starting_adapter(str(recipe.model.adapter))
+    if not isinstance(method, AdapterMethod):
+        raise TypeError(f"{method.info.name} is marked as a method that continues adapters, and has none")
     faults = list(setting_faults(adapter, recipe, method, [layer.name for layer in count.layers]))
     findings.problems += faults
     if not faults:
