@@ -7,7 +7,7 @@ import pytest
 from kasatune.data.retrieval.chunks import Chunk, cut_into_chunks
 from kasatune.data.retrieval.documents import read_documents
 from kasatune.data.retrieval.index import PassageIndex
-from kasatune.errors import DataError
+from kasatune.errors import DataError, RecipeError
 from kasatune.metrics.answer_match import contains_answer
 from kasatune.simrag.evaluation_questions import evaluation_rows, held_out_documents
 from kasatune.simrag.leakage import REPEATED_DOCUMENT, REPEATED_QUESTION, LeakageCheck
@@ -39,6 +39,13 @@ def recipe(tmp_path):
         return load_simrag(path)
 
     return recipe
+
+
+def test_an_adapter_to_continue_is_refused(recipe, tmp_path):
+    recipe()
+    (path,) = tmp_path.glob("*.yaml")
+    with pytest.raises(RecipeError, match=r"model\.adapter: both stages train new adapters; merge it"):
+        load_simrag(path, ["model.adapter=runs/earlier"])
 
 
 def test_questions_from_signatures_are_answered_by_their_documents(corpus, recipe):
