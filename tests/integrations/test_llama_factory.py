@@ -53,6 +53,7 @@ def factory(monkeypatch):
     tree.adapter.LoraConfig = lambda **options: options
     tree.loader.init_adapter = lambda config, model, model_args, finetuning_args, is_trainable: "adapted"
     tree.tuner.run_exp = lambda: tree.log.append(("run_exp", sys.argv[1:]))
+    tree.launcher.__file__ = "launcher.py"
     tree.launcher.launch = lambda: tree.log.append(("launch", sys.argv[1:]))
     for variable in ("USE_V1", "USE_RAY", "USE_KT", "USE_MCA"):
         monkeypatch.delenv(variable, raising=False)
@@ -84,6 +85,7 @@ def test_arguments_without_a_file_train_with_the_defaults_of_kasa(factory):
     ("section", "kind", "message"),
     [
         (3, InputError, "3 must be a mapping"),
+        ({1: 2}, InputError, "must be a mapping"),
         ({"betta": 1}, UnknownSettingError, "did you mean 'beta'"),
         ({"gamma": -1}, InputError, "gamma must be a number"),
     ],

@@ -79,7 +79,8 @@ def test_options_of_lora_and_settings_of_kasa_make_one_adapter(swift):
 
 def test_modules_to_save_and_the_kind_of_task_are_passed_on(swift):
     config = prepared(swift, {}, task_type="seq_cls").peft_config["default"]
-    assert (config.modules_to_save, config.task_type) == (["head"], "SEQ_CLS")
+    assert config.task_type == "SEQ_CLS"
+    assert "head" in config.modules_to_save
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def install() -> None:
 
 
 def _checked_settings(settings: object) -> Mapping[str, Any]:
-    if not isinstance(settings, Mapping):
+    if not isinstance(settings, Mapping) or not all(isinstance(name, str) for name in settings):
         raise InputError(
             f"{SECTION}: {settings!r} must be a mapping of settings of KasaConfig, such as {{beta: 1.0e-4}}"
         )
