@@ -61,6 +61,10 @@ def make(directory: Path, requirements: list[str]) -> None:
     )
     if done.returncode:
         sys.exit(f"{directory.name}: pip failed\n{done.stderr[-3000:]}")
+    if importlib.metadata.version("torch").endswith("+cpu"):
+        # PyPI's builds are for CUDA and fail beside a CPU build of torch; training on text does without them.
+        pip = [python, "-m", "pip", "uninstall", "--quiet", "--yes"]
+        subprocess.run([*pip, "torchvision", "torchaudio"], capture_output=True, check=True)
     stamp.write_text(wanted, encoding="utf-8")
 
 
