@@ -220,6 +220,60 @@ def test_answers_of_the_base_stand_beside_those_of_the_tuned_model(tmp_path):
     assert "first base <i>1</i> tuned <b>1</b> right second tuned 2 right" in page.words
 
 
+def by_position(*losses: float) -> list[dict]:
+    ranges = [(1, 1, 60), (2, 2, 50), (3, 4, 80), (5, 8, 40), (9, 16, 3)]
+    return [
+        {"first": first, "last": last, "tokens": tokens, "loss": loss}
+        for (first, last, tokens), loss in zip(ranges, losses, strict=False)
+    ]
+
+
+def text_run(run_dir: Path, start: dict, end: dict | None, **changes) -> Path:
+    return sample_runs.write_run(
+        run_dir,
+        metric_values=sample_runs.metrics(
+            "text-generation", metrics={"loss": 1.0}, start={"rows": 60, **start}, end=end, **changes
+        ),
+        recipe_values=sample_runs.recipe(task={"name": "text-generation", "max_length": 24}),
+        events=sample_runs.history(),
+    )
+
+
+def test_the_loss_by_token_position_is_drawn_for_base_and_tuned_model(tmp_path):
+    losses = {"loss": 3.0, "unrelated_loss": 2.0}
+    base = {**losses, "by_position": by_position(4.0, 3.5, 3.0, 3.0, 2.5)}
+    end = {**losses, "by_position": by_position(2.0, 1.5, 1.0, 0.5, 0.25)}
+    run_dir = text_run(tmp_path / "run", {"base": base, "start": base}, end)
+    html, page = report(run_dir)
+    assert "Loss by token position untouched base after training" in page.words
+    assert "untouched base: 4 at the first token, 2.5 at the last; after training: 2 at the first" in html
+    assert "over 60 rows of validation" in page.words and "The last point has 3 tokens." in page.words
+    start = {**losses, "by_position": by_position(9.0, 8.0, 7.0, 6.0, 5.0)}
+    _, page = report(text_run(tmp_path / "dropped", {"base": base, "start": start}, end))
+    assert "untouched base before the first step after training" in page.words
+    _, page = report(text_run(tmp_path / "fixed", {"base": None, "start": start}, end))
+    assert "Loss by token position before the first step after training" in page.words
+    _, page = report(text_run(tmp_path / "earlier", {"base": losses, "start": losses}, losses))
+    assert "token position" not in page.words
+
+
+def test_the_share_of_rows_that_were_cut_is_shown(tmp_path):
+    losses = {"base": {"loss": 3.0, "unrelated_loss": 2.0}, "start": {"loss": 3.0, "unrelated_loss": 2.0}}
+    cut = {"train": {"rows": 24, "cut": 3, "without_end": 2}, "validation": {"rows": 9, "cut": 0, "without_end": 0}}
+    _, page = report(text_run(tmp_path / "run", losses, None, rows_cut=cut))
+    sentence = (
+        "Cut at 24 tokens (task.max_length): 12 % of the training rows (3 of 24, of which 2 lost the end of their"
+    )
+    assert f"{sentence} their answer)." in page.words
+    assert "training rows cut at 24 tokens 3 of 24 (12 %)" in page.words
+    assert "validation rows cut at 24 tokens 0 of 9 (0 %)" in page.words
+    all_cut = {"train": {"rows": 8, "cut": 8}}  # of a classification
+    _, page = report(text_run(tmp_path / "all", losses, None, rows_cut=all_cut))
+    assert "100 % of the training rows (8 of 8)." in page.words
+    _, page = report(text_run(tmp_path / "none", losses, None, rows_cut={"train": {"rows": 8, "cut": 0}}))
+    assert "Cut at" not in page.words
+
+
 def test_a_run_in_progress_has_a_page_that_reloads_itself(tmp_path):
     from kasatune.reports.run_page import write_live_report
 

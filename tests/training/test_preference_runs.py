@@ -248,9 +248,15 @@ def test_the_weights_of_a_stopped_run_are_those_of_an_uninterrupted_one(llama, t
         ({"preference": {"loss": "aot", "weighting": True}}, "aot sorts its pairs"),
         ({"preference": {"loss": "dpo"}}, "preference.loss"),
         ({"method": {"dropout": 0.1}}, "without any dropout"),
+        ({"method": {"anneal": 0.5}}, "method.anneal: 0.5 received; preference compares"),
+        ({"method": {"name": "akasa", "drop": 2, "anneal": 1.0}}, "method.anneal: 1 received; preference compares"),
         ({"task": "reward", "preference": {"beta": 0.2}}, "preference: reward has no such loss"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(tmp_path, changes, message):
     with pytest.raises(RecipeError, match=message):
         pair_recipe("unused", tmp_path, **changes)
+
+
+def test_a_reward_model_has_no_reference_and_can_be_annealed(tmp_path):
+    assert pair_recipe("unused", tmp_path, task="reward", method={"anneal": 0.5}).method.anneal == 0.5

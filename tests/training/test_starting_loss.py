@@ -12,6 +12,7 @@ from kasatune.methods.table import METHODS
 from kasatune.recipes.schema import Recipe
 from kasatune.reports.run_page import facts
 from kasatune.reports.run_record import read_run
+from kasatune.reports.text_rows import position_chart
 from kasatune.runs.metrics import read_metrics
 from kasatune.training.starting_loss import messages
 from kasatune.training.text_losses import measure_start
@@ -59,7 +60,14 @@ def test_the_losses_after_training_are_those_of_the_saved_model(llama, tmp_path)
     metrics = read_metrics(out)
     saved = TaskModel.for_saved_run(recipe, None, out)
     start = measure_start(saved, saved.encode(load_task(recipe.task), "validation"))["start"]
-    assert metrics["end"] == pytest.approx(start, rel=1e-6)
+    for key in ("loss", "unrelated_loss"):
+        assert metrics["end"][key] == pytest.approx(start[key], rel=1e-6)
+    ranges, again = metrics["end"]["by_position"], start["by_position"]
+    assert [entry["loss"] for entry in ranges] == pytest.approx([entry["loss"] for entry in again], rel=1e-6)
+    tokens = sum(entry["tokens"] for entry in ranges)
+    assert sum(entry["tokens"] * entry["loss"] for entry in ranges) / tokens == pytest.approx(start["loss"], rel=1e-5)
+    lines = position_chart(read_run(out)).lines
+    assert [line.label for line in lines] == ["untouched base", "after training"]
     assert metrics["end"]["unrelated_loss"] != pytest.approx(metrics["start"]["base"]["unrelated_loss"], rel=1e-3)
     assert ("loss on unrelated text after training", f"{start['unrelated_loss']:.4f}") in facts(read_run(out))
 

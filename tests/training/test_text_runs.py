@@ -22,7 +22,7 @@ from kasatune.runs.directory import read_recipe
 from kasatune.runs.metrics import read_metrics
 from kasatune.training.plan import make_plan
 from kasatune.training.train import train
-from tests.text_toys import make_text_recipe
+from tests.text_toys import lines, make_text_recipe
 from tests.toys import Recorder
 
 BEAMS = {"num_beams": 3, "length_penalty": 0.8, "no_repeat_ngram_size": 3}
@@ -170,14 +170,22 @@ def test_training_learns_to_copy(llama, tmp_path):
     assert found["metrics"]["loss"] < 0.6 * losses[0]
 
 
-def test_cut_rows_are_told(llama, tmp_path):
+def test_cut_rows_are_reported_and_counted(llama, tmp_path):
     recorder = Recorder()
-    train(
+    run = train(
         make_text_recipe(llama, tmp_path / "data", task={"max_length": 6}, max_steps=1),
         tmp_path / "run",
         display=recorder,
     )
     assert any("longer than 6 tokens and were cut" in message for message in recorder.messages)
+    counts = read_metrics(run)["rows_cut"]
+    # the beginning of a prompt is cut, so that no answer loses its end
+    lengths = {"train": lines(24, seed=1), "validation": lines(9, seed=2)}
+    for split, rows in lengths.items():
+        tokens = [len(f"<s> {row['question']} {row['answer']} </s>".split()) for row in rows]
+        cut = sum(number > 6 for number in tokens)
+        assert 0 < cut < len(rows)
+        assert counts[split] == {"rows": len(rows), "cut": cut, "without_end": 0}
 
 
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"head"}))

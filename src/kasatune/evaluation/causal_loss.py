@@ -17,6 +17,7 @@ from kasatune.data.tokenize import Examples
 from kasatune.errors import DivergedError
 from kasatune.evaluation.batches import batches_by_length, evaluation_mode, to_device, token_counts
 from kasatune.evaluation.logits_to_keep import kept_logits
+from kasatune.evaluation.position_losses import PositionLosses
 from kasatune.mixtures.forward_pass import labels_of_batch
 from kasatune.wording import counted
 
@@ -146,6 +147,7 @@ def text_loss(
     collate: Callable[[list[dict[str, Any]]], Mapping[str, Tensor]],
     batch_size: int,
     precision: str = "float32",
+    positions: PositionLosses | None = None,
 ) -> TextLoss:
     """The loss on the labelled tokens of all rows.
 
@@ -155,6 +157,7 @@ def text_loss(
         collate: makes a batch of rows.
         batch_size: rows in a batch; see `batches_by_length`.
         precision: "float32", "bfloat16" or "float16" (autocast).
+        positions: also receives the loss of every token, by its position.
 
     Raises:
         DivergedError: the loss is not finite.
@@ -167,7 +170,11 @@ def text_loss(
             labels = batch.pop("labels")
             targets = next_tokens(labels)
             with labels_of_batch(model, labels):
-                losses = kept_row_losses(kept_logits(model, batch, targets != IGNORED), targets)
+                logits = kept_logits(model, batch, targets != IGNORED)
+            losses = kept_row_losses(logits, targets)
+            if positions is not None:
+                positions.add(logits, targets)
+            del logits  # before those of the next batch are computed
             total += float(losses.sum())
             count += learnt_tokens(labels)
             for index, loss, label in zip(indices, losses.tolist(), labels, strict=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from kasatune.data.tasks.mixture_parts import reads_chats
 from kasatune.data.tokenize import Examples
 from kasatune.data.tokenize_pairs import CHOSEN
@@ -11,23 +13,34 @@ from kasatune.io.progress import ProgressReporter
 from kasatune.wording import agree, counted
 
 
-def report_truncation(progress: ProgressReporter, task_model: TaskModel, split: str, examples: Examples) -> None:
-    """Report how many rows were truncated, if any were, and how many of them lost the end of their answer."""
-    cut = len(examples.truncated)
-    if not cut:
-        return
-    message = (
-        f"{split}: {cut} of {counted(len(examples), 'row')} {agree(cut, 'is', 'are')} longer than "
-        f"{counted(task_model.recipe.task.max_length, 'token')} and {agree(cut, 'was', 'were')} cut"
-    )
+def count_cut(task_model: TaskModel, examples: Examples) -> dict[str, int]:
+    """How many rows were cut to `task.max_length`.
+
+    Returns:
+        `rows`; `cut`, those that were cut; `without_end`, those of them that lost the end-of-turn token of their
+        answer, only of tasks that generate text.
+    """
+    counts = {"rows": len(examples), "cut": len(examples.truncated)}
     if task_model.kind == "generation":
         ends = set(end_tokens(task_model.base.model, task_model.base.tokenizer, task_model.end_of_turn))
         rows = [examples[index] for index in examples.truncated]
-        endless = sum(ends.isdisjoint(row["labels"] if "labels" in row else row[CHOSEN]) for row in rows)
-        if endless == len(examples):
-            message += "; no row has its end-of-turn token left, so the model cannot learn where to stop"
-        elif endless:
-            message += f"; {endless} lost {agree(endless, 'its', 'their')} end-of-turn token"
+        counts["without_end"] = sum(ends.isdisjoint(row["labels"] if "labels" in row else row[CHOSEN]) for row in rows)
+    return counts
+
+
+def report_cut(progress: ProgressReporter, split: str, counts: Mapping[str, int], max_length: int) -> None:
+    """Report the counts of `count_cut`, if any row of a split was cut."""
+    cut, endless = counts["cut"], counts.get("without_end", 0)
+    if not cut:
+        return
+    message = (
+        f"{split}: {cut} of {counted(counts['rows'], 'row')} {agree(cut, 'is', 'are')} longer than "
+        f"{counted(max_length, 'token')} and {agree(cut, 'was', 'were')} cut"
+    )
+    if endless == counts["rows"]:
+        message += "; no row has its end-of-turn token left, so the model cannot learn where to stop"
+    elif endless:
+        message += f"; {endless} lost {agree(endless, 'its', 'their')} end-of-turn token"
     progress.message(message)
 
 

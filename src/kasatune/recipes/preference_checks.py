@@ -71,6 +71,17 @@ def _log_probabilities_are_compared_without_dropout(recipe: RecipeSections) -> I
         )
 
 
+@_keys("task.name", "method.anneal")
+def _reference_is_what_the_first_step_computes(recipe: RecipeSections) -> Iterator[str]:
+    task, anneal = TASKS.get(recipe.task.name), recipe.method.anneal
+    if task is not None and task.compares_with_reference and anneal > 0:
+        yield (
+            f"method.anneal: {anneal:g} received; {task.name} compares the model of each step with that before the "
+            "first step, which drops nothing, while the first steps drop a component: the comparison would not start "
+            "at 0; leave anneal out"
+        )
+
+
 @_keys("method.name", "task.name")
 def _method_can_be_trained_on_pairs(recipe: RecipeSections) -> Iterator[str]:
     info, task = METHODS.get(recipe.method.name), TASKS.get(recipe.task.name)

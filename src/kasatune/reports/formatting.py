@@ -149,4 +149,4 @@ def share(value: float) -> str:
     percent = 100 * value
     if 0 < percent < 0.01:
         return "under 0.01 %"
-    return f"{percent:.2g} %"
+    return f"{percent:.2g} %" if percent < 99.5 else f"{percent:.0f} %"

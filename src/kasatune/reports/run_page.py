@@ -21,6 +21,7 @@ from kasatune.reports.routing_charts import routing_charts, routing_table
 from kasatune.reports.run_record import RunRecord, read_run
 from kasatune.reports.score_intervals import accuracy_interval, against_baseline
 from kasatune.reports.svg_charts import swatch
+from kasatune.reports.text_rows import cut_facts, cut_sentence, position_chart
 from kasatune.reports.training_curves import (
     gradient_chart,
     loss_chart,
@@ -90,6 +91,7 @@ def render(run: RunRecord, *, reload_seconds: int | None = None) -> str:
         run=run,
         style=Markup(style),
         result=result_sentence(run),
+        cut=cut_sentence(run),
         seed=run.recipe.get("training", {}).get("seed"),
         interval=accuracy_interval(run),
         against=against_baseline(run),
@@ -130,7 +132,7 @@ def result_sentence(run: RunRecord) -> str:
     return f"{result}, {verdict} a head fitted on the frozen model."
 
 
-_CHARTS = (loss_chart, score_chart, rate_chart, gradient_chart, penalty_chart, spectra.sigma_summary)
+_CHARTS = (loss_chart, score_chart, position_chart, rate_chart, gradient_chart, penalty_chart, spectra.sigma_summary)
 
 
 def layer_orders(layers: list[spectra.Layer]) -> dict[str, list[int]]:
@@ -233,6 +235,7 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
         for state, named in states:
             if losses.get(state) is not None:
                 lines.append((f"{what} {named}", formatting.score(losses[state][key])))
+    lines += cut_facts(run)
     lines += [
         (f"time, {name.replace('_', ' ')}", formatting.duration(value))
         for name, value in (metrics.get("seconds") or {}).items()

@@ -16,6 +16,20 @@ from kasatune.runs.schema_version import require_known_version
 SCHEMA_VERSION = 1
 
 
+class CutRows(BaseModel):
+    """The rows of a split that were cut to `task.max_length`.
+
+    Attributes:
+        rows: number of rows.
+        cut: how many of them were cut.
+        without_end: how many lost the end-of-turn token of their answer; only of tasks that generate text.
+    """
+
+    rows: int
+    cut: int
+    without_end: int | None = None
+
+
 class RunMetrics(BaseModel):
     """The content of metrics.json; entries that other commands add are kept.
 
@@ -37,6 +51,7 @@ class RunMetrics(BaseModel):
         data_sha256: hash of the rows.
         parts: of a mixture, for each part its task, weight, training rows, rows drawn for an epoch and validation rows.
         adapter: the adapter that training continued from: its name in the recipe and the SHA-256 of its tensors.
+        rows_cut: how many rows were cut to `task.max_length`, by split.
         start: the losses before the first step, of the untouched base and with the method attached; only of tasks that
             generate text.
         end: the same losses of the trained model.
@@ -67,6 +82,7 @@ class RunMetrics(BaseModel):
     data_sha256: str | None = None
     parts: dict[str, dict[str, Any]] | None = None
     adapter: dict[str, str] | None = None
+    rows_cut: dict[str, CutRows] | None = None
     start: dict[str, Any] | None = None
     end: dict[str, Any] | None = None
     seconds: dict[str, Any] | None = None

@@ -29,6 +29,7 @@ from kasatune.training.checkpoints import checkpoint_folder, referenced_best_sta
 from kasatune.training.divergence import StepUndo, divergence_error
 from kasatune.training.engines.forward_loss import FORWARD_LOSS
 from kasatune.training.signals import Interrupt
+from kasatune.training.tracker_series import routing_series, sigma_series
 from kasatune.weights.fingerprint import parameters_sha256
 from kasatune.wording import counted
 
@@ -153,6 +154,8 @@ class RunCallback(TrainerCallback):
         self._step, self._epoch = 0, 0.0
         self._tokens: torch.Tensor | None = None
         self._grad_norm: torch.Tensor | None = None
+        self._penalties: dict[str, float] = {}
+        self._evaluation_series: dict[str, float] = {}
         self._undo = StepUndo(self.model)
 
     @property
@@ -190,8 +193,7 @@ class RunCallback(TrainerCallback):
                 seconds=round(seconds, 3),
             )
         )
-        self._record_sigma()
-        self._record_routing()
+        self._evaluation_series = {**self._record_sigma(), **self._record_routing()}
         self.display.evaluated(self._epoch, scores.metrics)
         if self._step == 0:
             return scores.metrics
@@ -209,6 +211,17 @@ class RunCallback(TrainerCallback):
     def processed(self, tokens: torch.Tensor) -> None:
         """Receive the number of tokens of the next step."""
         self._tokens = tokens
+
+    def step_series(self) -> dict[str, float]:
+        """The penalty terms of the method, and the norm of the gradient where it is measured."""
+        with gathered_parameters(list(trainable(self.model).values())):
+            self._penalties = self.method.penalty_terms(self.model)
+        norm = self._grad_norm
+        return {**self._penalties, **({} if norm is None else {"grad_norm": float(norm)})}
+
+    def evaluation_series(self) -> dict[str, float]:
+        """Norms of sigma and the routing of a mixture in the last evaluation; see training/tracker_series.py."""
+        return self._evaluation_series
 
     def undo_step(self) -> bool:
         """Restore the trained parameters from before the last optimizer step; False if no copy of them was made."""
@@ -254,10 +267,7 @@ class RunCallback(TrainerCallback):
         self._set_place(state)
         if logs is None or "loss" not in logs:
             return
-        with gathered_parameters(list(trainable(self.model).values())):
-            terms = self.method.penalty_terms(self.model)
-        if FORWARD_LOSS in logs:
-            terms = {**terms, FORWARD_LOSS: logs[FORWARD_LOSS]}
+        terms = {name: logs[name] for name in (*self._penalties, FORWARD_LOSS) if name in logs}
         loss, rate = logs["loss"], logs["learning_rate"]
         self._update_clock()
         record = {
@@ -265,7 +275,7 @@ class RunCallback(TrainerCallback):
             "epoch": self._epoch,
             "loss": loss,
             "learning_rate": rate,
-            "grad_norm": self._measured_grad_norm(logs),
+            "grad_norm": logs.get("grad_norm"),
             "tokens": None if self._tokens is None else int(self._tokens),
             "seconds": round(self.progress.train_seconds, 3),
             "total_steps": state.max_steps,
@@ -335,23 +345,20 @@ class RunCallback(TrainerCallback):
         """Stop the clock."""
         self._update_clock()
 
-    def _measured_grad_norm(self, logs: dict[str, float]) -> float | None:
-        """The norm before clipping, which the Trainer logs if it clips; None where it is not measured."""
-        norm = logs.get("grad_norm", self._grad_norm)
-        return None if norm is None else float(norm)
-
     def _set_place(self, state: TrainerState) -> None:
         self._step, self._epoch = state.global_step, round(state.epoch or 0.0, 6)
 
-    def _record_sigma(self) -> None:
+    def _record_sigma(self) -> dict[str, float]:
         layers = self.method.singular_values(self.model)
         if layers:
             self.history.add(SigmaEvent.model_validate({"step": self._step, "epoch": self._epoch, "layers": layers}))
+        return sigma_series(layers)
 
-    def _record_routing(self) -> None:
+    def _record_routing(self) -> dict[str, float]:
         routers = self.method.routing(self.model)
         if routers:
             self.history.add(RoutingEvent(step=self._step, epoch=self._epoch, routers=routers))
+        return routing_series(routers)
 
     def _agreed(self, args: TrainingArguments, *flags: bool) -> list[bool]:
         """The logical or of each flag over all processes, so that all of them act alike at the same step."""

@@ -20,6 +20,7 @@ from kasatune.training.text_losses import measure_start
 
 RISE = 0.1
 """Nats by which a loss may rise before the first step without a warning."""
+_LOSSES = {"loss": "loss", "unrelated_loss": "on unrelated text"}
 
 
 def record_start(run: Run, *, resume: bool) -> None:
@@ -49,10 +50,10 @@ def messages(measured: dict[str, Any], method: MethodInfo) -> list[str]:
     base, start = measured["base"], measured["start"]
     shown = [
         f"{what} {start[key]:.3f}" + ("" if base is None else f" (base {base[key]:.3f})")
-        for key, what in (("loss", "loss"), ("unrelated_loss", "on unrelated text"))
+        for key, what in _LOSSES.items()
     ]
     lines = [f"before the first step: {', '.join(shown)}"]
-    rises = {} if base is None else {key: start[key] - base[key] for key in start}
+    rises = {} if base is None else {key: start[key] - base[key] for key in _LOSSES}
     if rises and max(rises.values()) > RISE:
         lines.append(
             f"warning: attaching {method.name} changed the loss by {rises['loss']:+.2f} nats on the task and by "

@@ -11,6 +11,7 @@ from kasatune.data.tokenize_pairs import chosen_rows
 from kasatune.errors import DivergedError
 from kasatune.evaluation.causal_loss import text_loss
 from kasatune.evaluation.mixture import first_of_each_part
+from kasatune.evaluation.position_losses import PositionLosses
 from kasatune.evaluation.task_model import TaskModel
 
 ROWS = 64
@@ -28,8 +29,8 @@ def measure_start(task_model: TaskModel, validation: Examples) -> dict[str, Any]
 
     Returns:
         `rows`, `unrelated_texts`; `base` and `start`, each with `loss` (of an answer token of the task, in nats; the
-        chosen answers of pairs) and `unrelated_loss` (of a token of Python documentation strings); `base` is None if
-        the method cannot be switched off.
+        chosen answers of pairs), `unrelated_loss` (of a token of Python documentation strings) and `by_position` (see
+        `PositionLosses.means`, on the task); `base` is None if the method cannot be switched off.
     """
     if task_model.kind != "generation":
         return None
@@ -48,8 +49,8 @@ def measure_start(task_model: TaskModel, validation: Examples) -> dict[str, Any]
     return {"rows": len(rows), "unrelated_texts": len(unrelated), "base": known, "start": start}
 
 
-def measure_end(task_model: TaskModel, validation: Examples) -> dict[str, float] | None:
-    """`loss` and `unrelated_loss` of a trained model, on the same rows and texts as `measure_start`.
+def measure_end(task_model: TaskModel, validation: Examples) -> dict[str, Any] | None:
+    """`loss`, `unrelated_loss` and `by_position` of a trained model, on the same rows and texts as `measure_start`.
 
     Args:
         task_model: the trained model.
@@ -82,10 +83,11 @@ def _unrelated(task_model: TaskModel) -> Examples:
     )
 
 
-def _losses(task_model: TaskModel, rows: Examples, unrelated: Examples) -> dict[str, float]:
+def _losses(task_model: TaskModel, rows: Examples, unrelated: Examples) -> dict[str, Any]:
     training, collate = task_model.recipe.training, CausalCollator(task_model.base.tokenizer)
+    positions = PositionLosses()
     loss, unrelated_loss = (
-        text_loss(task_model.model, examples, collate, training.eval_batch_size, training.precision).mean
-        for examples in (rows, unrelated)
+        text_loss(task_model.model, examples, collate, training.eval_batch_size, training.precision, measured).mean
+        for examples, measured in ((rows, positions), (unrelated, None))
     )
-    return {"loss": loss, "unrelated_loss": unrelated_loss}
+    return {"loss": loss, "unrelated_loss": unrelated_loss, "by_position": positions.means()}

@@ -22,7 +22,7 @@ from kasatune.distributed.fsdp import (
 from kasatune.distributed.process_group import broadcast_from_first, is_main, world_size
 from kasatune.errors import DataError, DivergedError, InputError, ModelError
 from kasatune.evaluation.packed_rows import require_packable
-from kasatune.evaluation.report_encoding import report_chat_template, report_truncation
+from kasatune.evaluation.report_encoding import count_cut, report_chat_template, report_cut
 from kasatune.evaluation.starting_adapter import read_starting_adapter
 from kasatune.evaluation.task_model import TaskModel, deterministic
 from kasatune.io.atomic import remove
@@ -154,8 +154,9 @@ def _set_up(
         require_packable(task_model.model)
     report_chat_template(display, task_model)
     examples = {split: data_provider.examples(task_model, data, split) for split in (TRAIN_SPLIT, SPLIT)}
-    for split, rows in examples.items():
-        report_truncation(display, task_model, split, rows)
+    rows_cut = {split: count_cut(task_model, rows) for split, rows in examples.items()}
+    for split, counts in rows_cut.items():
+        report_cut(display, split, counts, recipe.task.max_length)
     attach = task_model.attach_seconds
     run = Run(
         recipe=pinned(
@@ -173,6 +174,7 @@ def _set_up(
         seconds={"load": time.perf_counter() - start - attach, "attach": attach},
         counts=task_model.parameter_counts(),
         data_provider=data_provider,
+        details={"rows_cut": rows_cut},
         base=base,
     )
     return run, engine, arguments
@@ -193,7 +195,7 @@ def _fit(run: Run) -> Outcome:
     before = {name for name, _ in model.named_parameters()}
     choices = method.fit(model, run.task_model.logits(examples), examples.labels, run.recipe.training.seed)
     run.counts = (0, sum(p.numel() for name, p in model.named_parameters() if name not in before))
-    run.details = {"fit": dict(choices)}
+    run.details["fit"] = dict(choices)
     run.seconds["train"] = time.perf_counter() - start
     run.display.step(1, 0.0, None, None)
     if is_main():
@@ -339,6 +341,8 @@ def _make_trainer(run: Run, engine: Engine, arguments: TrainingArguments, callba
         evaluate=callback.evaluate,
         progress=callback.progress_record,
         processed=callback.processed,
+        step_series=callback.step_series,
+        evaluation_series=callback.evaluation_series,
     )
     callbacks = [*task_model.method.callbacks(task_model.model, recipe.method), callback]
     with without_accelerate_fsdp():

@@ -74,6 +74,7 @@ def training_arguments(
                 logging_steps=1,
                 logging_nan_inf_filter=False,
                 report_to=list(section.report_to) or "none",
+                run_name=checkpoints.parent.name or None,
                 remove_unused_columns=False,
                 disable_tqdm=True,
                 dataloader_pin_memory=device.type == "cuda",

@@ -69,6 +69,8 @@ class RunHooks:
         progress: returns the progress of the run as plain data, for a checkpoint.
         group_by_length: whether the rows of a batch have similar lengths.
         processed: receives the number of tokens of every optimizer step, over all processes and without padding.
+        step_series: further values of an optimizer step for the Trainer's log, which experiment trackers receive.
+        evaluation_series: the same for an evaluation that `evaluate` has just made.
     """
 
     method: Method
@@ -79,6 +81,8 @@ class RunHooks:
     progress: Callable[[], dict[str, Any]]
     group_by_length: bool = False
     processed: Callable[[Tensor], None] = lambda tokens: None
+    step_series: Callable[[], dict[str, float]] = dict
+    evaluation_series: Callable[[], dict[str, float]] = dict
 
 
 class RunTrainer(ForwardLossTrainer):
@@ -256,6 +260,10 @@ class RunTrainer(ForwardLossTrainer):
         with zero3.gathered_parameters(parameters):
             return self._step_penalty_gradients(parameters)
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The base class's log, with `RunHooks.step_series` in addition where it logs an optimizer step."""
+        super().log({**self._hooks.step_series(), **logs} if "loss" in logs else logs, start_time)
+
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Evaluate with `RunHooks.evaluate`, and log the scores as the base class does.
 
@@ -267,7 +275,7 @@ class RunTrainer(ForwardLossTrainer):
             self.undo_to = self.state.global_step - 1
             raise divergence_error("a trained weight", self.state.global_step)
         metrics = {f"{_SCORE_PREFIX}{name}": value for name, value in self._hooks.evaluate().items()}
-        self.log(metrics)
+        self.log({**metrics, **self._hooks.evaluation_series()})
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
