@@ -50,7 +50,7 @@ class PositionLosses:
             `first` and `last` position, counted from 1; `tokens` in the range over all rows; `loss`, in nats.
         """
         lasts = [min(2**place, self._longest) for place in range(len(self._sums))]
-        firsts = [1, *(last + 1 for last in lasts[:-1])]
+        firsts = [last + 1 for last in (0, *lasts[:-1])][: len(lasts)]
         return [
             {"first": first, "last": last, "tokens": tokens, "loss": total / tokens}
             for first, last, tokens, total in zip(firsts, lasts, self._tokens, self._sums, strict=True)
