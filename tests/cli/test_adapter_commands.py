@@ -50,6 +50,17 @@ def test_export_to_a_smaller_rank_says_what_is_lost(kasatune, trained):
     assert "relative error 0." in done.out
 
 
+def test_export_refuses_a_rank_that_the_server_does_not_allow(kasatune, trained, place):
+    done = kasatune("export", "adapter", "--out", "small", "--max-rank", "7")
+    assert done.status == 2 and not (place / "small").exists()
+    assert "has rank 8, above max_rank=7; let the server allow rank 8 (--max-lora-rank" in done.err
+    assert "--rank 7" in done.err
+    assert kasatune("export", "adapter", "--out", "exact", "--max-rank", "8").status == 0
+    assert json.loads((place / "exact" / "adapter_config.json").read_text())["r"] == 8
+    assert kasatune("export", "adapter", "--out", "small", "--max-rank", "7", "--rank", "7").status == 0
+    assert json.loads((place / "small" / "adapter_config.json").read_text())["r"] == 7
+
+
 def test_merge_makes_a_plain_checkpoint(kasatune, trained):
     done = kasatune("merge", "adapter", "--out", "merged")
     assert (done.status, done.err) == (0, "")
@@ -104,6 +115,9 @@ def test_an_inspection_of_plain_lora_and_of_no_base_is_drawn_too(kasatune, train
         (["export", "adapter", "--to", "onnx", "--out", "new"], "not a known adapter format"),
         (["export", "adapter", "--to", "authors", "--out", "new"], "4 here, 0 there"),
         (["export", "adapter", "--to", "kasa", "--rank", "2", "--out", "new"], "requires to='lora'"),
+        (["export", "adapter", "--to", "kasa", "--max-rank", "8", "--out", "new"], "max_rank=8 requires to='lora'"),
+        (["export", "adapter", "--max-rank", "0", "--out", "new"], "max_rank is 0, must be"),
+        (["export", "adapter", "--max-rank", "2", "--rank", "3", "--out", "new"], "has rank 3, above max_rank=2"),
         (["export", "adapter", "--out", "base"], "not empty"),
         (["export", "adapter", "--out", "new", "--base", "./nowhere"], "--base: ./nowhere: no such folder"),
         (["export", "adapter", "--to", "gguf", "--rank", "0", "--out", "new"], "at least 1"),

@@ -19,12 +19,13 @@ from kasatune.adapter_tools.resolve import (
 from kasatune.adapter_tools.tokenizer import copy_saved_tokenizer
 from kasatune.adapters.adapter_files import file_sha256, read_tensors
 from kasatune.adapters.certificate import Certificate, read_certificate, write_certificate
-from kasatune.adapters.export import export_adapter, rank_rule
+from kasatune.adapters.export import export_adapter, lora_ranks
 from kasatune.adapters.gguf_export import FILE, architecture_of, read_gguf, write_gguf
 from kasatune.adapters.load import read_checked
 from kasatune.adapters.lora_export import stock_layers
 from kasatune.adapters.parity import UPDATE_LIMIT, update_difference
 from kasatune.adapters.recognize_format import FORMATS
+from kasatune.adapters.reduce_rank import fixed_rank
 from kasatune.errors import CheckError, InputError
 from kasatune.io.atomic import new_directory, require_free
 from kasatune.io.library_noise import quiet
@@ -36,13 +37,27 @@ _GGUF = ("gguf", "ollama")
 
 
 def convert_adapter(
-    directory: Path, out: Path, to: str, *, base: str | None = None, rank: int | None = None
+    directory: Path,
+    out: Path,
+    to: str,
+    *,
+    base: str | None = None,
+    rank: int | None = None,
+    max_rank: int | None = None,
 ) -> Certificate:
     """Write the adapter of a run, or an adapter, in another format; see `kasatune.export_adapter`.
 
     The outputs are measured on the base that `base` names; if it is None, on the one that the recipe or the adapter
     names, if that is on this machine; otherwise only the updates are compared. Besides the formats of `export_adapter`
     there is "gguf": adapter.gguf, a LoRA adapter for llama.cpp; and "ollama": the same with a Modelfile.
+
+    Args:
+        directory: a run or an adapter.
+        out: a directory that does not exist or is empty.
+        to: the format.
+        base: the base model; None for the one that the recipe or the adapter names.
+        rank: the largest rank of a layer: the nearest update of that rank; None keeps every layer exactly.
+        max_rank: the largest rank that the server allows; a result with a larger one is refused.
 
     Returns:
         The certificate.
@@ -57,13 +72,16 @@ def convert_adapter(
     if to not in (*FORMATS, *_GGUF):
         known = ", ".join((*FORMATS, *_GGUF))
         raise InputError(f"to={to!r} is not a known adapter format; choose one of {known}")
-    if rank is not None:
-        if to not in ("lora", *_GGUF):
-            raise InputError(f"rank={rank} requires to='lora': the {to!r} format keeps the trained rank")
-        rank_rule(rank, None)
+    for name, value in (("rank", rank), ("max_rank", max_rank)):
+        if value is not None:
+            if to not in ("lora", *_GGUF):
+                raise InputError(f"{name}={value} requires to='lora': the {to!r} format keeps the trained rank")
+            fixed_rank(value, name)
     require_free(out)
     source = find_source(directory, base)
     require_convertible(source)
+    if max_rank is not None:
+        _require_rank(source, rank, max_rank)
     if to in _GGUF:
         # Fail before the base is loaded.
         architecture_of(read_config(local_base(source)))
@@ -75,6 +93,17 @@ def convert_adapter(
             export_adapter(source.adapter, out, to, rank=rank, base=model)
             copy_saved_tokenizer(source.adapter, source.run, out)
     return read_certificate(out)
+
+
+def _require_rank(source: Source, rank: int | None, max_rank: int) -> None:
+    ranks = lora_ranks(source.adapter)
+    layer = max(ranks, key=lambda name: ranks[name])
+    if (largest := min(ranks[layer], rank or ranks[layer])) > max_rank:
+        raise InputError(
+            f"{source.given}: as a LoRA, {layer} has rank {largest}, above max_rank={max_rank}; let the server allow "
+            f"rank {largest} (--max-lora-rank of vLLM and SGLang), or write the nearest adapter of rank {max_rank} with "
+            f"--rank {max_rank}, whose error is in its certificate"
+        )
 
 
 def export_gguf(

@@ -24,7 +24,7 @@ from kasatune.adapters.format_conversion import (
     outputs_or_reason,
 )
 from kasatune.adapters.load import load_with_layers, read_checked, twin_for_loading
-from kasatune.adapters.lora_settings import check_settings
+from kasatune.adapters.lora_settings import check_settings, residual_init
 from kasatune.adapters.native_format import require_untied
 from kasatune.adapters.parity_report import (
     class_and_sha256,
@@ -92,6 +92,22 @@ def rank_rule(rank: int | None, energy: float | None) -> Callable[[Tensor], int]
     if (rank is None) == (energy is None):
         raise InputError("give either a rank or an energy: rank=8, or energy=0.99 to keep 99 % of each layer's update")
     return fixed_rank(rank) if rank is not None else rank_for_energy(float(energy or 0))
+
+
+def lora_ranks(directory: str | os.PathLike[str]) -> dict[str, int]:
+    """The rank that each layer of an adapter has as a plain LoRA, by module name; reads the headers of its files.
+
+    r + d for a native adapter that drops a component of rank d, which is 2r as published; 2r for the formats of PEFT
+    and of the authors, and for PiSSA and OLoRA.
+
+    Raises:
+        AdapterError: there is no complete adapter.
+    """
+    header, kind, layers = read_checked(directory)
+    if kind == "kasa":
+        return {name: layer.rank + layer.parts["kasa_tail_V"][0] for name, layer in layers.items()}
+    parts = 1 if kind == "lora" and residual_init(header.config) is None else 2
+    return {name: parts * layer.rank for name, layer in layers.items()}
 
 
 def export_smaller_lora(

@@ -62,14 +62,18 @@ def overall_error(errors: Mapping[str, LayerError]) -> float:
     return lost / norm if norm else 0.0
 
 
-def fixed_rank(rank: int) -> Callable[[Tensor], int]:
+def fixed_rank(rank: int, name: str = "rank") -> Callable[[Tensor], int]:
     """The same rank for every layer, for `reduce_rank`.
+
+    Args:
+        rank: the rank.
+        name: what the caller calls it.
 
     Raises:
         InputError: it is not a whole number of at least 1.
     """
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise InputError(f"rank is {rank!r}, must be a whole number of at least 1")
+        raise InputError(f"{name} is {rank!r}, must be a whole number of at least 1")
     return lambda S: rank
 
 

@@ -22,7 +22,20 @@ def command(
     base: BaseModel = None,
     rank: Annotated[
         int | None,
-        typer.Option(metavar="R", help="With lora: the best approximation of this rank.", show_default=False),
+        typer.Option(
+            metavar="R",
+            help="With lora, gguf and ollama: the nearest adapter of at most this rank in each layer. A KaSA adapter "
+            "of rank r is exactly a LoRA of rank 2r.",
+            show_default=False,
+        ),
+    ] = None,
+    max_rank: Annotated[
+        int | None,
+        typer.Option(
+            metavar="R",
+            help="Largest LoRA rank that your server allows: an adapter with a larger one is refused.",
+            show_default=False,
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -34,7 +47,7 @@ def command(
         from kasatune.adapter_tools.export import convert_adapter
         from kasatune.adapters.certificate import describe
 
-        record = convert_adapter(directory, out, to, base=base, rank=rank)
+        record = convert_adapter(directory, out, to, base=base, rank=rank, max_rank=max_rank)
     if json:
         print_json(record)
     else:
