@@ -101,8 +101,8 @@ def _require_rank(source: Source, rank: int | None, max_rank: int) -> None:
     if (largest := min(ranks[layer], rank or ranks[layer])) > max_rank:
         raise InputError(
             f"{source.given}: as a LoRA, {layer} has rank {largest}, above max_rank={max_rank}; let the server allow "
-            f"rank {largest} (--max-lora-rank of vLLM and SGLang), or write the nearest adapter of rank {max_rank} with "
-            f"--rank {max_rank}, whose error is in its certificate"
+            f"rank {largest} (--max-lora-rank of vLLM and SGLang), or write the nearest adapter of rank {max_rank} "
+            f"with --rank {max_rank}, whose error is in its certificate"
         )
 
 
