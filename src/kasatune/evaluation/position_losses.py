@@ -1,4 +1,4 @@
-"""Loss per token position: the mean loss of a language model by the place of a token in its answer."""
+"""Loss per token position: the mean loss of a language model by place in the answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of text in a run report: the loss by token position, and the rows that were cut to task.max_length."""
+"""Rows of text in a run report: loss by token position, rows that were cut."""
 
 from __future__ import annotations
 

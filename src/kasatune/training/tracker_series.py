@@ -1,4 +1,4 @@
-"""Series for experiment trackers (TensorBoard, Weights & Biases, MLflow): norm and effective rank of sigma, routing."""
+"""Series for experiment trackers: norm and effective rank of sigma, routing of mixtures."""
 
 from __future__ import annotations
 
