@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from axolotl.integrations.base import AdapterCapabilities, BasePlugin  # pyright: ignore[reportMissingImports]
 from peft import PeftConfig, PeftModel, get_peft_model
 from pydantic import BaseModel, model_validator
@@ -111,6 +112,8 @@ class KasaPlugin(BasePlugin):
                 )
             tuned = PeftModel.from_pretrained(model, cfg.lora_model_dir, is_trainable=not inference, **dtype)
             return tuned, saved
+        if cfg.seed is not None:
+            torch.manual_seed(cfg.seed)  # Axolotl seeds only when it creates the trainer, after A and sigma are drawn
         lora = {**_options(cfg), "target_modules": _target_modules(cfg, model), "task_type": _task_type(model)}
         config = kasa_config(lora, cfg.kasa or {})
         if config_only:
