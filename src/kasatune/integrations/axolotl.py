@@ -1,4 +1,4 @@
-"""KaSA in Axolotl: `plugins: [kasatune.integrations.axolotl.KasaPlugin]` and `adapter: kasa` in its configuration."""
+"""KaSA in Axolotl: a plug-in that adds `adapter: kasa` to its configuration."""
 
 from __future__ import annotations
 

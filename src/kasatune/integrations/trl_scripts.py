@@ -1,4 +1,4 @@
-"""KaSA in TRL's scripts: `python -m kasatune.integrations.trl_scripts sft ...` in place of `trl sft ...`.
+"""KaSA in TRL's scripts: `python -m kasatune.integrations.trl_scripts sft` for `trl sft`.
 
 TRL's scripts have options for LoRA and none for another adapter. This launcher runs them with a KasaConfig from the
 same options and `--kasa_beta`, `--kasa_gamma` and so on, which a file of `--config` may hold too.
