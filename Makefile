@@ -4,6 +4,7 @@
 PYTHON ?= python3
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
+LOCK_FLAGS ?= --torch-backend cpu
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,7 +15,7 @@ FAST := $(addprefix tests/, io kasa linalg metrics recipes reports runs weights)
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-lm tiny-llama test test-fast test-integrations check site docs notebooks reports pictures bench soak peer-tests tree presets install clean
+.PHONY: help demo demo-lm tiny-llama test test-fast test-integrations check site docs notebooks reports pictures bench soak peer-tests tree lock presets install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +76,9 @@ peer-tests: $(STAMP) ## PEFT's own tests on our tuners: make peer-tests PEFT=../
 tree: $(STAMP) ## write docs/layout.md and docs/methods.md again
 	@$(BIN)/python scripts/write_layout_page.py
 	@$(BIN)/python scripts/write_methods_page.py
+
+lock: $(STAMP) ## write requirements.lock again from constraints.txt; needs uv, LOCK_FLAGS are its options
+	@PATH="$(BIN):$$PATH" $(BIN)/python scripts/write_lock.py $(LOCK_FLAGS)
 
 presets: $(STAMP) ## write docs/presets.md again
 	@$(BIN)/python scripts/write_presets_page.py

@@ -19,6 +19,7 @@ WIDTH = 116
 FOLDERS = {
     "src/kasatune/recipes/library": "recipes that ship with the package",
     "benchmarks": "speed and memory against other libraries; their results are in docs/results",
+    "docker": "images for the CPU and for NVIDIA GPUs, and the locks of torch",
     "docs": "the documentation site, results and decisions included",
     "peer_tests": "PEFT's own test suite on the tuners of this project; writes docs/results/peft-suite.md",
     "scripts": "checks and generators that are run by hand or by make",
