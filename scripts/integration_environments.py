@@ -77,9 +77,11 @@ def make(directory: Path, requirements: list[str], alone: str | None = None) -> 
         if done.returncode:
             sys.exit(f"{directory.name}: pip failed\n{done.stderr[-3000:]}")
     if importlib.metadata.version("torch").endswith("+cpu"):
-        # PyPI's builds are for CUDA and fail beside a CPU build of torch; training on text does without them.
+        # PyPI's builds are for CUDA and fail beside a CPU build of torch. Training on text does without them, but
+        # LLaMA-Factory imports torchaudio.
         pip = [python, "-m", "pip", "uninstall", "--quiet", "--yes"]
         subprocess.run([*pip, "torchvision", "torchaudio"], capture_output=True, check=True)
+        (packages / "torchaudio.py").write_text("", encoding="utf-8")
     stamp.write_text(wanted, encoding="utf-8")
 
 
