@@ -143,8 +143,8 @@ def mixture(folder: Path, *, first: str) -> dict:
         "name": "text-generation",
         "train": str(write_jsonl(folder / "prompts.jsonl", lines(8, 1))),
         "validation": 0.5,
-        "prompt": "prompt",
-        "completion": "completion",
+        "prompt": "question",
+        "completion": "answer",
     }
     parts = [prompts, chats(folder)]
     return {"name": "mixture", "parts": parts if first == "prompts" else parts[::-1], "max_train": 8}
@@ -155,7 +155,7 @@ MORE = {
     "rag-qa": questions,
     "mixture of prompts first": lambda folder: mixture(folder, first="prompts"),
     "mixture of chats first": lambda folder: mixture(folder, first="chats"),
-    "function-summary": lambda folder: {"name": "function-summary"},
+    "function-summary": lambda folder: {"name": "function-summary", "max_train": 4, "max_eval": 2},
 }
 
 
@@ -165,8 +165,8 @@ def test_a_run_on_every_other_task_that_writes_text(model, tmp_path, monkeypatch
     pytest.importorskip("trl")
     pytest.importorskip("bm25s", reason="needs kasatune[rag]")
     monkeypatch.setattr(function_summary, "LIBRARIES", {"networkx": "networkx"})
-    monkeypatch.setattr(function_summary, "MAX_TRAIN", 4)
-    monkeypatch.setattr(function_summary, "MAX_HELD_OUT", 2)
+    monkeypatch.setattr(function_summary, "MAX_TRAIN", 40)
+    monkeypatch.setattr(function_summary, "MAX_HELD_OUT", 20)
     base = shutil.copytree(model, tmp_path / "base")
     if own:
         tokenizer = AutoTokenizer.from_pretrained(base)

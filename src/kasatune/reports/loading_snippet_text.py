@@ -85,7 +85,8 @@ def _prompt_lines(run: RunRecord) -> list[str]:
     measured = _measured(run)
     limit = measured.get("max_prompt_tokens") or run.recipe.get("task", {}).get("max_length") or 512
     special = ""
-    chats = run.predictions.get("messages") or [[{"role": "user", "content": _EXAMPLE}]]
+    inputs = run.predictions.get("inputs") or [_EXAMPLE]
+    chats = run.predictions.get("messages") or [[{"role": "user", "content": str(inputs[0])}]]
     if _asks_in_chats(run) and chats[0] is not None and _has_tokenizer(run):
         lines = [
             "messages = [",
@@ -95,8 +96,7 @@ def _prompt_lines(run: RunRecord) -> list[str]:
         ]
         special = ", add_special_tokens=False"
     else:
-        prompts = run.predictions.get("inputs") or [_EXAMPLE]
-        lines = [f"prompt = {literal(str(prompts[0]))}"]
+        lines = [f"prompt = {literal(str(inputs[0]))}"]
     lines.append(f'ids = tokenizer(prompt{special}, return_tensors="pt")["input_ids"]')
     if not special and measured.get("tokenizer_ends_prompts"):
         lines.append("ids = ids[:, :-1] if ids[0, -1] == tokenizer.eos_token_id else ids")
