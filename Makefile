@@ -15,10 +15,10 @@ FAST := $(addprefix tests/, io kasa linalg metrics recipes reports runs weights)
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-lm tiny-llama test test-fast test-integrations check site docs notebooks reports pictures bench soak peer-tests tree lock presets install clean
+.PHONY: help demo demo-lm tiny-llama test test-fast test-integrations check site docs notebooks reports pictures bench soak peer-tests test-peft-versions tree lock presets install clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(STAMP) ## fine-tune a small real encoder with KaSA, evaluate it, write runs/demo
 	@$(BIN)/kasatune demo
@@ -72,6 +72,10 @@ soak: $(STAMP) ## runs killed, faults, several processes, bad inputs, fuzzing: a
 peer-tests: $(STAMP) ## PEFT's own tests on our tuners: make peer-tests PEFT=../peft (a checkout of the installed version)
 	@test -n "$(PEFT)" || { echo "make peer-tests PEFT=path: a checkout of PEFT at the installed version" >&2; exit 2; }
 	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m peer_tests "$(PEFT)"
+
+test-peft-versions: $(STAMP) ## the tuner's tests with PEFT 0.18 to 0.21, and whether three trainers can be installed beside it; network
+	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python scripts/peft_versions.py --write --pip "$(PIP_FLAGS)" --pytest "-n 2 $(PYTEST_FLAGS)"
+	@$(BIN)/python scripts/resolve_with_trainers.py --pip "$(PIP_FLAGS)"
 
 tree: $(STAMP) ## write docs/layout.md and docs/methods.md again
 	@$(BIN)/python scripts/write_layout_page.py
