@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from peft import get_peft_model
@@ -84,6 +85,8 @@ def test_a_cell_of_the_table(tmp_path, row, to):
         assert not (tmp_path / "out").exists()
         return
     assert TABLE[row, to] == "exact"
+    if to == "peft-kasa" and not hasattr(peft, "KasaConfig"):
+        pytest.skip("PEFT has a KaSA since 0.21")
     expected = logits(model)
     export_adapter(model, tmp_path / "out", to=to)
     found = logits(load_adapter(base(), tmp_path / "out"))

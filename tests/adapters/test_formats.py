@@ -15,11 +15,13 @@ from kasatune import KasaConfig, export_adapter, load_adapter
 from kasatune.errors import InputError
 from kasatune.kasa import KasaLayer
 from tests.kasa.models import bert, gpt2, llama, shaken, token_ids
+from tests.peft_versions import needs_peft_kasa
 from tests.shared_data import shared
 
 MODELS = {"bert": bert, "gpt2": gpt2, "llama": llama}
 WEIGHTS = "adapter_model.safetensors"
-FORMATS = ("lora", "kasa", "peft-kasa", "authors")
+PEFT_KASA = pytest.param("peft-kasa", marks=needs_peft_kasa)
+FORMATS = ("lora", "kasa", PEFT_KASA, "authors")
 
 
 def logits(model):
@@ -72,7 +74,7 @@ def test_every_format_that_holds_an_adapter_gives_its_outputs(tmp_path, base, co
     assert outputs["dtype"] == "float32"
 
 
-@pytest.mark.parametrize("to", ["lora", "peft-kasa"])
+@pytest.mark.parametrize("to", ["lora", PEFT_KASA])
 def test_peft_alone_reads_what_is_written_for_it(tmp_path, to):
     model = trained(llama, rank_pattern={"layers.1.self_attn.q_proj": 2}, alpha_pattern={"v_proj": 3})
     export_adapter(model, tmp_path / "out", to=to)
@@ -81,6 +83,7 @@ def test_peft_alone_reads_what_is_written_for_it(tmp_path, to):
     close(logits(loaded), logits(model))
 
 
+@needs_peft_kasa
 @pytest.mark.parametrize("base", [bert, llama])
 @pytest.mark.parametrize(
     "options", [{}, {"use_rslora": True, "lora_alpha": 3, "rank_pattern": {"q_proj": 2, "query": 2}}]
@@ -138,6 +141,7 @@ def test_a_core_of_r_by_r_of_the_authors_published_runs_is_read_as_dense(tmp_pat
     close(logits(loaded), logits(model))
 
 
+@needs_peft_kasa
 def test_forms_without_tails_pass_into_one_another_without_a_base(tmp_path):
     model = trained()
     export_adapter(model, tmp_path / "peft", to="peft-kasa")
@@ -148,6 +152,7 @@ def test_forms_without_tails_pass_into_one_another_without_a_base(tmp_path):
     assert parity["updates"]["includes_what_is_dropped"] is False
 
 
+@needs_peft_kasa
 def test_the_tail_comes_from_the_base_that_is_given(tmp_path):
     model = pefts_own(llama)
     model.save_pretrained(tmp_path / "peft")
@@ -206,6 +211,7 @@ def test_layers_whose_names_end_alike_keep_their_own_ranks(tmp_path):
     assert "no input embeddings" in certificate(tmp_path / "out")["outputs"]["reason"]
 
 
+@needs_peft_kasa
 @pytest.mark.parametrize("to", ["peft-kasa", "authors"])
 def test_a_tied_head_is_refused_by_formats_whose_reader_changes_the_embedding_with_it(tmp_path, to):
     model = trained(lambda: llama(tied=True), target_modules=["lm_head"])

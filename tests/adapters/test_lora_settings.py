@@ -11,13 +11,15 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from kasatune import export_adapter, shrink_adapter
+import kasatune
+from kasatune import export_adapter
 from kasatune.adapter_tools.inspect import inspect
 from kasatune.adapter_tools.merge import merge
 from kasatune.adapter_tools.verify import verify
 from kasatune.adapters.lora_settings import PLAIN, REFUSED, check_settings, residual_init
 from kasatune.errors import AdapterError, InputError
 from tests.kasa.models import gpt2, llama, token_ids
+from tests.peft_versions import newest_peft
 
 
 def logits(model):
@@ -55,6 +57,7 @@ def edit(folder, **changes):
 # The list of settings
 
 
+@newest_peft
 def test_every_setting_of_the_installed_peft_has_been_judged():
     assert {field.name for field in dataclasses.fields(LoraConfig)} == PLAIN | set(REFUSED) | {"init_lora_weights"}
 
@@ -111,6 +114,7 @@ def test_a_native_adapter_of_a_later_version_is_refused():
         check_settings({"r": 4, "a_later_setting": 1}, "kasa")
 
 
+@needs_train
 @pytest.mark.parametrize(
     "setting", [{"use_dora": True}, {"init_lora_weights": "corda"}, {"a_later_setting": {"on": True}}], ids=str
 )
@@ -120,7 +124,7 @@ def test_every_command_refuses_it_before_the_base_is_read(tmp_path, setting):
     (name,) = setting
     for act in (
         lambda: merge(tmp_path / "adapter", tmp_path / "out"),
-        lambda: shrink_adapter(tmp_path / "adapter", tmp_path / "out", rank=2),
+        lambda: kasatune.shrink_adapter(tmp_path / "adapter", tmp_path / "out", rank=2),
         lambda: export_adapter(tmp_path / "adapter", tmp_path / "out"),
         lambda: inspect(tmp_path / "adapter"),
     ):
@@ -132,6 +136,7 @@ def test_every_command_refuses_it_before_the_base_is_read(tmp_path, setting):
 # Initializations that change the base
 
 
+@needs_train
 @pytest.mark.parametrize(
     ("build", "settings"),
     [
@@ -147,7 +152,7 @@ def test_pissa_and_olora_give_pefts_outputs_and_leave_the_base_alone(tmp_path, b
     base = base_of(tmp_path)
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     export_adapter(tmp_path / "adapter", tmp_path / "lora", base=base)
-    shrink_adapter(tmp_path / "adapter", tmp_path / "small", energy=1.0, base=base)
+    kasatune.shrink_adapter(tmp_path / "adapter", tmp_path / "small", energy=1.0, base=base)
     assert all(torch.equal(tensor, before[name]) for name, tensor in base.state_dict().items())
     merge(tmp_path / "adapter", tmp_path / "merged", str(tmp_path / "base"))
     for name in ("lora", "small"):
@@ -201,6 +206,7 @@ def test_pissa_is_verified_with_every_export(tmp_path):
 # The base that a caller passes, and the layers that a configuration names
 
 
+@needs_train
 @pytest.mark.parametrize("settings", [{"bias": "all"}, {"modules_to_save": ["norm"]}], ids=str)
 def test_biases_and_heads_are_not_written_into_the_base_that_is_passed(tmp_path, settings):
     def build():
@@ -214,7 +220,7 @@ def test_biases_and_heads_are_not_written_into_the_base_that_is_passed(tmp_path,
     expected = trained(tmp_path, build, **settings)
     base = base_of(tmp_path)
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
-    shrink_adapter(tmp_path / "adapter", tmp_path / "small", energy=1.0, base=base)
+    kasatune.shrink_adapter(tmp_path / "adapter", tmp_path / "small", energy=1.0, base=base)
     assert all(torch.equal(tensor, before[name]) for name, tensor in base.state_dict().items())
     close(logits(PeftModel.from_pretrained(base_of(tmp_path), tmp_path / "small")), expected)
 

@@ -14,6 +14,7 @@ from kasatune import KasaConfig, export_adapter
 from kasatune.adapters import format_conversion, lora_export, reduce_rank
 from kasatune.errors import CheckError, InputError, OutputError
 from tests.kasa.models import bert, llama, shaken, token_ids
+from tests.peft_versions import needs_peft_kasa
 
 
 def logits(model):
@@ -110,6 +111,7 @@ def test_a_model_that_takes_no_tokens_is_measured_by_its_updates_and_says_so(tmp
     assert record["updates"]["largest_relative_difference"] < 1e-6
 
 
+@needs_peft_kasa
 def test_exporting_leaves_a_training_model_as_it_was(tmp_path):
     model = trained(lora_dropout=0.5, task_type="SEQ_CLS").train()
     flags = [parameter.requires_grad for parameter in model.parameters()]

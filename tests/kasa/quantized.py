@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft.utils.quantization_utils import ForwardOnlyQuantizationBackend
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -18,6 +17,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from kasatune.peft_compat.quantization_backends import ForwardOnlyQuantizationBackend
 from kasatune.weights import quantized_weight
 
 CAN_MERGE = ("nf4", "fp4", "int8", "torchao-int8", "hqq-4", "hqq-8")

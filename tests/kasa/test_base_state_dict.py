@@ -8,13 +8,14 @@ import pickle
 import peft
 import pytest
 import torch
-from peft import PeftModel, get_base_model_state_dict, get_peft_model, set_base_model_state_dict
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kasatune import KasaConfig
 from kasatune.errors import AdapterError
 from kasatune.kasa import KasaLayer
+from tests.peft_versions import needs_base_state_dict
 
 X = torch.randn(3, 10, generator=torch.Generator().manual_seed(0))
 
@@ -57,13 +58,15 @@ def in_state(state, **settings):
     return copy.deepcopy(model) if state == "copied" else model
 
 
+@needs_base_state_dict
 @pytest.mark.parametrize("truncation", ["attach", "fold"])
 @pytest.mark.parametrize("state", STATES)
 def test_the_state_dict_of_the_base_holds_its_original_weights(state, truncation):
     model = in_state(state, truncation=truncation)
-    assert equal(get_base_model_state_dict(model), base().state_dict())
+    assert equal(peft.get_base_model_state_dict(model), base().state_dict())
 
 
+@needs_base_state_dict
 @pytest.mark.parametrize("truncation", ["attach", "fold"])
 @pytest.mark.parametrize("state", STATES)
 def test_a_base_that_is_loaded_is_the_base_from_then_on(state, truncation):
@@ -74,8 +77,8 @@ def test_a_base_that_is_loaded_is_the_base_from_then_on(state, truncation):
         change = layer.change("default")
         layer.restore_base()
         layer.get_base_layer().weight.data = other[weight] + change
-    set_base_model_state_dict(model, other)
-    assert equal(get_base_model_state_dict(model), other)
+    peft.set_base_model_state_dict(model, other)
+    assert equal(peft.get_base_model_state_dict(model), other)
     if "disabled" in state:
         assert torch.equal(model(X), other_outputs(other))
         model.base_model.enable_adapter_layers()
@@ -126,9 +129,10 @@ def test_a_folded_model_is_restored_from_its_state_dict(assign):
     assert equal(other.unload().state_dict(), base().state_dict())
 
 
+@needs_base_state_dict
 def test_a_folded_layer_that_was_pickled_keeps_its_base():
     model = pickle.loads(pickle.dumps(adapted(truncation="fold")))
-    set_base_model_state_dict(model, base(seed=5).state_dict())
+    peft.set_base_model_state_dict(model, base(seed=5).state_dict())
     assert equal(model.unload().state_dict(), base(seed=5).state_dict())
 
 

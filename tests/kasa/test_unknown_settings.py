@@ -15,12 +15,14 @@ from kasatune import KasaConfig
 from kasatune.errors import InputError, UnknownSettingError
 from kasatune.kasa.unknown_settings import LORA_ONLY
 from kasatune.methods.bottleneck import BottleneckConfig
+from tests.peft_versions import newest_peft
 
 
 def names(config_class):
     return {field.name for field in dataclasses.fields(config_class) if field.init}
 
 
+@newest_peft
 def test_every_setting_of_lora_alone_has_a_reason():
     assert set(LORA_ONLY) == names(peft.LoraConfig) - names(KasaConfig)
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import peft
 import torch
 from torch import Tensor, nn
 
@@ -187,6 +188,11 @@ def _write(
     source: Source, model: nn.Module | None, out: Path, to: str, choose_rank: Callable[[Tensor], int] | None
 ) -> Path:
     converted, reduced = convert(source.files, source.kind, to, choose_rank)
+    if to == "peft-kasa" and source.outputs is not None and not hasattr(peft, "KasaConfig"):
+        raise InputError(
+            f"to={to!r} requires PEFT 0.21 or newer, which reads this format: PEFT {peft.__version__} is installed; "
+            "pip install 'peft>=0.21.2', or export to 'lora', which every PEFT reads"
+        )
     with new_directory(out) as directory:
         write(converted, directory)
         header, kind, _ = read_checked(directory)

@@ -7,7 +7,6 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import peft
 from peft.config import PeftConfig
 from peft.utils import PeftType
 
@@ -248,7 +247,7 @@ def require_kasa_config(config: object) -> KasaConfig:
     if isinstance(config, KasaConfig):
         return config
     kind = f"{type(config).__module__.partition('.')[0]}.{type(config).__name__}"
-    namesake = isinstance(config, peft.KasaConfig)
+    namesake = kind == "peft.KasaConfig"
     about = ", an option of peft.LoraConfig that trains PEFT's own KaSA," if namesake else ""
     raise InputError(f"{kind}{about} was passed as the adapter's configuration. Use `from kasatune import KasaConfig`.")
 

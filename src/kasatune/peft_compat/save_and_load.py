@@ -2,8 +2,8 @@
 
 Older versions select the tensors of an adapter by PEFT type, inside `get_peft_model_state_dict` and
 `set_peft_model_state_dict`, where types of other packages get a default: the adapters of a model are not told apart,
-trained biases are not saved, and nothing is checked before a load. Both functions are replaced for models with one of
-our adapters and unchanged for all others.
+trained biases are not saved, and nothing is checked before a load. Both functions are replaced for adapters of our
+types and unchanged for all others.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ def install() -> None:
 def _replace(original: Callable[..., Any], ours: Callable[..., Any]) -> None:
     @functools.wraps(original)
     def replacement(model: Any, *args: Any, **kwargs: Any) -> Any:
-        configs = getattr(model, "peft_config", {}).values()
-        tuners = {PEFT_TYPE_TO_TUNER_MAPPING.get(config.peft_type) for config in configs}
-        if any(isinstance(tuner, type) and issubclass(tuner, HookedTuner) for tuner in tuners):
+        name = kwargs.get("adapter_name", args[1] if len(args) > 1 else "default")
+        config = getattr(model, "peft_config", {}).get(name)
+        tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(getattr(config, "peft_type", None))
+        if isinstance(tuner, type) and issubclass(tuner, HookedTuner):
             return ours(original, model, *args, **kwargs)
         return original(model, *args, **kwargs)
 
