@@ -19,7 +19,7 @@ from kasatune.adapter_tools.verify import verify
 from kasatune.adapters.lora_settings import PLAIN, REFUSED, check_settings, residual_init
 from kasatune.errors import AdapterError, InputError
 from tests.kasa.models import gpt2, llama, token_ids
-from tests.peft_versions import newest_peft
+from tests.peft_versions import needs_train, newest_peft
 
 
 def logits(model):
