@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 import itertools
 import runpy
 import sys
@@ -63,8 +64,7 @@ def install() -> None:
     `trl.ModelConfig` becomes a subclass with the options of KaSA, with which `use_peft` is on; `trl.get_peft_config`
     returns a KasaConfig.
     """
-    import trl  # pyright: ignore[reportMissingImports]
-
+    trl: Any = importlib.import_module("trl")
     trl.ModelConfig = _model_config(trl.ModelConfig)
     trl.get_peft_config = _kasa_config
 
