@@ -50,7 +50,7 @@ def register(**settings: Any) -> None:
 
         @staticmethod
         def prepare_model(args: Any, model: nn.Module) -> PeftModel:
-            return get_peft_model(model, _config(args, model, settings))  # pyright: ignore[reportArgumentType]
+            return get_peft_model(model, _config(args, model, settings))
 
     tuners_map[NAME] = KasaTuner
 

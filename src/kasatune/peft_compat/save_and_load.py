@@ -41,7 +41,7 @@ def _replace(original: Callable[..., Any], ours: Callable[..., Any]) -> None:
     def replacement(model: Any, *args: Any, **kwargs: Any) -> Any:
         name = kwargs.get("adapter_name", args[1] if len(args) > 1 else "default")
         config = getattr(model, "peft_config", {}).get(name)
-        tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(getattr(config, "peft_type", None))
+        tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(config.peft_type) if config is not None else None
         if isinstance(tuner, type) and issubclass(tuner, HookedTuner):
             return ours(original, model, *args, **kwargs)
         return original(model, *args, **kwargs)
