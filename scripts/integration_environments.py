@@ -15,6 +15,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,6 +38,10 @@ TRAINERS = {
 WITHOUT_REQUIREMENTS = {"axolotl": "axolotl==0.19.0"}
 """Trainers that are installed without what they require, after the packages above."""
 
+HIDDEN = {"ms-swift": ["torchao"], "llama-factory": ["torchao"]}
+"""Packages of the environment that runs this script which the trainer's own PEFT cannot use: PEFT before 0.21 fails at
+an import of torchao 0.18."""
+
 
 def main() -> None:
     """Read the command line and make the environments it names."""
@@ -48,11 +53,11 @@ def main() -> None:
     if unknown:
         parser.error(f"no environment is called {', '.join(unknown)}; choose from {', '.join(TRAINERS)}")
     for name in arguments.names or TRAINERS:
-        make(arguments.directory.resolve() / name, TRAINERS[name], WITHOUT_REQUIREMENTS.get(name))
+        make(arguments.directory.resolve() / name, TRAINERS[name], WITHOUT_REQUIREMENTS.get(name), HIDDEN.get(name, ()))
 
 
-def make(directory: Path, requirements: list[str], alone: str | None = None) -> None:
-    """Make one environment; `alone` is installed without its requirements.
+def make(directory: Path, requirements: list[str], alone: str | None = None, hidden: Iterable[str] = ()) -> None:
+    """Make one environment; `alone` is installed without its requirements, and `hidden` cannot be imported in it.
 
     Raises:
         SystemExit: pip failed; its last lines are printed.
@@ -67,6 +72,9 @@ def make(directory: Path, requirements: list[str], alone: str | None = None) -> 
     packages = Path(sysconfig.get_path("purelib", vars={"base": str(directory), "platbase": str(directory)}))
     # Sorted after the environment's own packages on sys.path, so that those come first.
     (packages / "shared.pth").write_text(f"{ROOT / 'src'}\n{sysconfig.get_path('purelib')}\n", encoding="utf-8")
+    if hidden:
+        lines = "".join(f"import sys; sys.modules[{name!r}] = None\n" for name in hidden)
+        (packages / "hidden.pth").write_text(lines, encoding="utf-8")
     torch = f"torch=={importlib.metadata.version('torch').partition('+')[0]}"
     for call in ([torch, *requirements], ["--no-deps", alone]):
         if call[-1] is None:

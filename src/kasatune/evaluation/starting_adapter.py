@@ -27,6 +27,7 @@ from kasatune.methods.table import METHODS
 from kasatune.models.moved_base import recorded_fingerprint
 from kasatune.recipes.messages import show
 from kasatune.runs.directory import read_recipe
+from kasatune.wording import counted
 
 if TYPE_CHECKING:
     from kasatune.evaluation.task_model import TaskModel
@@ -169,7 +170,7 @@ def _further_parts(adapter: StartingAdapter, given: Any) -> Iterator[str]:
         yield f"model.adapter: {folder} also trains {', '.join(more)}, which no recipe does; continue it with PEFT"
     ranks = {layer.rank for layer in adapter.layers.values()}
     if len(ranks) > 1:
-        yield f"model.adapter: {folder} has layers of several ranks, and a recipe has one; continue it with PEFT"
+        yield f"model.adapter: the layers of {folder} have several ranks, and a recipe has one; continue it with PEFT"
     is_scaled = isinstance(given, KasaConfig) and given.orthonormal  # which writes its scaling into alpha_pattern
     if config.get("alpha_pattern") and not is_scaled:
         yield f"model.adapter: {folder} has an alpha_pattern, and a recipe has one alpha; continue it with PEFT"
@@ -183,8 +184,8 @@ def _differing_layers(adapter: StartingAdapter, planned: Iterable[str]) -> Itera
     missing, more = sorted(theirs - ours), sorted(ours - theirs)
     what = f"leaves out {missing[0]}" if missing else f"adds {more[0]}"
     yield (
-        f"method.target_modules: the adapter in {adapter.header.folder} has {len(theirs)} layers, and the recipe "
-        f"selects {len(ours)}: it {what}; the adapter's layers end in [{', '.join(endings)}]"
+        f"method.target_modules: the adapter in {adapter.header.folder} has {counted(len(theirs), 'layer')}, and the "
+        f"recipe selects {len(ours)}: it {what}; the adapter's layers end in [{', '.join(endings)}]"
     )
 
 

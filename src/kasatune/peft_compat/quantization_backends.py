@@ -84,7 +84,7 @@ else:
             Raises:
                 TypeError: always.
             """
-            raise TypeError(f"{self.backend_name} layers cannot be dequantized")
+            raise TypeError(f"a layer of {self.backend_name} cannot be dequantized")
 
     _FORWARD_ONLY = {"gptqmodel": "gptq", "auto_gptq": "gptq", "awq": "awq", "aqlm": "aqlm", "eetq": "eetq"}
 

@@ -74,7 +74,7 @@ def cut_sentence(run: RunRecord) -> str:
 
 
 def _rows_of(split: str) -> str:
-    return "training rows" if split == "train" else f"{split} rows"
+    return "training rows" if split == "train" else split + " rows"
 
 
 def _limit(run: RunRecord) -> str:
