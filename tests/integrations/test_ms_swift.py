@@ -120,6 +120,7 @@ SFT = [
     *("--tuner_type", "kasa", "--lora_rank", 4, "--lora_alpha", 8, "--lora_dropout", 0),
     *("--max_steps", 2, "--save_steps", 1, "--logging_steps", 1, "--seed", 3),
     *("--optim", "sgd", "--learning_rate", RATE, "--lr_scheduler_type", "constant", "--warmup_ratio", 0),
+    *("--weight_decay", 0),  # ms-swift has 0.1
     *("--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 2),
     *("--add_version", "false", "--report_to", "none"),
 ]
