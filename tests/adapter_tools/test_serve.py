@@ -282,7 +282,7 @@ def test_the_log_probabilities_of_a_prompt_are_those_of_the_model(prompts, runs)
         ({"max_tokens": 5}, "max_tokens: 5 received; with echo and logprobs it must be 0 or 1"),
         ({"max_tokens": None}, "max_tokens: None received"),
         ({"logprobs": 21}, "logprobs: 21 received; must be a whole number from 0 to 20"),
-        ({"temperature": 0.5}, "neither streamed nor sampled"),
+        ({"temperature": 0.5}, "at once and without sampling"),
         ({"prompt": [[1, -1]]}, "prompt: "),
         ({"prompt": [[999]]}, "999"),
         ({"prompt": []}, "prompt: [] received"),

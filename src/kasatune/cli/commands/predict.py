@@ -69,12 +69,16 @@ def command(
     if out is not None:
         check_predictions_file(out)
     _check_source(text, file, column)
+    texts: Sequence[Text] = list(text or ())
+    is_stream = str(file) == "-"  # read once it is known that the run can answer
+    if file is not None and not is_table(file) and not is_stream:
+        texts = read_lines_of(file)
     recipe = read_recipe(run_dir)
     read_metrics(run_dir)
-    texts: Sequence[Text] = list(text or ())
-    if file is not None:
-        is_of_rows = is_table(file)
-        texts = read_table_inputs(file, column or _columns(recipe.task, part)) if is_of_rows else read_lines_of(file)
+    if file is not None and is_table(file):
+        texts = read_table_inputs(file, column or _columns(recipe.task, part))
+    elif file is not None and is_stream:
+        texts = read_lines_of(file)
     with results_only():
         with large_libraries():
             from kasatune.evaluation.predict import predict
