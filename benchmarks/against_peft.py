@@ -2,7 +2,7 @@
 
 python -m benchmarks.against_peft [--page FILE] [--forgetting RUNS.jsonl]
 
-Two more rows, of SmolLM2-135M, come from finished runs (docs/registrations/forgetting-smollm2/runs.jsonl), made by
+--forgetting adds two rows of SmolLM2-135M, from finished runs made by
 `python -m benchmarks.forgetting E2E INSTRUCTIONS --out RUNS.jsonl --arms peft-kasa@0.004,kasa@0.004,akasa-0.02@0.004
 --seeds 0`.
 """
@@ -42,7 +42,10 @@ from kasatune.kasa import oracle
 from kasatune.models.quantization import quantization_config
 
 PAGE = Path(__file__).parents[1] / "docs" / "results" / "against-peft.md"
-RUNS = Path(__file__).parents[1] / "docs" / "registrations" / "forgetting-smollm2" / "runs.jsonl"
+FURTHER = (
+    "The last two rows are runs of SmolLM2-135M recorded by `python -m benchmarks.forgetting`, mean loss of an answer "
+    "token in nats. "
+)
 RANK = 4
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 IDS = torch.randint(0, 97, (4, 12), generator=torch.Generator().manual_seed(1))
@@ -471,10 +474,11 @@ def measure() -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--page", type=Path, default=PAGE, help="where the page goes")
-    parser.add_argument("--forgetting", type=Path, default=RUNS, help="runs of python -m benchmarks.forgetting")
+    parser.add_argument("--forgetting", type=Path, help="runs of python -m benchmarks.forgetting, for two more rows")
     given = parser.parse_args()
     page: Path = given.page
-    rows = [*measure(), *language_model(given.forgetting)]
+    further = language_model(given.forgetting) if given.forgetting else []
+    rows = [*measure(), *further]
     facts = machine()
     names = ", ".join(f"{name} {facts[name]}" for name in ("python", "torch", "transformers", "peft", "kasatune"))
     more = ", ".join(f"{name} {version(name)}" for name in ("bitsandbytes", "torchao"))
@@ -485,9 +489,8 @@ def main() -> None:
             f"{datetime.now(UTC).date().isoformat()}, {facts['processor']}, {facts['threads']} threads; {names}, "
             f"{more}.",
             "",
-            "Made by `python -m benchmarks.against_peft`: tiny models with random weights, one process; the last two "
-            "rows are runs of SmolLM2-135M recorded by `python -m benchmarks.forgetting`, mean loss of an answer token "
-            "in nats. PEFT's KaSA is "
+            "Made by `python -m benchmarks.against_peft`: tiny models with random weights, one process. "
+            f"{FURTHER if further else ''}PEFT's KaSA is "
             "`LoraConfig(kasa_config=peft.KasaConfig(...))`, kasatune's is `KasaConfig(...)`, with the same rank "
             f"({RANK} unless a row says otherwise), alpha, beta, gamma and target layers. An error is quoted as it was "
             "raised. Differences are relative: the norm of what differs over that of what was expected.",

@@ -1,12 +1,13 @@
 # kasatune for the CPU, at the versions of requirements.lock. From the root of a clone:
 #
 #   docker build -f docker/cpu.Dockerfile -t kasatune:cpu .
-#   docker run --rm -v "$PWD:/work" --user "$(id -u):$(id -g)" kasatune:cpu train recipe.yaml
-#   docker run --rm -v "$PWD:/work" --user "$(id -u):$(id -g)" -p 127.0.0.1:7860:7860 -e KASATUNE_UI_AUTH=me:secret \
-#     kasatune:cpu ui . --host 0.0.0.0
+#   docker run --rm -v "$PWD:/workspace" --user "$(id -u):$(id -g)" kasatune:cpu train recipe.yaml
+#   docker run --rm -v "$PWD:/workspace" --user "$(id -u):$(id -g)" -p 127.0.0.1:7860:7860 \
+#     -e KASATUNE_UI_AUTH=me:secret kasatune:cpu ui . --host 0.0.0.0
 FROM python:3.11-slim-trixie
 
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1 HOME=/tmp/home HF_HOME=/work/.cache/huggingface
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1 \
+    HOME=/tmp/home HF_HOME=/workspace/.cache/huggingface
 
 WORKDIR /opt/kasatune
 # torch first and by itself: the build for the CPU is in an index of its own.
@@ -18,6 +19,6 @@ COPY pyproject.toml README.md LICENSE ./
 COPY src src
 RUN pip install --no-deps --no-build-isolation . && pip check && kasatune --version
 
-WORKDIR /work
+WORKDIR /workspace
 ENTRYPOINT ["kasatune"]
 CMD ["--help"]

@@ -33,7 +33,7 @@ QUICK = (
     *("tests/kasa/test_base_state_dict.py", "tests/kasa/test_bases_placement.py", "tests/kasa/test_penalty_trainer.py"),
     *("tests/adapters/test_saving.py", "tests/adapters/test_formats.py"),
 )
-"""Attaching, saving, loading, exporting and training: what `.ci/run` runs with the oldest versions."""
+"""Attaching, saving, loading, exporting and training: what `--quick` runs."""
 
 
 @dataclass(frozen=True)

@@ -206,12 +206,13 @@ def _fit(run: Run) -> Outcome:
 
 def _train(run: Run, engine: Engine, arguments: TrainingArguments, interrupt: Interrupt, *, resume: bool) -> Outcome:
     """Train by gradient steps, from the latest checkpoint if a run is resumed."""
-    checkpoint = _resumable_checkpoint(run) if resume else None
+    adapter = _adapter_sha256(run)
+    checkpoint = _resumable_checkpoint(run, adapter) if resume else None
     run.history.rewind(step_of(checkpoint) if checkpoint else -1)
     with decompositions_shared():
         prepare_method(run, checkpoint)
-    if run.recipe.model.adapter is not None:
-        run.details["adapter"] = {"name": run.recipe.model.adapter, "sha256": _adapter_sha256(run)}
+    if adapter is not None:
+        run.details["adapter"] = {"name": run.recipe.model.adapter, "sha256": adapter}
     if checkpoint is None:
         run.data_provider.begin(run.task_model)
     if run.task_model.info.compares_with_reference:
@@ -219,7 +220,7 @@ def _train(run: Run, engine: Engine, arguments: TrainingArguments, interrupt: In
     record_start(run, resume=checkpoint is not None)
     if sharding_requested() and not deepspeed_requested():
         shard_model(run.task_model.model, run.task_model.base.model, run.device)
-    callback = _make_callback(run, interrupt)
+    callback = _make_callback(run, interrupt, adapter)
     if checkpoint:
         callback.progress = Progress(**json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")))
     trainer = _make_trainer(run, engine, arguments, callback)
@@ -255,7 +256,7 @@ def _train(run: Run, engine: Engine, arguments: TrainingArguments, interrupt: In
     return Outcome(rule, last, last, callback.last_scores)
 
 
-def _resumable_checkpoint(run: Run) -> Path | None:
+def _resumable_checkpoint(run: Run, adapter: str | None) -> Path | None:
     """The latest valid checkpoint, the same for every process; None if there is none.
 
     Raises:
@@ -272,7 +273,7 @@ def _resumable_checkpoint(run: Run) -> Path | None:
             )
         elif checkpoint and (reason := _other_base(run, manifest.get("base"))):
             fault = ModelError(f"{reason}{_ANEW}")
-        elif checkpoint and manifest.get("adapter") != _adapter_sha256(run):
+        elif checkpoint and manifest.get("adapter") != adapter:
             fault = ModelError(
                 f"model.adapter: {run.recipe.model.adapter} has changed since the run in {run.out} was started; "
                 f"restore it{_ANEW}"
@@ -308,7 +309,7 @@ def _other_base(run: Run, recorded: str | None) -> str | None:
     )
 
 
-def _make_callback(run: Run, interrupt: Interrupt) -> RunCallback:
+def _make_callback(run: Run, interrupt: Interrupt, adapter: str | None) -> RunCallback:
     return RunCallback(
         model=run.task_model.model,
         method=run.task_model.method,
@@ -322,7 +323,7 @@ def _make_callback(run: Run, interrupt: Interrupt) -> RunCallback:
         interrupt=interrupt,
         data_sha256=run.data.sha256,
         base_fingerprint=run.task_model.base.fingerprint,
-        adapter_sha256=_adapter_sha256(run),
+        adapter_sha256=adapter,
         eval_steps=run.recipe.training.eval_steps,
         save_steps=run.recipe.training.save_steps,
         patience=run.recipe.training.patience,
