@@ -12,7 +12,7 @@ from kasatune.errors import DivergedError
 from kasatune.evaluation.scoring import answers, logits, score
 from kasatune.models.load import load_base
 from kasatune.recipes.schema import ModelSection
-from kasatune.training.callback import is_better
+from kasatune.training.better_score import is_better
 from tests.toys import rows
 
 

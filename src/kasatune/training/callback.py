@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
@@ -24,6 +23,7 @@ from kasatune.io.progress import ProgressReporter
 from kasatune.methods.shared.method import Method
 from kasatune.methods.shared.trained_parameters import trainable
 from kasatune.runs.history import EvaluateEvent, History, RoutingEvent, SigmaEvent, TrainEvent
+from kasatune.training.better_score import is_better
 from kasatune.training.checkpoint_contents import preserved_random_state, save_trained_parameters
 from kasatune.training.checkpoints import checkpoint_folder, referenced_best_states, write_manifest
 from kasatune.training.divergence import StepUndo, divergence_error
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 SAVE_SECONDS = 600.0
 """Seconds since the last checkpoint after which one is written within an epoch."""
-LOWER_IS_BETTER = ("loss", "mse", "perplexity")
 
 
 @dataclass
@@ -376,21 +375,6 @@ class RunCallback(TrainerCallback):
 
 def _is_due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
-
-
-def is_better(metrics: dict[str, float], best: dict[str, float] | None, primary: str) -> bool:
-    """Whether `metrics` are better than `best`: by the score `primary`, and by the lower loss where it is equal.
-
-    NaN is worse than any number. Metrics that are equal in both are not better, so that the earlier ones are kept.
-    """
-    return best is None or _badness(metrics, primary) < _badness(best, primary)
-
-
-def _badness(metrics: dict[str, float], primary: str) -> tuple[bool, float, bool, float]:
-    """A key that sorts evaluations, the best first."""
-    value, loss = metrics.get(primary, math.nan), metrics.get("loss", math.nan)
-    signed = value if primary in LOWER_IS_BETTER else -value
-    return math.isnan(value), 0.0 if math.isnan(value) else signed, math.isnan(loss), 0.0 if math.isnan(loss) else loss
 
 
 def _named_sha256(model: nn.Module, names: Collection[str]) -> str | None:

@@ -20,7 +20,7 @@ from kasatune.experiments.compare.run_id import PlannedRun, plan_run
 from kasatune.experiments.compare.run_store import FinishedRun
 from kasatune.experiments.compare.spec import ComparisonSpec, Task, is_fitted
 from kasatune.experiments.compare.variants import Variant
-from kasatune.training.callback import LOWER_IS_BETTER
+from kasatune.training.better_score import LOWER_IS_BETTER
 
 RunSteps = Generator[Sequence[PlannedRun], Sequence[FinishedRun], None]
 

@@ -12,7 +12,7 @@ from kasatune.experiments.compare.forgetting import FORGETTING
 from kasatune.metrics.hypothesis_tests import holm
 from kasatune.metrics.seeds_by_rows import MeanOfTable
 from kasatune.reports.formatting import score_name
-from kasatune.training.callback import LOWER_IS_BETTER
+from kasatune.training.better_score import LOWER_IS_BETTER
 
 LEVEL = 0.05
 BETTER, WORSE, EQUIVALENT, NOT_INFERIOR = "better", "worse", "equivalent", "not inferior"

@@ -20,7 +20,7 @@ from kasatune.io.atomic import finite
 from kasatune.io.run_layout import PREDICTIONS
 from kasatune.metrics import classification_scores, regression_scores
 from kasatune.metrics.bootstrap import bootstrap_interval
-from kasatune.training.callback import LOWER_IS_BETTER
+from kasatune.training.better_score import LOWER_IS_BETTER
 
 _FIRST_WITH_ROWS = 3  # the schema version from which on intervals count rows as random
 _LOSS_TOLERANCE = 1e-5  # of a loss that is summed in float32 in batches
