@@ -93,6 +93,10 @@ class Runs:
         """The losses of the untouched base."""
         return next(run["base"] for key, run in self._runs.items() if key[0] is confirm)
 
+    def is_confirmed(self, point: Point) -> bool:
+        """Whether a point has been run with every seed of the confirmation."""
+        return all((True, *point, seed) in self._runs for seed in CONFIRM_SEEDS)
+
     def other_points(self) -> list[Point]:
         """Points of the search rows outside the registered search, in the order of the arms."""
         order = [*ARMS, *METHOD_ARMS]
@@ -146,10 +150,13 @@ def page(runs: Runs) -> str:
         "|---|---|---|---|---|---|",
         f"| untouched base | | {base['e2e']:.4f} | {base['unrelated']:.4f} | | |",
     ]
-    for point in (lora, akasa, KASA):
+    secondary = [KASA] if runs.is_confirmed(KASA) else []
+    for point in (lora, akasa, *secondary):
         means = " | ".join(f"{runs.mean(point, kind, confirm=True):.4f}" for kind in ("e2e", "unrelated"))
         against = " | " if point == lora else f"{difference(point, 'e2e')} | {difference(point, 'unrelated')}"
         lines.append(f"| {point[0]} | {point[1]} | {means} | {against} |")
+    if not secondary:
+        lines += ["", f"The secondary comparison, {KASA[0]} at {KASA[1]}, has not been run with all seeds."]
     base = runs.base(confirm=False)
     lines += [
         "",
@@ -164,9 +171,24 @@ def page(runs: Runs) -> str:
             f"{'yes' if point in (lora, akasa) else ''} |"
             for point in (*LORA, *AKASA)
         ),
+        "",
+        f"A point qualifies with at most {MATCHED} nats more on E2E than LoRA's best. " + nearest(runs, lora),
     ]
     lines += ["", *others(runs), "", *power(runs, lora, akasa)]
     return "\n".join(lines) + "\n"
+
+
+def nearest(runs: Runs, lora: Point) -> str:
+    """The point of LoRA that forgets less than the chosen one and missed the limit on E2E by the least."""
+    missed = [point for point in LORA if runs.mean(point, "unrelated") < runs.mean(lora, "unrelated")]
+    best = min(missed, key=lambda point: runs.mean(point, "e2e"), default=None)
+    if best is None:
+        return "No other point of LoRA forgets less."
+    over = runs.mean(best, "e2e") - min(runs.mean(point, "e2e") for point in LORA) - MATCHED
+    return (
+        f"The next point of LoRA that forgets less than the chosen one, {best[0]} at {best[1]}, missed that by "
+        f"{over:.4f} nats; its loss on unrelated text is {runs.mean(best, 'unrelated'):.4f}."
+    )
 
 
 def others(runs: Runs) -> list[str]:
@@ -180,7 +202,10 @@ def others(runs: Runs) -> list[str]:
         "| method | rate | seeds | start: E2E, unrelated | E2E | unrelated |",
         "|---|---|---|---|---|---|",
     ]
-    for point in runs.other_points():
+    others = runs.other_points()
+    if not others:
+        lines = ["## Not run"]
+    for point in others:
         held = runs.searched(point)
         start = held[0]["start"]
         cells = (
