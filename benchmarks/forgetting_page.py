@@ -252,7 +252,8 @@ def picture(runs: Runs) -> str:
 
     def means(point: Point) -> tuple[float, float]:
         held = runs.searched(point)
-        return tuple(statistics.fmean(run["end"][kind] for run in held) for kind in ("e2e", "unrelated"))
+        x, y = (statistics.fmean(run["end"][kind] for run in held) for kind in ("e2e", "unrelated"))
+        return x, y
 
     shown = {
         ("LoRA", "s2"): {point[1]: means(point) for point in LORA if point[0] == "lora"},

@@ -176,7 +176,8 @@ class KasaConfig(PeftConfig):
         Raises:
             InputError: as for KasaConfig.
         """
-        return cls(protect=protect, drop=drop, **{"truncate_by": "activation", "sigma_init": "one", **settings})
+        values: dict[str, Any] = {"truncate_by": "activation", "sigma_init": "one", **settings}
+        return cls(protect=protect, drop=drop, **values)
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain data, in an order that does not depend on the hash seed."""
