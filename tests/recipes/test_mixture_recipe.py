@@ -3,7 +3,7 @@
 import pytest
 
 from kasatune.errors import RecipeError
-from kasatune.recipes.schema import Recipe, recipe_json_schema, to_yaml
+from kasatune.recipes.schema import Recipe, apply_overrides, recipe_json_schema, to_yaml
 from kasatune.recipes.yaml_io import parse_yaml
 
 E2E = {"name": "e2e"}
@@ -106,3 +106,36 @@ def test_editors_know_the_tasks_of_parts():
     assert "e2e" in names
     assert "mixture" not in names
     assert "classification" not in names
+
+
+def test_an_override_changes_a_key_of_one_part():
+    first, second = {**E2E, "generation": {"num_beams": 2}}, {**CHATS, "title": "chats"}
+    values = {"task": {"name": "mixture", "parts": [first, second]}}
+    overrides = ["task.parts[e2e].data=a/b", "task.parts[e2e].generation.top_p=0.5", "task.parts[chats].weight=3"]
+    assert apply_overrides(values, overrides) == []
+    changed = {**first, "data": "a/b", "generation": {"num_beams": 2, "top_p": 0.5}}
+    assert values["task"]["parts"] == [changed, {**second, "weight": 3}]
+    assert first == {**E2E, "generation": {"num_beams": 2}}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task.parts[webnlg].data=x", "no part is called webnlg; the parts are e2e, e2e, instruction"),
+        ("task.parts[e2e].data=x", "2 parts are called e2e; give each another title"),
+        ("task.parts[instruction].train.x=y", "train has no keys; write task.parts[instruction].train=value"),
+        ("task.parts[].data=x", "must be section.key=value"),
+        ("task.parts[instruction]=x", "must be section.key=value"),
+        ("task.parts[instruction].train", "must be section.key=value"),
+    ],
+)
+def test_an_override_of_a_part_that_cannot_be_applied_is_named(override, message):
+    values = {"task": {"name": "mixture", "parts": [E2E, E2E, CHATS]}}
+    (fault,) = apply_overrides(values, [override])
+    assert message in fault
+    assert values["task"]["parts"] == [E2E, E2E, CHATS]
+
+
+def test_an_override_of_a_part_needs_parts():
+    (fault,) = apply_overrides({"task": {"name": "e2e"}}, ["task.parts[e2e].data=x"])
+    assert "the recipe has no task.parts; only a mixture of tasks has parts" in fault

@@ -22,6 +22,7 @@ from kasatune.methods.table import DEFAULT_METHOD, METHODS, accepted_names, cano
 from kasatune.recipes.messages import sentences, show
 from kasatune.recipes.method_section import MethodSection
 from kasatune.recipes.mixture_checks import mixable_tasks
+from kasatune.recipes.overrides import apply_overrides
 from kasatune.recipes.sections import (
     SECTIONS,
     Count,
@@ -58,8 +59,6 @@ __all__ = [
     "to_yaml",
 ]
 
-_NESTED = ("options", "calibration")
-"""Keys of `method` that hold mappings, whose keys an override can name."""
 _OF_SOME_TASKS = ("generation", "preference")
 
 
@@ -99,7 +98,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, check_inputs
 
     Args:
         path: the file.
-        overrides: "section.key=value" each, or "output=value", with the value in YAML.
+        overrides: "section.key=value" each, "task.parts[NAME].key=value" or "output=value", with the value in YAML.
         check_inputs: also check that the folders, files and packages that it names exist on this machine. Not for a
             recipe that was saved with a run: the run stays usable after its training data has moved.
 
@@ -188,63 +187,6 @@ def _options_json_schema(method: str) -> dict[str, Any]:
     options = METHODS[method].options
     properties = {option.name: option.json_schema() for option in options}
     return {"type": "object", "properties": properties, "additionalProperties": False}
-
-
-def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[str]:
-    """Put each "section.key=value" into `values`, and return one sentence for each override that is malformed.
-
-    An override of `method.name` drops the options of the method that it replaces.
-    """
-    faults: list[str] = []
-    _drop_options_of_replaced_method(values, overrides)
-    given: dict[str, str] = {}
-    for override in overrides:
-        place, equals, text = override.partition("=")
-        section, dot, key = place.partition(".")
-        outer, _, inner = key.partition(".")
-        nested = "." in key and (section != "method" or outer not in _NESTED or not inner or "." in inner)
-        if not equals or not section or (dot and not key) or nested or (section in SECTIONS and not key):
-            faults.append(f"override {show(override)}: must be section.key=value, for example training.seed=1")
-            continue
-        if place in given:
-            faults.append(f"override {show(override)}: {place} was already given as {show(given[place])}; keep one")
-            continue
-        given[place] = text
-        try:
-            value = parse_yaml(text)
-        except ValueError as error:
-            faults.append(f"override {show(override)}: the value is not YAML ({error}); quote it")
-            continue
-        if inner:
-            _set_nested(values, outer, inner, value)
-        elif not key:
-            values[section] = value
-        elif isinstance(values.get(section), dict):
-            values[section][key] = value
-        elif values.get(section) is None:
-            values[section] = {key: value}
-    return faults
-
-
-def _set_nested(values: dict[str, Any], outer: str, inner: str, value: Any) -> None:
-    """Set method.OUTER.INNER; a calibration given as its source alone becomes a mapping."""
-    method = values.get("method") or {}
-    if not isinstance(method, dict):
-        return
-    before = method.get(outer)
-    if outer == "calibration" and isinstance(before, str):
-        before = {"source": before}
-    if isinstance(before, dict | None):
-        values["method"] = {**method, outer: {**(before or {}), inner: value}}
-
-
-def _drop_options_of_replaced_method(values: dict[str, Any], overrides: Sequence[str]) -> None:
-    method = values.get("method")
-    names = [text for place, _, text in (override.partition("=") for override in overrides) if place == "method.name"]
-    if not isinstance(method, dict) or not names:
-        return
-    if canonical_name(names[0]) != canonical_name(str(method.get("name", DEFAULT_METHOD))):
-        values["method"] = {key: value for key, value in method.items() if key != "options"}
 
 
 def _with_defaults(obj: Mapping[Any, Any]) -> dict[str, Any]:
