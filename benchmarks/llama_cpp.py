@@ -8,6 +8,8 @@ from typing import Any
 
 import xllamacpp
 
+_WARNINGS = 1  # of the levels of messages, instead of a line for every request
+
 
 class LlamaCpp:
     """A base in a GGUF file, with or without a LoRA adapter in another.
@@ -24,6 +26,7 @@ class LlamaCpp:
         parameters: Any = xllamacpp.CommonParams()
         parameters.model.path = str(base)
         parameters.n_ctx = 256
+        parameters.verbosity = _WARNINGS
         parameters.n_parallel = 1
         parameters.warmup = False
         parameters.cpuparams.n_threads = 1
@@ -36,14 +39,10 @@ class LlamaCpp:
 
     def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
         """The next `count` tokens after a prompt; tokens that end a text are left out of the choice."""
-        return [token["id"] for token in self._tokens(prompt, count, 1)]
+        return [token for token, _ in self.greedy_scored(prompt, count, 1)]
 
-    def log_probabilities(self, prompt: Sequence[int], count: int) -> dict[int, float]:
-        """The log-probabilities of the `count` most probable tokens after a prompt, by token."""
-        answer = self._tokens(prompt, 1, count)[0]
-        return {token["id"]: float(token["logprob"]) for token in answer["top_logprobs"]}
-
-    def _tokens(self, prompt: Sequence[int], count: int, alternatives: int) -> list[dict[str, Any]]:
+    def greedy_scored(self, prompt: Sequence[int], count: int, alternatives: int) -> list[tuple[int, dict[int, float]]]:
+        """The same tokens, each with the log-probabilities of the `alternatives` most probable tokens at its place."""
         request = {
             "prompt": list(prompt),
             "n_predict": count,
@@ -54,4 +53,7 @@ class LlamaCpp:
             "ignore_eos": True,
             "cache_prompt": False,
         }
-        return self._server.handle_completions(request)["choices"][0]["logprobs"]["content"]
+        places = self._server.handle_completions(request)["choices"][0]["logprobs"]["content"]
+        return [
+            (place["id"], {token["id"]: float(token["logprob"]) for token in place["top_logprobs"]}) for place in places
+        ]

