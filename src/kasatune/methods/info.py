@@ -33,6 +33,8 @@ class Option:
         above: the value must be greater than `low`.
         below: the value must be less than `high`.
         optional: None (null in YAML) is allowed too.
+        written_if_set: left out of a written recipe at its default: the hash of a recipe that is older than the option
+            stays as is.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Option:
     above: bool = False
     below: bool = False
     optional: bool = False
+    written_if_set: bool = False
 
     def read(self, value: Any) -> Any:
         """`value` converted to the option's type where the two are equal: 1e3 to 1000, 2 to 2.0."""
@@ -181,6 +184,11 @@ class MethodInfo:
         """`given` with defaults for missing options, in the order of the row; unknown keys come last."""
         own = {option.name: option.read(given.get(option.name, option.default)) for option in self.options}
         return {**own, **{str(name): value for name, value in given.items() if name not in own}}
+
+    def written(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Complete options as a recipe writes them, see `Option.written_if_set`."""
+        left_out = {option.name: option.default for option in self.options if option.written_if_set}
+        return {name: value for name, value in options.items() if name not in left_out or value != left_out[name]}
 
     def option_faults(self, given: Mapping[str, Any]) -> Iterator[tuple[str, Any, Option | None]]:
         """(name, value, option) of each entry that is unknown (option is None) or not allowed."""

@@ -4,6 +4,7 @@ from typing import Any
 
 from peft import PeftConfig
 
+from kasatune.errors import InputError
 from kasatune.methods.shared.method import MethodSettings
 from kasatune.methods.shared.mixture import MixtureMethod, lora_fields
 from kasatune.methods.table import METHODS
@@ -22,9 +23,10 @@ class MiloraMoe(MixtureMethod):
     Reconstructed: no code of the authors was found, and the paper contradicts itself about the number of layers that
     are chosen. Chosen here: `top_k` = 1 (3 by option); the probability as factor of the update, which its equations
     lack, because without it no gradient of the task reaches the router (`gate` has the other readings); g within 0.04
-    of GELU on [-3, 3] at the start; its coefficients are trained with the rest, at 1/100 of the learning rate, which is
-    the ratio of the paper's rates, and not by its two-level scheme; the prompt is what comes before the first learnt
-    token.
+    of GELU on [-3, 3] at the start; the rate of its coefficients is 1/100 of the learning rate, the ratio of the
+    paper's rates; they are trained with the rest, or by the paper's two-level scheme: with `held_back` = 0.5 every
+    second step trains them on held-back rows, and leaves the rest as it is; the prompt is what comes before the first
+    learnt token.
 
     Source: Zhang et al., arXiv 2410.18035; computed by kasatune.
     """
@@ -32,14 +34,35 @@ class MiloraMoe(MixtureMethod):
     info = METHODS["milora-moe"]
 
     def config(self, settings: MethodSettings, targets: list[str] | str | None, common: dict[str, Any]) -> PeftConfig:
-        """The MiloraMoeConfig of this package."""
+        """The MiloraMoeConfig of this package.
+
+        Raises:
+            InputError: rows are held back for activations that are not trained.
+        """
+        options = settings.options
+        if options["held_back"] and not options["activation_rate"]:
+            raise InputError(
+                f"method.options.held_back: {options['held_back']:g} received with activation_rate: 0, which leaves "
+                "the activations as they start, so nothing would be trained on held-back rows; set one of them"
+            )
         own = {name: settings.options[name] for name in ("top_k", "pooling", "gate", "balance_weight")}
         return MiloraMoeConfig(**{**lora_fields(settings, targets), **own, **common})
 
     def learning_rate_factor(self, name: str, settings: MethodSettings) -> float:
         """The option `activation_rate` for the coefficients of g."""
-        own = any(part in name for part in ("mixture_numerator", "mixture_denominator"))
-        return settings.options["activation_rate"] if own else 1.0
+        return settings.options["activation_rate"] if self.is_outer(name) else 1.0
+
+    def held_back(self, settings: MethodSettings) -> float:
+        """The option `held_back`."""
+        return settings.options["held_back"]
+
+    def is_outer(self, name: str) -> bool:
+        """The coefficients of g are outer parameters."""
+        return any(part in name for part in ("mixture_numerator", "mixture_denominator"))
+
+    def reads_parameters_in_training(self, settings: MethodSettings) -> bool:
+        """Bi-level training drops gradients between backward pass and step, where ZeRO-3 has partitioned them."""
+        return bool(settings.options["held_back"])
 
 
 METHOD = MiloraMoe()

@@ -96,6 +96,16 @@ ROWS = (
                 "factor on the learning rate of the routers' activations; 0 leaves them as they start",
                 low=0,
             ),
+            Option(
+                "held_back",
+                "number",
+                0.0,
+                "share of the training rows, and of the steps, that train the routers' activations alone; the other "
+                "rows train the rest (bi-level); 0 trains all on all rows",
+                low=0,
+                high=0.5,
+                written_if_set=True,
+            ),
         ),
         merge=_NOT_MERGEABLE,
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,9 +32,12 @@ class RouterLoad:
         shares: f, (N,); None for 1/N.
         step_counts: choices since the last optimizer step, (N,).
         counts: choices since `reset`, (N,), weighted by items.
-        entropy: sum over items of -sum_i p_i log p_i since `reset`.
+        entropy: sum over items of -sum_i p_i log p_i since `reset`; None before the first item.
         items: number of items since `reset`.
+        STATE: names of the values that a resumed run needs.
     """
+
+    STATE = ("shares", "counts", "entropy", "items")
 
     def __init__(self, owner: Any, adapter_name: str) -> None:
         self.owner = owner
@@ -56,8 +59,23 @@ class RouterLoad:
     def reset(self) -> None:
         """Start the totals again."""
         self.counts: Tensor | None = None
-        self.entropy: Tensor | float = 0.0
+        self.entropy: Tensor | None = None
         self.items: Tensor | float = 0.0
+
+    def state(self) -> dict[str, Tensor]:
+        """Those of the values in `STATE` that exist, for a checkpoint."""
+        totals = {"counts": self.counts, "entropy": self.entropy, "shares": self.shares}
+        if self.counts is not None:
+            totals["items"] = torch.tensor(float(self.items), dtype=torch.float64)
+        return {name: value for name, value in totals.items() if value is not None}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state` returned; checkpoints of earlier versions hold the shares alone."""
+        self.reset()
+        self.shares = state["shares"].clone() if "shares" in state else None
+        if "counts" in state:
+            self.counts, self.entropy = state["counts"].clone(), state["entropy"].clone()
+            self.items = float(state["items"])
 
     @property
     def parameter(self) -> Tensor | None:
@@ -76,8 +94,9 @@ class RouterLoad:
         """
         counts = _sum(chosen, weights)
         entropy = -torch.xlogy(probabilities, probabilities).sum(-1)
-        self.counts = counts if self.counts is None else self.counts + counts
-        self.entropy = self.entropy + (entropy.sum() if weights is None else weights @ entropy)
+        self.counts = counts if self.counts is None else self.counts.to(counts) + counts
+        total = entropy.sum() if weights is None else weights @ entropy
+        self.entropy = total if self.entropy is None else self.entropy.to(total) + total
         self.items = self.items + (float(len(probabilities)) if weights is None else weights.sum())
         if balanced is not None:
             step = counts if balanced is chosen else _sum(balanced, weights)
@@ -97,7 +116,7 @@ class RouterLoad:
 
     def statistics(self) -> dict[str, Any] | None:
         """The share of each expert and the mean entropy in nats since `reset`; None before the first item."""
-        if self.counts is None:
+        if self.counts is None or self.entropy is None:
             return None
         total, items = float(self.counts.sum()), float(self.items)
         return {

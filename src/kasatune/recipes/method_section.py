@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_serializer, model_validator
 
 from kasatune.methods.table import DEFAULT_METHOD, METHODS, canonical_name
 from kasatune.recipes.section import Amount, Count, Rate, Section, Text, as_integer
@@ -107,6 +107,11 @@ class MethodSection(Section):
     options: dict[str, Any] = Field(
         {}, description="Settings that only this method has; `kasatune list methods --json` lists them with limits."
     )
+
+    @field_serializer("options")
+    def _write_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        info = METHODS.get(self.name)
+        return options if info is None else info.written(options)
 
     @model_validator(mode="before")
     @classmethod

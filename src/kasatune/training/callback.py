@@ -27,6 +27,7 @@ from kasatune.training.better_score import is_better
 from kasatune.training.checkpoint_contents import preserved_random_state, save_trained_parameters
 from kasatune.training.checkpoints import checkpoint_folder, referenced_best_states, write_manifest
 from kasatune.training.divergence import StepUndo, divergence_error
+from kasatune.training.engines.bilevel import HELD_BACK
 from kasatune.training.engines.forward_loss import FORWARD_LOSS
 from kasatune.training.signals import Interrupt
 from kasatune.training.tracker_series import routing_series, sigma_series
@@ -119,6 +120,7 @@ class RunCallback(TrainerCallback):
         patience: evaluations without a better score after which the run ends; None to complete it.
         writes: whether this process writes files; true for the first process of a run only.
         evaluated: takes further measurements of the model after an evaluation at this epoch.
+        routing_by_part: measures what the routers choose on each part of a mixture of tasks, by part.
         progress: progress of the run.
         stopped: whether the run was stopped on request, at a step from which it can be resumed.
         best_scores: the scores behind `progress.best`, if this process measured them.
@@ -142,6 +144,7 @@ class RunCallback(TrainerCallback):
     patience: int | None = None
     writes: bool = True
     evaluated: Callable[[float], None] = lambda epoch: None
+    routing_by_part: Callable[[], dict[str, dict[str, Any]]] = dict
     progress: Progress = field(default_factory=Progress)
     stopped: bool = False
     best_scores: CachedScores | None = None
@@ -155,6 +158,7 @@ class RunCallback(TrainerCallback):
         self._grad_norm: torch.Tensor | None = None
         self._penalties: dict[str, float] = {}
         self._evaluation_series: dict[str, float] = {}
+        self._routing_by_part: dict[str, dict[str, Any]] = {}
         self._undo = StepUndo(self.model)
 
     @property
@@ -178,6 +182,7 @@ class RunCallback(TrainerCallback):
         self._update_clock()
         with preserved_random_state():
             scores = self.score()
+            self._routing_by_part = self.routing_by_part()
             self.evaluated(self._epoch)
         seconds = time.perf_counter() - self._clock
         self._clock += seconds
@@ -266,7 +271,7 @@ class RunCallback(TrainerCallback):
         self._set_place(state)
         if logs is None or "loss" not in logs:
             return
-        terms = {name: logs[name] for name in (*self._penalties, FORWARD_LOSS) if name in logs}
+        terms = {name: logs[name] for name in (*self._penalties, FORWARD_LOSS, HELD_BACK) if name in logs}
         loss, rate = logs["loss"], logs["learning_rate"]
         self._update_clock()
         record = {
@@ -356,7 +361,8 @@ class RunCallback(TrainerCallback):
     def _record_routing(self) -> dict[str, float]:
         routers = self.method.routing(self.model)
         if routers:
-            self.history.add(RoutingEvent(step=self._step, epoch=self._epoch, routers=routers))
+            parts = self._routing_by_part
+            self.history.add(RoutingEvent(step=self._step, epoch=self._epoch, routers=routers, parts=parts))
         return routing_series(routers)
 
     def _agreed(self, args: TrainingArguments, *flags: bool) -> list[bool]:

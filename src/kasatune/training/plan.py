@@ -23,6 +23,7 @@ from kasatune.models.precision import with_precision
 from kasatune.recipes.schema import MethodSection
 from kasatune.runs.directory import check_output
 from kasatune.training.calibration_cost import CalibrationCost, calibration_cost
+from kasatune.training.engines.bilevel import held_back_fault
 from kasatune.training.parameter_count import LayerPlan, ParameterCount, build_without_weights, count_parameters
 from kasatune.training.preflight import check_files, check_rows, check_setup, has_no_weights
 from kasatune.weights.usable_positions import usable_positions
@@ -144,6 +145,8 @@ def make_plan(recipe: Recipe, pretrained: Pretrained | None = None, *, before_tr
     sizes = {folder: _FLOAT32_BYTES * (numbers + count.head) for folder, numbers in stored.items()}
     trained = (count.trained or 0) + count.head
     rows, per_epoch, steps = _steps(recipe, data)
+    fault = None if rows is None else held_back_fault(method, recipe.method, rows, recipe.training.batch_size)
+    findings.problems += [] if fault is None else [fault]
     if not before_training and steps == 1 and recipe.training.warmup_ratio:
         findings.notes.append(NO_WARMUP)
     return Plan(

@@ -21,6 +21,7 @@ from kasatune.distributed.fsdp import (
 )
 from kasatune.distributed.process_group import broadcast_from_first, is_main, world_size
 from kasatune.errors import DataError, DivergedError, InputError, ModelError
+from kasatune.evaluation.mixture import routing_by_part
 from kasatune.evaluation.packed_rows import require_packable
 from kasatune.evaluation.report_encoding import count_cut, report_chat_template, report_cut
 from kasatune.evaluation.starting_adapter import read_starting_adapter
@@ -47,6 +48,7 @@ from kasatune.training.checkpoint_contents import (
 )
 from kasatune.training.checkpoints import latest_valid, read_manifest, remove_later, step_of
 from kasatune.training.deepspeed_config import require_one_dtype
+from kasatune.training.engines.bilevel import held_back_fault
 from kasatune.training.engines.engine import Engine
 from kasatune.training.engines.run_trainer import RunHooks, RunTrainer
 from kasatune.training.plan import NO_WARMUP, require_feasible
@@ -154,6 +156,9 @@ def _set_up(
         require_packable(task_model.model)
     report_chat_template(display, task_model)
     examples = {split: data_provider.examples(task_model, data, split) for split in (TRAIN_SPLIT, SPLIT)}
+    fault = held_back_fault(task_model.method, recipe.method, len(examples[TRAIN_SPLIT]), recipe.training.batch_size)
+    if fault is not None:
+        raise InputError(fault)
     rows_cut = {split: count_cut(task_model, rows) for split, rows in examples.items()}
     for split, counts in rows_cut.items():
         report_cut(display, split, counts, recipe.task.max_length)
@@ -314,6 +319,7 @@ def _make_callback(run: Run, interrupt: Interrupt, adapter: str | None) -> RunCa
         model=run.task_model.model,
         method=run.task_model.method,
         score=lambda: run.task_model.score(run.examples[SPLIT], run.data),
+        routing_by_part=lambda: routing_by_part(run.task_model, run.examples[SPLIT]),
         evaluated=lambda epoch: run.data_provider.evaluated(run.task_model, epoch),
         primary=run.data.primary,
         keep_best=run.recipe.training.select == "best",

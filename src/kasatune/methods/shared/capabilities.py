@@ -130,6 +130,21 @@ class LearningRates:
         return 1.0
 
 
+class BilevelTraining:
+    """Parameters that are trained on held-back rows, in optimizer steps of their own (training/engines/bilevel.py)."""
+
+    def held_back(self, settings: MethodSettings) -> float:
+        """The share of the optimizer steps, and so of the training rows, that train the outer parameters.
+
+        At most 0.5; 0 trains all parameters on all rows. Not for a method with a step penalty.
+        """
+        return 0.0
+
+    def is_outer(self, name: str) -> bool:
+        """Whether the trained parameter `name` is an outer one."""
+        return False
+
+
 class ResumableState:
     """Training state besides parameters and optimizer, such as running averages."""
 
@@ -217,6 +232,10 @@ class RoutingStatistics:
         """By router: `load`, the share of each expert, and `entropy` in nats, since the last call; {} for none."""
         return {}
 
+    def recorded_routing(self, model: nn.Module) -> AbstractContextManager[dict[str, dict[str, Any]]] | None:
+        """A context that yields a mapping, at its end that of `routing` for the passes inside; None without routers."""
+        return None
+
 
 CAPABILITIES: tuple[type, ...] = (
     PreparationPass,
@@ -224,6 +243,7 @@ CAPABILITIES: tuple[type, ...] = (
     StepPenalty,
     TrainingCallbacks,
     LearningRates,
+    BilevelTraining,
     ResumableState,
     ClosedFormFit,
     SwitchOff,

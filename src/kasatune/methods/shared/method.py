@@ -13,6 +13,7 @@ from torch import nn
 from kasatune.io.run_layout import CHECKPOINT
 from kasatune.methods.info import MethodInfo, TaskKind
 from kasatune.methods.shared.capabilities import (
+    BilevelTraining,
     ClosedFormFit,
     ForwardLoss,
     LearningRates,
@@ -40,6 +41,7 @@ class Method(
     StepPenalty,
     TrainingCallbacks,
     LearningRates,
+    BilevelTraining,
     ResumableState,
     ClosedFormFit,
     SwitchOff,

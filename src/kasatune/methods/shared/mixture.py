@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kasatune.methods.shared.method import MethodSettings, TaskKind
 from kasatune.methods.shared.peft_adapter import AdapterMethod
-from kasatune.mixtures.balance import forward_pass_of, routers
+from kasatune.mixtures.balance import forward_pass_of, record_routing, routers
 from kasatune.mixtures.forward_pass import labels_of_batch
 
 if TYPE_CHECKING:
@@ -37,14 +37,13 @@ class MixtureMethod(AdapterMethod):
         return labels_of_batch(model, labels)
 
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
-        """The shares f of the last optimizer step, on which the next balance loss depends."""
-        return {f"{name}.shares": load.shares for name, load in routers(model) if load.shares is not None}
+        """The shares f of the last optimizer step, on which the next balance loss depends, and totals for reports."""
+        return {f"{name}.{key}": value for name, load in routers(model) for key, value in load.state().items()}
 
     def restore_training_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
         """See `Method.restore_training_state`."""
         for name, load in routers(model):
-            shares = state.get(f"{name}.shares")
-            load.shares = None if shares is None else shares.clone()
+            load.restore({key: state[f"{name}.{key}"] for key in load.STATE if f"{name}.{key}" in state})
 
     def routing(self, model: nn.Module) -> dict[str, dict[str, Any]]:
         """See `Method.routing`."""
@@ -52,6 +51,10 @@ class MixtureMethod(AdapterMethod):
         for _, load in routers(model):
             load.reset()
         return {name: entry for name, entry in statistics.items() if entry is not None}
+
+    def recorded_routing(self, model: nn.Module) -> AbstractContextManager[dict[str, dict[str, Any]]]:
+        """See `Method.recorded_routing`."""
+        return record_routing(model)
 
     def reads_parameters_in_training(self, settings: MethodSettings) -> bool:
         """False: a checkpoint holds loads besides the parameters."""

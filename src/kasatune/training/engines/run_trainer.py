@@ -45,6 +45,7 @@ from kasatune.training.checkpoint_contents import (
 )
 from kasatune.training.deepspeed_config import partition, stop_partitioning_on_load
 from kasatune.training.divergence import divergence_error
+from kasatune.training.engines.bilevel import HELD_BACK, BilevelSampler
 from kasatune.training.engines.forward_loss import ForwardLossTrainer
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class RunTrainer(ForwardLossTrainer):
     - the examples of an optimizer step are counted over all its micro-batches and processes;
     - rows of similar length share a batch where the recipe says so, in an order that a resumed run repeats;
     - the head, and parameters for which the method requests it, have a separate learning rate;
+    - a method's outer parameters are trained on held-back rows, in steps in which nothing else is trained;
     - the gradient of the method's step penalty is added once per optimizer step, its forward loss in every micro-batch;
     - a checkpoint holds trained parameters only, is readable with any number of processes, and contains no pickle;
     - evaluation is done by `RunHooks.evaluate`, so that it agrees with `kasatune evaluate`.
@@ -111,6 +113,7 @@ class RunTrainer(ForwardLossTrainer):
         super().__init__(callbacks=[self._restore, *callbacks], **trainer_arguments)
         stop_partitioning_on_load()
         self._hooks = hooks
+        self._bilevel = self._make_bilevel_sampler()
         self.undo_to: int | None = None
         self.remove_callback(PrinterCallback)
 
@@ -158,6 +161,8 @@ class RunTrainer(ForwardLossTrainer):
                 them, at the end of the step.
         """
         loss = super().training_step(*args, **kwargs)
+        if self._bilevel is not None:
+            self._drop_gradients_of_the_other_level(self._bilevel)
         if self.args.world_size == 1 and not torch.isfinite(loss):
             self.undo_to = self.state.global_step - 1
             raise divergence_error(f"the loss ({loss.item()})", self.state.global_step + 1)
@@ -193,14 +198,43 @@ class RunTrainer(ForwardLossTrainer):
         return batches, examples_of_all
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
-        """The base class's random order, or batches of rows of similar length."""
+        """The base class's random order, batches of rows of similar length, or the order of bi-level training."""
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        if self._bilevel is not None:
+            return self._bilevel
         if not self._hooks.group_by_length:
             return super()._get_train_sampler(rows)
         lengths = token_counts(rows)
-        size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        steps = math.ceil(len(lengths) / size)
-        return LengthGroupSampler(lengths, size, self.args.seed, lambda: self.state.global_step // steps)
+        return LengthGroupSampler(lengths, self._rows_of_step, self.args.seed, lambda: self._epoch_of(len(lengths)))
+
+    def _make_bilevel_sampler(self) -> BilevelSampler | None:
+        rows, hooks = cast(Any, self.train_dataset), self._hooks
+        share = hooks.method.held_back(hooks.settings)
+        if not share:
+            return None
+        lengths = token_counts(rows) if hooks.group_by_length else None
+        size, seed = self._rows_of_step, self.args.seed
+        return BilevelSampler(rows, size, share, seed, lambda: self._epoch_of(len(rows)), lengths)
+
+    @property
+    def _rows_of_step(self) -> int:
+        """The rows of an optimizer step, over its micro-batches and all processes."""
+        args = self.args
+        return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+    def _epoch_of(self, rows: int) -> int:
+        """The number of the epoch that begins, or is resumed."""
+        return self.state.global_step // math.ceil(rows / self._rows_of_step)
+
+    def _drop_gradients_of_the_other_level(self, bilevel: BilevelSampler) -> None:
+        """After a micro-batch: keep the gradients of the outer parameters in an outer step, of the others otherwise.
+
+        The optimizer leaves a parameter without a gradient as it is, its decay and its moments included.
+        """
+        outer = bilevel.is_outer(self.state.global_step)
+        for name, parameter in trainable(self.run_model).items():
+            if self._hooks.method.is_outer(name) != outer:
+                parameter.grad = None
 
     def count_examples(self, batch: dict[str, Any]) -> int:
         """The number of rows of a micro-batch, or of learnt tokens if its labels are (rows, tokens)."""
@@ -262,7 +296,12 @@ class RunTrainer(ForwardLossTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The base class's log, with `RunHooks.step_series` in addition where it logs an optimizer step."""
-        super().log({**self._hooks.step_series(), **logs} if "loss" in logs else logs, start_time)
+        if "loss" in logs:
+            level = (
+                {} if self._bilevel is None else {HELD_BACK: float(self._bilevel.is_outer(self.state.global_step - 1))}
+            )
+            logs = {**self._hooks.step_series(), **level, **logs}
+        super().log(logs, start_time)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Evaluate with `RunHooks.evaluate`, and log the scores as the base class does.
