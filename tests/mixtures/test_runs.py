@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import json
+import math
+from types import SimpleNamespace
 
 import pytest
+import torch
 from transformers import BertTokenizer
 
 from kasatune.adapter_tools.inspect_routing import inspect_routing
 from kasatune.adapters.adapter_files import read_header
 from kasatune.adapters.recognize_format import format_of
 from kasatune.cli.commands.inspect import command as inspect_command
+from kasatune.data.tasks import load_task
 from kasatune.errors import AdapterError, InputError
 from kasatune.evaluation.evaluate import evaluate
+from kasatune.evaluation.task_model import TaskModel
+from kasatune.mixtures import record_routing
+from kasatune.reports.formatting import share
+from kasatune.reports.routing_charts import routing_by_part
 from kasatune.reports.run_page import write_report
+from kasatune.reports.run_record import read_run
 from kasatune.runs.metrics import read_metrics
 from kasatune.training.train import train
 from tests.mixtures.models import adapted, batch
 from tests.toys import make_recipe
 from tests.training.test_instruction_runs import recipe as make_instruction_recipe
+from tests.training.test_mixture_runs import make_mixture
 
 
 @pytest.mark.parametrize("engine", ["classification", "instruction"])
@@ -57,6 +67,58 @@ def test_a_run_shows_who_was_chosen(engine, bert, llama, tmp_path, capsys):
         inspect_routing(run, text)
     with pytest.raises(AdapterError, match="'MILORA_MOE' is a mixture of LoRA experts"):
         format_of(read_header(run / "adapter"))
+
+
+@pytest.mark.parametrize("kind", ["moe-lora", "milora-moe"])
+def test_a_run_on_several_tasks_shows_who_was_chosen_for_each(kind, llama, tmp_path, monkeypatch):
+    recipe = make_mixture(llama, tmp_path / "data", method={"name": kind, "r": 2}, epochs=1)
+    run = train(recipe, tmp_path / "run")
+    events = [json.loads(line) for line in (run / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+    (event,) = [event for event in events if event["event"] == "routing"]
+    assert list(event["parts"]) == ["copy", "instruction"]
+    data = load_task(recipe.task)
+    task_model = TaskModel.for_saved_run(recipe, None, run)
+    examples = task_model.encode(data, "validation")
+    for part, routers in event["parts"].items():
+        rows = [row for row, name in zip(examples.rows, examples.parts, strict=True) if name == part]
+        with record_routing(task_model.model.eval()) as alone:
+            for row in rows:
+                task_model.model(**{key: torch.tensor([row[key]]) for key in ("input_ids", "labels")})
+        for name, entry in alone.items():
+            assert routers[name]["load"] == pytest.approx(entry["load"], abs=1e-5)
+            assert routers[name]["entropy"] == pytest.approx(entry["entropy"], rel=1e-4)
+            assert (
+                routers[name]["items"]
+                == entry["items"]
+                == sum(label != -100 for row in rows for label in row["labels"][1:])
+            )
+    write_report(run)
+    report = (run / "report.html").read_text(encoding="utf-8")
+    assert "By task, on the first validation rows of each part" in report
+    shown = routing_by_part(read_run(run))
+    assert [row.name for row in shown] == ["copy", "instruction"]
+    assert shown[0].distance == pytest.approx(shown[1].distance)
+    assert report.count(f'<td class="number">{share(shown[0].distance)}</td>') >= 2
+    monkeypatch.setattr("kasatune.training.train.routing_by_part", lambda *_: {})
+    without = train(recipe, tmp_path / "without")
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (without / "adapter" / name).read_bytes() == (run / "adapter" / name).read_bytes()
+
+
+def test_the_difference_between_tasks_is_a_total_variation():
+    def routers(*loads):
+        return {f"layer{i}": {"load": load, "entropy": math.log(len(load))} for i, load in enumerate(loads)}
+
+    parts = {
+        "a": routers([1.0, 0.0], [0.5, 0.5]),
+        "b": routers([0.0, 1.0], [0.5, 0.5]),
+        "c": routers([0, 1.0], [1.0, 0.0]),
+    }
+    record = SimpleNamespace(events=lambda kind: [{"routers": parts["a"], "parts": parts}])
+    rows = routing_by_part(record)
+    assert [row.distance for row in rows] == pytest.approx([(1 + 0.25) / 2, (0.5 + 0.25) / 2, (0.5 + 0.5) / 2])
+    assert [row.busiest for row in rows] == [0.75, 0.75, 1.0]
+    assert rows[0].entropy == pytest.approx(1)
 
 
 def test_more_experts_per_token_than_there_are(bert, tmp_path):

@@ -27,9 +27,9 @@ from tests.toys import At
 PARTS = ("copy", "instruction")
 
 
-def make_mixture(model, folder, **training) -> Recipe:
+def make_mixture(model, folder, *, method=None, **training) -> Recipe:
     """Prompts with completions, weight 3, and conversations, weight 1; both on words that the toys know."""
-    recipe = make_text_recipe(model, folder, **training)
+    recipe = make_text_recipe(model, folder, method=method, **training)
     chats = [{"instruction": f"say {first} {second} :", "output": second} for first in WORDS[:4] for second in WORDS]
     copy = {key: getattr(recipe.task, key) for key in ("train", "validation", "prompt", "completion")}
     files = {

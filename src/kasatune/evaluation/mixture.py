@@ -1,14 +1,20 @@
-"""Rows of a mixture of tasks: tokenized as those of each part's own task, and the loss of each part."""
+"""Rows of a mixture of tasks: tokenized as those of each part's own task; loss and routing of each part."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kasatune.data.tasks.dataset import Rows
 from kasatune.data.tasks.mixture_rows import MixtureRows
 from kasatune.data.tokenize import Examples
-from kasatune.evaluation.causal_loss import TextLoss, text_metrics
+from kasatune.evaluation.causal_loss import TextLoss, text_loss, text_metrics
+
+if TYPE_CHECKING:
+    from kasatune.evaluation.task_model import TaskModel
+
+_ROUTED_ROWS = 64
+"""Rows of each part on which routers are recorded."""
 
 
 def encode_mixture(rows: MixtureRows, encode: Callable[[Rows], Examples]) -> Examples:
@@ -43,3 +49,23 @@ def part_metrics(parts: Sequence[str], loss: TextLoss) -> dict[str, float]:
             mean = sum(loss.sums[index] for index in own) / tokens
             metrics |= {f"{name}/{score}": value for score, value in text_metrics(mean).items()}
     return metrics
+
+
+def routing_by_part(task_model: TaskModel, examples: Examples) -> dict[str, dict[str, Any]]:
+    """What the routers of a mixture of experts choose on the first rows of each part, by the name of the part.
+
+    Returns:
+        See `RoutingStatistics.routing`; {} for rows without parts, and for a method without routers.
+    """
+    training = task_model.recipe.training
+    measured: dict[str, dict[str, Any]] = {}
+    for part in dict.fromkeys(examples.parts):
+        recorded = task_model.method.recorded_routing(task_model.model)
+        if recorded is None:
+            return {}
+        own = [row for row, name in zip(examples.rows, examples.parts, strict=True) if name == part]
+        rows = Examples(own[:_ROUTED_ROWS], frozenset())
+        with recorded as statistics:
+            text_loss(task_model.model, rows, task_model.collate, training.eval_batch_size, training.precision)
+        measured[part] = statistics
+    return measured

@@ -17,7 +17,7 @@ from kasatune.io.run_layout import REPORT
 from kasatune.reports import classification_errors as errors
 from kasatune.reports import formatting
 from kasatune.reports import layer_spectra as spectra
-from kasatune.reports.routing_charts import routing_charts, routing_table
+from kasatune.reports.routing_charts import routing_by_part, routing_charts, routing_table
 from kasatune.reports.run_record import RunRecord, read_run
 from kasatune.reports.score_intervals import accuracy_interval, against_baseline
 from kasatune.reports.svg_charts import swatch
@@ -99,6 +99,7 @@ def render(run: RunRecord, *, reload_seconds: int | None = None) -> str:
         parts=part_rows(run),
         charts=[*(chart for chart in (draw(run) for draw in _CHARTS) if chart), *routing_charts(run)],
         routers=routing_table(run),
+        routed_parts=routing_by_part(run),
         epochs=_epoch_table(run),
         layers=all_layers,
         orders=layer_orders(all_layers),

@@ -35,6 +35,8 @@ class HistoryEvent(BaseModel, frozen=True, extra="allow"):
 class TrainEvent(HistoryEvent, frozen=True):
     """An optimizer step. The penalties of the method are further entries, by name.
 
+    With bi-level training, `held_back` is 1 for a step on held-back rows, which trains the outer parameters, else 0.
+
     Attributes:
         loss: loss of the task; None if it was not finite.
         learning_rate: of the step.
@@ -85,10 +87,12 @@ class RoutingEvent(HistoryEvent, frozen=True):
 
     Attributes:
         routers: by router, `load`, the share of each expert, `entropy` in nats and `items`, the tokens or prompts.
+        parts: for a mixture of tasks, the same on the first validation rows of each part, by its name.
     """
 
     event: Literal["routing"] = "routing"
     routers: dict[str, dict[str, Any]] = {}
+    parts: dict[str, dict[str, dict[str, Any]]] = {}
 
 
 _KINDS: dict[str, type[HistoryEvent]] = {
