@@ -112,11 +112,10 @@ def tuned(base: Any, tokenizer: Any) -> Any:
     return model.eval()
 
 
-def outside(results: dict[str, list[list[Place]]], bound: float) -> int:
-    """The number of first differences at a gap that is larger than `bound`."""
+def gaps_at_first_differences(results: dict[str, list[list[Place]]]) -> list[float]:
+    """The gap at the first difference of every text that has one, with and without the adapter."""
     texts = [text for of_model in results.values() for text in of_model]
-    first = [(text, first_difference(text)) for text in texts]
-    return sum(number is not None and text[number].gap > bound for text, number in first)
+    return [text[number].gap for text in texts if (number := first_difference(text)) is not None]
 
 
 def page(errors: Sequence[float], results: dict[str, list[list[Place]]], questions: Sequence[str]) -> str:
@@ -153,9 +152,11 @@ def page(errors: Sequence[float], results: dict[str, list[list[Place]]], questio
     count = NEW * len(questions)
     before = {name: sum(map(equal_tokens, texts)) / count for name, texts in results.items()}
     same = {name: sum(place.agrees for text in texts for place in text) / count for name, texts in results.items()}
+    gaps = gaps_at_first_differences(results)
     lines += [
         "",
-        f"First differences at a gap above {bound:.3f}: {outside(results, bound)}. Equal tokens before the first "
+        f"First differences at a gap above {bound:.3f}: {sum(gap > bound for gap in gaps)} of {len(gaps)}; the largest "
+        f"gap at one is {max(gaps, default=0.0):.3f}. Equal tokens before the first "
         f"difference: {before['base']:.0%} of all on the base, {before['tuned']:.0%} with the adapter. Given the text "
         f"that llama.cpp has written so far, both choose the same next token at {same['base']:.0%} of the places on "
         f"the base, at {same['tuned']:.0%} with the adapter.",
@@ -197,7 +198,7 @@ def main() -> int:
     if not quick:
         PAGE.write_text(text, encoding="utf-8")
     print(text)
-    return int(outside(results, max(errors)) > 0)
+    return int(max(gaps_at_first_differences(results), default=0.0) > max(errors))
 
 
 if __name__ == "__main__":

@@ -64,20 +64,20 @@ def _qwen3(hidden: int, inner: int, layers: int, heads: int, *, tied: bool) -> d
 _GEMMA_TEXT = {"model_type": "gemma3_text", "head_dim": 256, "tie_word_embeddings": True}
 
 PUBLISHED: Mapping[str, dict[str, Any]] = {
-    "lora/smollm2-135m": _smollm2(576, 1536, 30, 9, 3),
-    "lora/smollm2-360m": _smollm2(960, 2560, 32, 15, 5),
-    "lora/smollm2-1.7b": _smollm2(2048, 8192, 24, 32, 32),
-    "lora/qwen3-0.6b": _qwen3(1024, 3072, 28, 16, tied=True),
-    "lora/qwen3-4b": _qwen3(2560, 9728, 36, 32, tied=True),
-    "lora/qwen3-8b": _qwen3(4096, 12_288, 36, 32, tied=False),
-    "lora/llama-3.2-1b": _llama32(2048, 16, 32, 64),
-    "lora/llama-3.2-3b": _llama32(3072, 28, 24, 128),
-    "lora/gemma-3-1b": {
+    "akasa/smollm2-135m": _smollm2(576, 1536, 30, 9, 3),
+    "akasa/smollm2-360m": _smollm2(960, 2560, 32, 15, 5),
+    "akasa/smollm2-1.7b": _smollm2(2048, 8192, 24, 32, 32),
+    "akasa/qwen3-0.6b": _qwen3(1024, 3072, 28, 16, tied=True),
+    "akasa/qwen3-4b": _qwen3(2560, 9728, 36, 32, tied=True),
+    "akasa/qwen3-8b": _qwen3(4096, 12_288, 36, 32, tied=False),
+    "akasa/llama-3.2-1b": _llama32(2048, 16, 32, 64),
+    "akasa/llama-3.2-3b": _llama32(3072, 28, 24, 128),
+    "akasa/gemma-3-1b": {
         **_llama(1152, 6912, 26, 4, 1, 262_144, max_position_embeddings=32_768, sliding_window=512),
         **_GEMMA_TEXT,
         "architectures": ["Gemma3ForCausalLM"],
     },
-    "lora/gemma-3-4b": {
+    "akasa/gemma-3-4b": {
         "architectures": ["Gemma3ForConditionalGeneration"],
         "model_type": "gemma3",
         "text_config": {
@@ -96,7 +96,7 @@ PUBLISHED: Mapping[str, dict[str, Any]] = {
         },
         "mm_tokens_per_image": 256,
     },
-    "lora/mistral-7b": {
+    "akasa/mistral-7b": {
         **_llama(4096, 14_336, 32, 32, 8, 32_768, max_position_embeddings=32_768, tie_word_embeddings=False),
         "architectures": ["MistralForCausalLM"],
         "model_type": "mistral",
@@ -168,13 +168,18 @@ def page(lines: list[str]) -> str:
     head = ["preset", "parameters", "trained", "16 bits", "4 bits", *cards]
     return f"""# Presets for well-known models
 
-`kasatune list recipes` names them, `kasatune show lora/qwen3-8b` prints one, and this trains it on your rows:
+`kasatune list recipes` names them, `kasatune show akasa/qwen3-8b` prints one, and this trains it on your rows:
 
 ```bash
-kasatune train lora/qwen3-8b task.train=chats.jsonl task.validation=0.05
-kasatune train lora/qwen3-8b task.train=chats.jsonl task.validation=0.05 model.quantization=nf4   # 4 bits
-kasatune train lora/qwen3-8b task.train=chats.jsonl task.validation=0.05 method.name=akasa        # KaSA
+kasatune train akasa/qwen3-8b task.train=chats.jsonl task.validation=0.05
+kasatune train akasa/qwen3-8b task.train=chats.jsonl task.validation=0.05 model.quantization=nf4   # 4 bits
+kasatune train lora/qwen3-8b task.train=chats.jsonl task.validation=0.05                           # LoRA
 ```
+
+Each preset exists twice, as `akasa/MODEL` and `lora/MODEL`, which differ in the method alone.
+[aKaSA](concepts.md#akasa-the-update-keeps-out-of-what-the-activations-use) is the one to start with: on SmolLM2-135M it
+learnt a task as well as LoRA did and forgot less ([measured](results/forgetting-smollm2.md)). Before the first step it
+measures the activations of the base; `kasatune plan` says how long that takes.
 
 The settings are those of "LoRA Without Regret" (Schulman et al., Thinking Machines, 2025): every linear layer,
 alpha 32, batches of 32 rows, a learning rate ten times that of full fine-tuning. They were not tuned on these models,

@@ -20,6 +20,10 @@ class Akasa(Kasa):
     `drop: d` the component of rank d that activations use least is dropped too (`truncate_by: activation`); by default
     nothing is. sigma starts at 1. K is used in training only: the adapter is the plain product B diag(sigma) A.
 
+    On SmolLM2-135M-Instruct and 320 rows of E2E, ten seeds, the task loss equalled LoRA's (a difference of +0.0001
+    nats, -0.0064 to +0.0066), and the loss on unrelated text was 0.132 nats below LoRA's (0.110 to 0.155):
+    docs/results/forgetting-smollm2.md.
+
     Source: this project (docs/concepts.md); computed by kasatune.
     """
 

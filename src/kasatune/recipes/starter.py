@@ -13,6 +13,7 @@ from kasatune.data.readers.hub import HUB
 from kasatune.data.readers.tables import column_names
 from kasatune.data.tasks.table import TASKS
 from kasatune.errors import InputError, OutputError
+from kasatune.methods.table import DEFAULT_METHOD
 from kasatune.recipes.messages import did_you_mean
 from kasatune.recipes.schema import SECTIONS, Recipe
 from kasatune.recipes.yaml_io import inline_yaml, parse_yaml
@@ -36,6 +37,7 @@ _SHOWN: dict[str, Sequence[str]] = {
     "generation": ("num_beams",),
 }
 _LEARNING_RATE = 5e-4
+_LEARNING_RATE_OF_AKASA = 1e-3  # its update keeps out of the strongest directions, and a larger rate forgets little
 _LEARNING_RATE_OF_PREFERENCE = 2e-5  # larger steps leave the reference before beta holds the model back
 
 
@@ -46,7 +48,7 @@ def starter_recipe(
     *,
     validation: str | None = None,
     corpus: str | None = None,
-    method: str = "kasa",
+    method: str | None = None,
     output: str = "",
 ) -> str:
     """The text of a recipe, which is validated here with the files that it names.
@@ -57,7 +59,7 @@ def starter_recipe(
         data: the training file of a task that reads your own files, the folder of a benchmark, or None for the hub.
         validation: a validation file; None to hold out a share of the training rows.
         corpus: the documents of a task that retrieves passages.
-        method: name of a method.
+        method: name of a method; None for `akasa` on tasks that write text, `kasa` on others.
         output: run directory; "" for runs/TASK-METHOD.
 
     Raises:
@@ -68,13 +70,15 @@ def starter_recipe(
         raise InputError(f"--task: {task!r} is not a task{did_you_mean(task, TASKS)}; `kasatune list tasks` shows them")
     info = TASKS[task]
     rows = _rows(task, data, validation) | _documents(task, corpus)
+    method = method or ("akasa" if info.kind == "generation" else DEFAULT_METHOD)
+    protects = method == "akasa"
     given: dict[str, dict[str, Any]] = {
         "model": {"name": model},
         "task": {"name": task, **rows},
-        "method": {"name": method, "r": 8, "target_modules": "default"},
+        "method": {"name": method, "r": 8, "target_modules": "all-linear" if protects else "default"},
         "training": {"epochs": 1, "learning_rate": _LEARNING_RATE_OF_PREFERENCE}
         if info.compares_with_reference
-        else {"epochs": 3, "learning_rate": _LEARNING_RATE},
+        else {"epochs": 3, "learning_rate": _LEARNING_RATE_OF_AKASA if protects else _LEARNING_RATE},
     }
     if info.kind == "generation":
         given["generation"] = {"max_new_tokens": info.decoding.get("max_new_tokens", 64)}

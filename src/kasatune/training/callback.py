@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from kasatune.evaluation.scoring import Scores
 from kasatune.evaluation.task_model import TaskModel
 from kasatune.io.progress import ProgressReporter
 from kasatune.methods.shared.method import Method
-from kasatune.methods.shared.trained_parameters import trainable
+from kasatune.methods.shared.trained_parameters import TrainedState, trainable
 from kasatune.runs.history import EvaluateEvent, History, RoutingEvent, SigmaEvent, TrainEvent
 from kasatune.training.better_score import is_better
 from kasatune.training.checkpoint_contents import preserved_random_state, save_trained_parameters
@@ -31,7 +31,6 @@ from kasatune.training.engines.bilevel import HELD_BACK
 from kasatune.training.engines.forward_loss import FORWARD_LOSS
 from kasatune.training.signals import Interrupt
 from kasatune.training.tracker_series import routing_series, sigma_series
-from kasatune.weights.fingerprint import parameters_sha256
 from kasatune.wording import counted
 
 if TYPE_CHECKING:
@@ -66,19 +65,16 @@ class CachedScores:
 
     Attributes:
         scores: scores of every row.
-        names: names of the trained parameters.
-        digest: SHA-256 of their values.
+        state: the trained parameters of the model that was scored.
     """
 
     scores: Scores
-    names: tuple[str, ...]
-    digest: str | None
+    state: TrainedState
 
     @classmethod
     def of(cls, model: nn.Module, scores: Scores) -> CachedScores:
         """Cache `scores`, which were computed with `model` in its current state."""
-        names = tuple(trainable(model))
-        return cls(scores, names, _named_sha256(model, names))
+        return cls(scores, TrainedState.of(model))
 
     def valid_for(self, loaded: TaskModel, examples: Examples) -> bool:
         """Whether scoring `loaded` would give the same scores, because it is the model that was scored.
@@ -91,7 +87,7 @@ class CachedScores:
             examples: the rows that were scored.
         """
         logits = self.scores.logits
-        if logits is None or self.digest is None or _named_sha256(loaded.model, self.names) != self.digest:
+        if logits is None or not self.state.is_held_by(loaded.model):
             return False
         cheapest = batches_by_length(token_counts(examples.rows), loaded.recipe.training.eval_batch_size)[-1]
         again = loaded.logits(Examples([examples[index] for index in cheapest], frozenset()))
@@ -381,11 +377,3 @@ class RunCallback(TrainerCallback):
 
 def _is_due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
-
-
-def _named_sha256(model: nn.Module, names: Collection[str]) -> str | None:
-    """SHA-256 of the named parameters, see `parameters_sha256`; None if the model lacks one of them."""
-    parameters = dict(model.named_parameters())
-    if any(name not in parameters for name in names):
-        return None
-    return parameters_sha256((name, parameters[name]) for name in names)

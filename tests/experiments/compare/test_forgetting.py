@@ -21,15 +21,18 @@ from kasatune.data.tasks import load_task
 from kasatune.errors import InputError
 from kasatune.evaluation.task_model import TaskModel
 from kasatune.evaluation.unrelated_text import UnrelatedText, windows
+from kasatune.experiments.compare import process_cache
 from kasatune.experiments.compare.forgetting import (
+    Measured,
     measure_trained,
     measure_untrained,
     read_retention,
     write_retention,
 )
 from kasatune.experiments.compare.matched_forgetting import forgetting_at
-from kasatune.methods.shared.trained_parameters import trainable
+from kasatune.methods.shared.trained_parameters import TrainedState, trainable
 from kasatune.models.load import load_base
+from kasatune.training.train import train
 from tests.toys import BAD, GOOD, make_bert, make_recipe
 
 
@@ -181,6 +184,31 @@ def test_retention_is_read_as_it_was_written(bert, tmp_path, text):
     assert read.rise == pytest.approx(after) and read.epochs == [(1.0, 0.5)]
     (tmp_path / "retention.json").write_text("{", encoding="utf-8")
     assert read_retention(tmp_path) is None
+
+
+@pytest.mark.parametrize("changed", [None, "lora_A", "LayerNorm"])
+def test_a_measurement_holds_for_the_same_model_alone(bert, tmp_path, text, changed):
+    task_model, before = prepared(bert, tmp_path, text, move=0.1)
+    model = task_model.model
+    measured = Measured(1.0, measure_trained(model, before), TrainedState.of(model))
+    if changed:
+        with torch.no_grad():
+            next(weight for name, weight in model.named_parameters() if changed in name).add_(0.1)
+    assert measured.valid_for(model, before, "float32") == (changed is None)
+
+
+def test_the_best_state_is_not_measured_again_at_the_end_of_a_run(bert, tmp_path, text, monkeypatch):
+    calls = []
+    monkeypatch.setattr(process_cache, "measure_trained", lambda *args: calls.append(args) or measure_trained(*args))
+    recipe = make_recipe(bert, tmp_path, train=24, validation=17, epochs=3, method={"name": "kasa"})
+    assert recipe.training.select == "best"
+    cache = process_cache.ProcessCache()
+    train(recipe, tmp_path / "run", data_provider=cache.data_provider(search=False, unrelated=text, writes_text=False))
+    assert len(calls) == 3, "once for each epoch"
+    saved = TaskModel.for_saved_run(recipe, ("bad", "good"), tmp_path / "run")
+    stored = read_retention(tmp_path / "run")
+    assert np.array_equal(stored.after, measure_trained(saved.model, cache.untrained(recipe, text)))
+    assert len(stored.epochs) == 3
 
 
 CURVE = [(1.0, 0.6, 0.1), (2.0, 0.8, 0.3)]

@@ -40,7 +40,14 @@ def command(
             metavar="PATH", help="The documents of rag-qa: a file, a folder or package:MODULE.", show_default=False
         ),
     ] = None,
-    method: Annotated[str, typer.Option(metavar="NAME", help="A method of `kasatune list methods`.")] = "kasa",
+    method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="A method of `kasatune list methods`; default: akasa for tasks that write text, otherwise kasa.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(metavar="FILE", help="A new file.")] = Path("recipe.yaml"),
 ) -> None:
     """Write a commented recipe to start from; asks for the task, the model and the data that the options leave out.
@@ -56,7 +63,7 @@ def command(
 
     if out.exists():
         raise OutputError(f"{out} exists and is not overwritten; give another name with --out")
-    if method not in accepted_names():
+    if method is not None and method not in accepted_names():
         raise InputError(f"--method: {method!r} is not a method{did_you_mean(method, accepted_names())}")
     task = task or _ask("--task", "Which task (kasatune list tasks)?")
     model = model or _ask("--model", "Which model (hub id, folder, GGUF file or package:NAME)?")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from kasatune.evaluation.unrelated_text import WINDOW, UnrelatedText, windows
 from kasatune.io.atomic import write_json
 from kasatune.io.library_noise import quiet
 from kasatune.io.model_location import find_model
+from kasatune.methods.shared.trained_parameters import TrainedState
 from kasatune.models.gguf import fast_reading, make_plain, weight_options
 from kasatune.models.load import Base, download_gguf, read_config
 from kasatune.recipes.schema import ModelSection
@@ -70,6 +71,38 @@ class Untrained:
     def tokens(self) -> int:
         """Number of tokens of the text."""
         return sum(batch["input_ids"].numel() for batch in self.batches)
+
+    def first_batch(self) -> Untrained:
+        """The first batch of pieces alone."""
+        pieces = len(self.batches[0]["input_ids"])
+        losses = None if self.losses is None else self.losses[:pieces]
+        return replace(self, losses=losses, features=self.features[:pieces], batches=self.batches[:1])
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The unrelated text under a model after an evaluation in training.
+
+    Attributes:
+        epoch: of the evaluation.
+        values: see `measure_trained`.
+        state: the trained parameters of the model.
+    """
+
+    epoch: float
+    values: Floats
+    state: TrainedState
+
+    def valid_for(self, model: nn.Module, before: Untrained, precision: str) -> bool:
+        """Whether measuring `model` would give the same values, because it is the model that was measured.
+
+        Every trained parameter must be equal bit for bit, and so must the values of the first batch, which depend on
+        all frozen weights.
+        """
+        if not self.state.is_held_by(model):
+            return False
+        first = measure_trained(model, before.first_batch(), precision)
+        return np.array_equal(first, self.values[: len(first)])
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from kasatune.evaluation.scoring import Scores
 from kasatune.evaluation.task_model import TaskModel
 from kasatune.evaluation.unrelated_text import UnrelatedText
 from kasatune.experiments.compare.forgetting import (
-    Floats,
+    Measured,
     Untrained,
     measure_trained,
     measure_untrained,
@@ -24,6 +24,7 @@ from kasatune.experiments.compare.forgetting import (
 from kasatune.experiments.compare.search_holdout import search_data
 from kasatune.io.environment import peak_memory
 from kasatune.io.run_layout import WEIGHT_FOLDERS
+from kasatune.methods.shared.trained_parameters import TrainedState
 from kasatune.models.device import find_device
 from kasatune.models.load import load_base
 from kasatune.recipes.schema import Recipe
@@ -104,7 +105,7 @@ def process_cache() -> ProcessCache:
 class _CachedDataProvider(DataProvider):
     def __init__(self, cache: ProcessCache, search: bool, unrelated: UnrelatedText | None, writes_text: bool) -> None:
         self._cache, self._search, self._unrelated, self._writes_text = cache, search, unrelated, writes_text
-        self._epochs: list[tuple[float, Floats]] = []
+        self._measured: list[Measured] = []
 
     def data(self, recipe: Recipe) -> TaskData:
         return self._cache.search_data(recipe) if self._search else self._cache.data(recipe)
@@ -120,8 +121,8 @@ class _CachedDataProvider(DataProvider):
     def evaluated(self, task_model: TaskModel, epoch: float) -> None:
         if self._unrelated is not None:
             before = self._cache.untrained(task_model.recipe, self._unrelated)
-            after = measure_trained(task_model.model, before, task_model.recipe.training.precision)
-            self._epochs.append((epoch, after))
+            values = measure_trained(task_model.model, before, task_model.recipe.training.precision)
+            self._measured.append(Measured(epoch, values, TrainedState.of(task_model.model)))
 
     def measure(self, task_model: TaskModel, run_dir: Path) -> Mapping[str, Any]:
         if self._unrelated is None:
@@ -129,11 +130,15 @@ class _CachedDataProvider(DataProvider):
         measured: dict[str, Any] = {"peak_memory_bytes": peak_memory()}  # read before a further measurement raises it
         measured["file_bytes"] = {name: size for name in WEIGHT_FOLDERS if (size := _tensor_bytes(run_dir / name))}
         before = self._cache.untrained(task_model.recipe, self._unrelated)
-        if self._epochs and task_model.recipe.training.select == "last":
-            after = self._epochs[-1][1]
+        model, training = task_model.model, task_model.recipe.training
+        if self._measured and training.select == "last":
+            after = self._measured[-1].values
         else:
-            after = measure_trained(task_model.model, before, task_model.recipe.training.precision)
-        epochs = [(epoch, float(values.mean())) for epoch, values in self._epochs]
+            known = (seen.values for seen in self._measured if seen.valid_for(model, before, training.precision))
+            after = next(known, None)
+            if after is None:
+                after = measure_trained(model, before, training.precision)
+        epochs = [(measured.epoch, float(measured.values.mean())) for measured in self._measured]
         measured["retention"] = write_retention(run_dir, before, after, epochs)
         return measured
 
