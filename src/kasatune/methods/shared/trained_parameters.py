@@ -1,4 +1,4 @@
-"""Which parameters of a model are trained, how many, and whether two models hold equal ones, bit for bit."""
+"""The trained parameters of a model: which they are and how many, and whether another model holds the same."""
 
 from __future__ import annotations
 
