@@ -51,6 +51,24 @@ def test_the_recipe_validates_and_is_commented(files, kasatune, options, task):
     assert "Examples per optimizer step" in text
 
 
+@pytest.mark.parametrize(
+    ("options", "method"),
+    [
+        (("--task", "classification", "--data", "rows.csv"), ("kasa", "default")),
+        (("--task", "instruction", "--data", "chat.jsonl"), ("akasa", "all-linear")),
+        (("--task", "preference", "--data", "pairs.jsonl"), ("akasa", "all-linear")),
+        (("--task", "reward", "--data", "pairs.jsonl"), ("akasa", "all-linear")),
+        (("--task", "instruction", "--data", "chat.jsonl", "--method", "kasa"), ("kasa", "default")),
+    ],
+)
+def test_language_models_start_with_akasa(files, kasatune, options, method):
+    (files / "pairs.jsonl").write_text('{"prompt": "x", "chosen": "y", "rejected": "z"}\n')
+    done = kasatune("init", "--model", "model", *options)
+    assert done.status == 0, done.err
+    section = load_recipe(files / "recipe.yaml").method
+    assert (section.name, section.target_modules) == method
+
+
 def test_a_commented_key_is_the_default(files, kasatune):
     kasatune("init", "--model", "model", "--task", "demo")
     lines = (files / "recipe.yaml").read_text().splitlines()

@@ -59,7 +59,7 @@ def starter_recipe(
         data: the training file of a task that reads your own files, the folder of a benchmark, or None for the hub.
         validation: a validation file; None to hold out a share of the training rows.
         corpus: the documents of a task that retrieves passages.
-        method: name of a method; None for `akasa` on tasks that write text, `kasa` on others.
+        method: name of a method; None for `akasa` on tasks of language models, `kasa` on others.
         output: run directory; "" for runs/TASK-METHOD.
 
     Raises:
@@ -70,7 +70,7 @@ def starter_recipe(
         raise InputError(f"--task: {task!r} is not a task{did_you_mean(task, TASKS)}; `kasatune list tasks` shows them")
     info = TASKS[task]
     rows = _rows(task, data, validation) | _documents(task, corpus)
-    method = method or ("akasa" if info.kind == "generation" else DEFAULT_METHOD)
+    method = method or ("akasa" if info.kind == "generation" or info.rows == "pairs" else DEFAULT_METHOD)
     protects = method == "akasa"
     given: dict[str, dict[str, Any]] = {
         "model": {"name": model},

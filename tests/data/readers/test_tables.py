@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from kasatune.data.readers import tables, text_files
-from kasatune.data.readers.tables import read_table
+from kasatune.data.readers.tables import column_names, read_table
 from kasatune.errors import DataError
 
 TEXTS = ['plain "inner" quote', "comma, tab\t and\nline end", "ünïcode 日本語 🙂", " spaces kept "]
@@ -68,7 +68,24 @@ def test_missing_column_error_names_the_nearest_and_all_columns(tmp_path):
     message = refusal(tmp_path / "a.csv", "Text,lable\na,b\n")
     assert "no column 'text'; did you mean 'Text'? (columns: 'Text', 'lable')" in message
     assert "did you mean 'sentence'" in refusal(tmp_path / "a.jsonl", '{"sentence": "a"}\n', ["sentense"])
-    assert "values seem to be separated by ';'" in refusal(tmp_path / "a.csv", "text;label\na;b\n")
+    assert "values seem to be separated by ';'" in refusal(tmp_path / "a.tsv", "text;label\na;b\n")
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+def test_the_header_of_a_csv_file_shows_what_separates_its_columns(tmp_path, mark, quoting):
+    path = tmp_path / "a.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        file.write("\n")
+        csv.writer(file, delimiter=mark, quoting=quoting).writerows([["text", "label"], ["a, b; c | d\te", "1"]])
+    assert column_names(path) == ["text", "label"]
+    assert read_table(path, ["label", "text"]).columns == {"label": ["1"], "text": ["a, b; c | d\te"]}
+
+
+def test_a_comma_separates_before_other_marks_and_a_quoted_name_may_hold_any(tmp_path):
+    assert column_names(write(tmp_path / "a.csv", "a;b;c,d\n1,2\n")) == ["a;b;c", "d"]
+    assert column_names(write(tmp_path / "b.csv", '"a;b"\n1\n')) == ["a;b"]
+    assert column_names(write(tmp_path / "c.csv", "text\na;b\n")) == ["text"]
 
 
 def test_duplicate_column_is_refused(tmp_path):

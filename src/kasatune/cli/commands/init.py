@@ -44,7 +44,7 @@ def command(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="A method of `kasatune list methods`; default: akasa for tasks that write text, otherwise kasa.",
+            help="A method of `kasatune list methods`; default: akasa for tasks of language models, otherwise kasa.",
             show_default=False,
         ),
     ] = None,

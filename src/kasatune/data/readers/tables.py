@@ -18,6 +18,7 @@ from kasatune.wording import counted
 MAX_JSON_BYTES = 256 * 1024**2
 
 _SHOWN_COLUMNS = 20
+_DELIMITERS = ",;\t|"
 _MAX_KEYS = 1000
 
 
@@ -49,8 +50,9 @@ class Table:
 def read_table(path: Path, columns: Sequence[str]) -> Table:
     """The named columns of a file, whose suffix gives the format.
 
-    CSV and TSV have a header and the quoting of RFC 4180. A JSON file is a list of objects, a JSON Lines file has one
-    object a line; a key that an object lacks is a missing value, like null.
+    CSV and TSV have a header and the quoting of RFC 4180. The header of a CSV file shows whether commas, semicolons,
+    tabs or vertical bars separate its columns. A JSON file is a list of objects, a JSON Lines file has one object a
+    line; a key that an object lacks is a missing value, like null.
 
     Args:
         path: ends in .csv, .tsv, .json, .jsonl or .parquet, in upper or lower case.
@@ -75,7 +77,8 @@ def column_names(path: Path) -> list[str]:
     """
     suffix = _suffix(path)
     if suffix in (".csv", ".tsv"):
-        reader = csv.reader(read_lines(path), delimiter="," if suffix == ".csv" else "\t", strict=True)
+        delimiter = _delimiter(path) if suffix == ".csv" else "\t"
+        reader = csv.reader(read_lines(path), delimiter=delimiter, strict=True)
         return next(_records(path, reader), (0, []))[1]
     if suffix == ".jsonl":
         objects = _Objects(path, ())
@@ -152,7 +155,19 @@ def _explain(error: str, line: int) -> str:
 
 
 def _csv(path: Path, columns: Sequence[str]) -> Table:
-    return _delimited(path, columns, ",")
+    return _delimited(path, columns, _delimiter(path))
+
+
+def _delimiter(path: Path) -> str:
+    """The mark between the columns of a .csv file: a comma, or of a header without commas the one that splits it."""
+    widths = {}
+    for mark in _DELIMITERS:
+        reader = csv.reader(read_lines(path), delimiter=mark, strict=True)
+        try:
+            widths[mark] = len(next((record for record in reader if record), []))
+        except csv.Error:  # values in quotes that another mark follows, or a fault that reading will name
+            widths[mark] = 0
+    return "," if widths[","] > 1 else max(_DELIMITERS, key=lambda mark: widths[mark])
 
 
 def _tsv(path: Path, columns: Sequence[str]) -> Table:
@@ -176,7 +191,7 @@ def _find(path: Path, column: str, header: Sequence[str]) -> int:
         )
     mark = next((mark for mark in ";|\t," if len(header) == 1 and mark in header[0]), None)
     hint = (
-        f"; values seem to be separated by {mark!r}: use commas in .csv, tabs in .tsv"
+        f"; values seem to be separated by {mark!r}: rename the file to .csv, or use tabs"
         if mark
         else nearest(column, header)
     )
