@@ -19,7 +19,6 @@ from typing import Any
 
 import peft
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -81,23 +80,20 @@ SHAPES = {
 QUICK = {"tiny": Shape(64, 128, 4, 2, 2)}
 
 
+class StackedLayer(MoeLoraLayer):
+    """MoE-LoRA as one product for all experts."""
+
+    def loops(self, config: Any, x: Tensor) -> bool:
+        """False."""
+        return False
+
+
 class LoopLayer(MoeLoraLayer):
     """MoE-LoRA as a loop over experts, each with the tokens that chose it."""
 
-    def update(self, adapter_name: str, x: Tensor) -> Tensor:
-        """See `MixtureLayer.update`."""
-        A, B, W_g = (p[adapter_name] for p in (self.mixture_A, self.mixture_B, self.mixture_router))
-        config = self.settings[adapter_name]
-        tokens = x.flatten(0, -2)
-        weights = config.scaling * self.route(adapter_name, F.linear(tokens, W_g))
-        result = tokens.new_zeros(len(tokens), self.out_features)
-        for expert in range(config.num_experts):
-            rows = weights[:, expert].nonzero().flatten()
-            if len(rows):
-                own = slice(expert * config.r, (expert + 1) * config.r)
-                change = F.linear(F.linear(tokens[rows], A[own]), B[:, own])
-                result = result.index_add(0, rows, change * weights[rows, expert, None])
-        return result.view(*x.shape[:-1], -1)
+    def loops(self, config: Any, x: Tensor) -> bool:
+        """True."""
+        return True
 
 
 def candidates(shape: Shape) -> dict[str, Any]:
@@ -117,9 +113,10 @@ def candidates(shape: Shape) -> dict[str, Any]:
             for key, parameter in models[name].named_parameters():
                 if "mixture_B" in key:
                     parameter.normal_(std=0.01)
-    for module in models[LOOP].modules():
-        if isinstance(module, MoeLoraLayer):
-            module.__class__ = LoopLayer
+    for name, form in ((STACKED, StackedLayer), (LOOP, LoopLayer)):
+        for module in models[name].modules():
+            if isinstance(module, MoeLoraLayer):
+                module.__class__ = form
     return models
 
 

@@ -370,10 +370,15 @@ ROWS = (
         source_has("accelerate.accelerator", "_original_forward"),
     ),
     *(
-        Row("torch", name, ("kasa/kernel.py",), "the fused kernel is left where hooks are", NO_PUBLIC, holds)
-        for name, holds in (
-            (name, instance_has(linear, name))
-            for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        Row("torch", name, files, "no fused kernel and no update in place where hooks are", NO_PUBLIC, holds)
+        for name, files, holds in (
+            (name, files, instance_has(linear, name))
+            for name, files in (
+                ("_forward_hooks", ("kasa/kernel.py", "mixtures/layer.py")),
+                ("_forward_pre_hooks", ("kasa/kernel.py",)),
+                ("_backward_hooks", ("kasa/kernel.py", "mixtures/layer.py")),
+                ("_backward_pre_hooks", ("kasa/kernel.py", "mixtures/layer.py")),
+            )
         )
     ),
     Row(

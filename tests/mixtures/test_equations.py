@@ -9,9 +9,11 @@ from torch import nn
 from kasatune.mixtures import layer as layers
 from kasatune.mixtures import malora
 from kasatune.mixtures.balance import routers
-from kasatune.mixtures.layer import MixtureLayer
+from kasatune.mixtures.config import MoeLoraConfig
+from kasatune.mixtures.layer import AddProduct, MixtureLayer
 from kasatune.mixtures.malora import MaloraLayer
 from kasatune.mixtures.milora_moe import PromptRouter
+from kasatune.mixtures.moe_lora import MoeLoraLayer
 from tests.mixtures.models import CHOOSING, KINDS, TOKENS, adapted, base, batch, part, trained
 
 NAME = "base_model.model.model.layers.0.mlp.up_proj"
@@ -39,6 +41,73 @@ def written_out(kind: str, layer: MixtureLayer, x: torch.Tensor) -> torch.Tensor
                 change = p["B"][:, i * wide : (i + 1) * wide] @ p["P"][i] @ p["S"] @ token
             result[row, column] += s * G[i] / total * change
     return result
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize(("top_k", "settings"), [(1, {}), (2, {}), (8, {}), (2, {"num_experts": 16})])
+def test_both_forms_of_moe_lora_are_equal(dropout, top_k, settings, monkeypatch):
+    """The product for all experts and the loop over experts: losses and all gradients; some experts have no token."""
+    results = []
+    for loops in (False, True):
+        monkeypatch.setattr(MoeLoraLayer, "loops", lambda self, config, x, loops=loops: loops)
+        model = adapted("moe-lora", dtype=torch.float64, top_k=top_k, lora_dropout=dropout, **settings).train()
+        torch.manual_seed(0)
+        loss = model(**part(batch(), 0, 2)).loss
+        loss.backward()
+        results.append((loss, {name: p.grad for name, p in trained(model).items()}))
+    torch.testing.assert_close(*results, atol=1e-6, rtol=1e-5)
+
+
+def test_the_loop_is_chosen_for_wide_mixtures_on_a_cpu_with_many_tokens():
+    layer = adapted("moe-lora").get_submodule(NAME)
+    many, few = torch.zeros(1, 64, 16), torch.zeros(1, 8, 16)
+    narrow, wide = (MoeLoraConfig(num_experts=8, top_k=2, r=r) for r in (8, 64))
+    assert layer.loops(wide, many)
+    assert not layer.loops(wide, few)
+    assert not layer.loops(narrow, many)
+    assert not layer.loops(wide, many.to("meta")), "on a GPU, the loop would wait for the numbers of tokens"
+
+
+@pytest.mark.parametrize("kind", TOKENS)
+def test_an_update_in_place_changes_no_result_and_no_gradient(kind, monkeypatch):
+    results = []
+    for allowed in (True, False):
+        model = adapted(kind).train()
+        x = torch.randn(2, 30, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        layer = model.get_submodule(NAME)
+        if not allowed:
+            monkeypatch.setattr(type(layer), "may_overwrite", lambda self, result: False)
+        layer(x).square().sum().backward()
+        results.append([x.grad, *(p.grad for p in layer.parameters() if p.requires_grad)])
+    torch.testing.assert_close(*results, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_output_of_the_base_is_left_alone_where_others_may_hold_it(kind):
+    """A hook on the base layer sees, and may keep, the output without the update."""
+    model, seen = adapted(kind), {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, MixtureLayer):
+            layer.base_layer.register_forward_hook(lambda m, args, out, n=name: seen.update({n: (m, args[0], out)}))
+    model(**batch())
+    assert len(seen) == 14
+    for module, x, out in seen.values():
+        torch.testing.assert_close(out, torch.nn.functional.linear(x, module.weight, module.bias))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_backward_hooks_on_base_layers_are_called(kind):
+    model, seen = adapted(kind).train(), []
+    for layer in model.modules():
+        if isinstance(layer, MixtureLayer):
+            layer.base_layer.register_full_backward_hook(lambda *_: seen.append(1))
+    model(**batch()).loss.backward()
+    assert len(seen) == 11, "all but q, k and v of the first block, whose input has no gradient"
+
+
+def test_second_derivatives_pass_through_an_update_in_place():
+    factors = [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((2, 3, 4), (2, 3, 5), (5, 4))]
+    assert torch.autograd.gradgradcheck(lambda y, E, F: AddProduct.apply(y * 1, E, F).square(), factors)
 
 
 @pytest.mark.parametrize("kind", TOKENS)
@@ -94,7 +163,7 @@ def test_a_router_that_leaks_into_other_experts_fails_that_law(kind, monkeypatch
     from kasatune.mixtures import moe_lora
 
     plain = layers.top_k_weights
-    monkeypatch.setattr(moe_lora, "top_k_weights", lambda p, k: (plain(p, k)[0] + 1e-3, plain(p, k)[1]))
+    monkeypatch.setattr(moe_lora, "top_k_weights", lambda s, k: (plain(s, k)[0] + 1e-3, plain(s, k)[1]))
     with pytest.raises(AssertionError):
         gradients_of_unselected_experts_are_zero(adapted(kind, num_experts=4))
 

@@ -131,8 +131,11 @@ class MixtureLayer(MixtureModule):
         """The parameters of a new adapter, by the name of their ParameterDict, on the CPU (or the meta device)."""
 
     @abstractmethod
-    def update(self, adapter_name: str, x: Tensor) -> Tensor:
-        """The update of y, scaling included, for x (..., in) in the dtype of the parameters."""
+    def add_update(self, adapter_name: str, x: Tensor, result: Tensor) -> Tensor:
+        """The output of the base (..., out) plus the update, for x (..., in) in the dtype of the parameters.
+
+        `result` may be overwritten if `may_overwrite`.
+        """
 
     def update_layer(self, adapter_name: str, config: Any, weight: BaseWeight) -> None:
         """Add an adapter, or replace it."""
@@ -157,8 +160,33 @@ class MixtureLayer(MixtureModule):
         adapter = self.acting()
         if adapter is None or self.is_idle(adapter):
             return result
-        update = self.update(adapter, self._cast_input_dtype(x, self.mixture_B[adapter].dtype))
-        return (result + update).to(result.dtype)
+        return self.add_update(adapter, self._cast_input_dtype(x, self.mixture_B[adapter].dtype), result)
+
+    def add_product(self, result: Tensor, inputs: Tensor, factor: Tensor) -> Tensor:
+        """`result` (..., out) + inputs (..., width) @ factor (width, out), in the dtype of `result`.
+
+        In place where nothing else can hold the output of the base: one pass over it less, and no tensor of its size.
+        """
+        if self.may_overwrite(result) and inputs.dtype == factor.dtype == result.dtype:
+            overwritten: Any = AddProduct.apply(result, inputs, factor)
+            return overwritten
+        return (result + inputs @ factor).to(result.dtype)
+
+    def may_overwrite(self, result: Tensor) -> bool:
+        """Whether the output of the base layer belongs to this layer alone.
+
+        Not that of other classes than nn.Linear, nor one that a hook has seen. With a bias it is a view in autograd,
+        whose backward pass after an operation in place is slower.
+        """
+        base = self.base_layer
+        return (
+            type(base) is nn.Linear
+            and type(result) is Tensor
+            and result.is_contiguous()
+            and not (result.requires_grad and base.bias is not None)
+            and not torch.compiler.is_compiling()
+            and not (base._forward_hooks or base._backward_hooks or base._backward_pre_hooks)
+        )
 
     def drops(self, adapter_name: str) -> bool:
         """Whether dropout acts on the input of the experts in this pass."""
@@ -184,6 +212,27 @@ class MixtureLayer(MixtureModule):
         )
 
 
+class AddProduct(torch.autograd.Function):
+    """`result` (..., out) += inputs (..., width) @ factor (width, out), in place."""
+
+    @staticmethod
+    def forward(ctx: Any, result: Tensor, inputs: Tensor, factor: Tensor) -> Tensor:
+        """Overwrite and return `result`."""
+        result.view(-1, result.shape[-1]).addmm_(inputs.reshape(-1, len(factor)), factor)
+        ctx.mark_dirty(result)
+        ctx.save_for_backward(inputs, factor)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of result, inputs and factor."""
+        inputs, factor = ctx.saved_tensors
+        gradient = gradients[0].reshape(-1, factor.shape[1])
+        of_inputs = (gradient @ factor.T).view_as(inputs) if ctx.needs_input_grad[1] else None
+        of_factor = inputs.reshape(-1, len(factor)).T @ gradient if ctx.needs_input_grad[2] else None
+        return gradients[0], of_inputs, of_factor
+
+
 def draw_device() -> torch.device:
     """Where initial values are drawn: the CPU whatever the device of the model, so that one seed gives one adapter."""
     return torch.device("meta" if torch.get_default_device().type == "meta" else "cpu")
@@ -201,18 +250,26 @@ def normal_rows(rows: int, columns: int, deviation: float = ROUTER_DEVIATION) ->
     return deviation * torch.randn(rows, columns, device=draw_device())
 
 
-def top_k_weights(probabilities: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+def top_k_weights(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """The weights w (..., N) of the experts, and the numbers (..., top_k) of the chosen ones.
 
-    w_i is the probability of a chosen expert, divided by the sum over the chosen ones if top_k > 1, and 0 elsewhere.
+    w_i is softmax(scores) of a chosen expert, divided by the sum over the chosen ones if top_k > 1, and 0 elsewhere.
     """
-    values, index = probabilities.topk(top_k, dim=-1)
+    index = scores.detach().topk(top_k, dim=-1).indices
+    chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, index, True)
     if top_k > 1:
-        values = values / values.sum(-1, keepdim=True)
-    return torch.zeros_like(probabilities).scatter(-1, index, values), index
+        return scores.masked_fill(~chosen, -math.inf).softmax(-1), index
+    return scores.softmax(-1) * chosen, index
 
 
 def linear_together(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-    """W_i x for several matrices of the same input, computed as one product."""
+    """W_i x for several matrices of the same input, as one product unless the tokens are few."""
+    if is_short(x):
+        return tuple(F.linear(x, weight) for weight in weights)
     joined = F.linear(x, torch.cat(weights))
     return cast(tuple[Tensor, ...], joined.split([len(weight) for weight in weights], dim=-1))
+
+
+def is_short(x: Tensor) -> bool:
+    """Whether x (..., in) has so few tokens, as in generation, that joining matrices costs more than it saves."""
+    return x.numel() < 16 * x.shape[-1]

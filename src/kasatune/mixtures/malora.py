@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kasatune.distributed.gather_scatter import is_sharded
-from kasatune.mixtures.layer import draw_device, linear_together, normal_rows
+from kasatune.mixtures.layer import draw_device, is_short, linear_together, normal_rows
 from kasatune.mixtures.moe_lora import TopKLayer, weighted_experts
 
 SAME_INPUT = (
@@ -49,7 +49,7 @@ class SharedInput:
         if ready is None:
             members = [layer] + [m for m in self.layers if m is not layer and m.acting() == adapter_name]
             members = [m for m in members if m is layer or m.fits_with(layer, adapter_name)]
-            if torch.compiler.is_compiling() or len(members) == 1:
+            if len(members) == 1 or is_short(x) or torch.compiler.is_compiling():
                 return _split(linear_together(x, layer.shared(adapter_name), layer.mixture_router[adapter_name]))[0]
             weights = [w for m in members for w in (m.shared(adapter_name), m.mixture_router[adapter_name])]
             parts = _split(linear_together(x, *weights))
@@ -109,25 +109,21 @@ class MaloraLayer(TopKLayer):
             self.frozen_peft_weight_names[adapter_name] = ("mixture_S",)
             self.set_adapter(self.active_adapters)
 
-    def update(self, adapter_name: str, x: Tensor) -> Tensor:
-        """See `MixtureLayer.update`."""
+    def add_update(self, adapter_name: str, x: Tensor, result: Tensor) -> Tensor:
+        """See `MixtureLayer.add_update`."""
         if self.drops(adapter_name):
             z = F.linear(self.mixture_dropout[adapter_name](x), self.shared(adapter_name))
             scores = F.linear(x, self.mixture_router[adapter_name])
         else:
             z, scores = self.shared_input.products(self, adapter_name, x)
-        weights = self.settings[adapter_name].scaling * self.route(adapter_name, scores)
-        return asymmetric_experts(z, weights, self.mixture_P[adapter_name], self.mixture_B[adapter_name])
-
-
-def asymmetric_experts(z: Tensor, weights: Tensor, P: Tensor, B: Tensor) -> Tensor:
-    """sum_i w_i B_i P_i z for z (..., d), weights w (..., N), P (N, rbar, d) and B = [B_1 .. B_N] (out, N rbar)."""
-    N, rbar, _ = P.shape
-    if weights[..., 0].numel() < N * rbar:
-        return F.linear(weighted_experts(F.linear(z, P.flatten(0, 1)), weights), B)
-    folded = torch.einsum("oit,itd->oid", B.unflatten(-1, (N, rbar)), P)  # (out, N, d)
-    experts = z.unsqueeze(-2) * weights.to(z.dtype).unsqueeze(-1)  # (..., N, d)
-    return F.linear(experts.flatten(-2), folded.flatten(1))
+        weights = self.settings[adapter_name].scaling * self.route(adapter_name, scores)[0]
+        P, B = self.mixture_P[adapter_name], self.mixture_B[adapter_name]
+        N, rbar, _ = P.shape
+        if weights[..., 0].numel() < N * rbar:
+            return self.add_product(result, weighted_experts(F.linear(z, P.flatten(0, 1)), weights), B.T)
+        folded = P.transpose(1, 2) @ B.T.unflatten(0, (N, rbar))  # (N, d, out)
+        experts = z.unsqueeze(-2) * weights.to(z.dtype).unsqueeze(-1)  # (..., N, d)
+        return self.add_product(result, experts.flatten(-2), folded.flatten(0, 1))
 
 
 def join_inputs(layers: Mapping[str, MaloraLayer]) -> None:

@@ -53,14 +53,14 @@ class MiloraMoeLayer(MixtureLayer):
         selected = self.mixture_pass.decisions[block].selected
         return selected is not None and not selected[expert]
 
-    def update(self, adapter_name: str, x: Tensor) -> Tensor:
-        """See `MixtureLayer.update`."""
+    def add_update(self, adapter_name: str, x: Tensor, result: Tensor) -> Tensor:
+        """See `MixtureLayer.add_update`."""
         block, expert = self.place[adapter_name]
         gates = self.mixture_pass.decisions[block].gates[:, expert] * self.settings[adapter_name].scaling
         A, B = self.mixture_A[adapter_name], self.mixture_B[adapter_name]
         hidden = F.linear(self.mixture_dropout[adapter_name](x), A)
         per_row = hidden.view(len(gates), -1, hidden.shape[-1]) * gates.to(hidden).view(-1, 1, 1)
-        return F.linear(per_row.view(hidden.shape), B)
+        return self.add_product(result, per_row.view(hidden.shape), B.T)
 
 
 class PromptRouter(MixtureModule):

@@ -45,8 +45,8 @@ class MorLayer(MixtureLayer):
             "mixture_router": normal_rows(N, self.in_features),
         }
 
-    def update(self, adapter_name: str, x: Tensor) -> Tensor:
-        """See `MixtureLayer.update`."""
+    def add_update(self, adapter_name: str, x: Tensor, result: Tensor) -> Tensor:
+        """See `MixtureLayer.add_update`."""
         A, B, lam_A, lam_B, W_g = (getattr(self, name)[adapter_name] for name in self.adapter_layer_names)
         if self.drops(adapter_name):
             z, scores = F.linear(self.mixture_dropout[adapter_name](x), A), F.linear(x, W_g)
@@ -54,21 +54,13 @@ class MorLayer(MixtureLayer):
             z, scores = linear_together(x, A, W_g)
         gates = scores.float().softmax(-1)
         self.mixture_pass.record(self.router_loads[adapter_name], gates, gates, 0.0, training=self.in_training)
-        return mixture_of_ranks(z, self.settings[adapter_name].scaling * gates, lam_A, lam_B, B)
+        experts = rank_experts(z, self.settings[adapter_name].scaling * gates, lam_A)
+        if gates[..., 0].numel() < len(lam_B):
+            return (result + (F.linear(experts, B) * lam_B).sum(-2)).to(result.dtype)
+        folded = lam_B.unsqueeze(1) * B.T  # (N, r, out)
+        return self.add_product(result, experts.flatten(-2), folded.flatten(0, 1))
 
 
-def mixture_of_ranks(z: Tensor, gates: Tensor, lam_A: Tensor, lam_B: Tensor, B: Tensor) -> Tensor:
-    """sum_i G_i diag(lamB_i) B diag(lamA_i) z for z = A x (..., r) and gates G (..., N).
-
-    Args:
-        z: (..., r).
-        gates: (..., N), the scaling s included.
-        lam_A: (N, r).
-        lam_B: (N, out).
-        B: (out, r).
-    """
-    experts = z.unsqueeze(-2) * lam_A * gates.to(z.dtype).unsqueeze(-1)  # (..., N, r)
-    if experts[..., 0, 0].numel() < len(lam_B):
-        return (F.linear(experts, B) * lam_B).sum(-2)
-    folded = lam_B.T.unsqueeze(-1) * B.unsqueeze(1)  # (out, N, r)
-    return F.linear(experts.flatten(-2), folded.flatten(1))
+def rank_experts(z: Tensor, gates: Tensor, lam_A: Tensor) -> Tensor:
+    """G_i lamA_i * z (..., N, r) for z = A x (..., r), gates G (..., N), the scaling s included, and lam_A (N, r)."""
+    return z.unsqueeze(-2) * lam_A * gates.to(z.dtype).unsqueeze(-1)
