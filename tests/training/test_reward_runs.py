@@ -83,3 +83,12 @@ def test_the_loss_of_a_step_is_the_mean_over_its_pairs_in_any_number_of_pieces(l
 def test_methods_that_read_another_loss_are_refused(tmp_path, name):
     with pytest.raises(RecipeError, match=f'"{name}" received; it cannot do reward'):
         pair_recipe("unused", tmp_path, task="reward", method={"name": name})
+
+
+def test_akasa_measures_the_activations_of_the_pairs(llama, tmp_path):
+    method = {"name": "akasa", "r": 2, "target_modules": "all-linear"}
+    recipe = pair_recipe(llama, tmp_path / "d", task="reward", method=method, max_steps=1)
+    plan = make_plan(recipe)
+    assert not plan.problems and plan.calibration.source == "task"
+    metrics = read_metrics(train(recipe, tmp_path / "run"))
+    assert math.isfinite(metrics["metrics"]["loss"]) and metrics["method"] == "akasa"
