@@ -9,13 +9,17 @@ from kasatune.io.train_extra import require_train_extra
 
 
 def run() -> int:
-    """Run the command line and return its exit status; 2 with one line of explanation where a package is missing."""
+    """Run the command line and return its exit status: 2 if a package is missing, 130 for Ctrl-C during imports."""
     try:
         require_train_extra("the command line")
     except MissingExtraError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return fault.exit_status
-    from kasatune.cli.main import run as run_command
+    try:
+        from kasatune.cli.main import run as run_command
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
     return run_command()
 

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 import kasatune as package
+from kasatune import __main__ as entry_point
 from kasatune.cli.main import COMMANDS, build_app, describe
 from kasatune.errors import DivergedError, InputError
 
@@ -116,6 +117,18 @@ def test_errors_become_a_message_and_a_status(kasatune, monkeypatch, error, stat
     assert done.err.startswith("error: ") or status == 130
     assert words in done.err
     assert "Traceback" not in done.err
+
+
+def test_ctrl_c_while_the_command_line_is_imported_shows_no_traceback(monkeypatch, capsys):
+    class Interrupted:
+        def find_spec(self, name, path=None, target=None):
+            if name == "kasatune.cli.main":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "kasatune.cli.main")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    assert entry_point.run() == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_debug_shows_the_traceback(kasatune, monkeypatch):

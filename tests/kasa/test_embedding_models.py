@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import load_file
 
 from kasatune import KasaConfig, export_adapter
 from tests.toys import BAD, GOOD
 
+datasets = pytest.importorskip("datasets", reason="needs the extra kasatune[sft]")
 REASON = "needs sentence-transformers 6: pip install sentence-transformers"
 st = pytest.importorskip("sentence_transformers", reason=REASON)
 losses = pytest.importorskip("sentence_transformers.sentence_transformer.losses", reason=REASON)
@@ -46,7 +46,7 @@ def trained(bert, folder, penalty):
         use_cpu=True,
         disable_tqdm=True,
     )
-    rows = Dataset.from_dict({"anchor": TEXTS, "positive": TEXTS[::-1]})
+    rows = datasets.Dataset.from_dict({"anchor": TEXTS, "positive": TEXTS[::-1]})
     loss = losses.MultipleNegativesRankingLoss(model)
     st.SentenceTransformerTrainer(model=model, args=arguments, train_dataset=rows, loss=loss).train()
     return model.eval(), start

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from datasets import Dataset
 from peft import LoraConfig
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -11,6 +10,7 @@ from kasatune import KasaConfig
 from tests.kasa.penalty_probe import BETA, GAMMA, assert_penalized_once, llama, no_warning, rows
 from tests.kasa.penalty_trainers import Watch, arguments
 
+datasets = pytest.importorskip("datasets", reason="needs the extra kasatune[sft]")
 trl = pytest.importorskip("trl", reason="needs the extra kasatune[sft]")
 
 
@@ -24,7 +24,9 @@ def tokenizer():
 
 
 def text(count=24):
-    return Dataset.from_dict({"text": [" ".join(f"w{int(i) % 60}" for i in row["input_ids"]) for row in rows(count)]})
+    return datasets.Dataset.from_dict(
+        {"text": [" ".join(f"w{int(i) % 60}" for i in row["input_ids"]) for row in rows(count)]}
+    )
 
 
 def fit(folder, peft_config, accumulation):

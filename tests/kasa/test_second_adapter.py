@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
 from peft import PeftModel, get_peft_model
 
 from kasatune import KasaConfig
@@ -17,6 +16,7 @@ from tests.kasa.models import shaken
 from tests.kasa.penalty_probe import llama
 from tests.kasa.test_penalty_sft import tokenizer
 
+datasets = pytest.importorskip("datasets", reason="needs the extra kasatune[sft]")
 trl = pytest.importorskip("trl", reason="needs the extra kasatune[sft]")
 
 PAIRS = [
@@ -71,7 +71,11 @@ def first_step(model, folder, **arguments):
         disable_tqdm=True,
     )
     trainer = trl.DPOTrainer(
-        model=model, args=settings, train_dataset=Dataset.from_list(PAIRS), processing_class=tokenizer(), **arguments
+        model=model,
+        args=settings,
+        train_dataset=datasets.Dataset.from_list(PAIRS),
+        processing_class=tokenizer(),
+        **arguments,
     )
     trainer.train()
     return trainer.state.log_history[0], trainer
@@ -141,7 +145,7 @@ def test_grpo_starts_without_divergence_from_its_reference(given, tmp_path):
         model=model,
         reward_funcs=lambda completions, **_: [float(len(text)) for text in completions],
         args=settings,
-        train_dataset=Dataset.from_list([{"prompt": pair["prompt"]} for pair in PAIRS]),
+        train_dataset=datasets.Dataset.from_list([{"prompt": pair["prompt"]} for pair in PAIRS]),
         processing_class=tokenizer(),
         peft_config=config() if given == "peft_config" else None,
     )
@@ -160,7 +164,7 @@ def test_trainers_without_a_reference_get_no_second_adapter(tmp_path):
     trainer = trl.SFTTrainer(
         model=llama(),
         args=trl.SFTConfig(output_dir=str(tmp_path), report_to=[], bf16=False, use_cpu=True),
-        train_dataset=Dataset.from_dict({"text": ["w1 w2"]}),
+        train_dataset=datasets.Dataset.from_dict({"text": ["w1 w2"]}),
         processing_class=tokenizer(),
         peft_config=config(),
     )

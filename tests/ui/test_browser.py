@@ -1,4 +1,4 @@
-"""The page in a real browser: from a dropped file to a chat with a tiny model, asking 127.0.0.1 alone.
+"""The page in a real browser: a dropped file, a run stopped and resumed, a chat, exports; 127.0.0.1 alone is asked.
 
 The folder that KASATUNE_SCREENSHOTS names receives pictures of the tabs at 390 and 1280 pixels, light and dark; the
 documentation shows some of them. CHROMIUM names the browser, if it is not `chromium` on the PATH.
@@ -28,7 +28,7 @@ HOSTILE = "<img src=x onerror=alert(1)>.jsonl"
 CHANGES = """task.max_length=32
 task.validation=0.25
 method.r=2
-training.epochs=12
+training.epochs=40
 training.batch_size=4
 training.learning_rate=0.05
 training.device=cpu
@@ -76,7 +76,22 @@ def rows() -> list[dict[str, str]]:
     ]
 
 
-def test_from_a_dropped_file_to_a_chat(served, tmp_path):
+EXPORTS = {
+    "lora": ("LoRA: PEFT", "adapter_model.safetensors", "kasatune export runs/toy --to lora --out adapters/toy-lora"),
+    "gguf": ("GGUF: llama.cpp", "adapter.gguf", "kasatune export runs/toy --to gguf --out adapters/toy-gguf"),
+    "ollama": ("Ollama: GGUF", "Modelfile", "kasatune export runs/toy --to ollama --out adapters/toy-ollama"),
+    "merged": ("Merged: a plain", "model.safetensors", "kasatune merge runs/toy --out adapters/toy-merged"),
+}
+"""For each format: how its choice begins, a file of the result, and the command."""
+
+
+def steps(root: Path) -> list[int]:
+    """The numbers of the steps in the history of the run."""
+    events = map(json.loads, (root / "runs" / "toy" / "history.jsonl").read_text().splitlines())
+    return [event["step"] for event in events if event["event"] == "train"]
+
+
+def test_from_a_dropped_file_to_a_chat_and_the_exports(served, tmp_path):
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     root, address = served
     table = tmp_path / HOSTILE
@@ -114,7 +129,15 @@ def test_from_a_dropped_file_to_a_chat(served, tmp_path):
         page.close()  # the run continues
 
         page = open_page()
+        page.wait_for_selector("#live >> text=gradient norm")  # the first steps are done
+        page.click("#stop")
+        page.wait_for_selector("[data-state=stopped]")
+        done = len(steps(root))
+        page.click("#resume")
+        page.wait_for_selector("text=kasatune train runs/toy/recipe.yaml --out runs/toy --resume")
         page.wait_for_selector("[data-state=finished]")
+        assert 0 < done < 360
+        assert steps(root) == list(range(1, 361))
         page.wait_for_selector("#live >> text=tokens per second")
         _pictures(page, "start")
         page.get_by_role("tab", name="Runs").click()
@@ -134,6 +157,29 @@ def test_from_a_dropped_file_to_a_chat(served, tmp_path):
         )
         page.wait_for_selector("#tuned-answers >> text=blue green")
         _pictures(page, "chat")
+        page.get_by_role("tab", name="Export").click()
+        page.click("#export-run input")
+        page.click("[role=option] >> text=runs/toy")
+        for kind, (choice, file, command) in EXPORTS.items():
+            page.click("#format input")
+            page.locator("[role=option]").get_by_text(choice).click()
+            page.wait_for_function(
+                "name => document.querySelector('#export-name input, #export-name textarea').value == name",
+                arg=f"toy-{kind}",
+            )
+            page.click("#export")
+            page.wait_for_selector(f"text={command}")
+            page.wait_for_selector(f"#export-result >> text=Written to adapters/toy-{kind}.")
+            page.wait_for_selector(f"#export-result >> text={file}")
+            page.wait_for_selector("#certificate >> text=kasatune")
+            assert (root / "adapters" / f"toy-{kind}" / file).is_file()
+            certificate = json.loads((root / "adapters" / f"toy-{kind}" / "certificate.json").read_text())
+            assert certificate["to"] == {"merged": "checkpoint"}.get(kind, kind)
+        page.click("#export")
+        page.wait_for_selector("text=adapters/toy-merged exists; give another name")
+        _pictures(page, "export")
+        page.get_by_role("tab", name="Compare").click()
+        _pictures(page, "compare")
         browser.close()
     assert [path.name for path in (root / "uploads").iterdir()] == ["img-src-x-onerror-alert-1.jsonl"]
     assert (root / "runs" / "toy" / "adapter").is_dir()

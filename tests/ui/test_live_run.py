@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 
@@ -10,9 +11,10 @@ import pytest
 
 from kasatune.errors import InputError
 from kasatune.io.locks import directory_lock, holder_here, lock_holder
-from kasatune.ui.jobs import Jobs, command_line, log_tail
+from kasatune.ui.jobs import Job, Jobs, command_line, log_tail
 from kasatune.ui.live_run import LiveRuns, progress_of
 from kasatune.ui.loaded_models import disagreements
+from kasatune.ui.workspace import Workspace
 
 
 def step(number: int, **values) -> dict:
@@ -81,6 +83,24 @@ def test_the_holder_of_a_lock_is_known_until_it_is_released(tmp_path):
         assert holder_here(tmp_path) is not None
     (tmp_path / ".lock").write_text("process 1 on here")  # left by nobody
     assert lock_holder(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("status", "state"),
+    [(130, "withdrawn"), (-signal.SIGINT, "withdrawn"), (0, "failed"), (2, "failed"), (-signal.SIGKILL, "failed")],
+)
+def test_a_run_that_is_stopped_before_it_has_a_directory_has_not_failed(tmp_path, status, state):
+    pytest.importorskip("gradio", reason="needs the extra kasatune[ui]")
+    from kasatune.ui.page import Page
+    from kasatune.ui.run_view import state_of, view_of
+
+    page = Page(Workspace.open(tmp_path), Jobs(tmp_path))
+    ended = type("Ended", (), {"poll": lambda self: status})()
+    page.jobs.started["runs/a"] = Job(("train", "a.yaml"), tmp_path / "logs" / "a.log", ended)
+    assert state_of(page, "runs/a") == state
+    html, _, is_over = view_of(page, "runs/a")
+    assert f'data-state="{state}"' in html
+    assert is_over
 
 
 def test_a_log_has_no_control_characters(tmp_path):

@@ -11,11 +11,9 @@ from markupsafe import Markup
 from kasatune.errors import InputError
 from kasatune.io.locks import lock_holder
 from kasatune.runs.find_runs import COMPARISON
-from kasatune.ui.jobs import log_tail
+from kasatune.ui.jobs import INTERRUPTED, log_tail
 from kasatune.ui.page import POLL_SECONDS, Page, changes, command_box, commands, notice, relative, reported
 from kasatune.ui.workspace import LOGS, RUNS
-
-_RUNNING = "Running. It continues when this page is closed; finished runs are never repeated."
 
 
 def build(page: Page, tab: gr.Tab) -> None:
@@ -90,8 +88,7 @@ def build(page: Page, tab: gr.Tab) -> None:
         changed = file.stat().st_mtime if file.is_file() else 0.0
         running = page.jobs.is_running(name) or lock_holder(directory) is not None
         status = page.jobs.exit_status(name)
-        text = _RUNNING if running else "Failed; the output says why." if status not in (None, 0, 130, -2) else "Ended."
-        html = notice(text, "note" if running else "good" if status == 0 else "fault")
+        html = notice(*_state(running, status))
         if changed == shown:
             return html, output, gr.skip(), gr.skip(), gr.Timer(active=running)
         return html, output, page.report(name) if changed else Markup(""), changed, gr.Timer(active=running)
@@ -108,6 +105,15 @@ def build(page: Page, tab: gr.Tab) -> None:
         )
     stop.click(stop_comparison, [watched], None)
     clock.tick(show, [watched, stamp], outputs, show_progress="hidden", queue=False)
+
+
+def _state(running: bool, status: int | None) -> tuple[str, str]:
+    """Sentence and kind of a notice for a comparison whose command has this exit status, or runs."""
+    if running:
+        return "Running. It continues when this page is closed; finished runs are never repeated.", "note"
+    if status in INTERRUPTED:
+        return 'Stopped. "Start or continue" runs what is missing; finished runs are not repeated.', "note"
+    return ("Finished.", "good") if status in (None, 0) else ("Failed; the output says why.", "fault")
 
 
 def _forecast_state(page: Page, name: str) -> str:

@@ -41,7 +41,9 @@ def build(page: Page, tab: gr.Tab) -> None:
     result = gr.HTML(elem_id="export-result")
     log = gr.Textbox(label="Output", elem_id="export-log", lines=2, max_lines=10, interactive=False)
     clock = gr.Timer(POLL_SECONDS, active=False)
-    certificate = gr.Code(label=CERTIFICATE, language="json", interactive=False, visible=False, max_lines=20)
+    certificate = gr.Code(
+        label=CERTIFICATE, language="json", interactive=False, visible=False, max_lines=20, elem_id="certificate"
+    )
 
     def choices() -> gr.Dropdown:
         root = workspace.root

@@ -18,6 +18,8 @@ from kasatune.redaction import printable
 _LOG_TAIL = 16 << 10
 MOST_JOBS = 8
 """Commands that run at a time."""
+INTERRUPTED = (130, -signal.SIGINT)
+"""Exit statuses of a command that was stopped by Ctrl-C."""
 
 
 def command_line(arguments: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from kasatune.io.run_layout import RECIPE, REPORT
 from kasatune.reports import formatting
 from kasatune.reports.svg_charts import Chart, Line, thin
 from kasatune.runs.find_runs import run_state
-from kasatune.ui.jobs import log_tail
+from kasatune.ui.jobs import INTERRUPTED, log_tail
 from kasatune.ui.live_run import Progress, progress_of
 from kasatune.ui.page import POLL_SECONDS, Page, command_box, commands, facts, notice, relative, reported
 from kasatune.ui.workspace import LOGS
@@ -25,6 +25,7 @@ _STATES = {
     "running": "Running. It continues when this page is closed.",
     "finished": "Finished.",
     "stopped": "Stopped before its end. It can be resumed.",
+    "withdrawn": "Stopped before it began; nothing was written.",
     "diverged": "Stopped: its loss or gradient was not finite. Lower the learning rate.",
     "failed": "Failed; the log says why.",
     "damaged": "Its files cannot be read.",
@@ -98,14 +99,19 @@ def run_view(page: Page) -> RunView:
 
 
 def state_of(page: Page, name: str) -> str:
-    """The state of a run: that of its directory, "starting" before there is one, "failed" if its command failed."""
+    """The state of a run: that of its directory.
+
+    "starting" before there is a directory, "withdrawn" if Ctrl-C came before there was, "failed" if its command failed.
+    """
     directory = page.workspace.root / name
     exit_status = page.jobs.exit_status(name)
     if page.jobs.is_running(name):
         return "running" if lock_holder(directory) is not None else "starting"
-    if exit_status not in (None, 0, 130, -2) and not (directory / REPORT).is_file():
+    if exit_status not in (None, 0, *INTERRUPTED) and not (directory / REPORT).is_file():
         return "failed"
-    return run_state(directory) if (directory / RECIPE).is_file() else "failed"
+    if not (directory / RECIPE).is_file():
+        return "withdrawn" if exit_status in INTERRUPTED else "failed"
+    return run_state(directory)
 
 
 def view_of(page: Page, name: str | None) -> tuple[Markup, str, bool]:
