@@ -7,6 +7,7 @@ Python, and a few packages at other versions. Making one takes seconds, and it i
 from __future__ import annotations
 
 import argparse
+import datetime
 import hashlib
 import os
 import platform
@@ -15,6 +16,7 @@ import shlex
 import subprocess
 import sys
 import sysconfig
+import textwrap
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
@@ -86,6 +88,10 @@ ENVIRONMENTS = (
 )
 
 
+class UnreachableIndexError(Exception):
+    """pip could not reach the package index."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """Counts of a test run with one environment."""
@@ -99,10 +105,13 @@ class Outcome:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Return exit status 1 if a test failed or no test ran, and 2 for an unknown version."""
+    """Return exit status 1 if a test failed or no test ran, 2 for an unknown version, 3 without a package index."""
     parser = argparse.ArgumentParser(prog="scripts/peft_versions.py", description=__doc__)
     parser.add_argument("versions", nargs="*", help="versions of PEFT (default: all)")
     parser.add_argument("--quick", action="store_true", help="tests of attaching, saving, loading and exporting alone")
+    parser.add_argument(
+        "--skip-offline", action="store_true", help="leave out versions, with a line, if the index cannot be reached"
+    )
     parser.add_argument("--write", action="store_true", help="write the table to docs/install.md")
     parser.add_argument("--pip", default="", help="further options of pip, in one string")
     parser.add_argument("--pytest", default="", help="further options of pytest, in one string")
@@ -112,13 +121,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         print(f"PEFT {unknown[0]}: no environment is defined; choose from {', '.join(known)}", file=sys.stderr)
         return 2
+    tests = QUICK if options.quick else TESTS
     outcomes: list[Outcome] = []
     for name in options.versions or known:
-        python = make(known[name], shlex.split(options.pip))
-        outcomes.append(run(python, known[name], QUICK if options.quick else TESTS, shlex.split(options.pytest)))
+        try:
+            python = make(known[name], shlex.split(options.pip))
+        except UnreachableIndexError:
+            print(f"NOT TESTED with PEFT {name}: the package index cannot be reached", file=sys.stderr, flush=True)
+            if options.skip_offline:
+                continue
+            return 3
+        outcomes.append(run(python, known[name], tests, shlex.split(options.pytest)))
         print("\n".join(table(outcomes)), flush=True)
     if options.write:
-        write(outcomes)
+        write(outcomes, tests)
     return int(any(outcome.failed or not outcome.passed for outcome in outcomes))
 
 
@@ -126,7 +142,8 @@ def make(environment: Environment, pip: Sequence[str] = ()) -> Path:
     """Make an environment unless it exists, and return its Python.
 
     Raises:
-        SystemExit: pip could not install a package.
+        UnreachableIndexError: pip could not reach the package index.
+        SystemExit: pip could not install a package for another reason.
     """
     if not environment.packages:
         return Path(sys.executable)
@@ -140,8 +157,16 @@ def make(environment: Environment, pip: Sequence[str] = ()) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--clear", "--without-pip", folder], check=True)
     (site,) = folder.glob("lib/python*/site-packages")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", *pip]
-    done = subprocess.run([*command, "--target", site, *environment.packages], check=False)
+    done = subprocess.run(
+        [*command, "--retries", "2", "--target", site, *environment.packages],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
+        print(done.stderr, file=sys.stderr)
+        if "Retrying (" in done.stderr:
+            raise UnreachableIndexError
         raise SystemExit(f"pip could not install {' '.join(environment.packages)} (exit status {done.returncode})")
     replaced = {distribution(line.partition("==")[0]) for line in environment.packages}
     replaced |= {module for module, _ in environment.hidden}
@@ -194,11 +219,13 @@ def table(outcomes: Sequence[Outcome]) -> list[str]:
     return lines
 
 
-def write(outcomes: Sequence[Outcome]) -> None:
-    """Write the table to docs/install.md, between two marks."""
+def write(outcomes: Sequence[Outcome], tests: Sequence[str]) -> None:
+    """Write the table to docs/install.md, between two marks, with the date and the tests that ran."""
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(MARKS[0])
     after = rest.partition(MARKS[1])[2]
-    middle = "\n".join((MARKS[0], "", *table(outcomes), "", MARKS[1]))
+    names = ", ".join(f"`{name}`" for name in tests)
+    title = textwrap.fill(f"Run on {datetime.date.today()}: {names}.", 120, break_long_words=False)
+    middle = "\n".join((MARKS[0], "", title, "", *table(outcomes), "", MARKS[1]))
     PAGE.write_text(before + middle + after, encoding="utf-8")
 
 

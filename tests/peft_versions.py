@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import peft
 import pytest
+from packaging.version import Version
 
 from kasatune.errors import MissingExtraError
 from kasatune.io.train_extra import require_train_extra
@@ -12,6 +13,10 @@ from kasatune.peft_compat.quantization_backends import QuantizationBackend
 needs_peft_kasa = pytest.mark.skipif(not hasattr(peft, "KasaConfig"), reason="PEFT has a KaSA since 0.21")
 newest_peft = pytest.mark.skipif(
     not hasattr(peft, "KasaConfig"), reason="the settings of LoraConfig are listed as in PEFT 0.21"
+)
+needs_peft_0_19 = pytest.mark.skipif(
+    Version(peft.__version__) < Version("0.19"),
+    reason="PEFT merges tied weights untied, and injects into compiled models by tensors, since 0.19",
 )
 needs_base_state_dict = pytest.mark.skipif(
     not hasattr(peft, "set_base_model_state_dict"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -72,12 +74,38 @@ def test_the_table_has_a_row_for_each_environment_and_replaces_the_one_in_the_pa
     page = tmp_path / "install.md"
     page.write_text(f"before\n{versions.MARKS[0]}\n\nan old table\n\n{versions.MARKS[1]}\nafter\n", encoding="utf-8")
     monkeypatch.setattr(versions, "PAGE", page)
-    versions.write([versions.Outcome(("0.18.1", "5.6.0", "1.11.0"), "LLaMA-Factory 0.9.5", 7, 0, 2, 3.0)])
+    versions.write(
+        [versions.Outcome(("0.18.1", "5.6.0", "1.11.0"), "LLaMA-Factory 0.9.5", 7, 0, 2, 3.0)], ["tests/kasa"]
+    )
     text = page.read_text(encoding="utf-8")
     assert "| 0.18.1 | 5.6.0 | 1.11.0 | LLaMA-Factory 0.9.5 | 7 | 0 | 2 |" in text
+    assert f"Run on {datetime.date.today()}: `tests/kasa`." in text
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
 
 
 def test_an_unknown_version_is_refused_with_those_that_are_defined(capsys):
     assert versions.main(["0.17.0"]) == 2
     assert "0.18.1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("said", "options", "status"),
+    [
+        ("WARNING: Retrying (Retry(total=1)) after connection broken by 'NewConnectionError'", [], 3),
+        ("WARNING: Retrying (Retry(total=1)) after connection broken", ["--skip-offline"], 0),
+        ("ERROR: No matching distribution found for peft==0.18.1", ["--skip-offline"], "pip could not install"),
+    ],
+)
+def test_a_missing_package_index_is_told_from_a_missing_package(tmp_path, monkeypatch, capsys, said, options, status):
+    def fake_run(command, **_):
+        (tmp_path / "0.18.1" / "lib" / "python3" / "site-packages").mkdir(parents=True, exist_ok=True)
+        return subprocess.CompletedProcess(command, int("pip" in command), "", said)
+
+    monkeypatch.setattr(versions, "FOLDER", tmp_path)
+    monkeypatch.setattr(versions.subprocess, "run", fake_run)
+    if isinstance(status, str):
+        with pytest.raises(SystemExit, match=status):
+            versions.main(["0.18.1", *options])
+        return
+    assert versions.main(["0.18.1", *options]) == status
+    assert "NOT TESTED with PEFT 0.18.1: the package index cannot be reached" in capsys.readouterr().err

@@ -192,6 +192,22 @@ def test_a_stock_lora_has_scaling_one_in_every_layer_whatever_the_rank(tmp_path)
     assert (config["r"], config["lora_alpha"], config["peft_type"]) == (8, 8, "LORA")
 
 
+def test_equal_ranks_pad_with_zeros_and_keep_every_update(tmp_path):
+    model = trained(llama, rank_pattern={"layers.1.self_attn.q_proj": 2, "layers.0.self_attn.v_proj": 7})
+    export_adapter(model, tmp_path / "out", equal_ranks=True)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["rank_pattern"], config["alpha_pattern"]) == (14, 14, {}, {})
+    tensors = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert {tensor.shape[key.endswith("lora_B.weight")] for key, tensor in tensors.items()} == {14}
+    assert certificate(tmp_path / "out")["exact"] is True
+    close(logits(PeftModel.from_pretrained(llama(), tmp_path / "out")), logits(model))
+    export_adapter(model, tmp_path / "small", rank=5, equal_ranks=True)
+    config = json.loads((tmp_path / "small" / "adapter_config.json").read_text())
+    assert (config["r"], config["rank_pattern"]) == (5, {})
+    with pytest.raises(InputError, match="equal_ranks requires to='lora'"):
+        export_adapter(model, tmp_path / "kasa", to="kasa", equal_ranks=True)
+
+
 def test_layers_whose_names_end_alike_keep_their_own_ranks(tmp_path):
     class Pair(torch.nn.Module):
         def __init__(self):

@@ -116,6 +116,7 @@ def test_an_inspection_of_plain_lora_and_of_no_base_is_drawn_too(kasatune, train
         (["export", "adapter", "--to", "authors", "--out", "new"], "4 here, 0 there"),
         (["export", "adapter", "--to", "kasa", "--rank", "2", "--out", "new"], "requires to='lora'"),
         (["export", "adapter", "--to", "kasa", "--max-rank", "8", "--out", "new"], "max_rank=8 requires to='lora'"),
+        (["export", "adapter", "--to", "gguf", "--equal-ranks", "--out", "new"], "equal_ranks requires to='lora'"),
         (["export", "adapter", "--max-rank", "0", "--out", "new"], "max_rank is 0, must be"),
         (["export", "adapter", "--max-rank", "2", "--rank", "3", "--out", "new"], "has rank 3, above max_rank=2"),
         (["export", "adapter", "--out", "base"], "not empty"),

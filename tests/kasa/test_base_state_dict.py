@@ -15,7 +15,7 @@ from torch import nn
 from kasatune import KasaConfig
 from kasatune.errors import AdapterError
 from kasatune.kasa import KasaLayer
-from tests.peft_versions import needs_base_state_dict
+from tests.peft_versions import needs_base_state_dict, needs_peft_0_19
 
 X = torch.randn(3, 10, generator=torch.Generator().manual_seed(0))
 
@@ -258,6 +258,7 @@ def test_an_adapter_fits_a_compiled_base_and_the_same_base_uncompiled(tmp_path):
     assert_close(PeftModel.from_pretrained(compiled_model(), tmp_path)(X), plain(X))
 
 
+@needs_peft_0_19
 def test_an_adapter_is_injected_into_a_compiled_model_by_the_keys_of_its_tensors():
     model = nn.ModuleDict({"lin0": nn.Linear(10, 20)})
     tensors = peft.get_peft_model_state_dict(

@@ -16,6 +16,7 @@ from kasatune.errors import ModelError
 from kasatune.kasa.layer import KasaLayer
 from tests.kasa.models import llama, shaken
 from tests.kasa.quantized import llama_folder, loaded, logits
+from tests.peft_versions import needs_merge_of_quantized, needs_peft_0_19
 
 TARGETS = ["q_proj", "down_proj"]
 ON_DISK = {
@@ -105,6 +106,7 @@ def test_an_offloaded_weight_cannot_be_folded(folder, tmp_path):
         adapted(placed(folder, "offloaded", tmp_path), truncation="fold")
 
 
+@needs_merge_of_quantized
 def test_a_quantized_layer_under_a_hook_merges_into_what_it_computes(folder, monkeypatch):
     """accelerate binds a hooked forward to one layer; a copy of it must not go on computing the original."""
     base = dispatch_model(loaded(folder, "int8", monkeypatch), {"": "cpu"}, force_hooks=True)
@@ -211,6 +213,7 @@ def test_merging_a_tied_head_is_warned_and_leaves_the_embeddings_alone():
         assert torch.equal(logits(model), before)
 
 
+@needs_peft_0_19
 @pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings:UserWarning")
 def test_a_merged_and_saved_tied_head_is_loaded_untied(tmp_path):
     model = shaken(adapted(tied(), targets=["lm_head"]))

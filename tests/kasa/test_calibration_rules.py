@@ -15,6 +15,7 @@ from kasatune.kasa.truncation import compute_tails
 from kasatune.kasa.truncation.measure_activations import measure_generated
 from kasatune.weights.quantized_weight import weight_of
 from tests.kasa.models import llama
+from tests.peft_versions import needs_peft_kasa
 from tests.text_toys import save_tokenizer
 
 NAME = "model.layers.1.self_attn.v_proj"
@@ -78,6 +79,7 @@ def test_the_model_does_not_hold_the_moments_and_the_callers_configuration_does(
     assert again.peft_config["default"].calibration_used == model.peft_config["default"].calibration_used
 
 
+@needs_peft_kasa
 def test_as_many_triplets_as_the_rank_are_what_pefts_format_holds(tmp_path):
     for drop in (None, 2):
         torch.manual_seed(0)

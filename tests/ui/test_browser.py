@@ -130,6 +130,10 @@ def test_from_a_dropped_file_to_a_chat_and_the_exports(served, tmp_path):
 
         page = open_page()
         page.wait_for_selector("#live >> text=gradient norm")  # the first steps are done
+        page.wait_for_function(
+            "() => { const log = document.querySelector('#log textarea');"
+            " return log.scrollTop + log.clientHeight > log.scrollHeight - 30 }"
+        )
         page.click("#stop")
         page.wait_for_selector("[data-state=stopped]")
         done = len(steps(root))

@@ -44,6 +44,7 @@ def convert_adapter(
     base: str | None = None,
     rank: int | None = None,
     max_rank: int | None = None,
+    equal_ranks: bool = False,
 ) -> Certificate:
     """Write the adapter of a run, or an adapter, in another format; see `kasatune.export_adapter`.
 
@@ -58,6 +59,7 @@ def convert_adapter(
         base: the base model; None for the one that the recipe or the adapter names.
         rank: the largest rank of a layer: the nearest update of that rank; None keeps every layer exactly.
         max_rank: the largest rank that the server allows; a result with a larger one is refused.
+        equal_ranks: for "lora", pad layers of a smaller rank with zeros to the largest one.
 
     Returns:
         The certificate.
@@ -77,6 +79,8 @@ def convert_adapter(
             if to not in ("lora", *_GGUF):
                 raise InputError(f"{name}={value} requires to='lora': the {to!r} format keeps the trained rank")
             fixed_rank(value, name)
+    if equal_ranks and to != "lora":
+        raise InputError(f"equal_ranks requires to='lora': {to!r} keeps the rank of each layer")
     require_free(out)
     source = find_source(directory, base)
     require_convertible(source)
@@ -90,7 +94,7 @@ def convert_adapter(
         if to in _GGUF:
             export_gguf(source, out, model, rank, modelfile=to == "ollama")
         else:
-            export_adapter(source.adapter, out, to, rank=rank, base=model)
+            export_adapter(source.adapter, out, to, rank=rank, equal_ranks=equal_ranks, base=model)
             copy_saved_tokenizer(source.adapter, source.run, out)
     return read_certificate(out)
 

@@ -25,6 +25,7 @@ from kasatune.adapters.format_conversion import (
     outputs_or_reason,
 )
 from kasatune.adapters.load import load_with_layers, read_checked, twin_for_loading
+from kasatune.adapters.lora_export import with_equal_ranks
 from kasatune.adapters.lora_settings import check_settings, residual_init
 from kasatune.adapters.native_format import require_untied
 from kasatune.adapters.parity_report import (
@@ -48,6 +49,7 @@ def export_adapter(
     to: str = "lora",
     *,
     rank: int | None = None,
+    equal_ranks: bool = False,
     base: nn.Module | None = None,
 ) -> Path:
     """Write an adapter in another format, with a certificate of how near it is to its source.
@@ -65,6 +67,8 @@ def export_adapter(
         out_dir: a directory that does not exist or is empty; it is written completely or not at all.
         to: the format.
         rank: for "lora", the largest rank of a layer: the nearest update of that rank, its error in the certificate.
+        equal_ranks: for "lora", pad layers of a smaller rank with zeros to the largest, for servers that read a single
+            rank from adapter_config.json, as SGLang does.
         base: the unadapted base of a directory's adapter, on which the outputs are measured; it is not modified. An
             adapter of PEFT or of the authors can be converted to "lora" or "kasa" only with it.
 
@@ -81,7 +85,9 @@ def export_adapter(
         raise InputError(f"to={to!r} is not a known adapter format; choose one of {', '.join(FORMATS)}")
     if rank is not None and to != "lora":
         raise InputError(f"rank={rank} requires to='lora': the {to!r} format keeps the trained rank")
-    return _export(model_or_dir, Path(out_dir), to, None if rank is None else fixed_rank(rank), base)
+    if equal_ranks and to != "lora":
+        raise InputError(f"equal_ranks requires to='lora': the {to!r} format keeps the rank of each layer")
+    return _export(model_or_dir, Path(out_dir), to, None if rank is None else fixed_rank(rank), base, equal_ranks)
 
 
 def rank_rule(rank: int | None, energy: float | None) -> Callable[[Tensor], int]:
@@ -144,12 +150,13 @@ def _export(
     to: str,
     choose_rank: Callable[[Tensor], int] | None,
     base: nn.Module | None,
+    equal_ranks: bool = False,
 ) -> Path:
     # Reading the result back creates adapters, which must not advance the caller's random state.
     with torch.random.fork_rng(devices=[]):
         if isinstance(model_or_dir, nn.Module):
-            return _write(_source_of_model(model_or_dir), model_or_dir, out, to, choose_rank)
-        return _write(_source_of_directory(model_or_dir, base, to), base, out, to, choose_rank)
+            return _write(_source_of_model(model_or_dir), model_or_dir, out, to, choose_rank, equal_ranks)
+        return _write(_source_of_directory(model_or_dir, base, to), base, out, to, choose_rank, equal_ranks)
 
 
 def _source_of_model(model: nn.Module) -> Source:
@@ -185,9 +192,16 @@ def _is_resized(header: Header, base: nn.Module | None) -> bool:
 
 
 def _write(
-    source: Source, model: nn.Module | None, out: Path, to: str, choose_rank: Callable[[Tensor], int] | None
+    source: Source,
+    model: nn.Module | None,
+    out: Path,
+    to: str,
+    choose_rank: Callable[[Tensor], int] | None,
+    equal_ranks: bool,
 ) -> Path:
     converted, reduced = convert(source.files, source.kind, to, choose_rank)
+    if equal_ranks:
+        converted = with_equal_ranks(converted)
     if to == "peft-kasa" and source.outputs is not None and not hasattr(peft, "KasaConfig"):
         raise InputError(
             f"to={to!r} requires PEFT 0.21 or newer, which reads this format: PEFT {peft.__version__} is installed; "

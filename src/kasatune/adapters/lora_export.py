@@ -124,6 +124,22 @@ def folded_layers(files: AdapterFiles) -> tuple[dict[str, StackedLora], dict[str
     return layers, rest
 
 
+def with_equal_ranks(files: AdapterFiles) -> AdapterFiles:
+    """[ A ; 0 ] and [ B | 0 ], padded to the largest rank of a layer, so that W' - W = B A stays and one rank holds.
+
+    Args:
+        files: a stock LoRA adapter.
+    """
+    layers, rest = stock_layers(files)
+    largest = max((A.shape[0] for A, _ in layers.values()), default=0)
+    padded: dict[str, StackedLora] = {}
+    for name, (A, B) in layers.items():
+        missing = largest - A.shape[0]
+        A = torch.cat([A, A.new_zeros(missing, A.shape[1])])
+        padded[name] = StackedLora(A, torch.cat([B, B.new_zeros(B.shape[0], missing)], dim=1))
+    return lora_files(files.config, padded, rest, trailing_dimensions(files))
+
+
 def trailing_dimensions(files: AdapterFiles) -> dict[str, int]:
     """The number of trailing dimensions of size 1 of a stock LoRA adapter's tensors, by the name of the convolution."""
     end = ".lora_A.weight"

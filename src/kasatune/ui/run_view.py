@@ -30,6 +30,11 @@ _STATES = {
     "failed": "Failed; the log says why.",
     "damaged": "Its files cannot be read.",
 }
+# Gradio's autoscroll follows a log that is scrolled to its end already.
+_LOG_TO_ITS_END = """() => { setTimeout(() => {
+  const log = document.querySelector("#log textarea");
+  if (log) log.scrollTop = log.scrollHeight;
+}, 200); }"""
 _KINDS = {"finished": "good", "failed": "fault", "diverged": "fault", "damaged": "fault"}
 
 
@@ -91,7 +96,7 @@ def run_view(page: Page) -> RunView:
         return commands(arguments), *show(name)
 
     clock.tick(show, [chosen], outputs, show_progress="hidden", queue=False)
-    chosen.change(show, [chosen], outputs, show_progress="hidden")
+    chosen.change(show, [chosen], outputs, show_progress="hidden").then(None, None, None, js=_LOG_TO_ITS_END)
     chosen.focus(lambda: gr.Dropdown(choices=choices()), None, [chosen], show_progress="hidden")
     stop.click(stop_run, [chosen], outputs)
     resume.click(resume_run, [chosen], [command, *outputs])

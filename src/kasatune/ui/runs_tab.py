@@ -44,8 +44,8 @@ def build(page: Page, tab: gr.Tab) -> None:
         right = gr.Dropdown([], label="Report beside it", elem_id="right")
         close = gr.Button("Close both", min_width=90, size="sm")
     with gr.Row(equal_height=False, elem_classes="reports"):
-        first = gr.HTML(elem_id="first-report")
-        second = gr.HTML(elem_id="second-report", visible=False)
+        first = gr.HTML(elem_id="first-report", padding=False)
+        second = gr.HTML(elem_id="second-report", visible=False, padding=False)
     command = command_box()
 
     @reported

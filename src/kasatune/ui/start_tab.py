@@ -49,10 +49,10 @@ def build(page: Page) -> RunView:
         with gr.Column(scale=1, min_width=320):
             gr.Markdown("### 1. Rows and model")
             upload = gr.File(
-                label=f"Drop a table: {', '.join(TABLES)}", file_types=list(TABLES), height=130, elem_id="upload"
+                label=f"Drop a table: {', '.join(TABLES)}", file_types=list(TABLES), height=170, elem_id="upload"
             )
             uploaded = gr.State("")
-            upload_note = gr.HTML()
+            upload_note = gr.HTML(padding=False)
             task = gr.Dropdown(OWN_TASKS, value="classification", label="Task", elem_id="task")
             models = workspace.models()
             model = gr.Dropdown(

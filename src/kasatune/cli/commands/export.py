@@ -37,6 +37,13 @@ def command(
             show_default=False,
         ),
     ] = None,
+    equal_ranks: Annotated[
+        bool,
+        typer.Option(
+            "--equal-ranks",
+            help="With lora: pad layers of a smaller rank with zeros to the largest, for SGLang, which reads one rank.",
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Convert an adapter to another format, with a certificate of the measured difference.
@@ -47,7 +54,7 @@ def command(
         from kasatune.adapter_tools.export import convert_adapter
         from kasatune.adapters.certificate import describe
 
-        record = convert_adapter(directory, out, to, base=base, rank=rank, max_rank=max_rank)
+        record = convert_adapter(directory, out, to, base=base, rank=rank, max_rank=max_rank, equal_ranks=equal_ranks)
     if json:
         print_json(record)
     else:
