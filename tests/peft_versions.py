@@ -18,6 +18,10 @@ needs_peft_0_19 = pytest.mark.skipif(
     Version(peft.__version__) < Version("0.19"),
     reason="PEFT merges tied weights untied, and injects into compiled models by tensors, since 0.19",
 )
+needs_transformers_loader = pytest.mark.skipif(
+    not hasattr(peft.utils.save_and_load, "_maybe_shard_state_dict_for_tp"),
+    reason="transformers 5.6's model.load_adapter imports a function that PEFT 0.18.1 does not have",
+)
 needs_base_state_dict = pytest.mark.skipif(
     not hasattr(peft, "set_base_model_state_dict"),
     reason="PEFT has functions for the base weights since 0.20",

@@ -14,6 +14,7 @@ from kasatune import KasaConfig, load_adapter
 from kasatune.errors import AdapterError
 from kasatune.kasa import KasaLayer
 from tests.kasa.models import bert, gpt2, labels, llama, shaken, token_ids
+from tests.peft_versions import needs_transformers_loader
 
 MODELS = {"bert": bert, "gpt2": gpt2, "llama": llama}
 
@@ -57,6 +58,7 @@ def test_a_second_adapter_is_loaded_beside_the_first_without_decomposing(tmp_pat
     assert decompositions == []
 
 
+@needs_transformers_loader
 def test_transformers_own_loader_does_not_decompose(tmp_path, decompositions):
     expected = saved(tmp_path)
     decompositions.clear()

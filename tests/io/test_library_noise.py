@@ -30,6 +30,14 @@ def test_without_a_listener_they_are_shown_as_python_warnings():
     assert len(found) == 1
 
 
+def test_the_package_datasets_is_not_needed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)  # as in an installation without kasatune[train]
+    messages = []
+    with quiet(messages.append):
+        regression_scores(["pearson"], [1.0, 1.0], [1.0, 2.0])
+    assert len(messages) == 1
+
+
 @pytest.mark.parametrize(
     ("warning", "operation"),
     [

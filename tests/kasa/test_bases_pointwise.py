@@ -14,7 +14,6 @@ from kasatune.adapter_tools.merge import merge
 from kasatune.adapters.export import export_smaller_lora
 from kasatune.errors import InputError
 from tests.kasa.models import shaken, squeezebert, token_ids
-from tests.peft_versions import needs_train
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d}
 
@@ -127,7 +126,6 @@ def test_a_smaller_rank_is_loaded_by_peft_too(trained, tmp_path):
     close(logits(PeftModel.from_pretrained(base_in(tmp_path), tmp_path / "same")), small)
 
 
-@needs_train
 def test_it_is_merged_and_inspected(trained, tmp_path):
     merge(tmp_path / "kasa", tmp_path / "merged", base=str(tmp_path / "base"))
     close(logits(AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")), logits(trained))

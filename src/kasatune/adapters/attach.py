@@ -225,11 +225,20 @@ def attach_lora(base: nn.Module, header: Header, written: set[str], **options: A
         state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
         expected, stored = {key for key in state if not is_echo(key, state)}, set(header.shapes)
         missing = sorted(expected - stored)
-        extra = sorted(key for key in stored - expected if base_name(key) not in embeddings)
+        biases = _trained_biases(model, header)
+        extra = sorted(key for key in stored - expected - biases if base_name(key) not in embeddings)
         if missing or extra:
             what = f"lacks {listed(missing)}" if missing else f"holds {listed(extra)}, which belong to no layer"
             raise AdapterError(f"{header.folder}: according to its configuration and this base, the adapter {what}")
     return model
+
+
+def _trained_biases(model: PeftModel, header: Header) -> set[str]:
+    """Keys of the biases of adapted layers with `bias: lora_only`, which PEFT before 0.21 leaves out of its state."""
+    if header.config.get("bias") != "lora_only":
+        return set()
+    layers = {name: m.get_base_layer() for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
+    return {f"{name}.base_layer.bias" for name, base in layers.items() if getattr(base, "bias", None) is not None}
 
 
 def attach_files(base: nn.Module, files: AdapterFiles, written: set[str], **options: Any) -> PeftModel:

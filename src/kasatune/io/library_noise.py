@@ -52,17 +52,21 @@ def quiet(tell: Callable[[str], None] | None = None) -> Generator[None]:
     Args:
         tell: receives the text of each warning; None shows it as Python shows warnings.
     """
-    import datasets
     import torch
     from transformers.utils import logging as transformers_logging
 
+    try:
+        import datasets
+    except ImportError:  # the extra kasatune[train] installs it
+        datasets = None
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
-    dataset_bars = not datasets.are_progress_bars_disabled()
+    dataset_bars = datasets is not None and not datasets.are_progress_bars_disabled()
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    if datasets is not None:
+        datasets.disable_progress_bars()
     for name in levels:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
@@ -74,7 +78,7 @@ def quiet(tell: Callable[[str], None] | None = None) -> Generator[None]:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
-        if dataset_bars:
+        if datasets is not None and dataset_bars:
             datasets.enable_progress_bars()
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
