@@ -8,7 +8,8 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from typing import Any
 
 # The tokenizers library prints a warning when a process that has tokenized is forked.
@@ -55,10 +56,9 @@ def quiet(tell: Callable[[str], None] | None = None) -> Generator[None]:
     import torch
     from transformers.utils import logging as transformers_logging
 
-    try:
-        import datasets
-    except ImportError:  # the extra kasatune[train] installs it
-        datasets = None
+    datasets: Any = None
+    with suppress(ImportError):  # the extra kasatune[train] installs it
+        datasets = import_module("datasets")
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     dataset_bars = datasets is not None and not datasets.are_progress_bars_disabled()
