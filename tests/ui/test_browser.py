@@ -76,6 +76,10 @@ def rows() -> list[dict[str, str]]:
     ]
 
 
+LOG_IS_AT_ITS_END = """() => {
+  const log = document.querySelector("#log textarea");
+  return log.scrollTop + log.clientHeight > log.scrollHeight - 30;
+}"""
 EXPORTS = {
     "lora": ("LoRA: PEFT", "adapter_model.safetensors", "kasatune export runs/toy --to lora --out adapters/toy-lora"),
     "gguf": ("GGUF: llama.cpp", "adapter.gguf", "kasatune export runs/toy --to gguf --out adapters/toy-gguf"),
@@ -130,16 +134,14 @@ def test_from_a_dropped_file_to_a_chat_and_the_exports(served, tmp_path):
 
         page = open_page()
         page.wait_for_selector("#live >> text=gradient norm")  # the first steps are done
-        page.wait_for_function(
-            "() => { const log = document.querySelector('#log textarea');"
-            " return log.scrollTop + log.clientHeight > log.scrollHeight - 30 }"
-        )
+        page.wait_for_function(LOG_IS_AT_ITS_END)
         page.click("#stop")
         page.wait_for_selector("[data-state=stopped]")
         done = len(steps(root))
         page.click("#resume")
         page.wait_for_selector("text=kasatune train runs/toy/recipe.yaml --out runs/toy --resume")
         page.wait_for_selector("[data-state=finished]")
+        page.wait_for_function(LOG_IS_AT_ITS_END)
         assert 0 < done < 360
         assert steps(root) == list(range(1, 361))
         page.wait_for_selector("#live >> text=tokens per second")

@@ -12,7 +12,7 @@ from kasatune.errors import InputError
 from kasatune.io.locks import lock_holder
 from kasatune.runs.find_runs import COMPARISON
 from kasatune.ui.jobs import INTERRUPTED, log_tail
-from kasatune.ui.page import POLL_SECONDS, Page, changes, command_box, commands, notice, relative, reported
+from kasatune.ui.page import POLL_SECONDS, Page, changes, command_box, commands, log_box, notice, relative, reported
 from kasatune.ui.workspace import LOGS, RUNS
 
 
@@ -38,7 +38,7 @@ def build(page: Page, tab: gr.Tab) -> None:
     command = command_box()
     watched = gr.State("")
     state = gr.HTML(elem_id="compare-state")
-    log = gr.Textbox(label="Output", lines=8, max_lines=24, interactive=False, autoscroll=True, elem_id="compare-log")
+    log = log_box("compare-log", "Output")
     report = gr.HTML(elem_id="compare-report")
     stamp = gr.State(0.0)
     clock = gr.Timer(POLL_SECONDS, active=False)

@@ -31,10 +31,10 @@ def build(page: Page, tab: gr.Tab) -> None:
     """Add the tab's components, and connect them."""
     workspace = page.workspace
     with gr.Row():
-        chosen = gr.Dropdown([], label="Run", elem_id="export-run")
-        kind = gr.Dropdown(_FORMATS, value="lora", label="Format", elem_id="format")
+        chosen = gr.Dropdown([], label="Run", elem_id="export-run", scale=2, min_width=220)
+        kind = gr.Dropdown(_FORMATS, value="lora", label="Format", elem_id="format", scale=2, min_width=260)
         rank = gr.Textbox(label="Smaller rank (LoRA only, optional)", placeholder="8", min_width=110)
-        name = gr.Textbox(label=f"Name, written to {ADAPTERS}/NAME", elem_id="export-name")
+        name = gr.Textbox(label=f"Name, written to {ADAPTERS}/NAME", elem_id="export-name", scale=2)
     start = gr.Button("Export", variant="primary", elem_id="export")
     command = command_box()
     watched = gr.State("")

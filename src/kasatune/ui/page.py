@@ -24,6 +24,17 @@ from kasatune.ui.workspace import Workspace
 
 LARGEST_REPORT = 16 << 20
 POLL_SECONDS = 2.0
+_FOLLOW = """() => {
+  const log = document.querySelector("#%s textarea");
+  if (!log) return;
+  if (!log.dataset.follow) {
+    log.dataset.follow = "yes";
+    log.addEventListener("scroll", () => {
+      log.dataset.follow = log.scrollTop + log.clientHeight > log.scrollHeight - 30 ? "yes" : "no";
+    });
+  }
+  if (log.dataset.follow === "yes") setTimeout(() => { log.scrollTop = log.scrollHeight; }, 50);
+}"""
 _RELOAD = re.compile(r'<meta http-equiv="refresh"[^>]*>')
 
 
@@ -135,8 +146,19 @@ def commands(*arguments: Sequence[str]) -> gr.Code:
 def command_box(label: str = "The same in a terminal") -> gr.Code:
     """A box for commands to copy; hidden until there are any."""
     return gr.Code(
-        label=label, language="shell", interactive=False, lines=1, wrap_lines=True, buttons=["copy"], visible=False
+        label=label, language=None, interactive=False, lines=1, wrap_lines=True, buttons=["copy"], visible=False
     )
+
+
+def log_box(element: str, label: str | None = None) -> gr.Textbox:
+    """A box for a log that grows; it follows the end, unless the reader has scrolled away from it."""
+    # Gradio's own autoscroll does not follow a box that is not interactive.
+    log = gr.Textbox(
+        label=label, show_label=label is not None, lines=12, max_lines=12, interactive=False, autoscroll=False,
+        elem_id=element,
+    )  # fmt: skip
+    log.change(None, None, None, js=_FOLLOW % element)
+    return log
 
 
 def changes(text: str) -> list[str]:

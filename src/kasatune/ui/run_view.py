@@ -17,7 +17,7 @@ from kasatune.reports.svg_charts import Chart, Line, thin
 from kasatune.runs.find_runs import run_state
 from kasatune.ui.jobs import INTERRUPTED, log_tail
 from kasatune.ui.live_run import Progress, progress_of
-from kasatune.ui.page import POLL_SECONDS, Page, command_box, commands, facts, notice, relative, reported
+from kasatune.ui.page import POLL_SECONDS, Page, command_box, commands, facts, log_box, notice, relative, reported
 from kasatune.ui.workspace import LOGS
 
 _STATES = {
@@ -30,11 +30,6 @@ _STATES = {
     "failed": "Failed; the log says why.",
     "damaged": "Its files cannot be read.",
 }
-# Gradio's autoscroll follows a log that is scrolled to its end already.
-_LOG_TO_ITS_END = """() => { setTimeout(() => {
-  const log = document.querySelector("#log textarea");
-  if (log) log.scrollTop = log.scrollHeight;
-}, 200); }"""
 _KINDS = {"finished": "good", "failed": "fault", "diverged": "fault", "damaged": "fault"}
 
 
@@ -63,7 +58,7 @@ def run_view(page: Page) -> RunView:
         resume = gr.Button("Resume", elem_id="resume", min_width=90)
     live = gr.HTML(elem_id="live")
     with gr.Accordion("Log", open=True):
-        log = gr.Textbox(show_label=False, lines=6, max_lines=14, interactive=False, autoscroll=True, elem_id="log")
+        log = log_box("log")
     command = command_box("The same in a terminal: stop with Ctrl-C, resume with")
     clock = gr.Timer(POLL_SECONDS)
     outputs = [live, log, clock]
@@ -96,7 +91,7 @@ def run_view(page: Page) -> RunView:
         return commands(arguments), *show(name)
 
     clock.tick(show, [chosen], outputs, show_progress="hidden", queue=False)
-    chosen.change(show, [chosen], outputs, show_progress="hidden").then(None, None, None, js=_LOG_TO_ITS_END)
+    chosen.change(show, [chosen], outputs, show_progress="hidden")
     chosen.focus(lambda: gr.Dropdown(choices=choices()), None, [chosen], show_progress="hidden")
     stop.click(stop_run, [chosen], outputs)
     resume.click(resume_run, [chosen], [command, *outputs])
