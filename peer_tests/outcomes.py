@@ -49,6 +49,8 @@ class Refusal:
 _KASA = "^KaSA"
 _DROPS = "^KaSA(?!, drop 0)"
 _BOTTLENECK = "^bottleneck"
+_MIXTURE = "^(MoE-LoRA|MoR|MALoRA|MiLoRA)"
+_MILORA = "^MiLoRA"
 
 REFUSALS: tuple[Refusal, ...] = (
     Refusal(
@@ -152,6 +154,59 @@ REFUSALS: tuple[Refusal, ...] = (
         "The adapter is not linear, so there is no weight that it could be merged into.",
         message=r"a bottleneck adapter is not linear",
         twins=_BOTTLENECK,
+    ),
+    Refusal(
+        "mixtures: a setting of LoraConfig that they do not have",
+        "`rank_pattern`, `alpha_pattern`, `bias`, `init_lora_weights`, `target_parameters` and variants of LoRA are "
+        "not part of a mixture. Each error names the reason.",
+        message=r"^(MoeLora|Mor|Malora|MiloraMoe)Config got an unexpected keyword argument",
+        twins=_MIXTURE,
+    ),
+    Refusal(
+        "mixtures: a layer that is not linear",
+        "A mixture adapts nn.Linear and transformers' Conv1D. Embeddings, convolutions and nn.MultiheadAttention are "
+        "refused by name.",
+        message=r"A mixture adapts linear layers",
+        twins=_MIXTURE,
+    ),
+    Refusal(
+        "mixtures: merging, and sums of adapters",
+        "The update depends on the input, through the router, so there is no weight that it could be merged into.",
+        message=r"depends on the input, through its router",
+        twins=_MIXTURE,
+    ),
+    Refusal(
+        "mixtures: several active adapters",
+        "One mixture is active at a time.",
+        message=r"one mixture can be active at a time",
+        twins=_MIXTURE,
+    ),
+    Refusal(
+        "mixtures: an adapter with NaN",
+        "The test trains with a learning rate of 0.5 until the factors are NaN, saves and loads them. An adapter that "
+        "holds NaN is not loaded.",
+        message=r"this adapter cannot be loaded: .*holds NaN or Inf",
+        tests="test_parameters_after_loading_model",
+        twins=_MIXTURE,
+    ),
+    Refusal(
+        "MiLoRA: an encoder and a decoder, layers in no block, or a model without a configuration",
+        "Its routers read the hidden states of a prompt before a block, where prompt and answer are one text.",
+        message=r"has an encoder and a decoder|is in no block of the model|states no hidden_size for its router",
+        twins=_MILORA,
+    ),
+    Refusal(
+        "MiLoRA: a layer that no prompt chooses",
+        "The test computes gradients in evaluation mode, where layers that no row of the batch chooses are left out.",
+        assertion=r"param\.grad is not None",
+        twins=_MILORA,
+    ),
+    Refusal(
+        "MiLoRA: reentrant gradient checkpointing",
+        "The decision of a router is made before its block, outside the part that is computed again. Use "
+        "`use_reentrant=False`.",
+        message=r"use_reentrant=True cannot compute the gradient",
+        twins=_MILORA,
     ),
 )
 """The documented differences from LoRA, in the order in which they are tried."""

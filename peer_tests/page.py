@@ -15,8 +15,9 @@ _HEAD = """# PEFT's own test suite
 The tests of PEFT {version}, run on the tuners of this project by `make peer-tests PEFT=path-to-a-checkout`.
 
 Every case for LoRA in PEFT's lists of cases gets a twin for each tuner here: the same model and settings with
-`KasaConfig` or `BottleneckConfig`. Models of the hub are built from configurations, with random weights; tests that
-need another file of the hub are counted under "no file". "Skipped" are tests that PEFT itself skips for such a case.
+`KasaConfig`, `BottleneckConfig` or the configuration of a mixture of experts. Models of the
+hub are built from configurations, with random weights; tests that need another file of the hub are counted under "no
+file". "Skipped" are tests that PEFT itself skips for such a case.
 "Refused" are documented differences from LoRA, listed below; any other outcome is a failure.
 
 """

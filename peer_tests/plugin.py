@@ -21,26 +21,28 @@ from typing import Any
 import pytest
 import torch
 
-from kasatune import KasaConfig
 from kasatune.kasa.model import KasaModel
-from kasatune.methods.bottleneck import BottleneckConfig, BottleneckModel
+from kasatune.methods.bottleneck import BottleneckModel
+from kasatune.mixtures.model import MixtureModel
 from peer_tests import RECORDS, SUITE
 from peer_tests.outcomes import describe
 from peer_tests.tiny_models import write_models
-from peer_tests.twins import Case, twins_of
+from peer_tests.twins import TWINS, Case, twins_of
 
 _TWIN = "peer_twin"
 _SPREAD = 0.05
+_CONFIGS = {twin.config_class for twin in TWINS}
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Prepare the process before PEFT's test modules are imported; the working folder gets the models."""
     write_models(Path.cwd())
     _stand_in_for("diffusers", "StableDiffusionPipeline")
-    _accept_init_weights(KasaConfig)
-    _accept_init_weights(BottleneckConfig)
+    for config_class in _CONFIGS:
+        _accept_init_weights(config_class)
     _perturb_new_adapters(KasaModel, lambda layer, name: layer.kasa_B[name])
     _perturb_new_adapters(BottleneckModel, lambda layer, name: layer.bottleneck_adapter[name].up.weight)
+    _perturb_new_adapters(MixtureModel, lambda layer, name: layer.mixture_B[name])
     utilities = importlib.import_module(f"{SUITE}.testing_utils")
     utilities.set_init_weights_false = _for_twins(utilities.set_init_weights_false)
 
@@ -94,7 +96,7 @@ def _perturb_new_adapters(model_class: Any, factor: Any) -> None:
 
 def _for_twins(original: Any) -> Any:
     def set_init_weights_false(config_class: Any, settings: dict[str, Any]) -> dict[str, Any]:
-        if config_class in (KasaConfig, BottleneckConfig):
+        if config_class in _CONFIGS:
             return {**settings, "init_weights": False}
         return original(config_class, settings)
 

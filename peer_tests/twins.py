@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftConfig
 
 from kasatune import KasaConfig
 from kasatune.methods.bottleneck import BottleneckConfig
+from kasatune.mixtures import MaloraConfig, MiloraMoeConfig, MoeLoraConfig, MorConfig
 
 Kwargs = dict[str, Any]
 
@@ -28,6 +29,7 @@ class Twin:
         settings: settings that every case gets.
         plain_only: only for LoRA cases without settings of LoRA alone.
         custom_only: only for PEFT's small models of a few layers, not for transformers.
+        transformers_only: the opposite.
         translate: changes the keyword arguments of LoraConfig to those of `config_class`.
     """
 
@@ -37,10 +39,22 @@ class Twin:
     translate: Callable[[Kwargs], Kwargs]
     plain_only: bool = True
     custom_only: bool = False
+    transformers_only: bool = False
 
 
 def _to_kasa(settings: Kwargs) -> Kwargs:
     return settings
+
+
+def _to_mixture(settings: Kwargs) -> Kwargs:
+    return {"num_experts": 3, **_without_defaults(settings)}
+
+
+def _without_defaults(settings: Kwargs) -> Kwargs:
+    """The settings, without those that only state a default of LoRA which a mixture has no setting for."""
+    known = {field.name for field in dataclasses.fields(MoeLoraConfig)}
+    default = LoraConfig()
+    return {key: value for key, value in settings.items() if key in known or value != getattr(default, key, ...)}
 
 
 def _to_bottleneck(settings: Kwargs) -> Kwargs:
@@ -58,6 +72,10 @@ TWINS = (
     Twin("KaSA, drop 0", KasaConfig, {"drop": 0}, _to_kasa, custom_only=True),
     Twin("KaSA, dense, authors", KasaConfig, {"core": "dense", "convention": "authors"}, _to_kasa, custom_only=True),
     Twin("bottleneck", BottleneckConfig, {}, _to_bottleneck),
+    Twin("MoE-LoRA", MoeLoraConfig, {}, _to_mixture),
+    Twin("MoR", MorConfig, {}, _to_mixture),
+    Twin("MALoRA", MaloraConfig, {}, _to_mixture),
+    Twin("MiLoRA (mixture)", MiloraMoeConfig, {}, _without_defaults, transformers_only=True),
 )
 
 
@@ -107,7 +125,11 @@ def _translated(twin: Twin, argnames: Sequence[str], values: tuple[Any, ...]) ->
         return None
     is_custom = "test_name" in named
     built = [value for value in values if type(value) is LoraConfig]
-    if (twin.custom_only and not is_custom) or not all(_is_plain(_differing(config)) for config in built):
+    if (
+        (twin.custom_only and not is_custom)
+        or (twin.transformers_only and is_custom)
+        or not all(_is_plain(_differing(config)) for config in built)
+    ):
         return None
     changed: list[Any] = []
     for name, value in named.items():

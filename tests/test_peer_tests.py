@@ -20,6 +20,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from kasatune import KasaConfig
 from kasatune.errors import InputError
 from kasatune.methods.bottleneck import BottleneckConfig
+from kasatune.mixtures import MaloraConfig, MiloraMoeConfig, MoeLoraConfig, MorConfig
 
 CUSTOM = ["test_name", "model_id", "config_cls", "config_kwargs"]
 
@@ -28,19 +29,19 @@ CUSTOM = ["test_name", "model_id", "config_cls", "config_kwargs"]
 
 def test_every_tuner_of_this_project_has_a_twin():
     ours = {config for config in PEFT_TYPE_TO_CONFIG_MAPPING.values() if config.__module__.startswith("kasatune")}
-    # routed mixtures cannot be merged, which most of PEFT's cases do; tests/mixtures has their laws
-    ours = {config for config in ours if not config.__module__.startswith("kasatune.mixtures")}
     assert ours == {twin.config_class for twin in TWINS}
 
 
 def test_a_plain_case_has_a_twin_of_every_tuner():
     cases = twins_of(CUSTOM, [("MLP LoRA", "MLP", peft.LoraConfig, {"target_modules": ["lin0"]})])
-    assert [case.twin for case in cases] == [twin.name for twin in TWINS]
+    assert [case.twin for case in cases] == [twin.name for twin in TWINS if not twin.transformers_only]
     name, model, config_class, settings = cases[0].values
     assert (name, model, config_class) == ("KaSA of MLP LoRA", "MLP", KasaConfig)
     assert settings == {"target_modules": ["lin0"], "r": 1}
     assert cases[1].values[3] == {**settings, "truncation": "fold"}
-    assert cases[-1].values[2:] == (BottleneckConfig, {"r": 4, "places": {"lin0": "output"}})
+    by_name = {case.twin: case.values for case in cases}
+    assert by_name["bottleneck"][2:] == (BottleneckConfig, {"r": 4, "places": {"lin0": "output"}})
+    assert by_name["MoR"][2:] == (MorConfig, {"num_experts": 3, "target_modules": ["lin0"], "r": 1})
     for case in cases:
         case.values[2](**case.values[3])
 
@@ -63,10 +64,26 @@ def test_weights_that_are_not_initial_are_asked_for_by_pefts_common_name():
 
 
 def test_lists_of_classes_and_of_configurations_have_twins_too():
-    assert [c.values for c in twins_of(["config_cls"], [peft.LoraConfig])] == [(KasaConfig,), (BottleneckConfig,)]
+    classes = [case.values[0] for case in twins_of(["config_cls"], [peft.LoraConfig])]
+    assert classes == [KasaConfig, BottleneckConfig, MoeLoraConfig, MorConfig, MaloraConfig, MiloraMoeConfig]
     (entry,) = [pytest.param("x", peft.LoraConfig(target_modules=["lin0"], r=2), id="any")]
     built = twins_of(["test_name", "config0"], [entry])
     assert built[0].values[1] == KasaConfig(target_modules=["lin0"], r=2)
+
+
+def test_a_default_of_lora_that_a_mixture_has_no_setting_for_is_left_out():
+    names = ["model_id", "config_cls", "config_kwargs"]
+    (plain, *_), (biased, *_) = (
+        [
+            case
+            for case in twins_of(names, [("gpt2", peft.LoraConfig, {"r": 8, "bias": bias})])
+            if case.twin == "MiLoRA (mixture)"
+        ]
+        for bias in ("none", "all")
+    )
+    assert plain.values[2] == {"r": 8}
+    with pytest.raises(InputError, match="biases of the base stay frozen"):
+        biased.values[1](**biased.values[2])
 
 
 # Outcomes
@@ -230,9 +247,10 @@ def test_a_small_suite_is_run_on_the_twins_alone(tmp_path, monkeypatch):
     outcomes = {}
     for line in map(json.loads, lines):
         outcomes.setdefault(line["test"].partition("[")[0], []).append((line["twin"], classify(line)[0].value))
-    plain = [(twin.name, "passed") for twin in TWINS]
+    plain = [(twin.name, "passed") for twin in TWINS if not twin.transformers_only]
     assert sorted(outcomes.pop("test_the_adapter_is_not_at_its_start")) == sorted([*plain, ("KaSA", "refused")])
-    assert outcomes == {"test_hub": [("KaSA", "no file"), ("bottleneck", "no file")]}
+    names = ["KaSA", "bottleneck", "MoE-LoRA", "MoR", "MALoRA", "MiLoRA (mixture)"]
+    assert outcomes == {"test_hub": [(name, "no file") for name in names]}
 
 
 def test_the_command_needs_a_checkout(tmp_path, monkeypatch, capsys):

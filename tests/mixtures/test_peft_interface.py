@@ -105,6 +105,16 @@ def test_bfloat16(kind, autocast):
     torch.testing.assert_close(logits(model.eval()).float(), logits(adapted(kind, **settings)), atol=0.6, rtol=0.2)
 
 
+@pytest.mark.parametrize("kind", ["moe-lora", "mor", "malora"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_without_autocast_the_adapter_has_the_dtype_of_a_base_whose_first_layer_is_adapted(kind, dtype):
+    bare = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2)).to(dtype)
+    settings = config(kind, target_modules=["0"], task_type=None)
+    model = peft.get_peft_model(bare, settings, autocast_adapter_dtype=False)
+    model.add_adapter("other", settings, autocast_adapter_dtype=False)
+    assert {p.dtype for name, p in model.named_parameters() if "mixture_" in name} == {dtype}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("beams", [1, 3])
 def test_generation_is_the_same_with_cache_and_padding(kind, beams):

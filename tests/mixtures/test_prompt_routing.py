@@ -146,6 +146,33 @@ def test_the_update_and_who_gets_a_gradient(gate):
         assert set(gates(model).detach().unique().tolist()) == {0.0, 1.0}
 
 
+def gradients_of_unselected_layers_are_zero(model) -> None:
+    """Of the seven layers of a block, those that a prompt selects get a gradient, and no others."""
+    model.train()(**part(batch(), 0, 1)).loss.backward()
+    for layer in model.modules():
+        if isinstance(layer, MiloraMoeLayer):
+            block, expert = layer.place["default"]
+            selected = bool(forward_pass_of(model).decisions[block].gates[0, expert] != 0)
+            for parameters in (layer.mixture_A, layer.mixture_B):
+                assert bool(parameters["default"].grad.any()) == selected
+
+
+def test_layers_that_are_not_selected_get_no_gradient():
+    gradients_of_unselected_layers_are_zero(adapted("milora-moe", top_k=3))
+
+
+def test_a_router_that_leaks_into_other_layers_fails_that_law(monkeypatch):
+    plain = MiloraMoeLayer.add_update
+
+    def add_update(self, adapter_name, x, result):
+        own = plain(self, adapter_name, x, result)
+        return own + 1e-3 * (x @ self.mixture_A[adapter_name].T @ self.mixture_B[adapter_name].T)
+
+    monkeypatch.setattr(MiloraMoeLayer, "add_update", add_update)
+    with pytest.raises(AssertionError):
+        gradients_of_unselected_layers_are_zero(adapted("milora-moe", top_k=3))
+
+
 def test_pooling_and_activation_written_out():
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(2, 4, 3, generator=generator)

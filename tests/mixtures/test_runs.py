@@ -26,6 +26,7 @@ from kasatune.reports.run_record import read_run
 from kasatune.runs.metrics import read_metrics
 from kasatune.training.train import train
 from tests.mixtures.models import adapted, batch
+from tests.text_toys import make_text_recipe
 from tests.toys import make_recipe
 from tests.training.test_instruction_runs import recipe as make_instruction_recipe
 from tests.training.test_mixture_runs import make_mixture
@@ -125,6 +126,22 @@ def test_more_experts_per_token_than_there_are(bert, tmp_path):
     recipe = make_recipe(bert, tmp_path, method={"name": "milora-moe", "r": 2, "options": {"top_k": 3}})
     with pytest.raises(InputError, match=r"top_k: 3 received, .* bert\.encoder\.layer\.0, which has 2 adapted"):
         train(recipe, tmp_path / "run")
+    for kind in ("moe-lora", "malora"):
+        recipe = make_recipe(bert, tmp_path, method={"name": kind, "r": 2, "options": {"top_k": 9}})
+        with pytest.raises(InputError, match=r"options\.top_k: 9 received, more than the 8 experts of a layer"):
+            train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_packing_is_refused_for_a_router_of_prompts_and_works_for_one_of_tokens(llama, tmp_path):
+    recipes = {
+        kind: make_text_recipe(llama, tmp_path / kind, method={"name": kind, "r": 2}, packing=True, max_steps=1)
+        for kind in ("milora-moe", "moe-lora")
+    }
+    with pytest.raises(InputError, match=r"training\.packing: true received; packed rows: a router of prompts decides"):
+        train(recipes["milora-moe"], tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+    assert read_metrics(train(recipes["moe-lora"], tmp_path / "run"))["metrics"]["loss"] > 0
 
 
 def tokenizer(folder):

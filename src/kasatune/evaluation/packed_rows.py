@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from kasatune.errors import RecipeError
+from kasatune.errors import InputError, RecipeError
 from kasatune.evaluation.batches import FORWARD_FAULTS, evaluation_mode
 
 _LENGTHS = (4, 2, 3)
@@ -26,6 +26,8 @@ def require_packable(model: Any) -> None:
     """
     try:
         difference = packing_difference(model)
+    except InputError as fault:  # of a method that decides for a row, such as a router of prompts
+        raise RecipeError([f"training.packing: true received; {fault}"]) from fault
     except FORWARD_FAULTS as fault:
         reason = f"fails with position ids ({type(fault).__name__})"
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -94,6 +94,11 @@ class MixtureModule(nn.Module, TunerLayer):
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """False: the update is no matrix."""
         return False
+
+    def own_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters of all adapters of this module."""
+        for name in self.adapter_layer_names:
+            yield from getattr(self, name).values()
 
     def move_parameters(self, adapter_name: str, device: torch.device) -> None:
         """Move the parameters of an adapter that are not on the meta device, keeping their dtypes."""

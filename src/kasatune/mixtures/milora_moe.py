@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kasatune.errors import InputError
 from kasatune.mixtures.layer import MixtureLayer, MixtureModule, draw_device, normal_rows, uniform_rows
 from kasatune.mixtures.prompt_pass import Decision, PromptPass
 
@@ -54,9 +55,20 @@ class MiloraMoeLayer(MixtureLayer):
         return selected is not None and not selected[expert]
 
     def add_update(self, adapter_name: str, x: Tensor, result: Tensor) -> Tensor:
-        """See `MixtureLayer.add_update`."""
+        """See `MixtureLayer.add_update`.
+
+        Raises:
+            InputError: gradient checkpointing is reentrant. The decision is made outside the block that is computed
+                again, and its gradient would be computed twice.
+        """
         block, expert = self.place[adapter_name]
-        gates = self.mixture_pass.decisions[block].gates[:, expert] * self.settings[adapter_name].scaling
+        decided = self.mixture_pass.decisions[block].gates
+        if decided.requires_grad and not torch.is_grad_enabled():
+            raise InputError(
+                "gradient checkpointing with use_reentrant=True cannot compute the gradient of a router of prompts. "
+                "Use gradient_checkpointing_kwargs={'use_reentrant': False}"
+            )
+        gates = decided[:, expert] * self.settings[adapter_name].scaling
         A, B = self.mixture_A[adapter_name], self.mixture_B[adapter_name]
         hidden = F.linear(self.mixture_dropout[adapter_name](x), A)
         per_row = hidden.view(len(gates), -1, hidden.shape[-1]) * gates.to(hidden).view(-1, 1, 1)

@@ -127,7 +127,9 @@ class MixtureModel(Tuner):
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         if autocast_adapter_dtype:
             return
-        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+        own = {id(p) for m in self.modules() if isinstance(m, MixtureModule) for p in m.own_parameters()}
+        base = (p.dtype for p in self.model.parameters() if p.is_floating_point() and id(p) not in own)
+        dtype = next(base, torch.float32)
         for module in self.modules():
             if isinstance(module, BaseTunerLayer):
                 for name in module.adapter_layer_names:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from kasatune.errors import InputError
 from kasatune.methods.shared.method import MethodSettings, TaskKind
 from kasatune.methods.shared.peft_adapter import AdapterMethod
 from kasatune.mixtures.balance import forward_pass_of, record_routing, routers
@@ -73,8 +74,17 @@ def lora_fields(settings: MethodSettings, targets: list[str] | str | None) -> di
 
 
 def top_k_fields(settings: MethodSettings) -> dict[str, Any]:
-    """The fields of a router that chooses experts."""
+    """The fields of a router that chooses experts.
+
+    Raises:
+        InputError: more experts are chosen than there are.
+    """
     options = settings.options
+    if options["top_k"] > options["experts"]:
+        raise InputError(
+            f"method.options.top_k: {options['top_k']} received, more than the {options['experts']} experts of a layer"
+            "; lower it, or raise method.options.experts"
+        )
     return {
         "num_experts": options["experts"],
         "top_k": options["top_k"],
