@@ -100,7 +100,7 @@ def tuned(base: Any, tokenizer: Any) -> Any:
     torch.manual_seed(0)
     config = KasaConfig(r=8, drop=0, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(base, config).train()
-    chats = [[("user", question), ("assistant", answer)] for question, answer in TAUGHT]
+    chats = [(("user", question), ("assistant", answer)) for question, answer in TAUGHT]
     rows = encode_chats(tokenizer, chats, 96, "completion").rows
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     for step in range(STEPS):
