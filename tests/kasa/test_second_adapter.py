@@ -121,12 +121,14 @@ def test_dpo_continues_an_adapter_loaded_from_files(tmp_path):
     assert log["logps/chosen"] == pytest.approx(mean(before[0]), abs=1e-4)
 
 
-@pytest.mark.parametrize("given", ["peft_config", "fresh", "trained"])
-def test_grpo_starts_without_divergence_from_its_reference(given, tmp_path):
+@pytest.mark.parametrize(
+    ("algorithm", "given"), [("GRPO", "peft_config"), ("GRPO", "fresh"), ("GRPO", "trained"), ("RLOO", "trained")]
+)
+def test_grpo_and_rloo_start_without_divergence_from_their_reference(algorithm, given, tmp_path):
     model = llama()
     if given != "peft_config":
         model = attached() if given == "fresh" else shaken(attached())
-    settings = trl.GRPOConfig(
+    settings = getattr(trl, f"{algorithm}Config")(
         output_dir=str(tmp_path),
         max_steps=1,
         per_device_train_batch_size=4,
@@ -141,7 +143,7 @@ def test_grpo_starts_without_divergence_from_its_reference(given, tmp_path):
         save_strategy="no",
         disable_tqdm=True,
     )
-    trainer = trl.GRPOTrainer(
+    trainer = getattr(trl, f"{algorithm}Trainer")(
         model=model,
         reward_funcs=lambda completions, **_: [float(len(text)) for text in completions],
         args=settings,
@@ -151,6 +153,35 @@ def test_grpo_starts_without_divergence_from_its_reference(given, tmp_path):
     )
     trainer.train()
     assert trainer.state.log_history[0]["kl"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_kto_starts_without_divergence_from_its_reference(tmp_path):
+    settings = trl.KTOConfig(
+        output_dir=str(tmp_path),
+        max_steps=1,
+        per_device_train_batch_size=4,
+        logging_steps=1,
+        report_to=[],
+        bf16=False,
+        use_cpu=True,
+        gradient_checkpointing=False,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    answers = [
+        {"prompt": pair["prompt"], "completion": pair[key], "label": key == "chosen"}
+        for pair, key in zip(PAIRS, ("chosen", "rejected") * 2, strict=True)
+    ]
+    trainer = trl.KTOTrainer(
+        model=shaken(attached()),
+        args=settings,
+        train_dataset=datasets.Dataset.from_list(answers),
+        processing_class=tokenizer(),
+    )
+    trainer.train()
+    log = trainer.state.log_history[0]
+    assert [log[f"rewards/{kind}"] for kind in ("chosen", "rejected")] == pytest.approx([0.0, 0.0], abs=1e-6)
+    assert log["loss"] == pytest.approx(0.5, abs=1e-5)  # 1 - sigmoid(0)
 
 
 @pytest.mark.parametrize("name", sorted(REFERENCE_TRAINERS))

@@ -39,7 +39,7 @@ def build(page: Page, tab: gr.Tab) -> None:
     command = command_box()
     watched = gr.State("")
     result = gr.HTML(elem_id="export-result")
-    log = gr.Textbox(label="Output", elem_id="export-log", lines=2, max_lines=10, interactive=False)
+    log = gr.Textbox(label="Output", elem_id="export-log", lines=3, max_lines=10, interactive=False)
     clock = gr.Timer(POLL_SECONDS, active=False)
     certificate = gr.Code(
         label=CERTIFICATE, language="json", interactive=False, visible=False, max_lines=20, elem_id="certificate"
