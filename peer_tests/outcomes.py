@@ -190,6 +190,14 @@ REFUSALS: tuple[Refusal, ...] = (
         twins=_MIXTURE,
     ),
     Refusal(
+        "mixtures: a router that three steps hardly change",
+        "B starts at 0, so a router has no gradient of the loss in the first step. The test allows three steps, and "
+        "has a higher learning rate for tuners of PEFT of which this is true.",
+        assertion=r"not torch\.allclose\(param_before, param_after",
+        tests="test_only_params_are_updated",
+        twins=_MIXTURE,
+    ),
+    Refusal(
         "MiLoRA: an encoder and a decoder, layers in no block, or a model without a configuration",
         "Its routers read the hidden states of a prompt before a block, where prompt and answer are one text.",
         message=r"has an encoder and a decoder|is in no block of the model|states no hidden_size for its router",
@@ -202,11 +210,11 @@ REFUSALS: tuple[Refusal, ...] = (
         twins=_MILORA,
     ),
     Refusal(
-        "MiLoRA: reentrant gradient checkpointing",
-        "The decision of a router is made before its block, outside the part that is computed again. Use "
-        "`use_reentrant=False`.",
-        message=r"use_reentrant=True cannot compute the gradient",
-        twins=_MILORA,
+        "mixtures: reentrant gradient checkpointing",
+        "It drops the balance loss of the routers, and MiLoRA's routers decide before their block, outside the part "
+        "that is computed again. Use `use_reentrant=False`.",
+        message=r"use_reentrant=True (discards the balance loss|cannot compute the gradient)",
+        twins=_MIXTURE,
     ),
 )
 """The documented differences from LoRA, in the order in which they are tried."""

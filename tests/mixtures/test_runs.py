@@ -57,12 +57,20 @@ def test_a_run_shows_who_was_chosen(engine, bert, llama, tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text("good bad\n\nfine\n", encoding="utf-8")
     capsys.readouterr()
-    inspect_command(directory=str(run), text=text, json=True)
+    inspect_command(directory=str(run), text=[text], json=True)
     shown = json.loads(capsys.readouterr().out)
     assert shown["lines"] == 2
     assert [router["name"] for router in shown["routers"]] == list(routing[-1]["routers"])
-    inspect_command(directory=str(run), text=text)
+    inspect_command(directory=str(run), text=[text])
     assert "MILORA_MOE adapter on 2 lines of text" in capsys.readouterr().out
+    other = tmp_path / "other.txt"
+    other.write_text("great\n", encoding="utf-8")
+    inspect_command(directory=str(run), text=[other, text], json=True)
+    both = json.loads(capsys.readouterr().out)["texts"]
+    assert [entry["lines"] for entry in both] == [1, 2]
+    assert both[1]["routers"] == shown["routers"] != both[0]["routers"]
+    inspect_command(directory=str(run), text=[other, text])
+    assert "MILORA_MOE adapter on 1 line of text in" in " ".join(capsys.readouterr().out.split())
     text.write_text("\n", encoding="utf-8")
     with pytest.raises(InputError, match="the file holds no text"):
         inspect_routing(run, text)

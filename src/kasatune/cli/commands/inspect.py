@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,10 +37,10 @@ def command(
         typer.Option("--truncation", help="Measure what dropping a component of rank --rank does to a base model."),
     ] = False,
     text: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="Show what the routers of a mixture choose on the lines of this file.",
+            help="Show what the routers of a mixture choose on the lines of this file; repeat it for several files.",
             show_default=False,
         ),
     ] = None,
@@ -58,7 +58,7 @@ def command(
     output.
 
     With --text: for an adapter that is a mixture of experts, the load of each expert and the entropy of each router, as
-    a share of the largest possible, on the lines of a file.
+    a share of the largest possible, on the lines of a file, or of several, such as one for each task.
 
     Example: kasatune inspect runs/rte-kasa --picture rte.svg
 
@@ -67,7 +67,7 @@ def command(
     if truncation:
         _inspect_truncation(directory, base, picture, rank, json=json)
         return
-    if text is not None:
+    if text:
         _inspect_routing(Path(directory), text, base, json=json)
         return
     with results_only():
@@ -121,25 +121,27 @@ def _inspect_truncation(model: str, base: str | None, picture: Path | None, rank
         )
 
 
-def _inspect_routing(directory: Path, text: Path, base: str | None, *, json: bool) -> None:
+def _inspect_routing(directory: Path, texts: Sequence[Path], base: str | None, *, json: bool) -> None:
     with results_only():
         from kasatune.adapter_tools.inspect_routing import inspect_routing
 
-        measured = inspect_routing(directory, text, base)
+        measured = inspect_routing(directory, *texts, base=base)
     if json:
         print_json(measured)
         return
-    rows = [
-        [
-            router["name"],
-            " ".join(f"{load:.0%}" for load in router["load"]),
-            f"{router['entropy'] / math.log(len(router['load'])):.0%}" if len(router["load"]) > 1 else "",
-            str(router["items"]),
+    for entry in measured.get("texts", [measured]):
+        rows = [
+            [
+                router["name"],
+                " ".join(f"{load:.0%}" for load in router["load"]),
+                f"{router['entropy'] / math.log(len(router['load'])):.0%}" if len(router["load"]) > 1 else "",
+                str(router["items"]),
+            ]
+            for router in entry["routers"]
         ]
-        for router in measured["routers"]
-    ]
-    title = f"{measured['format']} adapter on {counted(measured['lines'], 'line')} of text"
-    print_table(["router", "load of each expert", "entropy", "routed"], rows, title=title, numbers=2)
+        where = f" in {entry['text']}" if "texts" in measured else ""
+        title = f"{measured['format']} adapter on {counted(entry['lines'], 'line')} of text{where}"
+        print_table(["router", "load of each expert", "entropy", "routed"], rows, title=title, numbers=2)
 
 
 def _row(layer: Mapping[str, Any]) -> list[str]:
