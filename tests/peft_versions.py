@@ -20,8 +20,8 @@ needs_peft_0_19 = pytest.mark.skipif(
 )
 needs_transformers_loader = pytest.mark.skipif(
     Version(peft.__version__) < Version("0.20"),
-    reason="transformers' model.load_adapter imports a function that PEFT 0.18 does not have; PEFT 0.19 keeps the prefix "
-    "of the keys, so that it loads nothing onto an encoder",
+    reason="transformers' model.load_adapter imports a function that PEFT 0.18 does not have; PEFT 0.19 keeps the "
+    "prefix of the keys, so that it loads nothing onto an encoder",
 )
 needs_base_state_dict = pytest.mark.skipif(
     not hasattr(peft, "set_base_model_state_dict"),
