@@ -127,14 +127,15 @@ def test_a_wrong_group_of_layers_changes_no_result(monkeypatch):
     torch.testing.assert_close(adapted("malora")(**batch()).logits, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_layers_of_the_same_input_share_one_product(monkeypatch):
-    model, products = adapted("malora"), []
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_of_the_same_input_share_one_product(dtype, monkeypatch):
+    model, products = adapted("malora", dtype=dtype), []
     plain = malora.linear_together
-    monkeypatch.setattr(malora, "linear_together", lambda x, *w: products.append(len(w) // 2) or plain(x, *w))
+    monkeypatch.setattr(malora, "linear_together", lambda x, *w: products.append(len(w) - 1) or plain(x, *w))
     model(**batch())
     assert products == [3, 1, 2, 1] * 2  # q k v, o, gate up, down
     layer = next(m for m in model.modules() if isinstance(m, MaloraLayer))
-    assert layer.shared_input._x is None, "no activation is kept"
+    assert layer.shared_input._source is None, "no activation is kept"
 
 
 def gradients_of_unselected_experts_are_zero(model) -> None:

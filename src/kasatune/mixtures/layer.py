@@ -137,7 +137,7 @@ class MixtureLayer(MixtureModule):
 
     @abstractmethod
     def add_update(self, adapter_name: str, x: Tensor, result: Tensor) -> Tensor:
-        """The output of the base (..., out) plus the update, for x (..., in) in the dtype of the parameters.
+        """The output of the base (..., out) plus the update, for x (..., in) in any dtype.
 
         `result` may be overwritten if `may_overwrite`.
         """
@@ -165,7 +165,11 @@ class MixtureLayer(MixtureModule):
         adapter = self.acting()
         if adapter is None or self.is_idle(adapter):
             return result
-        return self.add_update(adapter, self._cast_input_dtype(x, self.mixture_B[adapter].dtype), result)
+        return self.add_update(adapter, x, result)
+
+    def cast(self, adapter_name: str, x: Tensor) -> Tensor:
+        """X in the dtype of the parameters."""
+        return self._cast_input_dtype(x, self.mixture_B[adapter_name].dtype)
 
     def add_product(self, result: Tensor, inputs: Tensor, factor: Tensor) -> Tensor:
         """`result` (..., out) + inputs (..., width) @ factor (width, out), in the dtype of `result`.

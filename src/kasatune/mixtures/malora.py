@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kasatune.distributed.gather_scatter import is_sharded
 from kasatune.mixtures.layer import draw_device, is_short, linear_together, normal_rows
-from kasatune.mixtures.moe_lora import TopKLayer, weighted_experts
+from kasatune.mixtures.moe_lora import Routing, TopKLayer, weighted_experts
 
 SAME_INPUT = (
     ("q_proj", "k_proj", "v_proj"),
@@ -28,44 +28,55 @@ forward pass: a wrong entry costs time and changes no result."""
 
 
 class SharedInput:
-    """Layers that read the same input x: the first one that is called multiplies x by the S_A and W_g of all.
+    """Layers that read the same input x: the first one that is called computes S_A x and the routing of all.
 
-    The products wait for the other layers, which recognize x by identity. What is not fetched, because a layer was not
+    The results wait for the other layers, which recognize x by identity. What is not fetched, because a layer was not
     called or got another input, is dropped with the next product.
     """
 
     def __init__(self) -> None:
         self.layers: list[MaloraLayer] = []
-        self._x: Tensor | None = None
-        self._waiting: dict[int, tuple[Tensor, Tensor]] = {}
+        self._clear()
+
+    def _clear(self) -> None:
+        self._source: Tensor | None = None
+        self._waiting: dict[int, tuple[Tensor, Routing]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the tensors of a forward pass, which cannot be copied."""
-        return {"layers": self.layers, "_x": None, "_waiting": {}}
+        return {"layers": self.layers}
 
-    def products(self, layer: MaloraLayer, adapter_name: str, x: Tensor) -> tuple[Tensor, Tensor]:
-        """S_A x and W_g x of a layer, for an x without dropout."""
-        ready = self._waiting.pop(id(layer), None) if x is self._x else None
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore the layers, between two passes."""
+        self.layers = state["layers"]
+        self._clear()
+
+    def compute(self, layer: MaloraLayer, adapter_name: str, source: Tensor) -> tuple[Tensor, Routing]:
+        """S_A x and the routing of a layer, for an input without dropout in any dtype."""
+        ready = self._waiting.pop(id(layer), None) if source is self._source else None
         if ready is None:
+            x = layer.cast(adapter_name, source)
             members = [layer] + [m for m in self.layers if m is not layer and m.acting() == adapter_name]
             members = [m for m in members if m is layer or m.fits_with(layer, adapter_name)]
             if len(members) == 1 or is_short(x) or torch.compiler.is_compiling():
-                return _split(linear_together(x, layer.shared(adapter_name), layer.mixture_router[adapter_name]))[0]
-            weights = [w for m in members for w in (m.shared(adapter_name), m.mixture_router[adapter_name])]
-            parts = _split(linear_together(x, *weights))
-            self._x = x
-            self._waiting = {id(m): part for m, part in zip(members, parts, strict=True)}
+                z, scores = linear_together(x, layer.shared(adapter_name), layer.mixture_router[adapter_name])
+                return z, layer.choose(adapter_name, scores)
+            routers = torch.cat([m.mixture_router[adapter_name] for m in members])
+            *inputs, scores = linear_together(x, *(m.shared(adapter_name) for m in members), routers)
+            routings = layer.choose(adapter_name, scores.unflatten(-1, (len(members), -1))).split()
+            self._source = source
+            self._waiting = {id(m): (z, own) for m, z, own in zip(members, inputs, routings, strict=True)}
             ready = self._waiting.pop(id(layer))
         if not self._waiting:
-            self._x = None
+            self._source = None
         return ready
 
 
 class MaloraLayer(TopKLayer):
     """y = W x + s sum_i w_i(x) B_i P_i S_A x, S_A shared by the experts of the layer, w as in MoE-LoRA.
 
-    S_A x and W_g x are one product for layers that read the same input (`SharedInput`). For many tokens, B_i P_i is
-    multiplied first, which makes the remaining product N d wide instead of N rbar; for few tokens, P_i S_A x.
+    S_A x and the routing are computed at once for layers that read the same input (`SharedInput`). For many tokens,
+    B_i P_i is multiplied first, which makes the remaining product N d wide instead of N rbar; for few, P_i S_A x.
 
     Parameters: mixture_S S_A (d, in), mixture_P (N, rbar, d), mixture_B (out, N rbar), mixture_router W_g (N, in);
     d = r, rbar = config.up_rank.
@@ -85,6 +96,7 @@ class MaloraLayer(TopKLayer):
         """Whether the matrices of both layers can be multiplied as one."""
         own, its = self.shared(adapter_name), other.shared(adapter_name)
         same = own.shape[1:] == its.shape[1:] and own.device == its.device and own.dtype == its.dtype
+        same = same and self.training == other.training
         return same and not is_sharded(own) and not self.drops(adapter_name)
 
     def initial_parameters(self, config: Any) -> Mapping[str, Tensor]:
@@ -112,11 +124,13 @@ class MaloraLayer(TopKLayer):
     def add_update(self, adapter_name: str, x: Tensor, result: Tensor) -> Tensor:
         """See `MixtureLayer.add_update`."""
         if self.drops(adapter_name):
+            x = self.cast(adapter_name, x)
             z = F.linear(self.mixture_dropout[adapter_name](x), self.shared(adapter_name))
-            scores = F.linear(x, self.mixture_router[adapter_name])
+            routing = self.choose(adapter_name, F.linear(x, self.mixture_router[adapter_name]))
         else:
-            z, scores = self.shared_input.products(self, adapter_name, x)
-        weights = self.settings[adapter_name].scaling * self.route(adapter_name, scores)[0]
+            z, routing = self.shared_input.compute(self, adapter_name, x)
+        self.record(adapter_name, routing)
+        weights = self.settings[adapter_name].scaling * routing.weights
         P, B = self.mixture_P[adapter_name], self.mixture_B[adapter_name]
         N, rbar, _ = P.shape
         if weights[..., 0].numel() < N * rbar:
@@ -135,8 +149,3 @@ def join_inputs(layers: Mapping[str, MaloraLayer]) -> None:
         group = groups.setdefault((parent, siblings), SharedInput())
         group.layers.append(layer)
         layer.shared_input = group
-
-
-def _split(parts: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Consecutive pairs of products."""
-    return [(parts[i], parts[i + 1]) for i in range(0, len(parts), 2)]

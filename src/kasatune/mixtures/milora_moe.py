@@ -70,7 +70,7 @@ class MiloraMoeLayer(MixtureLayer):
             )
         gates = decided[:, expert] * self.settings[adapter_name].scaling
         A, B = self.mixture_A[adapter_name], self.mixture_B[adapter_name]
-        hidden = F.linear(self.mixture_dropout[adapter_name](x), A)
+        hidden = F.linear(self.mixture_dropout[adapter_name](self.cast(adapter_name, x)), A)
         per_row = hidden.view(len(gates), -1, hidden.shape[-1]) * gates.to(hidden).view(-1, 1, 1)
         return self.add_product(result, per_row.view(hidden.shape), B.T)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,23 +25,45 @@ LOOP_COLUMNS = 256
 71. N = 32, r = 16: 59 and 41."""
 
 
+class Routing(NamedTuple):
+    """What a router chose for each token.
+
+    Attributes:
+        weights: w (..., N), 0 for experts that are not chosen.
+        experts: (..., top_k), the numbers of the chosen ones.
+        probabilities: softmax of the scores (..., N); None where nothing is counted.
+    """
+
+    weights: Tensor
+    experts: Tensor
+    probabilities: Tensor | None
+
+    def split(self) -> list[Routing]:
+        """The routing of each layer, if the dimension before the last one counts layers."""
+        layers = self.weights.shape[-2]
+        parts = [[None] * layers if part is None else part.unbind(-2) for part in self]
+        return [Routing(*values) for values in zip(*parts, strict=True)]
+
+
 class TopKLayer(MixtureLayer):
     """The router of a layer whose tokens choose `top_k` experts each."""
 
-    def route(self, adapter_name: str, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """See `top_k_weights`, for router scores W_g x (..., N).
+    def choose(self, adapter_name: str, scores: Tensor) -> Routing:
+        """The choice for router scores W_g x (..., N), in float32."""
+        scores = scores.float()
+        counted = self.mixture_pass.counts(training=self.in_training)
+        weights, index = top_k_weights(scores, self.settings[adapter_name].top_k)
+        return Routing(weights, index, scores.softmax(-1) if counted else None)
 
-        Softmax and choice are in float32. Choices are counted, and the balance loss is recorded.
-        """
-        config, scores = self.settings[adapter_name], scores.float()
-        weights, index = top_k_weights(scores, config.top_k)
-        if self.mixture_pass.counts(training=self.in_training):
-            probabilities = scores.softmax(-1)
-            chosen = torch.zeros_like(probabilities).scatter(-1, index, 1 / config.top_k)
+    def record(self, adapter_name: str, routing: Routing) -> None:
+        """Count the choices, and add the balance loss to those of the forward pass."""
+        probabilities = routing.probabilities
+        if probabilities is not None:
+            config = self.settings[adapter_name]
+            chosen = torch.zeros_like(probabilities).scatter(-1, routing.experts, 1 / config.top_k)
             self.mixture_pass.record(
                 self.router_loads[adapter_name], probabilities, chosen, config.balance_weight, training=self.in_training
             )
-        return weights, index
 
 
 class MoeLoraLayer(TopKLayer):
@@ -77,17 +99,20 @@ class MoeLoraLayer(TopKLayer):
         """See `MixtureLayer.add_update`."""
         config = self.settings[adapter_name]
         A, B, W_g = (p[adapter_name] for p in (self.mixture_A, self.mixture_B, self.mixture_router))
+        x = self.cast(adapter_name, x)
         if self.loops(config, x):
-            scores = F.linear(x, W_g)
+            routing = self.choose(adapter_name, F.linear(x, W_g))
+            self.record(adapter_name, routing)
             x = self.mixture_dropout[adapter_name](x)
-            update = loop_over_experts(x, *self.route(adapter_name, scores), A, B)
+            update = loop_over_experts(x, routing.weights, routing.experts, A, B)
             return (result + config.scaling * update).to(result.dtype)
         if self.drops(adapter_name):
             hidden, scores = F.linear(self.mixture_dropout[adapter_name](x), A), F.linear(x, W_g)
         else:
             hidden, scores = linear_together(x, A, W_g)
-        weights = config.scaling * self.route(adapter_name, scores)[0]
-        return self.add_product(result, weighted_experts(hidden, weights), B.T)
+        routing = self.choose(adapter_name, scores)
+        self.record(adapter_name, routing)
+        return self.add_product(result, weighted_experts(hidden, config.scaling * routing.weights), B.T)
 
 
 def weighted_experts(hidden: Tensor, weights: Tensor) -> Tensor:

@@ -48,6 +48,7 @@ class MorLayer(MixtureLayer):
     def add_update(self, adapter_name: str, x: Tensor, result: Tensor) -> Tensor:
         """See `MixtureLayer.add_update`."""
         A, B, lam_A, lam_B, W_g = (getattr(self, name)[adapter_name] for name in self.adapter_layer_names)
+        x = self.cast(adapter_name, x)
         if self.drops(adapter_name):
             z, scores = F.linear(self.mixture_dropout[adapter_name](x), A), F.linear(x, W_g)
         else:
