@@ -15,7 +15,7 @@ FAST := $(addprefix tests/, io kasa linalg metrics recipes reports runs weights)
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-lm tiny-llama test test-fast test-integrations check site docs notebooks reports pictures bench soak peer-tests test-peft-versions tree lock presets install clean
+.PHONY: help demo demo-lm tiny-llama test test-fast test-integrations check lint types types-strict imports site docs notebooks reports pictures bench soak peer-tests test-peft-versions tree lock presets install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,11 +41,19 @@ test-integrations: $(STAMP) ## KaSA inside other trainers, each in an environmen
 	@KASATUNE_ENVIRONMENTS=.environments OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
 	  $(BIN)/python -m pytest tests/integrations $(PYTEST_FLAGS)
 
-check: $(STAMP) ## format, lint, types, direction of imports
+check: lint types types-strict imports ## format, lint, types, direction of imports
+
+lint: $(STAMP)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
+
+types: $(STAMP)
 	@$(BIN)/pyright
+
+types-strict: $(STAMP)
 	@$(BIN)/pyright --project pyright-strict.json
+
+imports: $(STAMP)
 	@$(BIN)/lint-imports
 
 site: $(STAMP) ## build the documentation site, every warning an error
