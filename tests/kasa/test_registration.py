@@ -36,6 +36,33 @@ def test_either_import_order_registers_the_types(order):
     assert run(code).splitlines() == ["KASA KasaConfig", "BOTTLENECK BottleneckConfig"]
 
 
+@pytest.mark.process
+def test_every_room_of_the_registration_can_be_imported_first():
+    modules = [
+        "kasatune.kasa.layer",
+        "kasatune.methods.bottleneck.config",
+        "kasatune.mixtures.layer",
+        "kasatune.peft_compat.quantization_backends",
+        "kasatune.peft_compat.save_and_load",
+        "kasatune.peft_compat.tuner_bases",
+        "kasatune.weights.base_weight",
+    ]
+    code = (
+        "import importlib, os, sys, traceback, transformers, torch\n"
+        f"for name in {modules}:\n"
+        "    if os.fork() == 0:\n"
+        "        try:\n"
+        "            importlib.import_module(name)\n"
+        "        except Exception:\n"
+        "            traceback.print_exc()\n"
+        "            os._exit(1)\n"
+        "        os._exit(0)\n"
+        "    if os.wait()[1]:\n"
+        "        print(name)"
+    )
+    assert run(code).splitlines() == []
+
+
 def test_importing_kasatune_alone_imports_neither_torch_nor_peft():
     assert run("import kasatune, sys; print(sorted({'torch', 'peft', 'transformers'} & set(sys.modules)))") == "[]"
 
