@@ -20,6 +20,11 @@ settings.register_profile("kasatune", deadline=None, derandomize=True)
 settings.load_profile("kasatune")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the longest test first: at the end all other processes would wait for it."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/ui/test_browser.py"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def ctrl_c_works():
     """Python's own handling of Ctrl-C, also where the tests were started in the background, which ignores it."""

@@ -27,10 +27,9 @@ WORDS = ("red", "blue", "green", "one", "two", "three")
 HOSTILE = "<img src=x onerror=alert(1)>.jsonl"
 CHANGES = """task.max_length=32
 task.validation=0.25
-method.r=2
 training.epochs=40
 training.batch_size=4
-training.learning_rate=0.05
+training.learning_rate=0.02
 training.device=cpu
 generation.max_new_tokens=5"""
 
