@@ -68,6 +68,7 @@ def test_equal_and_missing_values_do_not_break_the_axes():
     [
         (compact(12_000), "12k"),
         (compact(0.0001), "1e-4"),
+        (compact(2_442_500), "2.4425e6"),  # ticks of a narrow range differ
         (compact(0.05), "0.05"),
         (score(None), "-"),
         (score(math.nan), "NaN"),

@@ -57,6 +57,7 @@ ROWS = (
             Option("sigma", "choice", "trained", "one fixes sigma at 1, for ablations", ("trained", "one")),
             Option("sigma_init", "choice", "one", "sigma at the start: 1, or drawn from N(0, 1)", ("one", "normal")),
         ),
+        highlight=True,
         drops_triplets=True,
         adapter_note="it contains the update that was learned and, with method.drop, the component that was dropped, "
         "so its rank is r + d and its scaling is 1",

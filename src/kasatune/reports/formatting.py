@@ -104,12 +104,12 @@ def count(value: float | None) -> str:
 
 
 def compact(value: float) -> str:
-    """A short form of a number for axes: 12,000 is 12k, 0.0001 is 1e-4."""
+    """A short form of a number for axes, six significant digits at most: 12,000 is 12k, 0.0001 is 1e-4."""
     if value == 0:
         return "0"
     size = abs(value)
     if size >= 1e6 or size < 1e-3:
-        mantissa, exponent = f"{value:.2e}".split("e")
+        mantissa, exponent = f"{value:.5e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
     if size >= 1e4:
         return f"{value / 1e3:g}k"
