@@ -213,6 +213,14 @@ def others(runs: Runs) -> list[str]:
             *(f"{statistics.fmean(run['end'][kind] for run in held):.4f}" for kind in ("e2e", "unrelated")),
         )
         lines.append(f"| {point[0]} | {point[1]} | {len(held)} | {' | '.join(cells)} |")
+    base = runs.base(confirm=False)["e2e"]
+    diverged = [f"{arm} at {rate}" for arm, rate in others if runs.searched((arm, rate))[0]["end"]["e2e"] > base]
+    if diverged:
+        lines += [
+            "",
+            f"Diverged, with a loss on E2E above the untouched base's: {', '.join(diverged)}. The rate is too high for "
+            "them, and the row does not say what they reach with a lower one.",
+        ]
     missing = [name for name in (*ARMS, *METHOD_ARMS) if name not in runs.arms()]
     return [*lines, "", f"Not run: {', '.join(missing)}."] if missing else lines
 

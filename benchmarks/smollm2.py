@@ -86,8 +86,8 @@ def recipe(subject: str, options: argparse.Namespace) -> Recipe:
         source = [f"task.name=commonsense/{subject}", f"task.data={options.commonsense}", "task.train=null"]
         source += ["task.validation=null", "task.max_eval=16", "generation.num_beams=4"]
         source += ["generation.max_new_tokens=32"]
-    given = [*source, f"task.max_train={rows}", "method.name=akasa", "method.truncate_by=magnitude"]
-    given += ["training.learning_rate=2.0e-3", "training.warmup_ratio=0.0", "training.weight_decay=0.0"]
+    given = [*source, f"task.max_train={rows}", "training.learning_rate=2.0e-3"]
+    given += ["training.warmup_ratio=0.0", "training.weight_decay=0.0"]
     return load_recipe(find_recipe("instruct/smollm2-135m"), [*given, out, *options.overrides], check_inputs=True)
 
 

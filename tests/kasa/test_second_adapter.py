@@ -55,20 +55,25 @@ def log_probabilities(model):
     return sums[: len(PAIRS)], sums[len(PAIRS) :]
 
 
+ONE_STEP = {
+    "max_steps": 1,
+    "per_device_train_batch_size": 4,
+    "logging_steps": 1,
+    "report_to": [],
+    "bf16": False,
+    "use_cpu": True,
+    "gradient_checkpointing": False,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+}
+
+
 def first_step(model, folder, **arguments):
     """The first log of a DPO run on all pairs in one batch, and its trainer."""
     settings = trl.DPOConfig(
         output_dir=str(folder),
-        max_steps=1,
-        per_device_train_batch_size=4,
-        logging_steps=1,
         learning_rate=1e-2,
-        report_to=[],
-        bf16=False,
-        use_cpu=True,
-        gradient_checkpointing=False,
-        save_strategy="no",
-        disable_tqdm=True,
+        **ONE_STEP,
     )
     trainer = trl.DPOTrainer(
         model=model,
@@ -130,18 +135,10 @@ def test_grpo_and_rloo_start_without_divergence_from_their_reference(algorithm, 
         model = attached() if given == "fresh" else shaken(attached())
     settings = getattr(trl, f"{algorithm}Config")(
         output_dir=str(tmp_path),
-        max_steps=1,
-        per_device_train_batch_size=4,
         num_generations=2,
         max_completion_length=4,
         beta=0.1,
-        logging_steps=1,
-        report_to=[],
-        bf16=False,
-        use_cpu=True,
-        gradient_checkpointing=False,
-        save_strategy="no",
-        disable_tqdm=True,
+        **ONE_STEP,
     )
     trainer = getattr(trl, f"{algorithm}Trainer")(
         model=model,
@@ -156,18 +153,7 @@ def test_grpo_and_rloo_start_without_divergence_from_their_reference(algorithm, 
 
 
 def test_kto_starts_without_divergence_from_its_reference(tmp_path):
-    settings = trl.KTOConfig(
-        output_dir=str(tmp_path),
-        max_steps=1,
-        per_device_train_batch_size=4,
-        logging_steps=1,
-        report_to=[],
-        bf16=False,
-        use_cpu=True,
-        gradient_checkpointing=False,
-        save_strategy="no",
-        disable_tqdm=True,
-    )
+    settings = trl.KTOConfig(output_dir=str(tmp_path), **ONE_STEP)
     answers = [
         {"prompt": pair["prompt"], "completion": pair[key], "label": key == "chosen"}
         for pair, key in zip(PAIRS, ("chosen", "rejected") * 2, strict=True)
