@@ -6,9 +6,11 @@ import copy
 
 import pytest
 import torch
+from peft import get_peft_model
 from torch import nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
+from kasatune import KasaConfig, calibrate
 from kasatune.errors import InputError, ModelError
 from kasatune.kasa.truncation.measure_activations import measure, measure_generated
 from kasatune.kasa.truncation.self_written_text import LENGTH, SEQUENCES
@@ -152,3 +154,49 @@ def test_no_batches_and_layers_that_never_run_are_refused_by_name():
     layers = linear_layers(model)
     with pytest.raises(InputError, match=r"layers never ran, first model\.layers\.0"):
         measure(model, layers, [])
+
+
+def test_layers_that_share_an_input_have_its_own_mean_square():
+    model = llama().eval()
+    layers = linear_layers(model)
+    ids = torch.randint(3, 40, (2, 7))
+    inputs = {}
+    hooks = [
+        weight.layer.register_forward_hook(lambda module, args, output, name=name: inputs.update({name: args[0]}))
+        for name, weight in layers.items()
+    ]
+    with torch.no_grad():
+        model(input_ids=ids)
+    for hook in hooks:
+        hook.remove()
+    measured = measure(model, layers, [{"input_ids": ids}]).moments
+    for name, x in inputs.items():
+        assert measured[name].mean_square == pytest.approx(float(x.double().square().mean()), rel=1e-6), name
+
+
+def test_without_tails_the_inputs_alone_are_measured():
+    model = llama().eval()
+    layers = linear_layers(model)
+    batches = [{"input_ids": torch.randint(3, 40, (2, 7))}]
+    everything = measure(model, layers, batches, inputs=True)
+    alone = measure(model, layers, batches, inputs=True, tails=False)
+    assert everything.moments
+    assert not alone.moments
+    assert alone.tokens == everything.tokens == 14
+    assert alone.inputs.keys() == everything.inputs.keys() == layers.keys()
+    for name, inputs in alone.inputs.items():
+        for part in ("rows", "moments"):
+            assert_same(getattr(inputs, part), getattr(everything.inputs[name], part))
+
+
+def assert_same(one: torch.Tensor | None, other: torch.Tensor | None) -> None:
+    assert (one is None) == (other is None)
+    assert one is None or torch.equal(one, other)
+
+
+def test_a_drop_that_grows_after_calibration_is_refused():
+    model = llama()
+    config = calibrate(model, KasaConfig.akasa(r=2, target_modules=["v_proj"]))
+    config.drop = 2
+    with pytest.raises(InputError, match=r"calibrated with drop=0.*drop is now 2: call calibrate again"):
+        get_peft_model(model, config)

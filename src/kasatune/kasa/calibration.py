@@ -14,7 +14,7 @@ from kasatune.errors import InputError
 from kasatune.kasa.config import KasaConfig, require_kasa_config
 from kasatune.kasa.layer import KasaLayer, kasa_layers
 from kasatune.kasa.protection import project
-from kasatune.kasa.targets import Chosen, Target, decompose, targets_of_base
+from kasatune.kasa.targets import Chosen, Target, decompose, drops_by_activation, targets_of_base
 from kasatune.kasa.truncation.choose_by_sensitivity import measure_sensitivity
 from kasatune.kasa.truncation.compute_tails import in_first_process, is_calibration_shared
 from kasatune.kasa.truncation.measure_activations import Activations, calibration_line, measure_on
@@ -85,7 +85,8 @@ def _measure(
     if config.truncate_by == "sensitivity" and any(target.settings.drop for target in targets):
         drops = {target.name: target.settings.drop for target in targets}
         return measure_sensitivity(model, layers, batches, drops, inputs=config.protect > 0, source=source)
-    return measure_on(model, layers, batches, seed, inputs=config.protect > 0, source=source)
+    tails = drops_by_activation(config, targets)
+    return measure_on(model, layers, batches, seed, inputs=config.protect > 0, tails=tails, source=source)
 
 
 def calibrate_adapter(

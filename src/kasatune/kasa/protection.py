@@ -67,7 +67,7 @@ def protect(
     assert isinstance(base, nn.Module)
 
     def work() -> Activations:
-        return measure_on(base, weights, batches, seed, inputs=True)
+        return measure_on(base, weights, batches, seed, inputs=True, tails=False)
 
     activations = in_first_process(work) if is_calibration_shared() else work()
     counts = {name: layer.settings[adapter_name].protect for name, layer in layers.items()}

@@ -130,7 +130,9 @@ def decompose(targets: Sequence[Target], config: KasaConfig, model: nn.Module) -
     activations = config.activations if config.needs_activations and not config.calibrate_later else None
     if calibrates_itself and stored is None:
         weights = {target.name: target.weight for target in targets}
-        activations = measure_generated(model, weights, inputs=config.protect > 0)
+        activations = measure_generated(
+            model, weights, inputs=config.protect > 0, tails=drops_by_activation(config, targets)
+        )
     source = TailSource(config, model, quantized=any(target.weight.backend is not None for target in targets))
     fingerprint: dict[str, Any] = {}
     dropping = [] if config.calibrate_later and config.truncate_by != "magnitude" else _dropping(targets)
@@ -233,6 +235,11 @@ def _cache(config: KasaConfig, targets: Sequence[Target], model: nn.Module) -> S
     by_activation = config.truncate_by == "activation"
     settings = {t.name: [t.settings.drop if by_activation else 0, t.settings.protect] for t in targets}
     return SelfCalibrationCache.of(model, {target.name: target.weight for target in targets}, settings, seed=0)
+
+
+def drops_by_activation(config: KasaConfig, targets: Sequence[Target]) -> bool:
+    """Whether a component of any target is chosen by what activations use."""
+    return config.truncate_by == "activation" and bool(_dropping(targets))
 
 
 def _dropping(targets: Sequence[Target]) -> list[Target]:

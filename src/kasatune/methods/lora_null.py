@@ -70,7 +70,9 @@ class LoraNull(CalibratedResidualLora):
         base: Any = as_peft_model(model).get_base_model()
         layers = dict(lora_layers(model))
         weights = {name: weight_of(layer.get_base_layer()) for name, layer in layers.items()}
-        moments = measure_on(base, weights, calibration_batches(settings, base, batches), inputs=True).inputs
+        moments = measure_on(
+            base, weights, calibration_batches(settings, base, batches), inputs=True, tails=False
+        ).inputs
         directions: dict[int, Tensor] = {}  # layers that read one tensor share its moments
         factors: dict[str, Factors] = {}
         for name, layer in layers.items():

@@ -49,7 +49,7 @@ class Activations:
     """What `measure` and `measure_generated` return.
 
     Attributes:
-        moments: of the side that `activation_tail` needs, by layer name.
+        moments: of the side that `activation_tail` needs, by layer name. Empty if they were not measured.
         inputs: of the inputs, by layer name; layers that read the same tensor share one object. Empty if they were not
             measured.
         source: "batches", "task" (training rows), "generated" (text that the model wrote), "bundled" (documentation
@@ -91,6 +91,7 @@ def measure(
     batches: Iterable[Mapping[str, Any]],
     *,
     inputs: bool = False,
+    tails: bool = True,
     source: str = "batches",
 ) -> Activations:
     """Second moments of the layers' activations over batches.
@@ -103,13 +104,14 @@ def measure(
         layers: the weights to measure at, by layer name.
         batches: keyword arguments of `model(**batch)`; tensors are moved to the model's device.
         inputs: also measure the inputs of every layer, for `leading_directions`.
+        tails: measure what `activation_tail` needs of every layer.
         source: what the batches are, as noted in the result.
 
     Raises:
         InputError: there is no batch, or a layer never runs on the batches.
     """
     start = time.perf_counter()
-    with _measuring(model, layers, inputs=inputs) as recorder:
+    with _measuring(model, layers, inputs=inputs, tails=tails) as recorder:
         for batch in batches:
             moved = on_device(batch, model)
             recorder.mask = moved.get("attention_mask")
@@ -124,16 +126,22 @@ def measure_on(
     seed: int = 0,
     *,
     inputs: bool,
+    tails: bool = True,
     source: str = "batches",
 ) -> Activations:
     """`measure` over batches, or `measure_generated` without any."""
     if batches is None:
-        return measure_generated(model, layers, seed, inputs=inputs)
-    return measure(model, layers, batches, inputs=inputs, source=source)
+        return measure_generated(model, layers, seed, inputs=inputs, tails=tails)
+    return measure(model, layers, batches, inputs=inputs, tails=tails, source=source)
 
 
 def measure_generated(
-    model: nn.Module, layers: Mapping[str, BaseWeight], seed: int = 0, *, inputs: bool = False
+    model: nn.Module,
+    layers: Mapping[str, BaseWeight],
+    seed: int = 0,
+    *,
+    inputs: bool = False,
+    tails: bool = True,
 ) -> Activations:
     """Second moments of the layers' activations on text that the model writes itself, 16 sequences of 96 tokens.
 
@@ -141,8 +149,7 @@ def measure_generated(
     else a random token); end-of-text tokens are suppressed. The moments are taken while it writes, so that no second
     pass is needed. Any other model with token embeddings reads bundled text (data/calibration_text.py) with the
     tokenizer that lies beside its weights, or random tokens, which choose less well, where there is none. Random
-    states, training modes and generation settings are left as they were. With `inputs`, the inputs of every layer are
-    measured too, for `leading_directions`.
+    states, training modes and generation settings are left as they were. `inputs` and `tails` are those of `measure`.
 
     Raises:
         InputError: the model cannot run on tokens alone; call `calibrate` with batches.
@@ -160,7 +167,7 @@ def measure_generated(
     tokenizer = own_tokenizer(config, vocabulary) if source == "bundled" else None
     if source == "bundled" and tokenizer is None:
         source = "random"
-    with _measuring(model, layers, inputs=inputs) as recorder, seeded(model, seed):
+    with _measuring(model, layers, inputs=inputs, tails=tails) as recorder, seeded(model, seed):
         try:
             if source == "generated":
                 write_text(model, config, vocabulary)
@@ -244,37 +251,47 @@ class _Recorder:
     Args:
         layers: the weights that are measured, by layer name.
         inputs: sum the moments of the inputs of every layer, not only where `activation_tail` needs them.
+        tails: sum what `activation_tail` needs of every layer.
 
     Attributes:
         layers: as given.
         mask: attention mask of the batch that is running, (batch, length); None where nothing is padded.
     """
 
-    def __init__(self, layers: Mapping[str, BaseWeight], *, inputs: bool) -> None:
+    def __init__(self, layers: Mapping[str, BaseWeight], *, inputs: bool, tails: bool) -> None:
         self.layers = layers
         self.mask: Tensor | None = None
         self._inputs = inputs
+        self._tails = tails
         self._sides: dict[str, Side] = {name: side_of(weight.shape) for name, weight in layers.items()}
         self._output_sums = {n: _Sums(w.shape[0]) for n, w in layers.items() if self._sides[n] == "outputs"}
         self._input_sums: dict[str, _Sums] = {}  # by the first of the layers that read one tensor
         self._first: dict[str, str] = {}
         self._latest: tuple[Tensor, str] | None = None
+        self._latest_square: tuple[Tensor, float] | None = None
         self._squares = dict.fromkeys(layers, 0.0)
         self._tokens = dict.fromkeys(layers, 0)
 
     def hook(self, name: str, weight: BaseWeight) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         def record(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
             x = self._rows(inputs[0], weight)
-            self._squares[name] += float(x.float().square().sum(dtype=torch.float64))
             self._tokens[name] += len(x)
-            if self._inputs or self._sides[name] == "inputs":
+            if self._tails:
+                self._squares[name] += self._square(inputs[0], x)
+            if self._inputs or (self._tails and self._sides[name] == "inputs"):
                 self._add_input(name, inputs[0], x)
-            if self._sides[name] == "outputs":
+            if self._tails and self._sides[name] == "outputs":
                 y = self._rows(output, weight)
                 bias = getattr(module, "bias", None)
                 self._output_sums[name].add(y if bias is None else y.float() - bias.float())
 
         return record
+
+    def _square(self, tensor: Tensor, rows: Tensor) -> float:
+        """||x||^2 over the rows, computed once for all layers that read the same tensor directly after each other."""
+        if self._latest_square is None or self._latest_square[0] is not tensor:
+            self._latest_square = tensor, float(rows.float().square().sum(dtype=torch.float64))
+        return self._latest_square[1]
 
     def _add_input(self, name: str, tensor: Tensor, rows: Tensor) -> None:
         """Add the input of a layer, once for all layers that read the same tensor directly after each other."""
@@ -298,8 +315,12 @@ class _Recorder:
             rows = rows[self.mask.reshape(-1).bool()]
         return rows
 
-    def require_complete(self) -> None:
-        """Raise InputError if a layer never ran."""
+    def tokens(self) -> int:
+        """Number of tokens that were read.
+
+        Raises:
+            InputError: a layer never ran.
+        """
         idle = [name for name, tokens in self._tokens.items() if tokens == 0]
         if idle:
             raise InputError(
@@ -307,6 +328,7 @@ class _Recorder:
                 "reach every target, or "
                 "leave these layers out of target_modules"
             )
+        return max(self._tokens.values())
 
     def input_moments(self) -> dict[str, InputMoments]:
         """By layer name; {} unless the inputs of every layer were measured."""
@@ -316,7 +338,9 @@ class _Recorder:
         return {name: by_first[self._first[name]] for name in self.layers}
 
     def moments(self) -> dict[str, ActivationMoments]:
-        """What `activation_tail` needs of each layer."""
+        """What `activation_tail` needs of each layer; {} unless it was measured."""
+        if not self._tails:
+            return {}
         return {
             name: ActivationMoments(
                 side,
@@ -332,9 +356,11 @@ class _Recorder:
 
 
 @contextmanager
-def _measuring(model: nn.Module, layers: Mapping[str, BaseWeight], *, inputs: bool) -> Generator[_Recorder]:
+def _measuring(
+    model: nn.Module, layers: Mapping[str, BaseWeight], *, inputs: bool, tails: bool
+) -> Generator[_Recorder]:
     require_loaded(layers)
-    recorder = _Recorder(layers, inputs=inputs)
+    recorder = _Recorder(layers, inputs=inputs, tails=tails)
     with ExitStack() as stack:
         stack.enter_context(undisturbed(model))
         for name, weight in layers.items():
@@ -344,9 +370,8 @@ def _measuring(model: nn.Module, layers: Mapping[str, BaseWeight], *, inputs: bo
 
 
 def _activations(recorder: _Recorder, source: str, seed: int | None, start: float) -> Activations:
+    tokens = recorder.tokens()
     # inputs first: `moments` turns the rows of inputs that it needs itself into products
-    recorder.require_complete()
     inputs, moments = recorder.input_moments(), recorder.moments()
-    tokens = max(moment.tokens for moment in moments.values())
     base = {name: weight_sketch(weight.read(), weight.bits) for name, weight in recorder.layers.items()}
     return Activations(moments, inputs, source, tokens, seed, time.perf_counter() - start, base)

@@ -35,7 +35,7 @@ def compute_activation_tails(
         output that is dropped.
 
     Raises:
-        InputError: the activations are of another base model or of other layers.
+        InputError: the activations are of another base model or of other layers, or measured with drop=0.
         ModelError: drop is out of range for a weight, or values are not finite; by name.
     """
     results: dict[str, ActivationTail] = {}
@@ -43,6 +43,11 @@ def compute_activation_tails(
     with progress_counter("choosing what activations use least", total) as advance:
         for request in requests:
             _require_same_base(request, activations)
+            if request.name not in activations.moments:
+                raise InputError(
+                    f"{request.name} was calibrated with drop=0, which measures nothing to drop by, and drop is now "
+                    f"{request.drop}: call calibrate again with the final drop"
+                )
             batch.append(request)
             del request  # the batch alone holds the weight
             if sum(queued.W.numel() for queued in batch) >= _BATCH_ENTRIES:
