@@ -19,14 +19,14 @@ def extract_prompt(passage: str) -> str:
     return _PASSAGE.format(passage=passage, request=_EXTRACT)
 
 
-def question_prompt(passage: str, answer: str) -> str:
-    """The request for a question about a passage that has a given answer."""
-    return _PASSAGE.format(passage=passage, request=_ASK.format(answer=answer))
+def question_prompt(document: str, passage: str, answer: str) -> str:
+    """The request for a question about a passage of the named document that has a given answer."""
+    return _PASSAGE.format(passage=f"{document}: {passage}", request=_ASK.format(answer=answer))
 
 
-def claim_prompt(passage: str, answer: str) -> str:
-    """The request for a true statement about a passage that contains a given answer."""
-    return _PASSAGE.format(passage=passage, request=_CLAIM.format(answer=answer))
+def claim_prompt(document: str, passage: str, answer: str) -> str:
+    """The request for a true statement about a passage of the named document that contains a given answer."""
+    return _PASSAGE.format(passage=f"{document}: {passage}", request=_CLAIM.format(answer=answer))
 
 
 def choice_question(question: str, options: Sequence[str]) -> str:

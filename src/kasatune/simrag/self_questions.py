@@ -167,7 +167,7 @@ def write_candidates(
     requests = [
         Request(
             f"{kind} {key}",
-            (claim_prompt if kind == "claim" else question_prompt)(chunk.text, answer),
+            (claim_prompt if kind == "claim" else question_prompt)(chunk.document, chunk.text, answer),
             {"document": chunk.document, "chunk": chunk.name, "kind": kind, "answer": answer},
         )
         for key, chunk, kind, answer in asked

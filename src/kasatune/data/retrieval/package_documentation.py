@@ -1,4 +1,4 @@
-"""Documentation of an importable module as documents, and the structured facts of its signatures, read by inspect."""
+"""Documentation of an importable module as documents, and facts of its signatures and sentences, read by inspect."""
 
 from __future__ import annotations
 
@@ -18,21 +18,28 @@ PACKAGE = "package:"
 _LEAST_WORDS = 15
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _RETURNS = re.compile(r"^Returns\n-+\n(?:[\w ,]+ : )?([^\n,]+)", re.MULTILINE)
+_SENTENCE_END = re.compile(r"(?<=[.])\s+(?=[A-Z])")
+_PLAIN_SENTENCE = re.compile(r"[A-Z][\w\s,;:'`()/-]+\.")
+_SENTENCE_WORDS = range(6, 21)
+_SUMMARY_WORDS = range(3, 13)
+_LEAST_LETTERS = 5
 _PLAIN_TYPE = re.compile(r"[A-Za-z_][\w.]*(?:\[[\w., ]+\])?( \| [\w.]+)*")
 
 
 class Fact(NamedTuple):
-    """A question about a documented object that its signature answers.
+    """A question about a documented object that its signature or its description answers.
 
     Attributes:
-        kind: "default", "parameter" or "returns".
+        kind: "default", "parameter" or "returns" of the signature; "summary" or "missing-word" of the description.
         question: names the object.
         answer: occurs in the text of the object.
+        statement: a sentence of the description with the answer; None where it takes no sentence to answer.
     """
 
     kind: str
     question: str
     answer: str
+    statement: str | None = None
 
 
 @dataclass(frozen=True)
@@ -43,11 +50,13 @@ class DocumentedObject:
         name: its qualified name, such as "json.JSONEncoder.encode".
         text: its signature and its documentation string.
         facts: what its signature says.
+        descriptions: what sentences of its description say.
     """
 
     name: str
     text: str
     facts: tuple[Fact, ...]
+    descriptions: tuple[Fact, ...] = ()
 
 
 def documented_objects(module: str) -> list[DocumentedObject]:
@@ -93,13 +102,14 @@ def _documented(name: str, value: Callable[..., Any]) -> DocumentedObject | None
     description = inspect.getdoc(value) or ""
     if not isinstance(description, str) or len(description.split()) < _LEAST_WORDS:
         return None
+    descriptions = tuple(_descriptions(name, description))
     try:
         signature = inspect.signature(value)
     except (TypeError, ValueError):  # built-in functions without one
-        return DocumentedObject(name, f"{name}\n\n{description}", ())
+        return DocumentedObject(name, f"{name}\n\n{description}", (), descriptions)
     text = f"{name}{_ADDRESS.sub('', str(signature))}\n\n{description}"
     facts = [fact for fact in _facts(name, signature, description) if contains_answer(text, fact.answer)]
-    return DocumentedObject(name, text, tuple(facts))
+    return DocumentedObject(name, text, tuple(facts), descriptions)
 
 
 def _facts(name: str, signature: inspect.Signature, description: str) -> Iterator[Fact]:
@@ -114,6 +124,25 @@ def _facts(name: str, signature: inspect.Signature, description: str) -> Iterato
     returned = _return_type(signature, description)
     if returned is not None:
         yield Fact("returns", f"What is the type of the value that `{name}` returns?", returned)
+
+
+def _descriptions(name: str, description: str) -> Iterator[Fact]:
+    """What the first paragraphs say: a short summary, and the longest word of each plain sentence."""
+    for number, paragraph in enumerate(description.split("\n\n")[:3]):
+        for sentence in _SENTENCE_END.split(" ".join(paragraph.split())):
+            words = sentence.split()
+            if number == 0 and len(words) in _SUMMARY_WORDS and paragraph.strip().startswith(words[0]):
+                yield Fact("summary", f"What does `{name}` do?", sentence)
+                number = 1  # of the first sentence alone
+            if len(words) not in _SENTENCE_WORDS or not _PLAIN_SENTENCE.fullmatch(sentence):
+                continue
+            long = [word for word in words[1:] if word.isalpha() and len(word) >= _LEAST_LETTERS]
+            once = [word for word in long if sentence.lower().count(word.lower()) == 1]
+            if once:
+                answer = max(once, key=len)
+                gap = " ".join("..." if word == answer else word for word in words)
+                question = f"Which word is missing in this sentence about `{name}`? {gap}"
+                yield Fact("missing-word", question, answer, sentence)
 
 
 def _literal(value: Any) -> str | None:
