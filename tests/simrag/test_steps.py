@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from kasatune.data.retrieval.chunks import Chunk, cut_into_chunks
@@ -14,6 +16,7 @@ from kasatune.simrag.leakage import REPEATED_DOCUMENT, REPEATED_QUESTION, Leakag
 from kasatune.simrag.recipe import load_simrag
 from kasatune.simrag.round_trip import NOT_RETRIEVED, filter_candidates, retrieval_rate, shuffled_chunks
 from kasatune.simrag.self_questions import Candidate, chosen_chunks
+from kasatune.simrag.stage_one_rows import ASK, CONTEXT_QA, EXTRACT, STATE, stage_one_rows
 
 pytest.importorskip("bm25s", reason="needs kasatune[rag]")
 
@@ -60,6 +63,28 @@ def test_questions_from_signatures_are_answered_by_their_documents(corpus, recip
     assert len(held_out) <= len(documents) / 2 + 1
     assert rows == evaluation_rows(recipe(count=30), documents, index)
     assert not held_out & {chunk.document for chunk in chosen_chunks(recipe(count=30), chunks, held_out)}
+
+
+def test_stage_one_draws_all_kinds_of_questions_with_contexts_that_answer_them(recipe):
+    rows, _ = stage_one_rows(
+        recipe().model_copy(update={"stage_one": recipe().stage_one.model_copy(update={"max_context_qa": 12})}),
+        LeakageCheck([], []),
+    )
+    of_kind = {kind: [row for row in rows if row["kind"] == kind] for kind in (CONTEXT_QA, EXTRACT, ASK, STATE)}
+    drawn = Counter(row["source"].split(": ")[1].split(" of ")[0] for row in of_kind[CONTEXT_QA])
+    assert drawn == {"default": 3, "parameter": 3, "summary": 3, "missing-word": 3}
+    assert [len(own) for own in of_kind.values()] == [12, 12, 12, 3]
+    for row in of_kind[CONTEXT_QA]:
+        prompt, answer = (message["content"] for message in row["messages"])
+        passage, question = prompt.rsplit("Question: ", 1)
+        name = question.split("`")[-2]
+        assert contains_answer(passage, answer)
+        # the chunk with the signature, not any one in which the word occurs
+        assert "signature" not in question or f"{name}(" in passage
+    for row in of_kind[STATE]:
+        prompt, claim = (message["content"] for message in row["messages"])
+        assert claim in " ".join(prompt.split())
+        assert contains_answer(claim, prompt.rsplit("words: ", 1)[1])
 
 
 def test_more_questions_than_signatures_are_refused(corpus, recipe):

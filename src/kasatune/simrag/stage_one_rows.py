@@ -114,9 +114,13 @@ def _context_questions(source: str, recipe: SimragRecipe) -> Iterator[ContextQue
 
 
 def _context(fact: Fact, chunks: Sequence[Chunk]) -> str | None:
-    """The chunk with the answer that shares most words with the question: the one that the fact was read from."""
+    """The chunk with the answer, or the statement, that shares most words with the question; None if it was cut."""
     wanted = set(normalize_answer(fact.question).split())
-    answering = [chunk.text for chunk in chunks if contains_answer(chunk.text, fact.answer)]
+    answering = [
+        chunk.text
+        for chunk in chunks
+        if contains_answer(chunk.text, fact.answer) and (fact.statement or "") in " ".join(chunk.text.split())
+    ]
     return max(answering, key=lambda text: len(wanted & set(normalize_answer(text).split())), default=None)
 
 

