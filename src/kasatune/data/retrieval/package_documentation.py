@@ -127,22 +127,26 @@ def _facts(name: str, signature: inspect.Signature, description: str) -> Iterato
 
 
 def _descriptions(name: str, description: str) -> Iterator[Fact]:
-    """What the first paragraphs say: a short summary, and the longest word of each plain sentence."""
-    for number, paragraph in enumerate(description.split("\n\n")[:3]):
-        for sentence in _SENTENCE_END.split(" ".join(paragraph.split())):
-            words = sentence.split()
-            if number == 0 and len(words) in _SUMMARY_WORDS and paragraph.strip().startswith(words[0]):
-                yield Fact("summary", f"What does `{name}` do?", sentence)
-                number = 1  # of the first sentence alone
-            if len(words) not in _SENTENCE_WORDS or not _PLAIN_SENTENCE.fullmatch(sentence):
-                continue
-            long = [word for word in words[1:] if word.isalpha() and len(word) >= _LEAST_LETTERS]
-            once = [word for word in long if sentence.lower().count(word.lower()) == 1]
-            if once:
-                answer = max(once, key=len)
-                gap = " ".join("..." if word == answer else word for word in words)
-                question = f"Which word is missing in this sentence about `{name}`? {gap}"
-                yield Fact("missing-word", question, answer, sentence)
+    """What the first paragraphs say: the summary, if it is short, and the longest word of each plain sentence."""
+    paragraphs = [" ".join(paragraph.split()) for paragraph in description.split("\n\n")[:3]]
+    sentences = [sentence for paragraph in paragraphs for sentence in _SENTENCE_END.split(paragraph)]
+    for number, sentence in enumerate(sentences):
+        words = sentence.split()
+        if number == 0 and len(words) in _SUMMARY_WORDS:
+            yield Fact("summary", f"What does `{name}` do?", sentence)
+        answer = _longest_word(sentence) if len(words) in _SENTENCE_WORDS else None
+        if answer is not None:
+            gap = " ".join("..." if word == answer else word for word in words)
+            question = f"Which word is missing in this sentence about `{name}`? {gap}"
+            yield Fact("missing-word", question, answer, sentence)
+
+
+def _longest_word(sentence: str) -> str | None:
+    """The longest word that occurs once in a plain sentence, but for its first word; None without one of 5 letters."""
+    if not _PLAIN_SENTENCE.fullmatch(sentence):
+        return None
+    long = [word for word in sentence.split()[1:] if word.isalpha() and len(word) >= _LEAST_LETTERS]
+    return max((word for word in long if sentence.lower().count(word.lower()) == 1), key=len, default=None)
 
 
 def _literal(value: Any) -> str | None:
