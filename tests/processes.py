@@ -58,6 +58,12 @@ def train_sharded(recipe: str, out: str, **options: Any) -> None:
         train(recipe, out, **options)
 
 
+def train_mixture_sharded(recipe: str, out: str) -> None:
+    """A run of a mixture with every parameter sharded; its small parameters need not have a row in each process."""
+    os.environ["ACCELERATE_USE_FSDP"] = "true"
+    train(recipe, out)
+
+
 def train_dealt_out(recipe: str, out: str, **options: Any) -> None:
     """The same by ZeRO-3, as `accelerate launch --use_deepspeed --zero_stage 3` asks for it."""
     with _DealtOut():

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from kasatune.errors import DataError, InputError
 from kasatune.methods.milora_moe import METHOD
 from kasatune.methods.shared.trained_parameters import trainable
-from kasatune.recipes.schema import Recipe
+from kasatune.recipes.schema import Recipe, to_yaml
 from kasatune.training.engines.bilevel import BilevelSampler
 from kasatune.training.engines.run_trainer import RunTrainer
 from kasatune.training.plan import make_plan
 from kasatune.training.train import train
+from tests import processes
 from tests.toys import At, make_recipe
 from tests.training.test_instruction_runs import recipe as make_instruction_recipe
 from tests.training.test_resume import files, kill
@@ -182,3 +185,31 @@ def test_what_cannot_be_held_back_is_refused(bert, tmp_path):
     assert any("none is left for held-back rows" in problem for problem in make_plan(few).problems)
     with pytest.raises(InputError, match=r"held_back: 0\.5 received with activation_rate: 0"):
         train(bilevel(bert, tmp_path, options={"held_back": 0.5, "activation_rate": 0.0}), tmp_path / "run")
+
+
+# Several processes
+
+
+@pytest.mark.process
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs PyTorch with torch.distributed")
+@pytest.mark.parametrize("work", [processes.train, processes.train_mixture_sharded])
+def test_two_processes_give_what_one_gives(work, bert, tmp_path):
+    method = {"name": "milora-moe", "options": OPTIONS}
+    recipe = make_recipe(
+        bert, tmp_path, train=27, method=method, model_options={"dropout": 0}, gradient_accumulation=2, batch_size=8
+    )
+    (tmp_path / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
+    processes.together(2, work, str(tmp_path / "recipe.yaml"), str(tmp_path / "two"))
+    train(recipe, tmp_path / "one")
+    steps = [[e for e in events(tmp_path / run) if e["event"] == "train"] for run in ("two", "one")]
+    assert [step["held_back"] for step in steps[0]] == [step["held_back"] for step in steps[1]]
+    assert {step["held_back"] for step in steps[0]} == {0, 1}
+    assert [step["loss"] for step in steps[0]] == pytest.approx([step["loss"] for step in steps[1]], abs=1e-5)
+    ours, theirs = (load_file(tmp_path / run / "adapter" / "adapter_model.safetensors") for run in ("two", "one"))
+    assert ours.keys() == theirs.keys()
+    for key, tensor in theirs.items():
+        torch.testing.assert_close(ours[key], tensor, atol=1e-5, rtol=0)
+
+
+def events(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "history.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -95,6 +95,15 @@ def test_what_activations_choose_is_the_same_in_a_sharded_model(bert, tmp_path):
     assert_same(tmp_path / "two", train(recipe, tmp_path / "one"))
 
 
+def test_routers_are_balanced_over_all_processes(bert, tmp_path):
+    recipe = make_recipe(
+        bert, tmp_path, train=27, model_options={"dropout": 0}, method={"name": "moe-lora"}, gradient_accumulation=2
+    )
+    (tmp_path / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
+    together(2, processes.train, str(tmp_path / "recipe.yaml"), str(tmp_path / "two"))
+    assert curve(tmp_path / "two") == pytest.approx(curve(train(recipe, tmp_path / "one")), abs=LIMIT)
+
+
 def test_four_processes_go_on_where_two_with_a_sharded_model_stopped(recipe, alone, stopped, tmp_path):
     shutil.copytree(stopped, tmp_path / "run")
     assert len(curve(stopped)) == STOPPED_AT

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from kasatune.errors import InputError
@@ -23,7 +23,7 @@ class RouterLoad:
     micro-batch, and f_i the share of the choices that fell on it in the optimizer step before, 1/N in the first one. A
     share of the same step would make the gradient depend on how the step is divided into micro-batches; with that of
     the step before, the loss is a mean over items, as a task's loss is. In a distributed run each process uses the
-    choices of its own rows.
+    choices of its own rows, unless `sum_choices_over_processes` is called before each optimizer step.
 
     Attributes:
         owner: the module whose `mixture_router[adapter_name]` is the router's weight, by which an optimizer step is
@@ -144,6 +144,26 @@ def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
     # Engines that flatten parameters hold none of them by identity; one model is trained then.
     for load in stepped or waiting:
         load.end_step()
+
+
+def sum_choices_over_processes(model: nn.Module, adapter_name: str = "default") -> None:
+    """Add up the choices since the last optimizer step over the processes of a distributed run; a collective call.
+
+    Call it before each optimizer step, in every process; runs of kasatune do. It does nothing in a single process.
+
+    Args:
+        model: a model with a mixture of experts, of which every process trains the same adapter.
+        adapter_name: the adapter.
+    """
+    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return
+    counted = [(load, counts) for _, load in routers(model, adapter_name) if (counts := load.step_counts) is not None]
+    for device in dict.fromkeys(counts.device for _, counts in counted):  # in one order in every process
+        members = [(load, counts) for load, counts in counted if counts.device == device]
+        total = torch.cat([counts for _, counts in members])
+        distributed.all_reduce(total)
+        for (load, _), counts in zip(members, total.split([len(counts) for _, counts in members]), strict=True):
+            load.step_counts = counts
 
 
 def balance_loss(model: nn.Module) -> Tensor | None:

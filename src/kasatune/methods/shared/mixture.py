@@ -7,11 +7,12 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from kasatune.errors import InputError
 from kasatune.methods.shared.method import MethodSettings, TaskKind
 from kasatune.methods.shared.peft_adapter import AdapterMethod
-from kasatune.mixtures.balance import forward_pass_of, record_routing, routers
+from kasatune.mixtures.balance import forward_pass_of, record_routing, routers, sum_choices_over_processes
 from kasatune.mixtures.forward_pass import labels_of_batch
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ class MixtureMethod(AdapterMethod):
         """See `Method.batch_labels`: which tokens count in the balance loss, and where a prompt ends."""
         return labels_of_batch(model, labels)
 
+    def callbacks(self, model: nn.Module, settings: MethodSettings) -> list[TrainerCallback]:
+        """The choices of all processes decide the balance loss of the next step."""
+        return [*super().callbacks(model, settings), _SumChoices(model)]
+
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
         """The shares f of the last optimizer step, on which the next balance loss depends, and totals for reports."""
         return {f"{name}.{key}": value for name, load in routers(model) for key, value in load.state().items()}
@@ -60,6 +65,16 @@ class MixtureMethod(AdapterMethod):
     def reads_parameters_in_training(self, settings: MethodSettings) -> bool:
         """False: a checkpoint holds loads besides the parameters."""
         return False
+
+
+class _SumChoices(TrainerCallback):
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        sum_choices_over_processes(self._model)
 
 
 def lora_fields(settings: MethodSettings, targets: list[str] | str | None) -> dict[str, Any]:
