@@ -9,8 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kasatune.distributed.process_group import world_size
+from kasatune.io.environment import available_memory
+
 FORWARD_FAULTS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError)
 """What a model raises in a forward pass with arguments that it does not take."""
+
+_SHARE_OF_MEMORY = 0.5  # of what is available, for copies of weights in 16 bits
 
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -29,10 +34,39 @@ def evaluation_mode(model: nn.Module, precision: str) -> Generator[torch.device]
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), _autocast(device, precision):
+        with torch.no_grad(), _weights_cast_once(model, device, precision), _autocast(device, precision):
             yield device
     finally:
         model.train(was_training)
+
+
+@contextmanager
+def _weights_cast_once(model: nn.Module, device: torch.device, precision: str) -> Generator[None]:
+    """Let autocast keep the copies of frozen weights that it makes, on a CPU with the memory for them.
+
+    It keeps copies of weights that require gradients, which no_grad makes void, and casts the others in every forward
+    pass: for one token of each text, that takes longer than the products.
+    """
+    layers = [module for module in model.modules() if type(module) is nn.Linear and _is_cast(module.weight)]
+    weights = {id(layer.weight): layer.weight for layer in layers}
+    memory = available_memory() or 0
+    size = sum(weight.numel() for weight in weights.values()) * 2
+    if precision == "float32" or device.type != "cpu" or world_size() > 1 or size > _SHARE_OF_MEMORY * memory:
+        yield
+        return
+    try:
+        for weight in weights.values():
+            weight.requires_grad_(True)
+        yield
+    finally:
+        # an adapter may have replaced the weight of its base layer, by one that requires what the old one did
+        for weight in (*weights.values(), *(layer.weight for layer in layers)):
+            weight.requires_grad_(False)
+
+
+def _is_cast(weight: Tensor) -> bool:
+    """Whether autocast casts a weight and does not keep the copy."""
+    return type(weight) is nn.Parameter and weight.dtype == torch.float32 and not weight.requires_grad
 
 
 def batches_by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:

@@ -15,6 +15,7 @@ import torch
 _PACKAGES = ("kasatune", "torch", "transformers", "peft", "accelerate", "numpy", "tokenizers", "safetensors")
 _STATUS = Path("/proc/self/status")
 _PROCESSORS = Path("/proc/cpuinfo")
+_MEMORY = Path("/proc/meminfo")
 _RESET = Path("/proc/self/clear_refs")  # 5 resets the largest resident size (VmHWM)
 
 
@@ -27,6 +28,15 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return installed
+
+
+def available_memory() -> int | None:
+    """Bytes of the machine's memory that a process can still take; None where the system does not report it."""
+    try:
+        lines = dict(line.split(":", 1) for line in _MEMORY.read_text(encoding="ascii").splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
 
 
 def reset_peak_memory() -> None:

@@ -112,11 +112,8 @@ def free_memory() -> int | None:
     """Free memory of the first accelerator, or of the machine; None where the system does not tell."""
     import torch
 
+    from kasatune.io.environment import available_memory
+
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123 - no file of the user
-            lines = dict(line.split(":", 1) for line in file)
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
+    return available_memory()
