@@ -38,7 +38,7 @@ def adapted(name: str) -> Any:
 
 
 class Casts(TorchDispatchMode):
-    """Counts the matrices that are cast to bfloat16, by shape."""
+    """Counts the matrices that are cast to bfloat16."""
 
     def __init__(self):
         super().__init__()

@@ -9,7 +9,7 @@ import torch
 from peft import get_peft_model
 
 from kasatune import KasaConfig
-from kasatune.kasa import KasaLayer, targets
+from kasatune.kasa import KasaLayer, chosen_components
 from kasatune.kasa.truncation import self_calibration_cache
 from tests.kasa.models import llama, token_ids
 
@@ -24,8 +24,10 @@ def cached(tmp_path, monkeypatch):
 @pytest.fixture
 def measured(monkeypatch):
     calls = []
-    measure = targets.measure_generated
-    monkeypatch.setattr(targets, "measure_generated", lambda *args, **kw: calls.append(1) or measure(*args, **kw))
+    measure = chosen_components.measure_generated
+    monkeypatch.setattr(
+        chosen_components, "measure_generated", lambda *args, **kw: calls.append(1) or measure(*args, **kw)
+    )
     return calls
 
 

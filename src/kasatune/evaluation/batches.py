@@ -47,11 +47,12 @@ def _weights_cast_once(model: nn.Module, device: torch.device, precision: str) -
     It keeps copies of weights that require gradients, which no_grad makes void, and casts the others in every forward
     pass: for one token of each text, that takes longer than the products.
     """
+    if precision == "float32" or device.type != "cpu" or world_size() > 1:
+        yield
+        return
     layers = [module for module in model.modules() if type(module) is nn.Linear and _is_cast(module.weight)]
     weights = {id(layer.weight): layer.weight for layer in layers}
-    memory = available_memory() or 0
-    size = sum(weight.numel() for weight in weights.values()) * 2
-    if precision == "float32" or device.type != "cpu" or world_size() > 1 or size > _SHARE_OF_MEMORY * memory:
+    if sum(weight.numel() for weight in weights.values()) * 2 > _SHARE_OF_MEMORY * (available_memory() or 0):
         yield
         return
     try:

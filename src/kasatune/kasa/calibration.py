@@ -11,10 +11,11 @@ from typing import Any
 from torch import nn
 
 from kasatune.errors import InputError
+from kasatune.kasa.chosen_components import Chosen, decompose, drops_by_activation
 from kasatune.kasa.config import KasaConfig, require_kasa_config
 from kasatune.kasa.layer import KasaLayer, kasa_layers
 from kasatune.kasa.protection import project
-from kasatune.kasa.targets import Chosen, Target, decompose, drops_by_activation, targets_of_base
+from kasatune.kasa.targets import Target, targets_of_base
 from kasatune.kasa.truncation.choose_by_sensitivity import measure_sensitivity
 from kasatune.kasa.truncation.compute_tails import in_first_process, is_calibration_shared
 from kasatune.kasa.truncation.measure_activations import Activations, calibration_line, measure_on

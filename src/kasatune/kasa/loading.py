@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from kasatune.distributed.gather_scatter import is_sharded
 from kasatune.errors import AdapterError, InputError
 from kasatune.kasa.call_stack import in_loader
+from kasatune.kasa.chosen_components import decompose
 from kasatune.kasa.config import KasaConfig
 from kasatune.kasa.layer import KasaLayer
-from kasatune.kasa.targets import Target, decompose, uncompiled_name, warn_unmatched
+from kasatune.kasa.targets import Target, uncompiled_name, warn_unmatched
 from kasatune.weights.fingerprint import sketch_distance, sketch_tolerance
 from kasatune.wording import agree, counted
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kasatune.errors import AdapterError, InputError, ModelError
 from kasatune.kasa.call_stack import in_loader
+from kasatune.kasa.chosen_components import choose
 from kasatune.kasa.config import KasaConfig, require_kasa_config
 from kasatune.kasa.layer import KasaLayer
 from kasatune.kasa.layer_weights import COMBINE
@@ -35,7 +36,6 @@ from kasatune.kasa.second_adapter import (
 from kasatune.kasa.targets import (
     DEFAULT_TARGETS,
     Target,
-    choose,
     matched,
     new_targets,
     too_large,
